@@ -1,0 +1,20 @@
+"""Simulate federated LoRA fine-tuning of vision-language models on HPC clusters."""
+
+import os
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+
+def _fix_bits_of_matrix_products() -> None:
+    """Ask MKL for the same bits with any number of threads; it reads this once, so it must precede the import of torch."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return
+    branch = "AVX512" if "avx512f" in flags else "AVX2" if "avx2" in flags else None
+    if branch:
+        os.environ.setdefault("MKL_CBWR", f"{branch},STRICT")
+
+
+_fix_bits_of_matrix_products()

@@ -1,0 +1,11 @@
+"""torch.distributed over TCP between hosts' memories; needs no MPI."""
+
+import torch
+
+from flora_hpc.comm.backends._torchdist import TorchDist
+from flora_hpc.comm.launch import Launch
+from flora_hpc.config import CommConfig
+
+
+def build(launch: Launch, config: CommConfig) -> TorchDist:
+    return TorchDist("gloo", launch, config, torch.device("cpu"))

@@ -1,0 +1,93 @@
+"""MPI through mpi4py's buffer collectives; any MPI library."""
+
+import importlib.util
+import os
+from itertools import accumulate
+from typing import Any, NoReturn
+
+import numpy as np
+
+from flora_hpc.comm.communicator import Array
+from flora_hpc.comm.launch import Launch
+from flora_hpc.config import CommConfig
+from flora_hpc.errors import UserError
+
+
+class Mpi:
+    """MPI.COMM_WORLD."""
+
+    name = "mpi"
+
+    def __init__(self, mpi: Any) -> None:
+        self._mpi, self._world = mpi, mpi.COMM_WORLD
+        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+
+    def allreduce(self, array: Array) -> None:
+        self._world.Allreduce(self._mpi.IN_PLACE, array, op=self._mpi.SUM)
+
+    def broadcast(self, array: Array) -> None:
+        self._world.Bcast(array, root=0)
+
+    def allgather(self, data: bytes) -> list[bytes]:
+        lengths = np.empty(self.size, np.int64)
+        self._world.Allgather(np.array([len(data)], np.int64), lengths)
+        received = np.empty(lengths.sum(), np.uint8)
+        self._world.Allgatherv(np.frombuffer(data, np.uint8), [received, lengths, _starts(lengths), self._mpi.BYTE])
+        return _split(received, lengths)
+
+    def gather(self, data: bytes) -> list[bytes] | None:
+        lengths = np.empty(self.size, np.int64) if self.rank == 0 else None
+        self._world.Gather(np.array([len(data)], np.int64), lengths, root=0)
+        sent = np.frombuffer(data, np.uint8)
+        if lengths is None:
+            self._world.Gatherv(sent, None, root=0)
+            return None
+        received = np.empty(lengths.sum(), np.uint8)
+        self._world.Gatherv(sent, [received, lengths, _starts(lengths), self._mpi.BYTE], root=0)
+        return _split(received, lengths)
+
+    def barrier(self) -> None:
+        self._world.Barrier()
+
+    def abort(self, code: int) -> NoReturn:
+        self._world.Abort(code)
+        os._exit(code)
+
+    def close(self) -> None:
+        """mpi4py finalizes MPI when the interpreter exits."""
+
+
+def _starts(lengths: Array) -> list[int]:
+    return [0, *accumulate(lengths.tolist())][:-1]
+
+
+def _split(received: Array, lengths: Array) -> list[bytes]:
+    return [part.tobytes() for part in np.split(received, np.cumsum(lengths)[:-1])]
+
+
+def available() -> bool:
+    """Whether mpi4py is installed; its library is only found out by loading it."""
+    return importlib.util.find_spec("mpi4py") is not None
+
+
+def load(launch: Launch) -> Any:
+    """mpi4py's MPI module; importing it initialises MPI. Raises UserError when mpi4py or its library is missing."""
+    if launch.local_size > len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # else Open MPI's waiting ranks starve the working ones
+    try:
+        from mpi4py import MPI
+    except ImportError:
+        raise UserError(
+            "backend 'mpi' needs mpi4py, which is not installed: pip install 'flora-hpc[mpich]' (brings mpiexec), "
+            "or 'flora-hpc[mpi]' beside your cluster's MPI, or set comm.backend: gloo"
+        ) from None
+    except RuntimeError as error:  # what mpi4py raises when there is no libmpi
+        raise UserError(
+            f"backend 'mpi': mpi4py found no MPI library ({' '.join(str(error).split())}); load your cluster's MPI module, "
+            "set MPI4PY_LIBMPI=/path/to/libmpi.so, or pip install 'flora-hpc[mpich]'"
+        ) from None
+    return MPI
+
+
+def build(launch: Launch, config: CommConfig) -> Mpi:
+    return Mpi(load(launch))

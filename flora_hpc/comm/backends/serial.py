@@ -1,0 +1,39 @@
+"""One process; every collective is already done."""
+
+import os
+from typing import NoReturn
+
+from flora_hpc.comm.communicator import Array
+from flora_hpc.comm.launch import Launch
+from flora_hpc.config import CommConfig
+
+
+class Serial:
+    """A world of one rank."""
+
+    name, rank, size = "serial", 0, 1
+
+    def allreduce(self, array: Array) -> None:
+        """The sum over one rank is there already."""
+
+    def broadcast(self, array: Array) -> None:
+        """Rank 0 has it already."""
+
+    def allgather(self, data: bytes) -> list[bytes]:
+        return [data]
+
+    def gather(self, data: bytes) -> list[bytes]:
+        return [data]
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def abort(self, code: int) -> NoReturn:
+        os._exit(code)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def build(launch: Launch, config: CommConfig) -> Serial:
+    return Serial()

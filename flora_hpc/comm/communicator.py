@@ -1,0 +1,91 @@
+"""What every backend offers, and how ranks settle an error together."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import numpy.typing as npt
+
+from flora_hpc import plugins
+from flora_hpc.comm.launch import Launch, check_world
+from flora_hpc.config import CommConfig
+from flora_hpc.errors import UserError
+
+Array = npt.NDArray[Any]
+T = TypeVar("T")
+
+
+class AgreedError(UserError):
+    """A mistake that every rank knows of, so that each can leave in good order and one of them says it."""
+
+
+class Communicator(Protocol):
+    """Collectives over contiguous NumPy arrays. All ranks call the same collectives in the same order."""
+
+    name: str
+    rank: int
+    size: int
+
+    def allreduce(self, array: Array) -> None:
+        """Replace `array` (int64) by its sum over ranks, in place."""
+
+    def broadcast(self, array: Array) -> None:
+        """Replace `array` by rank 0's, in place."""
+
+    def allgather(self, data: bytes) -> list[bytes]:
+        """Every rank's bytes, by rank, on every rank; lengths may differ."""
+
+    def gather(self, data: bytes) -> list[bytes] | None:
+        """Every rank's bytes, by rank, on rank 0; None elsewhere; lengths may differ."""
+
+    def barrier(self) -> None:
+        """Return when every rank has arrived."""
+
+    def abort(self, code: int) -> NoReturn:
+        """End the whole job at once."""
+
+    def close(self) -> None:
+        """Leave the communicator; nothing may be called afterwards."""
+
+
+def choose(launch: Launch, config: CommConfig) -> str:
+    """The backend that `auto` means under this launcher."""
+    if config.backend != "auto":
+        return config.backend
+    if launch.launcher == "none":
+        return "serial"
+    if launch.launcher in ("openmpi", "mpich"):
+        return "mpi"
+    if launch.launcher == "slurm" and plugins.member("backends", "mpi").available():
+        return "mpi"
+    return "nccl" if plugins.member("backends", "nccl").available(launch, config) else "gloo"
+
+
+@contextmanager
+def connect(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
+    """The communicator of this run. Raises UserError when it does not agree with the launcher."""
+    backend = choose(launch, config)
+    comm: Communicator = plugins.member("backends", backend).build(launch, config)
+    try:
+        check_world(launch, backend, comm.size)
+        yield comm
+    finally:
+        comm.close()
+
+
+def together(comm: Communicator, work: Callable[[], T]) -> T:
+    """Do `work` on every rank; a UserError on any rank becomes the same `AgreedError` on all of them.
+
+    Without this, a file missing on one node would leave the other ranks waiting in their next collective.
+    """
+    result, problem = None, ""
+    try:
+        result = work()
+    except UserError as error:
+        problem = str(error)
+    problems = [text.decode() for text in comm.allgather(problem.encode())]
+    ranks = [rank for rank, text in enumerate(problems) if text]
+    if ranks:
+        where = "" if len(ranks) == comm.size else f" (on rank {ranks[0]} of {comm.size})"
+        raise AgreedError(problems[ranks[0]] + where)
+    return result  # type: ignore[return-value]

@@ -1,0 +1,96 @@
+"""Who am I? One table says which variables each launcher sets; the first launcher present answers every question."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flora_hpc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Variables:
+    """The environment variables by which a launcher tells a process its place. `marker` is set by this launcher alone."""
+
+    launcher: str
+    marker: str
+    rank: str
+    size: str
+    local_rank: str
+    local_size: str
+
+
+# In this order: processes under mpirun or torchrun inside a Slurm job also carry SLURM_* of their parent, so Slurm comes last.
+# SLURM_STEP_ID is the marker because a batch shell carries SLURM_PROCID=0 without being a step.
+TABLE = (
+    Variables("torchrun", "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    Variables(
+        "openmpi",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    Variables("mpich", "MPI_LOCALRANKID", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    Variables("slurm", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says: `rank` of `size` processes, `local_rank` of `local_size` on this node."""
+
+    launcher: str = "none"
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def detect(environ: Mapping[str, str] = os.environ) -> Launch:
+    """Read the launcher's variables. Raises UserError when they are incomplete or contradict each other."""
+    for row in TABLE:
+        if row.marker in environ:
+            break
+    else:
+        return Launch()
+    values = []
+    for name in (row.rank, row.size, row.local_rank, row.local_size):
+        text = environ.get(name, "")
+        if name == "SLURM_STEP_TASKS_PER_NODE":
+            text = _tasks_on_this_node(text, environ.get("SLURM_NODEID", "0"))
+        if not text.isdigit():
+            raise UserError(
+                f"{row.launcher} started this process ({row.marker} is set), but {name} is {text or 'missing'!r}; "
+                f"start through {row.launcher} itself, or unset {row.marker}"
+            )
+        values.append(int(text))
+    rank, size, local_rank, local_size = values
+    if not (rank < size and local_rank < local_size):
+        raise UserError(f"{row.launcher} says rank {rank} of {size}, local rank {local_rank} of {local_size}: impossible")
+    return Launch(row.launcher, rank, size, local_rank, local_size)
+
+
+def _tasks_on_this_node(text: str, node: str) -> str:
+    """Slurm's '2,1(x3)' means 2, 1, 1, 1 tasks; the entry of node number `node`."""
+    counts: list[str] = []
+    for count, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [count] * int(repeat or 1)
+    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else ""
+
+
+ADVICE = {
+    "none": "start it with mpiexec, torchrun or srun, or set comm.backend: serial",
+    "torchrun": "set comm.backend: gloo (or nccl, with one GPU per rank)",
+    "openmpi": "use the mpirun of the MPI library that mpi4py loads (flora-hpc doctor names it)",
+    "mpich": "use the mpiexec of the MPI library that mpi4py loads (flora-hpc doctor names it)",
+    "slurm": "use srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH or Intel MPI, --mpi=none with comm.backend: gloo or nccl",
+}
+
+
+def check_world(launch: Launch, backend: str, size: int) -> None:
+    """The communicator must be as large as the launcher said, or every process would be a rank 0 of its own."""
+    if size != launch.size:
+        started = f"{launch.launcher} started {launch.size} processes" if launch.launcher != "none" else "one process was started"
+        raise UserError(f"{started}, but backend '{backend}' sees a world of {size}: {ADVICE[launch.launcher]}")

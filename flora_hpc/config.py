@@ -1,0 +1,118 @@
+"""The experiment as one tree of frozen options, `Config`; `configfile` reads it from YAML."""
+
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+from flora_hpc import plugins
+from flora_hpc.errors import did_you_mean
+from flora_hpc.plugins import BaseOptions
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A branch of the configuration: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """Which CLIP is adapted."""
+
+    name: str = Field("flora-tiny", description="'flora-tiny' (bundled) or any name of open_clip.list_models()")
+    pretrained: str | None = Field(None, description="open_clip tag, weights file, or 'none' for seeded random weights")
+    precision: Literal["fp32"] = Field("fp32", description="number format of the frozen weights")
+
+
+class CohortConfig(Section):
+    """Who takes part in a round: a share of the clients, or a number of them."""
+
+    fraction: float | None = Field(None, gt=0, le=1, description="share of the clients, 0..1; 1.0 when nothing is said")
+    size: int | None = Field(None, ge=1, description="number of clients")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "CohortConfig":
+        if self.fraction is not None and self.size is not None:
+            raise ValueError("give cohort.fraction or cohort.size, not both")
+        return self
+
+    def num_clients(self, registered: int) -> int:
+        """How many of `registered` clients take part in a round; at least one."""
+        return self.size if self.size is not None else max(1, round((self.fraction or 1.0) * registered))
+
+
+class ClientConfig(Section):
+    """What one client does in one round. The defaults of Adam are those of the FLoRA paper's code."""
+
+    epochs: int = Field(1, ge=1, description="passes over the client's examples in a round")
+    batch_size: int = Field(128, ge=1, description="examples per step")
+    lr: Positive = Field(5e-5, description="Adam's learning rate")
+    loss: Literal["contrastive", "classification"] = Field("contrastive", description="what a step minimises")
+    weight_decay: float = Field(0.2, ge=0, allow_inf_nan=False, description="L2 penalty, added to the gradient")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="Adam's decay rates")
+    eps: Positive = Field(1e-6, description="Adam's epsilon")
+    shuffle: bool = Field(True, description="a new order of the examples in every epoch")
+    optimizer_state: Literal["reset", "keep"] = Field(
+        "reset", description="start Adam afresh in every round, or keep each client's moments (every client in every round)"
+    )
+    group_size: int | None = Field(
+        None, ge=1, description="clients trained in one batch of tensors; part of what decides the bits; chosen when not given"
+    )
+
+
+class EvaluateConfig(Section):
+    """How often the test accuracy is measured."""
+
+    every: int = Field(1, ge=1, description="rounds between evaluations; rounds 0 and the last are always evaluated")
+
+
+def _backend(value: Any) -> Any:
+    names = [*plugins.members("backends"), "auto"]
+    if value not in names:
+        raise ValueError(f"no backend '{value}'{did_you_mean(str(value), names)} ({', '.join(sorted(names))})")
+    return value
+
+
+class CommConfig(Section):
+    """How ranks talk, and what they compute on."""
+
+    backend: Annotated[str, BeforeValidator(_backend)] = Field("auto", description="auto, serial, mpi, gloo or nccl")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU when there is one")
+    timeout_seconds: Positive = Field(1800.0, description="gloo and nccl: a collective that takes longer ends the job")
+
+
+class Config(Section):
+    """The whole experiment. Only `simulation` and `cli` see it; other modules get their own branch."""
+
+    seed: int = Field(0, ge=0, description="decides every random number of the run")
+    rounds: int = Field(50, ge=0, description="rounds of training after round 0, which only evaluates")
+    model: ModelConfig = ModelConfig()
+    method: SerializeAsAny[BaseOptions]
+    data: SerializeAsAny[BaseOptions]
+    partition: SerializeAsAny[BaseOptions]
+    cohort: CohortConfig = CohortConfig()
+    client: ClientConfig = ClientConfig()
+    aggregator: SerializeAsAny[BaseOptions]
+    evaluate: EvaluateConfig = EvaluateConfig()
+    comm: CommConfig = CommConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        registered: int = getattr(self.partition, "num_clients", 1)
+        if self.cohort.size is not None and self.cohort.size > registered:
+            raise ValueError(
+                f"cohort.size: {self.cohort.size} clients a round, but only {registered} are registered; "
+                "lower cohort.size or raise partition.num_clients"
+            )
+        if self.client.optimizer_state == "keep" and self.cohort.num_clients(registered) < registered:
+            raise ValueError(
+                "client.optimizer_state: 'keep' needs every client in every round (cohort.fraction: 1.0); "
+                "set client.optimizer_state: reset"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every default written out; loading it gives an equal Config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)

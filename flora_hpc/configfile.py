@@ -1,0 +1,184 @@
+"""Read a configuration from YAML and `-s key=value`; every mistake in it is reported at once."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from flora_hpc import plugins
+from flora_hpc.config import Config, Section
+from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.plugins import BaseOptions
+
+FAMILY_OF = {"method": "methods", "data": "datasets", "partition": "partitioners", "aggregator": "aggregators"}
+DEFAULT_MEMBER = {"method": "flora", "data": "digits", "partition": "iid", "aggregator": "fedavg"}
+INSTEAD_OF = {"cohort.size": "cohort.fraction", "cohort.fraction": "cohort.size"}
+
+
+def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[str]]:
+    """Read a YAML file and apply `key.sub=value` overrides.
+
+    Returns the configuration and notes on what the overrides set aside. Raises UserError with one line per mistake.
+    """
+    tree = _read(path)
+    given = dict(_split_override(text) for text in overrides or [])
+    notes = _apply(tree, given)
+    problems: list[tuple[str, str]] = []
+    for section, family in FAMILY_OF.items():
+        tree[section] = _member_options(section, family, tree.get(section, {}), problems)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += _explain(error, "", _known_keys(tree))
+    if problems:
+        lines = [f"-s {text}" if key in given else f"{path.name}: {text}" for key, text in problems]
+        raise UserError("\n".join(lines))
+    return config, notes
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: there is no such file{did_you_mean(path.name, nearby)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a YAML text file: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', not {type(tree).__name__}")
+    return tree
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"-s {text}: write -s key=value, for example -s client.lr=1.0e-4")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key.strip(), value
+
+
+def _apply(tree: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Put the overrides into the tree; set aside what they replace, and say so."""
+    notes = []
+    for key, value in given.items():
+        section, _, rest = key.partition(".")
+        instead = INSTEAD_OF.get(key)
+        if instead and instead not in given:
+            branch = tree.get(section)
+            if isinstance(branch, dict) and branch.pop(instead.partition(".")[2], None) is not None:
+                notes.append(f"{instead} of the file is set aside, since {key} was given")
+        if section in FAMILY_OF and rest == "name" and isinstance(tree.get(section), dict):
+            dropped = _foreign_keys(FAMILY_OF[section], tree[section], value)
+            for name in dropped:
+                del tree[section][name]
+            if dropped:
+                of = tree[section].get("name", DEFAULT_MEMBER[section])
+                notes.append(f"{section}.name={value}: dropped {', '.join(dropped)}, which belong to '{of}'")
+    for key, value in given.items():
+        *parents, last = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise UserError(f"-s {key}: '{parent}' holds a value, not keys of its own")
+        branch[last] = value
+    return notes
+
+
+def _foreign_keys(family: str, branch: dict[str, Any], new_name: Any) -> list[str]:
+    """Keys of a branch that its old member knows and the new one does not."""
+    try:
+        old = plugins.member(family, str(branch.get("name"))).Options.model_fields
+        new = plugins.member(family, str(new_name)).Options.model_fields
+    except UserError:
+        return []  # reported when the branch is checked
+    return [key for key in branch if key in old and key not in new]
+
+
+def _member_options(section: str, family: str, branch: Any, problems: list[tuple[str, str]]) -> BaseOptions:
+    """The checked options of one family member; on a mistake, a stand-in so that the other sections are checked too."""
+    stand_in = BaseOptions(name=DEFAULT_MEMBER[section])
+    if not isinstance(branch, dict):
+        problems.append((section, f"{section}: must hold keys such as 'name: {stand_in.name}', not {branch!r}"))
+        return stand_in
+    branch = {"name": DEFAULT_MEMBER[section]} | branch
+    try:
+        options: type[BaseOptions] = plugins.member(family, str(branch["name"])).Options
+    except UserError as error:
+        problems.append((f"{section}.name", f"{section}.name: {error}"))
+        return stand_in
+    try:
+        return options.model_validate(branch)
+    except ValidationError as error:
+        known = [f"{section}.{name}" for name in options.model_fields]
+        problems += _explain(error, f"{section}.", known + _known_keys({}))
+        return stand_in
+
+
+def _known_keys(tree: dict[str, Any]) -> list[str]:
+    """Every dotted key that exists, for suggestions."""
+    keys = []
+    for name, field in Config.model_fields.items():
+        kind = field.annotation
+        if isinstance(tree.get(name), BaseOptions):
+            keys += [f"{name}.{sub}" for sub in type(tree[name]).model_fields]
+        elif isinstance(kind, type) and issubclass(kind, Section):
+            keys += [f"{name}.{sub}" for sub in kind.model_fields]
+        keys.append(name)
+    return keys
+
+
+def _explain(error: ValidationError, prefix: str, known: list[str]) -> list[tuple[str, str]]:
+    """(key, sentence) for each mistake that pydantic found below `prefix`."""
+    found = []
+    for problem in error.errors():
+        key = prefix + ".".join(str(part) for part in problem["loc"])
+        context, value = problem.get("ctx", {}), problem["input"]
+        if problem["type"] == "extra_forbidden":
+            found.append((key, f"{key}: unknown key{_suggest(key, known)}"))
+        elif problem["type"] == "value_error":
+            text = str(context["error"])
+            found.append((key, text if not problem["loc"] else f"{key}: {text}"))
+        else:
+            sentence = SENTENCES.get(problem["type"], problem["msg"]).format(**context, value=repr(value))
+            found.append((key, f"{key}: {sentence}"))
+    return found
+
+
+SENTENCES = {
+    "missing": "is required",
+    "greater_than": "must be greater than {gt}, not {value}",
+    "greater_than_equal": "must be at least {ge}, not {value}",
+    "less_than": "must be less than {lt}, not {value}",
+    "less_than_equal": "must be at most {le}, not {value}",
+    "int_parsing": "must be a whole number, not {value}",
+    "int_type": "must be a whole number, not {value}",
+    "int_from_float": "must be a whole number, not {value}",
+    "float_parsing": "must be a number, not {value}",
+    "float_type": "must be a number, not {value}",
+    "finite_number": "must be a finite number, not {value}",
+    "bool_parsing": "must be true or false, not {value}",
+    "bool_type": "must be true or false, not {value}",
+    "string_type": "must be a text, not {value}",
+    "literal_error": "must be {expected}, not {value}",
+    "model_type": "must hold keys of its own, not {value}",
+    "model_attributes_type": "must hold keys of its own, not {value}",
+}
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    """`; did you mean a.b?`: the nearest key of the same section, else of any section."""
+    section, _, last = key.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    anywhere = {name.rpartition(".")[2]: name for name in known}
+    for names in (siblings, anywhere):
+        hint = did_you_mean(last, names)
+        if hint:
+            name = hint.split("'")[1]
+            return f"; did you mean {names[name]}?"
+    return f" (known here: {', '.join(sorted(siblings))})" if siblings else ""

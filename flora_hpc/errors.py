@@ -1,0 +1,14 @@
+"""What the user must change, in one clear message."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user's: shown without a traceback, ends the program with exit code 2."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of `choices`, or nothing when none is near."""
+    near = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""

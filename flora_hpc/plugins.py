@@ -1,0 +1,44 @@
+"""Families of interchangeable parts: a member is a file, its name is the file's name.
+
+A file offers `Options` (a pydantic model, where it has options) and `build`. There is no list to edit: dropping a file into
+the family's folder is enough.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flora_hpc.errors import UserError, did_you_mean
+
+FAMILIES = {
+    "methods": "flora_hpc.methods",
+    "datasets": "flora_hpc.data.datasets",
+    "partitioners": "flora_hpc.data.partitioners",
+    "aggregators": "flora_hpc.aggregators",
+    "backends": "flora_hpc.comm.backends",
+    "observers": "flora_hpc.observers",
+}
+
+
+class BaseOptions(BaseModel):
+    """What the options of every member share: they are frozen and refuse unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="which member of the family")
+
+
+def members(family: str) -> list[str]:
+    """Names of all members of a family, sorted; nothing is imported but the family's package."""
+    package = importlib.import_module(FAMILIES[family])
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def member(family: str, name: str) -> ModuleType:
+    """The module of one member. Raises UserError with the valid names when there is none."""
+    names = members(family)
+    if name not in names:
+        raise UserError(f"no {family[:-1]} '{name}'{did_you_mean(name, names)} ({', '.join(names)})")
+    return importlib.import_module(f"{FAMILIES[family]}.{name}")
