@@ -1,0 +1,1 @@
+"""The small CLIP that ships with the package: weights, config and card."""

@@ -1,0 +1,1 @@
+"""Images, their features, and which client holds which."""

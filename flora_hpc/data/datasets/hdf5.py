@@ -1,0 +1,69 @@
+"""One HDF5 file: {train,test}/{images,labels}, raw uint8 NHWC or encoded JPEG/PNG rows; docs/data-format.md describes it."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from flora_hpc.data.images import Dataset, DatasetOptions, Images
+from flora_hpc.errors import UserError, did_you_mean
+
+
+class Options(DatasetOptions):
+    """Which file."""
+
+    path: Path = Field(description="the HDF5 file")
+
+
+def build(options: Options) -> Dataset:
+    """Open the file and check its layout; images are decoded when they are read. Raises UserError for a wrong file."""
+    path = options.path.expanduser()
+    if not path.is_file():
+        nearby = [p.name for p in path.parent.glob("*.h5")] if path.parent.is_dir() else []
+        raise UserError(f"data.path: there is no file {path}{did_you_mean(path.name, nearby)}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(
+            f"data.path: {path} is not an HDF5 file that can be read ({error}); docs/data-format.md says what is needed"
+        ) from None
+    missing = [name for name in ("train/images", "train/labels", "test/images", "test/labels") if name not in file]
+    missing += [f"attribute {name}" for name in ("class_names", "encoding") if name not in file.attrs]
+    if missing:
+        raise UserError(f"data.path: {path} lacks {', '.join(missing)}; docs/data-format.md says what is needed")
+    class_names = tuple(json.loads(file.attrs["class_names"]))
+    wordings = json.loads(file.attrs.get("prompt_names", file.attrs["class_names"]))
+    if len(wordings) != len(class_names):
+        raise UserError(f"data.path: {path} has {len(class_names)} class_names but {len(wordings)} prompt_names; make them as many")
+    captions = tuple(options.caption.format(name) for name in wordings)
+    train, test = (_images(path, file, part, len(class_names)) for part in ("train", "test"))
+    return Dataset(str(file.attrs.get("name", path.stem)), class_names, captions, train, test)
+
+
+def _images(path: Path, file: h5py.File, part: str, num_classes: int) -> Images:
+    rows, labels = file[f"{part}/images"], np.asarray(file[f"{part}/labels"], np.int64)
+    if len(rows) != len(labels) or len(labels) == 0:
+        raise UserError(f"data.path: {path}: {part} has {len(rows)} images and {len(labels)} labels; it needs as many, and some")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(
+            f"data.path: {path}: {part}/labels go from {labels.min()} to {labels.max()}, but there are {num_classes} classes"
+        )
+    encoded = file.attrs["encoding"] != "raw"
+
+    def read(start: int, stop: int) -> list[Image.Image]:
+        return [_decode(row, encoded, f"{path}: {part}/images[{start + i}]") for i, row in enumerate(rows[start:stop])]
+
+    return Images(labels, read)
+
+
+def _decode(row: Any, encoded: bool, where: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(row.tobytes())) if encoded else Image.fromarray(row.squeeze())
+        return image.convert("RGB")
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"data.path: {where} is not an image that can be decoded ({error}); mend or remove it") from None

@@ -1,0 +1,1 @@
+"""Rules that give examples to clients; one file each."""

@@ -1,0 +1,1 @@
+"""What is known about a round, and the HDF5 file that keeps it."""

@@ -1,0 +1,88 @@
+"""run.h5: written while a run goes on (SWMR), readable at any moment, whole after any death."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from flora_hpc.errors import UserError
+from flora_hpc.records.known import RoundRecord, RunInfo
+from flora_hpc.records.schema import SCHEMA, TABLES, Rows
+
+CHUNK_ROWS = 256
+
+
+class Writer:
+    """The file of one run. Rows are flushed with every round, those of /rounds last: a round that is there is complete."""
+
+    def __init__(self, path: Path, info: RunInfo) -> None:
+        self._path = path
+        self._file = h5py.File(path, "x", libver="latest")
+        attributes = {
+            "schema": SCHEMA,
+            "status": "running",
+            "seed": info.seed,
+            "config": info.config,
+            "versions": json.dumps(info.versions),
+            "launcher": info.launcher,
+            "backend": info.backend,
+            "world_size": info.world_size,
+            "num_clients": info.num_clients,
+            "num_params": info.num_params,
+            "payload_bytes": info.payload_bytes,
+            "group_size": info.group_size,
+            "setup_seconds": info.setup_seconds,
+        }
+        self._file.attrs.update(attributes)
+        for name, dtype in TABLES.items():
+            self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
+        self._append("topology", info.topology)
+        self._file.swmr_mode = True  # from here on neither attributes nor tables can be added
+
+    def _append(self, table: str, rows: Rows) -> None:
+        dataset = self._file[table]
+        dataset.resize(len(dataset) + len(rows), axis=0)
+        if len(rows):
+            dataset[-len(rows) :] = rows
+        dataset.flush()
+
+    def add(self, record: RoundRecord) -> None:
+        self._append("clients", record.clients)
+        self._append("ranks", record.ranks)
+        self._append("rounds", record.row)
+
+    def close(self, status: str) -> None:
+        """Close and note how the run ended: finished, interrupted or failed."""
+        self._file.close()
+        with h5py.File(self._path, "r+", libver="latest") as file:
+            file.attrs["status"] = status
+
+
+def locate(run: Path) -> Path:
+    """The run.h5 of a run directory, or the file itself. Raises UserError when there is none."""
+    path = run / "run.h5" if run.is_dir() else run
+    if not path.is_file():
+        raise UserError(f"{run}: holds no run (looked for {path}); give a run directory or its run.h5")
+    return path
+
+
+def read(run: Path) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """Attributes and tables of a run, finished or not. Raises UserError for a file that is not a run's."""
+    path = locate(run)
+    try:
+        with h5py.File(path, "r", libver="latest", swmr=True) as file:
+            attributes, tables = dict(file.attrs), {name: file[name][:] for name in TABLES if name in file}
+    except OSError as error:
+        raise UserError(f"{path}: is not an HDF5 file that can be read ({error})") from None
+    if "schema" not in attributes or len(tables) < len(TABLES):
+        raise UserError(f"{path}: is an HDF5 file, but not one that flora-hpc wrote")
+    if attributes["schema"] > SCHEMA:
+        raise UserError(
+            f"{path}: was written by a newer flora-hpc (schema {attributes['schema']}, here {SCHEMA}); update flora-hpc"
+        )
+    last = tables["rounds"]["round"].max(initial=-1)  # rows of a round that was not finished are left out
+    for name in ("ranks", "clients"):
+        tables[name] = tables[name][tables[name]["round"] <= last]
+    return attributes, {name: np.asarray(rows) for name, rows in tables.items()}

@@ -1,0 +1,84 @@
+"""What is known about a run when it starts, and about a round when it ends."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Facts that hold for the whole run; what run.h5 keeps as attributes."""
+
+    seed: int
+    config: str  # YAML
+    versions: dict[str, str]
+    launcher: str
+    backend: str
+    world_size: int
+    topology: Rows
+    num_rounds: int
+    num_clients: int  # registered
+    num_params: int  # trained by one client
+    payload_bytes: int
+    group_size: int
+    setup_seconds: float  # from the start of the program to round 0: imports, model, features
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round: its row of /rounds, and its rows of /ranks and /clients."""
+
+    row: Rows  # shape (1,)
+    ranks: Rows
+    clients: Rows
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What one rank tells rank 0 at the end of a round."""
+
+    rank: Rows  # shape (1,), of RANKS
+    clients: Rows  # of CLIENTS
+    num_correct: int  # of its test images; 0 when not evaluated
+    digest: int  # of the adapter it holds
+
+    def to_bytes(self) -> bytes:
+        """For a collective; `from_bytes` is its inverse."""
+        header = np.array([self.num_correct, self.digest], np.int64)
+        return header.tobytes() + self.rank.tobytes() + self.clients.tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "RankReport":
+        num_correct, digest = np.frombuffer(data, np.int64, 2).tolist()
+        rank = np.frombuffer(data, RANKS, 1, 16)
+        return cls(rank, np.frombuffer(data, CLIENTS, -1, 16 + RANKS.itemsize), num_correct, digest)
+
+
+SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]
+
+
+def merge(round_number: int, reports: list[RankReport], num_test: int | None) -> RoundRecord:
+    """The record of a round from every rank's report. `num_test` is None when nothing was evaluated.
+
+    Raises RuntimeError when ranks hold different adapters.
+    """
+    if len({report.digest for report in reports}) > 1:
+        holders = ", ".join(f"rank {i}: {report.digest:016x}" for i, report in enumerate(reports))
+        raise RuntimeError(f"round {round_number}: the ranks' adapters drifted apart ({holders})")
+    ranks = np.concatenate([report.rank for report in reports])
+    clients = np.concatenate([report.clients for report in reports])
+    clients = clients[np.argsort(clients["client"])]
+    row = np.zeros(1, ROUNDS)
+    row["round"] = round_number
+    row["num_clients"], row["num_rejected"] = len(clients), (clients["weight"] == 0).sum()
+    row["num_examples"] = clients["num_examples"].sum()
+    kept = clients[clients["weight"] > 0]
+    row["train_loss"] = np.average(kept["train_loss"], weights=kept["weight"]) if len(kept) else np.nan
+    row["test_accuracy"] = np.nan if num_test is None else sum(report.num_correct for report in reports) / num_test
+    row["uplink_bytes"], row["downlink_bytes"] = clients["uplink_bytes"].sum(), clients["downlink_bytes"].sum()
+    row["collective_bytes"] = ranks["collective_bytes"].sum()
+    for name in SECONDS:
+        row[name] = ranks[name].mean()
+    return RoundRecord(row, ranks, clients)

@@ -1,0 +1,88 @@
+"""A run as things rich can print: a curve, a bar of where time went, a closing table."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from flora_hpc.records.schema import Rows
+
+PHASES = {"train": "green", "wait": "yellow", "comm": "magenta", "server": "cyan", "eval": "blue", "log": "red"}
+EIGHTHS = " ▁▂▃▄▅▆▇█"
+
+
+def seconds(value: float) -> str:
+    """0.0123 -> '12.3 ms', 75 -> '1:15'."""
+    if value < 1:
+        return f"{value * 1000:.1f} ms"
+    if value < 60:
+        return f"{value:.2f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def accuracies(rounds: Rows) -> Rows:
+    """The rows of /rounds in which the test accuracy was measured."""
+    measured: Rows = rounds[~np.isnan(rounds["test_accuracy"])]
+    return measured
+
+
+def curve(values: Sequence[float], width: int, height: int = 6) -> Text:
+    """Bars of `values` (0..1), the latest on the right, the axis fitted to what is shown and labelled."""
+    if len(values) > width:  # the mean of equal stretches
+        values = [float(np.mean(part)) for part in np.array_split(np.asarray(values), width)]
+    top, bottom = min(1.0, np.ceil(max(values) * 20) / 20), max(0.0, np.floor(min(values) * 20) / 20 - 0.05)
+    filled = [(value - bottom) / (top - bottom) * height if top > bottom else height for value in values]
+    per_value = max(1, min(3, width // len(values)))
+    text = Text()
+    for row in range(height - 1, -1, -1):
+        label = {height - 1: f"{top:5.0%} ", 0: f"{bottom:5.0%} "}.get(row, " " * 6)
+        cells = (EIGHTHS[round(min(1.0, max(0.0, level - row)) * 8)] for level in filled)
+        text.append(label, "dim").append("".join(cell * per_value for cell in cells), "green").append("\n" if row else "")
+    return text
+
+
+def time_split(rounds: Rows, width: int) -> Text:
+    """One bar over `width` cells and its legend: the share of each phase in all seconds of `rounds`."""
+    total = rounds["round_seconds"].sum() or 1.0
+    shares = {phase: float(rounds[f"{phase}_seconds"].sum() / total) for phase in PHASES}
+    bar, legend = Text(), Text()
+    ends = np.round(np.cumsum(list(shares.values())) * width).astype(int)
+    for (phase, share), start, end in zip(shares.items(), [0, *ends[:-1]], ends, strict=True):
+        bar.append("█" * (end - start), PHASES[phase])
+        legend.append("■ ", PHASES[phase]).append(f"{phase} {share:.1%}  ")
+    return bar.append("\n").append(legend)
+
+
+def summary(rounds: Rows, facts: dict[str, str], title: str, caption: str | None = None) -> RenderableType:
+    """The closing table: what was run, what came out, what it cost. `rounds` are the rows of /rounds so far."""
+    table = Table(title=title, title_justify="left", show_header=False, caption=caption, caption_justify="left", pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    measured, trained = accuracies(rounds), rounds[rounds["round"] > 0]
+    if len(measured):
+        first, last, best = measured[0], measured[-1], measured[measured["test_accuracy"].argmax()]
+        table.add_row(
+            "test accuracy",
+            f"[bold]{first['test_accuracy']:.4f} → {last['test_accuracy']:.4f}[/]"
+            f"  (best {best['test_accuracy']:.4f} in round {best['round']})",
+        )
+        before, after = 1 - first["test_accuracy"], 1 - last["test_accuracy"]
+        if 0 < after < before:
+            table.add_row("test error", f"{before:.4f} → {after:.4f}  ({before / after:.1f} times smaller)")
+    if len(trained):
+        table.add_row("rounds", f"{len(trained)}, {seconds(float(np.median(trained['round_seconds'])))} each (median)")
+        table.add_row("time", seconds(float(rounds["round_seconds"].sum())) + " in rounds")
+        sent = (f"{decimal(int(trained[f'{way}link_bytes'].sum()))} {way}" for way in ("up", "down"))
+        table.add_row("federation traffic", ", ".join(sent))
+        table.add_row("sent by ranks", f"{decimal(int(trained['collective_bytes'].sum()))} handed to collectives")
+        if rejected := int(trained["num_rejected"].sum()):
+            table.add_row("left out", f"[red]{rejected} client updates that were not finite[/]")
+        return Group(table, time_split(trained, 60))
+    return table
