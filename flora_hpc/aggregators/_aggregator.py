@@ -1,0 +1,16 @@
+"""What a server's rule is: two pure functions and an explicit state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Aggregator(NamedTuple):
+    """`init(adapter) -> state`; `apply(adapter, mean_update, state) -> (adapter, state)`.
+
+    Adapters and updates are (num_params,) float32. Every rank applies the same function to the same values.
+    """
+
+    init: Callable[[torch.Tensor], Any]
+    apply: Callable[[torch.Tensor, torch.Tensor, Any], tuple[torch.Tensor, Any]]

@@ -1,0 +1,53 @@
+"""The command line: one file a command."""
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from flora_hpc.cli import doctor, list_, plan, run, show
+from flora_hpc.comm import launch
+from flora_hpc.errors import UserError
+
+app = typer.Typer(
+    help="Simulate federated LoRA fine-tuning of vision-language models on HPC clusters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run.run)
+app.command()(plan.plan)
+app.command()(doctor.doctor)
+app.command("list")(list_.list_)
+app.command()(show.show)
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0 done; 2 the user must change something; anything else is a bug or a lost rank.
+
+    What all ranks say alike is said by rank 0 alone.
+    """
+    try:
+        speaks = launch.detect().rank == 0
+    except UserError:
+        speaks = True
+    if not speaks:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the process lives
+    try:
+        result = app(standalone_mode=False)
+        code = result if isinstance(result, int) else 0  # what a command gave to typer.Exit
+    except UserError as error:
+        code = 2
+        if speaks:
+            print(f"flora-hpc: {error}", file=sys.stderr)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # not click's: a bug
+            raise
+        code = error.exit_code
+        if speaks:
+            error.show()  # type: ignore[attr-defined]
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

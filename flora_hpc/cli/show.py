@@ -1,0 +1,87 @@
+"""`flora-hpc show`: a run as tables in the terminal, or as JSON or CSV for other programs."""
+
+import csv
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from flora_hpc.cli._args import Run
+from flora_hpc.errors import UserError
+from flora_hpc.records import hdf5file, views
+from flora_hpc.records.schema import Rows
+
+
+class Part(StrEnum):
+    """What can be shown."""
+
+    summary = "summary"
+    rounds = "rounds"
+    ranks = "ranks"
+    clients = "clients"
+    topology = "topology"
+
+
+def show(
+    run: Run,
+    part: Annotated[Part, typer.Argument(help="which table")] = Part.summary,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="the table as CSV on standard output; needs a table's name")] = False,
+    last: Annotated[int | None, typer.Option(min=1, help="only the last N rows", show_default=False)] = None,
+) -> None:
+    """Show a run, finished or still being written."""
+    attributes, tables = hdf5file.read(run)
+    if as_json:
+        chosen = tables if part == Part.summary else {part.value: tables[part.value]}
+        facts = {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
+        rows = {name: [record(table, row) for row in table[-last if last else 0 :]] for name, table in chosen.items()}
+        json.dump({"attributes": facts} | rows, sys.stdout)
+        print()
+    elif as_csv:
+        if part == Part.summary:
+            raise UserError(
+                "--csv: name a table (rounds, ranks, clients or topology), for example: flora-hpc show RUN rounds --csv"
+            )
+        table = tables[part.value][-last if last else 0 :]
+        writer = csv.DictWriter(sys.stdout, table.dtype.names or ())
+        writer.writeheader()
+        writer.writerows(record(table, row) for row in table)
+    elif part == Part.summary:
+        config = yaml.safe_load(attributes["config"])
+        facts = {
+            "status": attributes["status"],
+            "model": config["model"]["name"],
+            "method": f"{config['method']['name']}, {attributes['num_params']:,} trained numbers",
+            "data": f"{config['data']['name']}, {config['partition']['name']} over {attributes['num_clients']:,} clients",
+            "ranks": f"{attributes['world_size']} by {attributes['launcher']}, backend {attributes['backend']}",
+        }
+        Console().print(views.summary(tables["rounds"], facts, str(run)))
+    else:
+        Console().print(as_table(tables[part.value][-last if last else 0 :]))
+
+
+def record(table: Rows, row: Any) -> dict[str, Any]:
+    """One row as plain Python values; NaN becomes None."""
+    values = {}
+    for name in table.dtype.names or ():
+        value = row[name].item() if isinstance(row[name], np.generic) else row[name]
+        value = value.decode() if isinstance(value, bytes) else value
+        values[name] = None if isinstance(value, float) and np.isnan(value) else value
+    return values
+
+
+def as_table(rows: Rows) -> Table:
+    """Every row and column, in a form that fits a terminal."""
+    table = Table(pad_edge=False)
+    for name in rows.dtype.names or ():
+        table.add_column(name.replace("_", " ").replace(" seconds", " s").replace(" bytes", " B"), justify="right", overflow="fold")
+    for row in rows:
+        values = record(rows, row).values()
+        table.add_row(*("-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
+    return table

@@ -1,0 +1,46 @@
+"""Who trains this round, in which groups, on which rank. Every rank works this out alike, so nothing is sent."""
+
+import heapq
+
+import numpy as np
+
+from flora_hpc import seeds
+from flora_hpc.config import CohortConfig
+from flora_hpc.data.images import Ints
+
+MAX_GROUP = 32  # clients; more gain little speed
+MAX_ROWS = 8192  # text positions of a group, times clients: bounds the memory of a step
+
+
+def sample(config: CohortConfig, registered: int, seed: int, round_number: int) -> Ints:
+    """The clients (num_clients,) int64 of a round, ascending; drawn without replacement from `registered` ones."""
+    wanted = config.num_clients(registered)
+    if wanted == registered:
+        return np.arange(registered, dtype=np.int64)
+    drawn = seeds.generator(seed, "cohort", round_number).choice(registered, wanted, replace=False, shuffle=False)
+    return np.sort(drawn)
+
+
+def default_group_size(num_clients: int, rows_per_client: int) -> int:
+    """Clients per group for a cohort of `num_clients`: about eight groups, none too large.
+
+    It must not depend on the number of ranks, since it is part of what decides the bits.
+    """
+    return max(1, min(MAX_GROUP, MAX_ROWS // rows_per_client, num_clients // 8))
+
+
+def make_groups(clients: Ints, sizes: Ints, group_size: int) -> list[Ints]:
+    """Clients of like size together, largest first, so that few wait for others of their group. -> clients of each group."""
+    by_size = clients[np.lexsort((clients, -sizes))]
+    return [by_size[i : i + group_size] for i in range(0, len(by_size), group_size)]
+
+
+def assign(costs: list[int], num_ranks: int) -> list[list[int]]:
+    """Group numbers of each rank: the costliest group first, each to the rank with the least so far. A rank may get none."""
+    loads = [(0, rank) for rank in range(num_ranks)]
+    result: list[list[int]] = [[] for _ in range(num_ranks)]
+    for group in sorted(range(len(costs)), key=lambda g: (-costs[g], g)):
+        load, rank = heapq.heappop(loads)
+        result[rank].append(group)
+        heapq.heappush(loads, (load + costs[group], rank))
+    return result

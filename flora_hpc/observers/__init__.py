@@ -1,0 +1,1 @@
+"""Who is told about each round; one file each."""

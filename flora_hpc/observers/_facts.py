@@ -1,0 +1,21 @@
+"""What a person wants to know about a run before it starts."""
+
+import yaml
+from rich.filesize import decimal
+
+from flora_hpc.records.known import RunInfo
+
+
+def facts(info: RunInfo) -> dict[str, str]:
+    """Label -> text, one line each."""
+    config = yaml.safe_load(info.config)
+    cohort = config["cohort"]["size"] or f"{config['cohort']['fraction'] or 1.0:.0%}"
+    threads = sorted(set(info.topology["num_threads"].tolist()))
+    devices = sorted({device.decode() for device in info.topology["device"].tolist()})
+    ranks = f"{info.world_size} rank{'s' * (info.world_size > 1)}"
+    return {
+        "model": config["model"]["name"],
+        "method": f"{config['method']['name']}, {info.num_params:,} trained numbers, {decimal(info.payload_bytes)} per update",
+        "data": f"{config['data']['name']}, {config['partition']['name']} over {info.num_clients:,} clients, cohort {cohort}",
+        "ranks": f"{ranks} by {info.launcher}, backend {info.backend}, {'/'.join(devices)} x {'/'.join(map(str, threads))} threads",
+    }

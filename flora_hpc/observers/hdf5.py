@@ -1,0 +1,35 @@
+"""Writes run.h5 and config.yaml into the run directory."""
+
+from pathlib import Path
+
+from flora_hpc.errors import UserError
+from flora_hpc.records.hdf5file import Writer
+from flora_hpc.records.known import RoundRecord, RunInfo
+
+
+class Hdf5:
+    """Owns the run's file from the first round to the last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Writer | None = None
+
+    def started(self, info: RunInfo) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._writer = Writer(self._folder / "run.h5", info)
+            (self._folder / "config.yaml").write_text(info.config, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out {self._folder}: cannot be written ({error}); choose a directory that can") from None
+
+    def round(self, record: RoundRecord) -> None:
+        assert self._writer is not None
+        self._writer.add(record)
+
+    def ended(self, status: str) -> None:
+        if self._writer is not None:
+            self._writer.close(status)
+
+
+def build(folder: Path) -> Hdf5:
+    return Hdf5(folder)

@@ -1,0 +1,54 @@
+"""One plain line a round, for log files; a closing table at the end."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.filesize import decimal
+
+from flora_hpc.observers._facts import facts
+from flora_hpc.records import views
+from flora_hpc.records.known import RoundRecord, RunInfo
+from flora_hpc.records.schema import ROUNDS
+
+
+class Plain:
+    """Lines that stay readable when several jobs' logs are searched with grep."""
+
+    def __init__(self, folder: Path, console: Console | None = None) -> None:
+        self._folder, self._console = folder, console or Console(highlight=False, soft_wrap=True)
+        self._rounds = np.zeros(0, ROUNDS)
+        self._facts: dict[str, str] = {}
+        self._num_rounds = 0
+
+    def started(self, info: RunInfo) -> None:
+        self._facts, self._num_rounds = facts(info), info.num_rounds
+        for name, value in self._facts.items():
+            self._console.print(f"{name}: {value}", markup=False)
+        self._console.print(f"set up in {views.seconds(info.setup_seconds)}; writing to {self._folder}", markup=False)
+
+    def round(self, record: RoundRecord) -> None:
+        self._rounds = np.concatenate([self._rounds, record.row])
+        row = record.row[0]
+        parts = [f"round {row['round']}/{self._num_rounds}"]
+        if not np.isnan(row["test_accuracy"]):
+            parts.append(f"accuracy {row['test_accuracy']:.4f}")
+        if row["round"]:
+            parts += [
+                f"loss {row['train_loss']:.4f}",
+                f"clients {row['num_clients']}",
+                f"up {decimal(int(row['uplink_bytes']))}",
+            ]
+            parts += [f"{phase} {views.seconds(row[f'{phase}_seconds'])}" for phase in ("train", "wait", "comm")]
+        if row["num_rejected"]:
+            parts.append(f"left out {row['num_rejected']} (not finite)")
+        parts.append(f"round {views.seconds(row['round_seconds'])}")
+        self._console.print(" | ".join(parts), markup=False)
+
+    def ended(self, status: str) -> None:
+        if len(self._rounds):
+            self._console.print(views.summary(self._rounds, self._facts, f"run {status}", f"in {self._folder}"))
+
+
+def build(folder: Path) -> Plain:
+    return Plain(folder)

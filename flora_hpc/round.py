@@ -1,0 +1,145 @@
+"""One round of federated learning, as every rank plays it.
+
+every rank holds the same adapter and server state
+    cohort -> groups of clients -> my groups          the same answer on every rank, nothing is sent
+    each group trains; its weighted updates are added to a running sum
+    the sum is added up over ranks                    one allreduce, exact
+    the server's rule makes the next adapter          on every rank, sent to none
+    reports go to rank 0, which makes the record
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from flora_hpc import cohort, evaluate, trainer
+from flora_hpc.aggregators._aggregator import Aggregator
+from flora_hpc.comm.exact import ExactSum
+from flora_hpc.comm.meter import Meter
+from flora_hpc.config import Config
+from flora_hpc.data.images import Ints
+from flora_hpc.data.shards import Shards
+from flora_hpc.methods._method import Method
+from flora_hpc.records.known import RankReport, RoundRecord, merge
+from flora_hpc.records.schema import CLIENTS, RANKS, Rows
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images as features (num_images, embed_dim) float32 and labels (num_images,) int64, on this rank's device."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass
+class Federation:
+    """What stays the same in every round."""
+
+    seed: int
+    config: Config
+    method: Method
+    aggregator: Aggregator
+    shards: Shards
+    train: Examples
+    test: Examples
+    group_size: int
+    rows_per_client: int  # text positions that a client computes in a step
+
+
+@dataclass
+class State:
+    """What a round changes. Every rank holds the same adapter and server state; optimizer states stay with their rank."""
+
+    adapter: torch.Tensor  # (num_params,) float32
+    server: Any
+    optimizers: dict[int, trainer.AdamState]  # by group; empty unless client.optimizer_state is 'keep'
+
+
+def play(fed: Federation, comm: Meter, state: State, number: int) -> RoundRecord | None:
+    """Play round `number` (0 only evaluates) and move `state` on. Returns the record on rank 0, None elsewhere."""
+    rows = np.zeros(0, CLIENTS)
+    if number > 0:
+        with comm.phase("train"):
+            total, rows = train_my_groups(fed, comm, state, number)
+        comm.allreduce(total.buffer)
+        with comm.phase("server"):
+            if total.total:
+                mean = total.mean().to(state.adapter.device)
+                state.adapter, state.server = fed.aggregator.apply(state.adapter, mean, state.server)
+    num_correct, last = 0, fed.config.rounds
+    evaluated = number % fed.config.evaluate.every == 0 or number == last
+    if evaluated:
+        with comm.phase("eval"):
+            num_correct = evaluate.count_correct(
+                fed.method, state.adapter, fed.test.features, fed.test.labels, comm.rank, comm.size
+            )
+    report = RankReport(rank_row(comm, number, len(rows)), rows, num_correct, digest(state.adapter))
+    reports = comm.gather(report.to_bytes())
+    if reports is None:
+        return None
+    return merge(number, [RankReport.from_bytes(data) for data in reports], len(fed.test.labels) if evaluated else None)
+
+
+def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> tuple[ExactSum, Rows]:
+    """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
+    clients = cohort.sample(fed.config.cohort, fed.shards.num_clients, fed.seed, number)
+    groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
+    total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
+    for index in cohort.assign([cost(fed, group) for group in groups], comm.size)[comm.rank]:
+        members, started = groups[index], time.perf_counter()
+        batches = trainer.make_batches(members, fed.shards, fed.config.client, fed.seed, number)
+        result = trainer.train(
+            fed.method,
+            state.adapter,
+            batches,
+            fed.train.features,
+            fed.train.labels,
+            fed.config.client,
+            state.optimizers.get(index),
+        )
+        if fed.config.client.optimizer_state == "keep":
+            state.optimizers[index] = result.optimizer
+        weights = fed.shards.sizes(members)
+        kept = total.add(result.updates, torch.from_numpy(weights)).numpy()
+        row = np.zeros(len(members), CLIENTS)
+        row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
+        row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept
+        row["train_loss"], row["update_norm"] = result.losses.cpu(), result.updates.norm(dim=1).cpu()
+        row["uplink_bytes"] = row["downlink_bytes"] = fed.method.payload_bytes
+        row["train_seconds"] = (time.perf_counter() - started) * result.num_steps / result.num_steps.sum()
+        rows.append(row)
+    return total, np.concatenate(rows)
+
+
+def cost(fed: Federation, group: Ints) -> int:
+    """How long a group takes to train, in client steps."""
+    client = fed.config.client
+    longest = int(fed.shards.sizes(group).max())
+    return client.epochs * -(-longest // client.batch_size) * len(group)
+
+
+def rank_row(comm: Meter, number: int, num_clients: int) -> Rows:
+    """This rank's row of /ranks: its timeline since the round before."""
+    seconds, total, num_bytes = comm.lap()
+    row = np.zeros(1, RANKS)
+    row["round"], row["rank"], row["num_clients"] = number, comm.rank, num_clients
+    for phase, value in seconds.items():
+        row[f"{phase}_seconds"] = value
+    row["round_seconds"], row["collective_bytes"], row["peak_memory_bytes"] = total, num_bytes, peak_memory_bytes()
+    return row
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident set of this process so far (Linux's VmHWM, which a parent's size does not taint)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def digest(adapter: torch.Tensor) -> int:
+    """64 bits of a hash of the adapter."""
+    return int.from_bytes(hashlib.blake2b(adapter.cpu().numpy().tobytes(), digest_size=8).digest(), "little", signed=True)

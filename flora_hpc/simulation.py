@@ -1,0 +1,152 @@
+"""Build everything from a Config and play the rounds."""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from flora_hpc import __version__, cohort, plugins, seeds
+from flora_hpc.clip import adapters
+from flora_hpc.clip.load import Clip, load
+from flora_hpc.clip.text import TextTower, check_supported
+from flora_hpc.comm import devices
+from flora_hpc.comm.communicator import Communicator, together
+from flora_hpc.comm.launch import Launch
+from flora_hpc.comm.meter import Meter
+from flora_hpc.config import Config
+from flora_hpc.data import features, shards
+from flora_hpc.data.images import Dataset, Images
+from flora_hpc.data.shards import PartitionOptions
+from flora_hpc.methods._method import Method
+from flora_hpc.observers._observer import Observer
+from flora_hpc.records.known import RunInfo
+from flora_hpc.records.schema import TOPOLOGY, Rows
+from flora_hpc.round import Examples, Federation, State, play
+
+
+def run(
+    config: Config,
+    comm: Communicator,
+    launch: Launch,
+    out: Path,
+    make_observers: Callable[[], Sequence[Observer]],
+    started: float,
+) -> None:
+    """Run an experiment on all ranks of `comm` and leave its adapter in `out`.
+
+    Observers are made and told on rank 0. `started` is when the program began, by time.perf_counter. Raises UserError, on
+    every rank, for what the user must change; nothing is written then.
+    """
+    device = together(comm, lambda: devices.pick(launch, config.comm))
+    num_threads = devices.share_cores(comm)
+    meter = Meter(comm, idle=torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+    dataset, clip, fed = together(comm, lambda: prepare(config, device))
+    fed.train = examples(dataset.train, clip, comm, device)
+    fed.test = examples(dataset.test, clip, comm, device)
+    del clip.model.visual  # its work is done, for all rounds
+    state = first_state(fed, comm, device)
+    topology = place_rows(devices.places(comm, launch, device, num_threads))
+    observers = make_observers() if comm.rank == 0 else []
+    info = RunInfo(
+        seed=config.seed,
+        config=config.to_yaml(),
+        versions=versions(),
+        launcher=launch.launcher,
+        backend=comm.name,
+        world_size=comm.size,
+        topology=topology,
+        num_rounds=config.rounds,
+        num_clients=fed.shards.num_clients,
+        num_params=fed.method.num_params,
+        payload_bytes=fed.method.payload_bytes,
+        group_size=fed.group_size,
+        setup_seconds=time.perf_counter() - started,
+    )
+    status = "failed"
+    try:
+        together(comm, lambda: tell_started(observers, info))
+        meter.lap()
+        for number in range(config.rounds + 1):
+            record = play(fed, meter, state, number)
+            with meter.phase("log"):
+                if record is not None:
+                    for observer in observers:
+                        observer.round(record)
+        if comm.rank == 0:
+            adapters.save(out / "adapter", clip.model, fed.method.unpack(state.adapter.cpu()), fed.method.alpha)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        for observer in observers:
+            observer.ended(status)
+
+
+def prepare(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federation]:
+    """Dataset, model and everything a round needs but the images' features; nothing is sent. On device 'meta', shapes only.
+
+    Raises UserError for what does not exist or does not fit together.
+    """
+    dataset: Dataset = plugins.member("datasets", config.data.name).build(config.data)
+    holders = shards.make(cast(PartitionOptions, config.partition), dataset.train.labels, config.seed)
+    clip = load(config.model, config.seed, device)
+    check_supported(clip.model, config.model.name)
+    tower = TextTower(clip.model, clip.tokenize(list(dataset.captions)))
+    method: Method = plugins.member("methods", config.method.name).build(config.method, tower, clip.model)
+    num_clients = config.cohort.num_clients(holders.num_clients)
+    nothing = Examples(torch.empty(0), torch.empty(0))
+    fed = Federation(
+        seed=config.seed,
+        config=config,
+        method=method,
+        aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
+        shards=holders,
+        train=nothing,
+        test=nothing,
+        group_size=config.client.group_size or cohort.default_group_size(num_clients, tower.num_nodes),
+        rows_per_client=tower.num_nodes,
+    )
+    return dataset, clip, fed
+
+
+def examples(images: Images, clip: Clip, comm: Communicator, device: torch.device) -> Examples:
+    """Features of all images, computed by all ranks together, on every rank's device."""
+    mine = together(comm, lambda: features.encode(images, clip.model, clip.preprocess, device, comm.rank, comm.size))
+    everything = features.assemble(comm.allgather(mine.tobytes()), len(images.labels))
+    return Examples(torch.from_numpy(everything).to(device), torch.from_numpy(images.labels).to(device))
+
+
+def first_state(fed: Federation, comm: Communicator, device: torch.device) -> State:
+    """The adapter before training: rank 0's, sent to all once."""
+    adapter = fed.method.pack(fed.method.init(seeds.generator(fed.seed, "initial adapter")))
+    comm.broadcast(adapter.numpy())
+    adapter = adapter.to(device)
+    return State(adapter, fed.aggregator.init(adapter), {})
+
+
+def tell_started(observers: Sequence[Observer], info: RunInfo) -> None:
+    """Tell every observer; it may raise UserError, for example when the run directory cannot be written."""
+    for observer in observers:
+        observer.started(info)
+
+
+def place_rows(places: list[devices.Place]) -> Rows:
+    """The rows of /topology."""
+    return np.array([(p.rank, p.host, p.local_rank, p.device, p.num_threads) for p in places], TOPOLOGY)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"flora_hpc": __version__, "python": platform.python_version()}
+    for package in ("torch", "open_clip_torch", "peft", "numpy", "h5py", "mpi4py", "mpich", "openmpi"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
