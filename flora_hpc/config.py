@@ -9,6 +9,7 @@ from flora_hpc import plugins
 from flora_hpc.errors import did_you_mean
 from flora_hpc.plugins import BaseOptions
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -51,7 +52,7 @@ class ClientConfig(Section):
     lr: Positive = Field(5e-5, description="Adam's learning rate")
     loss: Literal["contrastive", "classification"] = Field("contrastive", description="what a step minimises")
     weight_decay: float = Field(0.2, ge=0, allow_inf_nan=False, description="L2 penalty, added to the gradient")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="Adam's decay rates")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="Adam's decay rates")
     eps: Positive = Field(1e-6, description="Adam's epsilon")
     shuffle: bool = Field(True, description="a new order of the examples in every epoch")
     optimizer_state: Literal["reset", "keep"] = Field(
@@ -100,7 +101,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        registered: int = getattr(self.partition, "num_clients", 1)
+        registered: int | None = getattr(self.partition, "num_clients", None)
+        if registered is None:  # a stand-in for a partition that has mistakes of its own
+            return self
         if self.cohort.size is not None and self.cohort.size > registered:
             raise ValueError(
                 f"cohort.size: {self.cohort.size} clients a round, but only {registered} are registered; "

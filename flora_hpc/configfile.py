@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flora_hpc import plugins
-from flora_hpc.config import Config, Section
+from flora_hpc.config import Config
 from flora_hpc.errors import UserError, did_you_mean
 from flora_hpc.plugins import BaseOptions
 
@@ -22,19 +22,35 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[s
     Returns the configuration and notes on what the overrides set aside. Raises UserError with one line per mistake.
     """
     tree = _read(path)
+    held = _dotted(tree)
     given = dict(_split_override(text) for text in overrides or [])
     notes = _apply(tree, given)
+    known = _known_keys(tree)
     problems: list[tuple[str, str]] = []
     for section, family in FAMILY_OF.items():
-        tree[section] = _member_options(section, family, tree.get(section, {}), problems)
+        tree[section] = _member_options(section, family, tree.get(section, {}), known, problems)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems += _explain(error, "", _known_keys(tree))
+        problems += _explain(error, "", known)
     if problems:
-        lines = [f"-s {text}" if key in given else f"{path.name}: {text}" for key, text in problems]
-        raise UserError("\n".join(lines))
+        raise UserError("\n".join(f"{'-s' if _is_from(key, given, held) else f'{path.name}:'} {text}" for key, text in problems))
     return config, notes
+
+
+def _is_from(key: str, given: dict[str, Any], held: set[str]) -> bool:
+    """Whether a mistake at `key` came with an override: of this key, of one above it, or of one below that the file lacks."""
+    above = any(key == name or key.startswith(f"{name}.") for name in given)
+    below = any(name.startswith(f"{key}.") for name in given)
+    return above or (below and key not in held)
+
+
+def _dotted(tree: Any, prefix: str = "") -> set[str]:
+    """Every dotted key of a nested mapping."""
+    keys: set[str] = set()
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        keys |= {f"{prefix}{name}"} | _dotted(value, f"{prefix}{name}.")
+    return keys
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -45,10 +61,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such file{did_you_mean(path.name, nearby)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a YAML text file: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise UserError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', not {type(tree).__name__}")
+        found = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', but holds {found}")
     return tree
 
 
@@ -58,7 +75,7 @@ def _split_override(text: str) -> tuple[str, Any]:
         raise UserError(f"-s {text}: write -s key=value, for example -s client.lr=1.0e-4")
     try:
         return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return key.strip(), value
 
 
@@ -68,16 +85,16 @@ def _apply(tree: dict[str, Any], given: dict[str, Any]) -> list[str]:
     for key, value in given.items():
         section, _, rest = key.partition(".")
         instead = INSTEAD_OF.get(key)
-        if instead and instead not in given:
+        if instead and instead not in given and value is not None:
             branch = tree.get(section)
             if isinstance(branch, dict) and branch.pop(instead.partition(".")[2], None) is not None:
                 notes.append(f"{instead} of the file is set aside, since {key} was given")
         if section in FAMILY_OF and rest == "name" and isinstance(tree.get(section), dict):
-            dropped = _foreign_keys(FAMILY_OF[section], tree[section], value)
+            of = str(tree[section].get("name", DEFAULT_MEMBER[section]))
+            dropped = _foreign_keys(FAMILY_OF[section], tree[section], of, str(value))
             for name in dropped:
                 del tree[section][name]
             if dropped:
-                of = tree[section].get("name", DEFAULT_MEMBER[section])
                 notes.append(f"{section}.name={value}: dropped {', '.join(dropped)}, which belong to '{of}'")
     for key, value in given.items():
         *parents, last = key.split(".")
@@ -90,17 +107,16 @@ def _apply(tree: dict[str, Any], given: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _foreign_keys(family: str, branch: dict[str, Any], new_name: Any) -> list[str]:
+def _foreign_keys(family: str, branch: dict[str, Any], old: str, new: str) -> list[str]:
     """Keys of a branch that its old member knows and the new one does not."""
     try:
-        old = plugins.member(family, str(branch.get("name"))).Options.model_fields
-        new = plugins.member(family, str(new_name)).Options.model_fields
+        before, after = (plugins.member(family, name).Options.model_fields for name in (old, new))
     except UserError:
         return []  # reported when the branch is checked
-    return [key for key in branch if key in old and key not in new]
+    return [key for key in branch if key in before and key not in after]
 
 
-def _member_options(section: str, family: str, branch: Any, problems: list[tuple[str, str]]) -> BaseOptions:
+def _member_options(section: str, family: str, branch: Any, known: list[str], problems: list[tuple[str, str]]) -> BaseOptions:
     """The checked options of one family member; on a mistake, a stand-in so that the other sections are checked too."""
     stand_in = BaseOptions(name=DEFAULT_MEMBER[section])
     if not isinstance(branch, dict):
@@ -115,19 +131,21 @@ def _member_options(section: str, family: str, branch: Any, problems: list[tuple
     try:
         return options.model_validate(branch)
     except ValidationError as error:
-        known = [f"{section}.{name}" for name in options.model_fields]
-        problems += _explain(error, f"{section}.", known + _known_keys({}))
+        problems += _explain(error, f"{section}.", known)
         return stand_in
 
 
 def _known_keys(tree: dict[str, Any]) -> list[str]:
-    """Every dotted key that exists, for suggestions."""
+    """Every dotted key that exists, for suggestions; of a family, those of the member that the tree chose."""
     keys = []
     for name, field in Config.model_fields.items():
         kind = field.annotation
-        if isinstance(tree.get(name), BaseOptions):
-            keys += [f"{name}.{sub}" for sub in type(tree[name]).model_fields]
-        elif isinstance(kind, type) and issubclass(kind, Section):
+        if name in FAMILY_OF:
+            branch = tree.get(name)
+            chosen = str(branch.get("name", "")) if isinstance(branch, dict) else ""
+            names = plugins.members(FAMILY_OF[name])
+            kind = plugins.member(FAMILY_OF[name], chosen if chosen in names else DEFAULT_MEMBER[name]).Options
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
             keys += [f"{name}.{sub}" for sub in kind.model_fields]
         keys.append(name)
     return keys
@@ -136,14 +154,18 @@ def _known_keys(tree: dict[str, Any]) -> list[str]:
 def _explain(error: ValidationError, prefix: str, known: list[str]) -> list[tuple[str, str]]:
     """(key, sentence) for each mistake that pydantic found below `prefix`."""
     found = []
+    places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
-        key = prefix + ".".join(str(part) for part in problem["loc"])
+        place = problem["loc"]
+        if problem["type"] == "too_short" and any(other[: len(place)] == place and other != place for other in places):
+            continue  # short only because an item of it was refused
+        key = prefix + ".".join(str(part) for part in place)
         context, value = problem.get("ctx", {}), problem["input"]
         if problem["type"] == "extra_forbidden":
             found.append((key, f"{key}: unknown key{_suggest(key, known)}"))
         elif problem["type"] == "value_error":
             text = str(context["error"])
-            found.append((key, text if not problem["loc"] else f"{key}: {text}"))
+            found.append((key, f"{key}: {text}") if place else (text.partition(":")[0], text))
         else:
             sentence = SENTENCES.get(problem["type"], problem["msg"]).format(**context, value=repr(value))
             found.append((key, f"{key}: {sentence}"))
@@ -152,6 +174,9 @@ def _explain(error: ValidationError, prefix: str, known: list[str]) -> list[tupl
 
 SENTENCES = {
     "missing": "is required",
+    "too_short": "must have at least {min_length} item",
+    "too_long": "must have at most {max_length} items, not {actual_length}",
+    "tuple_type": "must be a list, not {value}",
     "greater_than": "must be greater than {gt}, not {value}",
     "greater_than_equal": "must be at least {ge}, not {value}",
     "less_than": "must be less than {lt}, not {value}",
@@ -172,13 +197,15 @@ SENTENCES = {
 
 
 def _suggest(key: str, known: list[str]) -> str:
-    """`; did you mean a.b?`: the nearest key of the same section, else of any section."""
+    """`; did you mean a.b?`: the same name elsewhere, else the nearest of the same section, else of any section."""
     section, _, last = key.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
     anywhere = {name.rpartition(".")[2]: name for name in known}
+    if key in known:  # written with a dot in the file
+        return f"; write it as {key.partition('.')[0]}: {{{key.partition('.')[2]}: ...}}"
+    if last in anywhere:
+        return f"; did you mean {anywhere[last]}?"
     for names in (siblings, anywhere):
-        hint = did_you_mean(last, names)
-        if hint:
-            name = hint.split("'")[1]
-            return f"; did you mean {names[name]}?"
+        if hint := did_you_mean(last, names):
+            return f"; did you mean {names[hint.split(chr(39))[1]]}?"
     return f" (known here: {', '.join(sorted(siblings))})" if siblings else ""

@@ -10,5 +10,6 @@ class UserError(Exception):
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `choices`, or nothing when none is near."""
-    near = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean '{by_lower[near[0]]}'?" if near else ""

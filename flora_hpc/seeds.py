@@ -10,5 +10,5 @@ def generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
 
     The same arguments give the same numbers on every rank and machine (NumPy's Philox, seeded through SeedSequence).
     """
-    entropy = [seed, zlib.crc32(purpose.encode()), *indices]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+    sequence = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())], spawn_key=indices)
+    return np.random.Generator(np.random.Philox(sequence))

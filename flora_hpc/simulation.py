@@ -16,12 +16,14 @@ from flora_hpc.clip.load import Clip, load
 from flora_hpc.clip.text import TextTower, check_supported
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import Communicator, together
+from flora_hpc.comm.exact import MAX_CLIENTS
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import Config
 from flora_hpc.data import features, shards
 from flora_hpc.data.images import Dataset, Images
 from flora_hpc.data.shards import PartitionOptions
+from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
@@ -100,6 +102,10 @@ def prepare(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federa
     tower = TextTower(clip.model, clip.tokenize(list(dataset.captions)))
     method: Method = plugins.member("methods", config.method.name).build(config.method, tower, clip.model)
     num_clients = config.cohort.num_clients(holders.num_clients)
+    if num_clients > MAX_CLIENTS:
+        raise UserError(
+            f"cohort: {num_clients:,} clients in a round are more than the {MAX_CLIENTS:,} that an exact sum holds; lower it"
+        )
     nothing = Examples(torch.empty(0), torch.empty(0))
     fed = Federation(
         seed=config.seed,

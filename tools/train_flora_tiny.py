@@ -1,6 +1,6 @@
 """Train `flora-tiny`, the small CLIP that ships in the package.
 
-    python tools/train_flora_tiny.py --data DIR --out DIR [--steps 6000]
+    python tools/train_flora_tiny.py --data DIR --out DIR [--steps 7000]
 
 `--data` holds HDF5 image files (`tiny_imagenet.h5`, `caltech101.h5`, ...; the format that dataset `hdf5` reads). Digits and
 letters are drawn here, from every font of this machine that has them. scikit-learn's digits, the data of the demo, and CIFAR-10
@@ -27,7 +27,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 CONFIG = Path(__file__).parent.parent / "flora_hpc/clip/flora_tiny/open_clip_config.json"
 PHOTO_SHARE = {"tiny_imagenet": 0.5, "caltech101": 0.2, "fashion_mnist": 0.15, "flowers5": 0.1, "dtd10": 0.05}
@@ -168,6 +168,8 @@ def train(args: argparse.Namespace) -> None:
     random.seed(args.seed)
     config = json.loads(CONFIG.read_text())
     model = open_clip.CLIP(**config["model_cfg"])
+    if args.init:
+        model.load_state_dict(load_file(args.init), strict=True)
     mean = torch.tensor(config["preprocess_cfg"]["mean"]).view(1, 3, 1, 1)
     std = torch.tensor(config["preprocess_cfg"]["std"]).view(1, 3, 1, 1)
     photo = {name: photos(args.data / f"{name}.h5") for name in PHOTO_SHARE}
@@ -224,7 +226,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=CONFIG.parent)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--init", type=Path, help="go on from these weights")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--glyphs", type=int, default=60000)
     parser.add_argument("--lr", type=float, default=6e-4)

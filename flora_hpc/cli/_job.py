@@ -4,12 +4,12 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from flora_hpc.comm.communicator import AgreedError, Communicator, connect
+from flora_hpc.comm.communicator import AgreedError, Communicator, connect, together
 from flora_hpc.comm.launch import Launch
-from flora_hpc.config import CommConfig
+from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import UserError
 
 
@@ -36,3 +36,31 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
             where = f"flora-hpc: rank {comm.rank} of {comm.size} on {socket.gethostname()}"
             print(f"{where}: {error if mistake else traceback.format_exc()}", file=sys.stderr, flush=True)
             comm.abort(2 if mistake else 1)
+
+
+@contextmanager
+def job_with_config(launch: Launch, load: Callable[[], Config]) -> Iterator[tuple[Communicator, Config]]:
+    """Load the configuration on every rank, connect them, and settle its mistakes together.
+
+    A rank that left because of its configuration, before MPI is initialised, would leave the others waiting there for ever.
+    """
+    config, problem = None, None
+    try:
+        config = load()
+    except UserError as error:
+        if launch.size == 1:
+            raise
+        problem = error
+
+    def settled() -> Config:
+        if config is None:
+            raise UserError(str(problem))
+        return config
+
+    try:
+        with job(launch, config.comm if config else CommConfig()) as comm:
+            yield comm, together(comm, settled)
+    except UserError:
+        if problem:
+            raise problem from None
+        raise

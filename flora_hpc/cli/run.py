@@ -2,6 +2,7 @@
 
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,21 @@ import typer
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides
+from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
+from flora_hpc.comm.communicator import together
+from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 
 STARTED = time.perf_counter()
+
+
+class View(StrEnum):
+    """How a run is shown. Under mpiexec the output is a pipe, so a live view there must be asked for."""
+
+    auto = "auto"
+    live = "live"
+    plain = "plain"
 
 
 def run(
@@ -21,23 +33,28 @@ def run(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="run directory; by default runs/<config name>-<time>", show_default=False)
     ] = None,
+    view: Annotated[
+        View, typer.Option(help="live view or one plain line a round; auto asks whether this is a terminal")
+    ] = View.auto,
 ) -> None:
     """Run an experiment. Start it with srun, mpiexec or torchrun, or alone."""
     me = launch.detect()
-    resolved, notes = configfile.load(config, overrides)
     out = out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for note in notes:
-        print(f"note: {note}")
-    if me.rank == 0:
-        refuse_used(out)  # before the seconds that imports and ranks take
 
-    from flora_hpc import simulation  # torch and open_clip take seconds to import
-    from flora_hpc.cli._job import job
-    from flora_hpc.observers import hdf5, plain, terminal
+    def load() -> Config:
+        resolved, notes = configfile.load(config, overrides)
+        for note in notes:
+            print(f"note: {note}")
+        return resolved
 
-    with job(me, resolved.comm) as comm:
-        view = terminal if sys.stdout.isatty() else plain
-        simulation.run(resolved, comm, me, out, lambda: [hdf5.build(out), view.build(out)], STARTED)
+    with job_with_config(me, load) as (comm, resolved):
+        together(comm, lambda: refuse_used(out) if comm.rank == 0 else None)
+
+        from flora_hpc import simulation  # torch and open_clip take seconds to import
+        from flora_hpc.observers import hdf5, plain, terminal
+
+        live = view == View.live or (view == View.auto and sys.stdout.isatty())
+        simulation.run(resolved, comm, me, out, lambda: [hdf5.build(out), (terminal if live else plain).build(out)], STARTED)
 
 
 def refuse_used(out: Path) -> None:

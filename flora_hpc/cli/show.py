@@ -9,13 +9,20 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 import yaml
+from rich import box
 from rich.console import Console
+from rich.filesize import decimal
+from rich.measure import Measurement
 from rich.table import Table
 
 from flora_hpc.cli._args import Run
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file, views
 from flora_hpc.records.schema import Rows
+
+
+HIDDEN_FIRST = """server_seconds log_seconds num_rejected downlink_bytes weight group eval_seconds num_steps num_examples
+    collective_bytes comm_seconds uplink_bytes update_norm peak_memory_bytes num_clients wait_seconds""".split()
 
 
 class Part(StrEnum):
@@ -63,7 +70,25 @@ def show(
         }
         Console().print(views.summary(tables["rounds"], facts, str(run)))
     else:
-        Console().print(as_table(tables[part.value][-last if last else 0 :]))
+        show_table(Console(), tables[part.value][-last if last else 0 :])
+
+
+def show_table(console: Console, rows: Rows) -> None:
+    """Print every row; on a terminal too narrow for every column, the less telling ones are left out, and that is said."""
+    names = list(rows.dtype.names or ())
+    unbounded = console.options.update(max_width=10_000)
+    hidden = []
+    while (width := Measurement.get(console, unbounded, as_table(rows, names)).maximum) > console.width:
+        if not console.is_terminal:
+            console.width = width  # a file or another program has no width to keep to
+        elif less := [name for name in HIDDEN_FIRST if name in names]:
+            hidden.append(less[0])
+            names.remove(less[0])
+        else:
+            break
+    console.print(as_table(rows, names))
+    if hidden:
+        console.print(f"[dim]not shown for want of width: {', '.join(hidden)} (--csv and --json have all)[/]")
 
 
 def record(table: Rows, row: Any) -> dict[str, Any]:
@@ -76,12 +101,23 @@ def record(table: Rows, row: Any) -> dict[str, Any]:
     return values
 
 
-def as_table(rows: Rows) -> Table:
-    """Every row and column, in a form that fits a terminal."""
-    table = Table(pad_edge=False)
-    for name in rows.dtype.names or ():
-        table.add_column(name.replace("_", " ").replace(" seconds", " s").replace(" bytes", " B"), justify="right", overflow="fold")
+def as_table(rows: Rows, names: list[str]) -> Table:
+    """Every row, the columns `names`, with units a person reads."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " "), justify="right", overflow="fold")
     for row in rows:
-        values = record(rows, row).values()
-        table.add_row(*("-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
+        values = record(rows, row)
+        table.add_row(*(cell(name, values[name]) for name in names))
     return table
+
+
+def cell(name: str, value: Any) -> str:
+    """One value as text: seconds and bytes with their unit, other numbers to four digits."""
+    if value is None:
+        return "-"
+    if name.endswith("_seconds"):
+        return views.seconds(value)
+    if name.endswith("_bytes"):
+        return decimal(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -14,22 +14,12 @@ class SplitAttention(nn.Module):
 
     def __init__(self, fused: nn.MultiheadAttention) -> None:
         super().__init__()
-        width, dtype = fused.embed_dim, fused.out_proj.weight.dtype
         self.num_heads = fused.num_heads
-        bias = fused.in_proj_bias is not None
-        with torch.device(fused.out_proj.weight.device):
-            self.q_proj = nn.Linear(width, width, bias, dtype=dtype)
-            self.k_proj = nn.Linear(width, width, bias, dtype=dtype)
-            self.v_proj = nn.Linear(width, width, bias, dtype=dtype)
-            self.out_proj = nn.Linear(width, width, bias, dtype=dtype)
-        with torch.no_grad():
-            for i, part in enumerate((self.q_proj, self.k_proj, self.v_proj)):
-                part.weight.copy_(fused.in_proj_weight[i * width : (i + 1) * width])
-                if bias:
-                    part.bias.copy_(fused.in_proj_bias[i * width : (i + 1) * width])
-            self.out_proj.weight.copy_(fused.out_proj.weight)
-            if bias:
-                self.out_proj.bias.copy_(fused.out_proj.bias)
+        weights = fused.in_proj_weight.detach().chunk(3)
+        biases = (None,) * 3 if fused.in_proj_bias is None else fused.in_proj_bias.detach().chunk(3)
+        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
+        self.out_proj = _linear(fused.out_proj.weight.detach(), fused.out_proj.bias)
+        self.requires_grad_(fused.in_proj_weight.requires_grad)
 
     def forward(
         self,
@@ -42,6 +32,15 @@ class SplitAttention(nn.Module):
         """(batch, length, width) each -> ((batch, length, width), None), as nn.MultiheadAttention with batch_first."""
         mixed = attend(self.q_proj(query), self.k_proj(key), self.v_proj(value), self.num_heads, attn_mask)
         return self.out_proj(mixed), None
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """A Linear layer with copies of these values."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")  # meta: no random numbers are drawn
+    layer.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, mask: torch.Tensor | None) -> torch.Tensor:

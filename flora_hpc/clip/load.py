@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors import SafetensorError
 
 from flora_hpc.clip.attention import split
 from flora_hpc.config import ModelConfig
@@ -41,7 +43,7 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
         with torch.random.fork_rng(devices=[]), torch.device("cpu" if values else "meta"):
             torch.manual_seed(seed)
             model = open_clip.create_model(name, pretrained=pretrained, load_weights=values, device="cpu" if values else "meta")
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
         raise UserError(f"model: {config.name} does not load from '{config.pretrained}': {' '.join(str(error).split())}") from None
     finally:
         logging.disable(level)

@@ -82,7 +82,7 @@ def together(comm: Communicator, work: Callable[[], T]) -> T:
     try:
         result = work()
     except UserError as error:
-        problem = str(error)
+        problem = str(error) or type(error).__name__
     problems = [text.decode() for text in comm.allgather(problem.encode())]
     ranks = [rank for rank, text in enumerate(problems) if text]
     if ranks:

@@ -93,4 +93,5 @@ def check_world(launch: Launch, backend: str, size: int) -> None:
     """The communicator must be as large as the launcher said, or every process would be a rank 0 of its own."""
     if size != launch.size:
         started = f"{launch.launcher} started {launch.size} processes" if launch.launcher != "none" else "one process was started"
-        raise UserError(f"{started}, but backend '{backend}' sees a world of {size}: {ADVICE[launch.launcher]}")
+        advice = "set comm.backend: auto" if backend == "serial" else ADVICE[launch.launcher]
+        raise UserError(f"{started}, but backend '{backend}' sees a world of {size}: {advice}")

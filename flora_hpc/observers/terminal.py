@@ -23,7 +23,7 @@ class Terminal:
     """Redraws one panel after every round."""
 
     def __init__(self, folder: Path, console: Console | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._folder, self._console, self._clock = folder, console or Console(), clock
+        self._folder, self._console, self._clock = folder, console or Console(force_terminal=True), clock
         self._live = Live(console=self._console, refresh_per_second=4)
         self._rounds = np.zeros(0, ROUNDS)
         self._facts: dict[str, str] = {}

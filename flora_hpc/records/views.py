@@ -16,6 +16,8 @@ EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 def seconds(value: float) -> str:
     """0.0123 -> '12.3 ms', 75 -> '1:15'."""
+    if value < 1e-4:
+        return f"{value * 1e6:.0f} µs"
     if value < 1:
         return f"{value * 1000:.1f} ms"
     if value < 60:

@@ -1,0 +1,33 @@
+# Two commands do all the set-up: `make demo` and `make test`. They need Python >= 3.11, make and a C library.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check format clean
+
+demo: $(INSTALLED)  ## ten clients on two MPI ranks adapt a CLIP to handwritten digits
+	@view=plain; if [ -t 1 ]; then view=live; COLUMNS=$$(tput cols 2>/dev/null || echo 80); export COLUMNS; fi; \
+	$(BIN)/mpiexec -n 2 $(BIN)/flora-hpc run configs/quickstart.yaml --view $$view
+
+test: $(INSTALLED)  ## every test, real mpiexec and gloo runs included
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## formatting, lint, strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "flora-hpc needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --editable '.[dev,mpich]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,59 @@
+from importlib.resources import files
+
+import pytest
+import torch
+
+from flora_hpc.clip.load import load
+from flora_hpc.config import ModelConfig
+from flora_hpc.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_the_bundled_model_is_small_frozen_and_reads_its_own_captions() -> None:
+    clip = load(ModelConfig(), 0, CPU)
+    assert not any(parameter.requires_grad for parameter in clip.model.parameters())
+    assert not clip.model.training
+    weights = files("flora_hpc.clip.flora_tiny") / "open_clip_model.safetensors"
+    assert len(weights.read_bytes()) <= 20_000_000
+    tokens = clip.tokenize(["a photo of the number three."])
+    assert tokens.shape == (1, 77)
+    assert tokens[0, 0] == 49406  # CLIP's own start and end tokens
+    assert int(tokens.max()) == 49407
+
+
+def test_random_weights_come_from_the_seed_and_leave_torchs_generator_alone() -> None:
+    config = ModelConfig(name="RN50", pretrained="none")
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, same, other = (load(config, seed, CPU).model.token_embedding.weight for seed in (0, 0, 1))
+    assert first.equal(same)
+    assert not first.equal(other)
+    assert torch.random.get_rng_state().equal(before)
+
+
+def test_on_device_meta_there_are_shapes_but_no_values() -> None:
+    model = load(ModelConfig(name="ViT-B-32", pretrained="none"), 0, torch.device("meta")).model
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert model.token_embedding.weight.shape == (49408, 512)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "vit-b32"}, "no model 'vit-b32'; did you mean 'ViT-B-32'?"),
+        ({"name": "ViT-B-32"}, "needs weights: an open_clip tag .*laion2b_s34b_b79k.*, a weights file, or 'none'"),
+        ({"name": "ViT-B-32", "pretrained": "laion2b"}, "neither a file nor a tag of ViT-B-32; did you mean"),
+        ({"pretrained": "openai"}, "flora-tiny brings its weights; leave model.pretrained away"),
+    ],
+)
+def test_a_wrong_name_or_tag_is_answered_with_the_right_ones(config: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        load(ModelConfig(**config), 0, CPU)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: object) -> None:
+    path = tmp_path / "weights.safetensors"  # type: ignore[operator]
+    path.write_bytes(b"not weights")
+    with pytest.raises(UserError, match="ViT-B-32 does not load from"):
+        load(ModelConfig(name="ViT-B-32", pretrained=str(path)), 0, CPU)

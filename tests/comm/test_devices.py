@@ -1,0 +1,125 @@
+import os
+import socket
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from flora_hpc.comm import devices
+from flora_hpc.comm.launch import Launch
+from flora_hpc.config import CommConfig
+from flora_hpc.errors import UserError
+
+Threads = Callable[..., list[int]]
+Gpus = Callable[[int], list[torch.device]]
+
+
+@pytest.fixture
+def num_threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
+    """`num_threads((host, cores), ...)`: the threads that each rank takes, when rank r runs on `host` and may use `cores`."""
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+
+    def share(*ranks: tuple[str, range]) -> list[int]:
+        sent: list[bytes] = []
+        heard: list[list[bytes]] = []
+
+        def allgather(data: bytes) -> list[bytes]:
+            sent.append(data)
+            return heard[0] if heard else [data]
+
+        def everyone() -> list[int]:
+            shares = []
+            for host, cores in ranks:
+                monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+                monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(cores))
+                shares.append(devices.share_cores(SimpleNamespace(allgather=allgather)))
+            return shares
+
+        everyone()  # to learn what each rank sends
+        heard.append(sent[: len(ranks)])
+        set_to.clear()
+        shares = everyone()
+        assert set_to == shares
+        return shares
+
+    return share
+
+
+def test_a_rank_alone_takes_all_its_cores(num_threads: Threads) -> None:
+    assert num_threads(("node1", range(8))) == [8]
+
+
+def test_ranks_with_the_same_cores_share_them(num_threads: Threads) -> None:
+    assert num_threads(*[("node1", range(8))] * 3) == [2, 2, 2]
+
+
+def test_a_bound_rank_keeps_its_own_cores(num_threads: Threads) -> None:
+    assert num_threads(("node1", range(0, 6)), ("node1", range(6, 8))) == [6, 2]
+
+
+def test_the_same_cores_of_another_node_are_others(num_threads: Threads) -> None:
+    assert num_threads(("node1", range(8)), ("node1", range(8)), ("node2", range(8))) == [4, 4, 8]
+
+
+def test_more_ranks_than_cores_get_one_thread_each(num_threads: Threads) -> None:
+    assert num_threads(*[("node1", range(2))] * 3) == [1, 1, 1]
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
+    """`gpus(n)`: PyTorch sees n GPUs; returns the list of devices made current."""
+
+    def see(count: int) -> list[torch.device]:
+        current: list[torch.device] = []
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", current.append)
+        return current
+
+    return see
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cpu"])
+def test_without_a_gpu_it_is_the_cpu(gpus: Gpus, wanted: str) -> None:
+    gpus(0)
+    assert devices.pick(Launch(), CommConfig(device=wanted)) == torch.device("cpu")
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_the_cure(gpus: Gpus) -> None:
+    gpus(0)
+    with pytest.raises(UserError, match=r"comm\.device: 'cuda' .* sees no GPU here; set comm\.device: auto or cpu"):
+        devices.pick(Launch(), CommConfig(device="cuda"))
+
+
+def test_cpu_leaves_the_gpus_alone(gpus: Gpus) -> None:
+    current = gpus(2)
+    assert devices.pick(Launch(), CommConfig(device="cpu")) == torch.device("cpu")
+    assert current == []
+
+
+@pytest.mark.parametrize(("local_rank", "gpu"), [(0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0"), (3, "cuda:1")])
+def test_ranks_of_a_node_take_gpus_in_turn(gpus: Gpus, local_rank: int, gpu: str) -> None:
+    """The local rank decides, not the rank."""
+    current = gpus(2)
+    assert devices.pick(Launch("slurm", rank=7, size=8, local_rank=local_rank, local_size=4), CommConfig()) == torch.device(gpu)
+    assert current == [torch.device(gpu)]
+
+
+def test_a_rank_that_sees_only_its_own_gpu_takes_it(gpus: Gpus) -> None:
+    """As with srun --gpus-per-task=1: local rank 1 sees its GPU as number 0."""
+    gpus(1)
+    assert devices.pick(Launch("slurm", 1, 2, 1, 2), CommConfig()) == torch.device("cuda:0")
+
+
+def test_every_rank_learns_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 is asked; rank 0 says of itself what rank 1 says, but for the rank."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "node2")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    launch = Launch("slurm", rank=1, size=2, local_rank=0, local_size=1)
+    comm = SimpleNamespace(rank=1, allgather=lambda data: [data.replace(b'"rank": 1', b'"rank": 0'), data])
+    assert devices.places(comm, launch, torch.device("cuda:0"), 4) == [
+        devices.Place(0, "node2", 0, "cuda:0 Some GPU", 4),
+        devices.Place(1, "node2", 0, "cuda:0 Some GPU", 4),
+    ]
+    assert devices.places(comm, launch, torch.device("cpu"), 4)[1].device == "cpu"

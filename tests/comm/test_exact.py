@@ -1,0 +1,132 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flora_hpc.comm.exact import MAX_CLIENTS, ExactSum
+
+NAN, INF = float("nan"), float("inf")
+
+Client = tuple[list[float], int]  # three update values, the weight
+
+
+def added(*clients: Client, to: ExactSum | None = None) -> ExactSum:
+    exact = ExactSum(len(clients[0][0])) if to is None else to
+    exact.add(torch.tensor([update for update, _ in clients]), torch.tensor([weight for _, weight in clients]))
+    return exact
+
+
+def test_the_weighted_mean_of_two_clients() -> None:
+    """(1 * 1 + 3 * 3) / 4 and (1 * 2 - 3 * 4) / 4."""
+    exact = added(([1.0, 2.0], 1), ([3.0, -4.0], 3))
+    assert exact.mean().tolist() == [2.5, -2.5]
+    assert exact.total == 4
+
+
+def test_the_mean_is_float32() -> None:
+    assert added(([1.0], 1)).mean().dtype == torch.float32
+
+
+def test_a_single_client_gets_its_own_update_back() -> None:
+    update = torch.tensor([[0.1, -1e-9, 3.1415927, 2.0**-40]])
+    exact = ExactSum(4)
+    exact.add(update, torch.tensor([7]))
+    assert torch.equal(exact.mean(), update[0])
+
+
+def test_great_values_that_cancel_leave_the_small_one_whole() -> None:
+    """In float32, and in any order but one, 2^-30 would be lost beside 2^24."""
+    exact = added(([2.0**24], 1), ([2.0**-30], 1), ([-(2.0**24)], 1), ([0.0], 1))
+    assert exact.mean().tolist() == [2.0**-32]
+
+
+def test_what_is_below_the_resolution_counts_as_nothing() -> None:
+    assert added(([2.0**-58, 2.0**-60], 1)).mean().tolist() == [2.0**-58, 0.0]
+
+
+def test_clients_may_come_one_by_one_or_together() -> None:
+    clients: list[Client] = [([0.1, 1e-7], 3), ([-2.7, 5.0], 11), ([33.3, -1e-6], 2)]
+    together, one_by_one = added(*clients), ExactSum(2)
+    for client in clients:
+        added(client, to=one_by_one)
+    assert np.array_equal(together.buffer, one_by_one.buffer)
+
+
+def test_the_sum_over_ranks_lands_in_the_buffer() -> None:
+    """As an allreduce does it: 1 * 1 here and 3 * 5 there, over a weight of 4."""
+    here, there = added(([1.0], 1)), added(([5.0], 3))
+    here.buffer[...] += there.buffer
+    assert here.mean().tolist() == [4.0]
+    assert here.total == 4
+
+
+def test_nobody_gives_zeros() -> None:
+    assert ExactSum(3).mean().tolist() == [0.0, 0.0, 0.0]
+    assert ExactSum(3).total == 0
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, 2.0**24, -(2.0**24)], ids=["nan", "inf", "-inf", "large", "large negative"])
+def test_a_client_that_does_not_fit_is_left_out_and_reported(bad: float) -> None:
+    """The product counts: with weight 2, an update of 2^24 is one of 2^25. One wrong value condemns the whole client."""
+    exact = ExactSum(2)
+    fits = exact.add(torch.tensor([[1.0, 2.0], [8.0, bad], [4.0, -4.0]]), torch.tensor([1, 2, 1]))
+    assert fits.tolist() == [True, False, True]
+    assert exact.mean().tolist() == [2.5, -1.0]
+    assert exact.total == 2
+
+
+def test_the_largest_product_that_fits() -> None:
+    exact = ExactSum(1)
+    assert exact.add(torch.tensor([[2.0**25 - 2]]), torch.tensor([1])).tolist() == [True]
+    assert exact.mean().tolist() == [2.0**25 - 2]
+
+
+def test_all_left_out_gives_zeros() -> None:
+    exact = ExactSum(2)
+    assert exact.add(torch.tensor([[NAN, 1.0], [1.0, INF]]), torch.tensor([1, 1])).tolist() == [False, False]
+    assert exact.mean().tolist() == [0.0, 0.0]
+
+
+def test_the_largest_cohort_of_the_largest_updates_does_not_overflow() -> None:
+    """The largest coarse part, and the largest fine part (half a coarse unit), as many times as promised."""
+    largest = [2.0**25 - 2, -(2.0**25 - 2), 2.0**-17, -(2.0**-17)]
+    exact = added((largest, 1))
+    exact.buffer[...] *= MAX_CLIENTS
+    assert exact.mean().tolist() == largest
+
+
+def test_no_clients_in_a_batch_add_nothing() -> None:
+    exact = ExactSum(2)
+    assert exact.add(torch.empty(0, 2), torch.empty(0, dtype=torch.int64)).tolist() == []
+    assert exact.total == 0
+
+
+values = st.lists(st.floats(-(2.0**20), 2.0**20, width=32), min_size=3, max_size=3)
+cohorts = st.lists(st.tuples(values, st.integers(1, 31)), min_size=1, max_size=8)
+
+
+@settings(deadline=None, database=None)
+@given(cohort=cohorts, data=st.data())
+def test_any_split_over_ranks_in_any_order_gives_the_same_bits(cohort: list[Client], data: st.DataObject) -> None:
+    num_ranks = data.draw(st.integers(1, 4), label="ranks")
+    order = data.draw(st.permutations(cohort), label="order")
+    ranks = [ExactSum(3) for _ in range(num_ranks)]
+    for client in order:
+        added(client, to=ranks[data.draw(st.integers(0, num_ranks - 1), label="rank")])
+    for other in ranks[1:]:
+        ranks[0].buffer[...] += other.buffer
+    assert ranks[0].mean().numpy().tobytes() == added(*cohort).mean().numpy().tobytes()
+
+
+@settings(deadline=None, database=None)
+@given(cohort=cohorts)
+def test_the_mean_is_that_of_rational_arithmetic(cohort: list[Client]) -> None:
+    """Correctly rounded to float32, but for the resolution of the sum, 2^-58; a hundredth for rounding twice."""
+    total = sum(weight for _, weight in cohort)
+    for i, mean in enumerate(added(*cohort).mean().numpy()):
+        right = sum(Fraction(update[i]) * weight for update, weight in cohort) / total
+        tolerance = Fraction(float(np.spacing(np.float32(abs(right))))) * Fraction(51, 100) + Fraction(1, 2**58)
+        assert abs(Fraction(float(mean)) - right) <= tolerance

@@ -1,0 +1,152 @@
+"""Time stands still but for what each test lets take time, in whole seconds."""
+
+from typing import NoReturn
+
+import numpy as np
+import pytest
+
+from flora_hpc.comm.communicator import Array
+from flora_hpc.comm.meter import Meter
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SlowComm:
+    """Rank 1 of 4: others arrive 5 seconds later at every barrier, and a collective takes 2."""
+
+    name, rank, size = "slow", 1, 4
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.closed = False
+
+    def _transfer(self) -> None:
+        self._clock.now += 2
+
+    def allreduce(self, array: Array) -> None:
+        self._transfer()
+        array *= 4
+
+    def broadcast(self, array: Array) -> None:
+        self._transfer()
+        array[...] = 7
+
+    def allgather(self, data: bytes) -> list[bytes]:
+        self._transfer()
+        return [data] * 4
+
+    def gather(self, data: bytes) -> list[bytes] | None:
+        self._transfer()
+        return None
+
+    def barrier(self) -> None:
+        self._clock.now += 5
+
+    def abort(self, code: int) -> NoReturn:
+        raise SystemExit(code)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def meter(clock: Clock) -> Meter:
+    return Meter(SlowComm(clock), clock)
+
+
+def test_a_meter_is_the_communicator_it_wraps(clock: Clock) -> None:
+    comm = SlowComm(clock)
+    meter = Meter(comm, clock)
+    numbers = np.ones(3, np.int64)
+    assert (meter.name, meter.rank, meter.size) == ("slow", 1, 4)
+    meter.allreduce(numbers)
+    assert numbers.tolist() == [4, 4, 4]
+    meter.broadcast(numbers)
+    assert numbers.tolist() == [7, 7, 7]
+    assert meter.allgather(b"ab") == [b"ab"] * 4
+    assert meter.gather(b"ab") is None
+    meter.close()
+    assert comm.closed
+    with pytest.raises(SystemExit, match="3"):
+        meter.abort(3)
+
+
+def test_waiting_for_others_is_told_from_transfer(meter: Meter) -> None:
+    meter.allreduce(np.zeros(3, np.int64))
+    assert meter.lap()[0] == {"wait": 5, "comm": 2}
+
+
+def test_a_barrier_is_waiting_only(meter: Meter) -> None:
+    meter.barrier()
+    assert meter.lap() == ({"wait": 5}, 5, 0)
+
+
+def test_bytes_are_those_handed_to_collectives(meter: Meter) -> None:
+    meter.allreduce(np.zeros(3, np.int64))  # 24
+    meter.broadcast(np.zeros((2, 5), np.float32))  # 40
+    meter.allgather(b"abc")  # 3
+    meter.gather(b"abcdef")  # 6
+    seconds, total, num_bytes = meter.lap()
+    assert num_bytes == 24 + 40 + 3 + 6
+    assert seconds == {"wait": 20, "comm": 8}
+    assert total == 28
+
+
+def test_a_phase_is_charged_with_what_happens_inside(meter: Meter, clock: Clock) -> None:
+    with meter.phase("train"):
+        clock.now += 3
+    clock.now += 10  # between phases: in the total only
+    with meter.phase("server"):
+        clock.now += 1
+    assert meter.lap() == ({"train": 3, "server": 1}, 14, 0)
+
+
+def test_a_phase_that_comes_back_adds_up(meter: Meter, clock: Clock) -> None:
+    for seconds in (3, 4):
+        with meter.phase("train"):
+            clock.now += seconds
+    assert meter.lap()[0] == {"train": 7}
+
+
+def test_a_lap_starts_from_nothing(meter: Meter, clock: Clock) -> None:
+    with meter.phase("train"):
+        clock.now += 3
+    meter.allgather(b"abc")
+    meter.lap()
+    clock.now += 1
+    with meter.phase("train"):
+        clock.now += 2
+    assert meter.lap() == ({"train": 2}, 3, 0)
+
+
+def test_a_finished_lap_is_not_changed_by_the_next(meter: Meter, clock: Clock) -> None:
+    with meter.phase("train"):
+        clock.now += 3
+    seconds, _, _ = meter.lap()
+    with meter.phase("train"):
+        clock.now += 2
+    assert seconds == {"train": 3}
+
+
+def test_work_left_on_the_device_is_charged_to_the_phase_that_asked_for_it(clock: Clock) -> None:
+    """`idle` is called before the clock is read, so its time counts."""
+    queued = [6.0]
+
+    def idle() -> None:
+        clock.now += queued.pop() if queued else 0
+
+    meter = Meter(SlowComm(clock), clock, idle)
+    with meter.phase("train"):
+        clock.now += 1  # asking for the work
+    meter.allreduce(np.zeros(1, np.int64))
+    assert meter.lap()[0] == {"train": 7, "wait": 5, "comm": 2}

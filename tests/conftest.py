@@ -1,0 +1,68 @@
+"""What many tests need: a small CLIP with random weights, the bundled one, and ways to start ranks."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import flora_hpc  # noqa: F401 -- before torch, as in the program
+
+import open_clip  # isort: skip
+import torch  # isort: skip
+
+from flora_hpc.clip.attention import split
+
+ROOT = Path(__file__).parent.parent
+WIDTH, VOCABULARY, CONTEXT, END = 16, 40, 12, 39
+
+
+def small_model(seed: int = 0, dtype: torch.dtype = torch.float32, quick_gelu: bool = False) -> open_clip.CLIP:
+    """A CLIP of 2 x 2 blocks, 16 wide, with weights large enough that every part of it matters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(
+            embed_dim=8,
+            vision_cfg={"image_size": 8, "layers": 2, "width": WIDTH, "head_width": 8, "patch_size": 4},
+            text_cfg={"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": WIDTH, "heads": 2, "layers": 2},
+            quick_gelu=quick_gelu,
+        )
+        for parameter in model.parameters():
+            if parameter.ndim:
+                parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def split_model() -> open_clip.CLIP:
+    return split(small_model(dtype=torch.float64))
+
+
+@pytest.fixture
+def captions() -> torch.Tensor:
+    """Five captions that share beginnings in different ways; token 39 ends a caption, 0 pads it. The last repeats the first."""
+    rows = [[1, 5, 6, END], [1, 5, 7, 8, END], [1, 5, 6, 9, END], [1, 2, END], [1, 5, 6, END]]
+    return torch.tensor([row + [0] * (CONTEXT - len(row)) for row in rows])
+
+
+@pytest.fixture(scope="session")
+def mpiexec() -> list[str]:
+    """The command that starts MPI ranks: the wheel's, beside Python, or the system's."""
+    found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+    if found is None:
+        pytest.skip("no mpiexec")
+    pytest.importorskip("mpi4py")
+    return [found]
+
+
+@pytest.fixture(scope="session")
+def flora() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `[launcher...] flora-hpc arguments` as users do."""
+
+    def start(*arguments: object, under: list[str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        command = [*(under or []), sys.executable, "-m", "flora_hpc", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+
+    return start

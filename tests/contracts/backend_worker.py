@@ -1,0 +1,91 @@
+"""One rank of a world that test_backends.py starts: uses every collective and writes what came of it to FOLDER/RANK.json.
+
+[launcher ...] python backend_worker.py BACKEND FOLDER
+"""
+
+import json
+import os
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flora_hpc.comm.communicator import AgreedError, Communicator, connect, together
+from flora_hpc.comm.launch import Launch, detect
+from flora_hpc.config import CommConfig
+from flora_hpc.errors import UserError
+
+NUM_BARRIERS = 20
+
+
+def main(backend: str, folder: Path) -> None:
+    launch = detect()
+    report: dict[str, Any] = {"launch": asdict(launch), "serial": connect_serially(launch)}
+    with connect(launch, CommConfig(backend=backend, timeout_seconds=60)) as comm:
+        report |= {"name": comm.name, "rank": comm.rank, "size": comm.size}
+        report |= use(comm, folder)
+    (folder / f"{launch.rank}.json").write_text(json.dumps(report))
+
+
+def connect_serially(launch: Launch) -> str:
+    """What is said to somebody who asks for backend 'serial' here; nothing when it is right."""
+    try:
+        with connect(launch, CommConfig(backend="serial")):
+            return ""
+    except UserError as error:
+        return str(error)
+
+
+def use(comm: Communicator, folder: Path) -> dict[str, Any]:
+    summed = np.array([[comm.rank + 1, -comm.rank], [2**60 + comm.rank, 0]], np.int64)
+    comm.allreduce(summed)
+    sent = np.array([0.1, np.nan, -0.0] if comm.rank == 0 else [9.0, 9.0, 9.0], np.float32)
+    comm.broadcast(sent)
+    gathered = comm.gather(b"z" * (3 - comm.rank))
+    return {
+        "allreduce": summed.tolist(),
+        "broadcast": sent.tobytes().hex(),
+        "allgather": [part.decode() for part in comm.allgather(b"abc"[: comm.rank])],
+        "allgather of nothing": [part.decode() for part in comm.allgather(b"")],
+        "gather": None if gathered is None else [part.decode() for part in gathered],
+        "present after barriers": meet(comm, folder),
+        "all agree": together(comm, lambda: comm.rank * 10),
+        "last one fails": agreed_problem(comm, {comm.size - 1}),
+        "all fail": agreed_problem(comm, set(range(comm.size))),
+    }
+
+
+def meet(comm: Communicator, folder: Path) -> list[int]:
+    """How many ranks had come to each barrier when this one left it."""
+    present = []
+    for number in range(NUM_BARRIERS):
+        (folder / f"barrier{number}-{comm.rank}").touch()
+        comm.barrier()
+        present.append(len(list(folder.glob(f"barrier{number}-*"))))
+    return present
+
+
+def agreed_problem(comm: Communicator, failing: set[int]) -> str:
+    """The sentence of the AgreedError that this rank gets when `failing` ranks find no weights."""
+
+    def work() -> None:
+        if comm.rank in failing:
+            raise UserError("there are no weights; fetch them")
+
+    try:
+        together(comm, work)
+    except AgreedError as error:
+        return str(error)
+    return "no error"
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Path(sys.argv[2]))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # an ordinary exit would wait for the other ranks, and they for this one

@@ -1,0 +1,19 @@
+"""`failing_rank.py RANK ARGUMENTS...` is flora-hpc in which one rank fails while it trains in round 2."""
+
+import sys
+
+from flora_hpc import round as rounds
+from flora_hpc.cli import main
+
+failing = int(sys.argv.pop(1))
+train = rounds.train_my_groups
+
+
+def fail(fed, comm, state, number):  # type: ignore[no-untyped-def]
+    if number == 2 and comm.rank == failing:
+        raise ZeroDivisionError("a bug of this rank")
+    return train(fed, comm, state, number)
+
+
+rounds.train_my_groups = fail
+main()

@@ -1,0 +1,318 @@
+"""What people get wrong in a configuration, and what they are told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from flora_hpc.config import Config
+from flora_hpc.configfile import load
+from flora_hpc.errors import UserError
+
+Load = Callable[..., tuple[Config, list[str]]]
+Problems = Callable[..., list[str]]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Load:
+    """`read(text, "key=value", ...)`: load `text` from a file run.yaml with overrides."""
+
+    def read(text: str, *overrides: str) -> tuple[Config, list[str]]:
+        path = tmp_path / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load(path, list(overrides))
+
+    return read
+
+
+@pytest.fixture
+def problems(read: Load) -> Problems:
+    """`problems(text, "key=value", ...)`: the lines with which it is refused."""
+
+    def problems(text: str, *overrides: str) -> list[str]:
+        with pytest.raises(UserError) as error:
+            read(text, *overrides)
+        return str(error.value).splitlines()
+
+    return problems
+
+
+# What is right
+
+
+def test_what_is_left_out_has_defaults(read: Load) -> None:
+    config, notes = read("rounds: 3")
+    assert (config.seed, config.rounds, config.client.batch_size, config.method.name) == (0, 3, 128, "flora")
+    assert notes == []
+
+
+def test_a_member_is_chosen_by_name_and_has_its_own_options(read: Load) -> None:
+    config, _ = read("partition: {name: dirichlet, num_clients: 7, beta: 0.3}")
+    assert config.partition.model_dump() == {"name": "dirichlet", "num_clients": 7, "examples_per_client": None, "beta": 0.3}
+
+
+@pytest.mark.parametrize("text", ["5e-5", "5.0e-5", "0.00005"])
+def test_a_small_number_may_be_written_in_any_way(read: Load, text: str) -> None:
+    """YAML takes 5e-5 for a text, since it has no dot."""
+    config, _ = read(f"client: {{lr: {text}}}")
+    assert config.client.lr == 5e-5
+
+
+def test_the_resolved_text_loads_to_an_equal_config(read: Load) -> None:
+    config, _ = read(
+        "seed: 3\nmethod: {rank: 4, targets: [text.q_proj, text.v_proj]}\npartition: {name: dirichlet, beta: 1e-3}\n"
+        "cohort: {size: 5}\nclient: {lr: 5e-5, betas: [0.8, 0.99], shuffle: false}\ncomm: {backend: mpi}"
+    )
+    again, _ = read(config.to_yaml())
+    assert again == config
+
+
+def test_the_resolved_text_names_every_default(read: Load) -> None:
+    text = read("rounds: 3")[0].to_yaml()
+    assert "name: fedavg" in text
+    assert "batch_size: 128" in text
+
+
+def test_a_config_is_frozen(read: Load) -> None:
+    config, _ = read("rounds: 3")
+    for part, key in ((config, "rounds"), (config.client, "lr"), (config.method, "rank")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, key, 1)
+
+
+# What is wrong in a file
+
+MISTAKES = {
+    "negative": ("rounds: -1", "rounds: must be at least 0, not -1"),
+    "not a whole number": ("rounds: 2.5", "rounds: must be a whole number, not 2.5"),
+    "a text for a whole number": ("rounds: ten", "rounds: must be a whole number, not 'ten'"),
+    "infinite": ("rounds: .inf", "rounds: must be a finite number, not inf"),
+    "nothing": ("rounds:", "rounds: must be a whole number, not None"),
+    "a text for a number": ("client: {lr: fast}", "client.lr: must be a number, not 'fast'"),
+    "NaN": ("client: {lr: .nan}", "client.lr: must be a finite number, not nan"),
+    "zero for a step": ("client: {lr: 0}", "client.lr: must be greater than 0.0, not 0"),
+    "too much": ("cohort: {fraction: 1.5}", "cohort.fraction: must be at most 1.0, not 1.5"),
+    "not below 1": ("data: {test_fraction: 1}", "data.test_fraction: must be less than 1.0, not 1"),
+    "neither true nor false": ("client: {shuffle: maybe}", "client.shuffle: must be true or false, not 'maybe'"),
+    "a number for a text": ("model: {name: 5}", "model.name: must be a text, not 5"),
+    "not on the list": ("client: {loss: contrstive}", "client.loss: must be 'contrastive' or 'classification', not 'contrstive'"),
+    "a value for a section": ("client: 5", "client: must hold keys of its own, not 5"),
+    "a value for a family": ("method: flora", "method: must hold keys such as 'name: flora', not 'flora'"),
+    "an option of a member": ("method: {rank: 0}", "method.rank: must be at least 1, not 0"),
+    "a missing option": ("data: {name: hdf5}", "data.path: is required"),
+    "a rule of a member's own": (
+        "method: {targets: [text.out_proj, text.out_proj]}",
+        "method.targets: names a projection twice: text.out_proj, text.out_proj",
+    ),
+    "no such member": ("method: {name: flra}", "method.name: no method 'flra'; did you mean 'flora'? (flora)"),
+    "no such backend": (
+        "comm: {backend: mppi}",
+        "comm.backend: no backend 'mppi'; did you mean 'mpi'? (auto, gloo, mpi, nccl, serial)",
+    ),
+    "two ways to say it": ("cohort: {fraction: 0.5, size: 3}", "cohort: give cohort.fraction or cohort.size, not both"),
+    "more than there are": (
+        "cohort: {size: 11}\npartition: {num_clients: 10}",
+        "cohort.size: 11 clients a round, but only 10 are registered; lower cohort.size or raise partition.num_clients",
+    ),
+    "moments of absent clients": (
+        "cohort: {fraction: 0.5}\nclient: {optimizer_state: keep}",
+        "client.optimizer_state: 'keep' needs every client in every round (cohort.fraction: 1.0); "
+        "set client.optimizer_state: reset",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_gets_its_sentence(problems: Problems, text: str, sentence: str) -> None:
+    assert problems(text) == [f"run.yaml: {sentence}"]
+
+
+def test_all_mistakes_are_reported_at_once(problems: Problems) -> None:
+    text = """
+        rounds: -1
+        method: {name: flora, rank: 0}
+        partition: {name: dirichlet, bta: 0.1}
+        client: {local_epoch: 2}
+        comm: {backend: mppi}
+        """
+    assert set(problems(text)) == {
+        "run.yaml: rounds: must be at least 0, not -1",
+        "run.yaml: method.rank: must be at least 1, not 0",
+        "run.yaml: partition.bta: unknown key; did you mean partition.beta?",
+        "run.yaml: client.local_epoch: unknown key; did you mean client.epochs?",
+        "run.yaml: comm.backend: no backend 'mppi'; did you mean 'mpi'? (auto, gloo, mpi, nccl, serial)",
+    }
+
+
+def test_one_mistake_does_not_cause_another(problems: Problems) -> None:
+    """Five clients a round are fine for the ten that partition has, once its own mistake is mended."""
+    assert problems("partition: {name: dirichlet, bta: 0.1, num_clients: 10}\ncohort: {size: 5}") == [
+        "run.yaml: partition.bta: unknown key; did you mean partition.beta?"
+    ]
+
+
+def test_a_wrong_entry_of_a_list_is_one_mistake(problems: Problems) -> None:
+    (line,) = problems("method: {targets: [text.out]}")
+    assert line.startswith("run.yaml: method.targets.0: must be 'text.q_proj', 'text.k_proj'")
+
+
+@pytest.mark.parametrize("value", ["[]", "text.out_proj"], ids=["empty", "a text"])
+def test_what_should_be_a_list_is_told_in_plain_words(problems: Problems, value: str) -> None:
+    """No words of the libraries that found it."""
+    (line,) = problems(f"method: {{targets: {value}}}")
+    assert line.startswith("run.yaml: method.targets: ")
+    assert "tuple" not in line.lower()
+
+
+# The nearest name
+
+
+def test_a_misspelt_key_is_answered_with_the_nearest_of_its_section(problems: Problems) -> None:
+    assert problems("client: {batchsize: 5}") == ["run.yaml: client.batchsize: unknown key; did you mean client.batch_size?"]
+
+
+def test_a_misspelt_section_is_answered_with_the_nearest(problems: Problems) -> None:
+    assert problems("agregator: {name: fedavg}") == ["run.yaml: agregator: unknown key; did you mean aggregator?"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "right"),
+    [
+        ("method: {batch_size: 5}", "method.batch_size", "client.batch_size"),
+        ("client: {num_clients: 5}", "client.num_clients", "partition.num_clients"),
+        ("data: {num_clients: 5}", "data.num_clients", "partition.num_clients"),
+        ("num_clients: 5", "num_clients", "partition.num_clients"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_answered_with_the_right_place(problems: Problems, text: str, found: str, right: str) -> None:
+    assert problems(text) == [f"run.yaml: {found}: unknown key; did you mean {right}?"]
+
+
+def test_a_key_near_to_nothing_is_answered_with_all_of_its_section(problems: Problems) -> None:
+    assert problems("evaluate: {zzz: 1}") == ["run.yaml: evaluate.zzz: unknown key (known here: every)"]
+
+
+# Overrides
+
+
+def test_an_override_goes_before_the_file(read: Load) -> None:
+    config, notes = read("client: {lr: 1.0e-3, epochs: 2}", "client.lr=5e-5", "rounds=7")
+    assert (config.client.lr, config.client.epochs, config.rounds) == (5e-5, 2, 7)
+    assert notes == []
+
+
+def test_an_override_may_be_a_list(read: Load) -> None:
+    assert read("rounds: 1", "method.targets=[text.q_proj, text.v_proj]")[0].method.targets == ("text.q_proj", "text.v_proj")
+
+
+def test_an_override_may_hold_an_equals_sign(read: Load) -> None:
+    assert read("rounds: 1", "data.caption=x={}")[0].data.caption == "x={}"
+
+
+@pytest.mark.parametrize("text", ["client.lr", "=3"], ids=["no value", "no key"])
+def test_an_override_that_is_not_key_and_value_is_refused(problems: Problems, text: str) -> None:
+    assert problems("rounds: 1", text) == [f"-s {text}: write -s key=value, for example -s client.lr=1.0e-4"]
+
+
+def test_an_override_below_a_value_is_refused(problems: Problems) -> None:
+    assert problems("rounds: 1", "rounds.x=3") == ["-s rounds.x: 'rounds' holds a value, not keys of its own"]
+
+
+def test_a_mistake_in_an_override_is_not_blamed_on_the_file(problems: Problems) -> None:
+    assert problems("seed: -1", "rounds=-3") == [
+        "run.yaml: seed: must be at least 0, not -1",
+        "-s rounds: must be at least 0, not -3",
+    ]
+
+
+@pytest.mark.parametrize("override", ["method.targets=[text.out]", "method={rank: 0}", "clint.lr=3", "cohort.size=99"])
+def test_nor_is_one_that_shows_above_or_below_the_key_given(problems: Problems, override: str) -> None:
+    """The empty file cannot be wrong."""
+    assert all(line.startswith("-s ") for line in problems("rounds: 1", override))
+
+
+def test_another_member_drops_the_old_ones_keys_and_says_so(read: Load) -> None:
+    config, notes = read("partition: {name: dirichlet, num_clients: 7, beta: 0.3}", "partition.name=iid")
+    assert config.partition.model_dump() == {"name": "iid", "num_clients": 7, "examples_per_client": None}
+    (note,) = notes
+    assert "beta" in note
+    assert "dirichlet" in note
+
+
+def test_a_member_that_the_file_left_to_the_default_drops_its_keys_too(read: Load) -> None:
+    """`digits` is the default dataset; `hdf5` has no test_fraction."""
+    config, notes = read("data: {test_fraction: 0.3}", "data.name=hdf5", "data.path=images.h5")
+    assert config.data.name == "hdf5"
+    assert "test_fraction" in notes[0]
+
+
+def test_a_key_nobody_knows_is_refused_with_another_member_as_well(problems: Problems) -> None:
+    (line,) = problems("partition: {name: dirichlet, bta: 0.3}", "partition.name=iid")
+    assert line.startswith("run.yaml: partition.bta: unknown key")
+
+
+def test_a_foreign_key_given_with_the_new_member_is_refused(problems: Problems) -> None:
+    (line,) = problems("partition: {name: dirichlet, beta: 0.3}", "partition.name=iid", "partition.beta=2")
+    assert line.startswith("-s partition.beta: unknown key")
+
+
+def test_an_unknown_new_member_is_refused(problems: Problems) -> None:
+    assert problems("partition: {name: dirichlet, beta: 0.3}", "partition.name=idd") == [
+        "-s partition.name: no partitioner 'idd'; did you mean 'iid'? (dirichlet, iid)"
+    ]
+
+
+def test_a_cohort_size_sets_the_files_fraction_aside_and_says_so(read: Load) -> None:
+    config, notes = read("cohort: {fraction: 0.5}", "cohort.size=3")
+    assert (config.cohort.size, config.cohort.fraction) == (3, None)
+    assert notes == ["cohort.fraction of the file is set aside, since cohort.size was given"]
+
+
+def test_a_cohort_fraction_sets_the_files_size_aside_and_says_so(read: Load) -> None:
+    config, notes = read("cohort: {size: 3}", "cohort.fraction=0.5")
+    assert (config.cohort.size, config.cohort.fraction) == (None, 0.5)
+    assert notes == ["cohort.size of the file is set aside, since cohort.fraction was given"]
+
+
+# Files that are no configuration
+
+
+def test_a_missing_file_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text("rounds: 1")
+    with pytest.raises(UserError, match=r"quikstart.yaml: there is no such file; did you mean 'quickstart.yaml'\?$"):
+        load(tmp_path / "quikstart.yaml")
+
+
+def test_a_missing_folder_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no such file$"):
+        load(tmp_path / "nowhere" / "run.yaml")
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read as a YAML text file"):
+        load(tmp_path)
+
+
+def test_a_binary_file_is_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "run.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(UserError, match=r"run.h5: cannot be read as a YAML text file"):
+        load(tmp_path / "run.h5")
+
+
+def test_invalid_yaml_is_told_with_its_line(problems: Problems) -> None:
+    (line,) = problems("rounds: 1\nclient: {lr: 1")
+    assert "run.yaml: is not valid YAML: " in line
+    assert "line 2" in line
+
+
+@pytest.mark.parametrize("overrides", [[], ["data.caption=2024-99-99"]], ids=["file", "override"])
+def test_a_date_that_does_not_exist_is_the_users_mistake(problems: Problems, overrides: list[str]) -> None:
+    """YAML reads dates by itself, and stumbles over this one."""
+    assert problems("rounds: 1" if overrides else "rounds: 2024-99-99", *overrides)
+
+
+@pytest.mark.parametrize("text", ["- rounds\n- 1", "rounds", ""], ids=["a list", "a text", "nothing"])
+def test_a_file_must_hold_keys_and_values(problems: Problems, text: str) -> None:
+    (line,) = problems(text)
+    assert "run.yaml: must hold keys and values such as 'rounds: 10', but holds " in line

@@ -1,0 +1,29 @@
+"""An error on one rank ends the whole job at once, with that rank's message; finished rounds stay readable."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flora_hpc.records import hdf5file
+from tests.conftest import ROOT
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_on_one_rank_ends_the_job(launcher: str, rank: int, mpiexec: list[str], tmp_path: Path) -> None:
+    under = [*mpiexec, "-n", "2", sys.executable] if launcher == "mpiexec" else TORCHRUN
+    program = [str(ROOT / "tests" / "failing_rank.py"), str(rank), "run", str(ROOT / "configs" / "quickstart.yaml")]
+    small = ["-s", "rounds=3", "-s", "partition.num_clients=4", "--out", str(tmp_path / "out")]
+    result = subprocess.run([*under, *program, *small], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert result.returncode not in (0, 2)
+    assert f"rank {rank} of 2 on" in result.stderr
+    assert "ZeroDivisionError: a bug of this rank" in result.stderr
+    attributes, tables = hdf5file.read(tmp_path / "out")
+    assert tables["rounds"]["round"].tolist() == [0, 1]
+    assert attributes["status"] == ("failed" if rank == 0 else "running"), "only rank 0 holds the file"
+    assert not (tmp_path / "out" / "adapter").exists()

@@ -1,0 +1,68 @@
+"""The map of modules in CONTRIBUTING.md holds: a module imports only from rows below its own."""
+
+import ast
+from pathlib import Path
+
+import flora_hpc
+
+PACKAGE = Path(flora_hpc.__file__).parent
+ROWS = [  # from the top down; names on a row do not import each other
+    ["__main__"],
+    ["cli"],
+    ["simulation"],
+    ["round"],
+    ["evaluate", "trainer", "cohort", "aggregators", "observers", "plain"],
+    ["methods", "losses"],
+    ["comm", "data", "clip", "records"],
+    ["configfile"],
+    ["config"],
+    ["plugins"],
+    ["seeds", "errors"],
+]
+ROW = {name: number for number, row in enumerate(ROWS) for name in row}
+NO_TORCH = ["config", "configfile", "plugins", "seeds", "errors", "cohort", "records"]
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+
+
+def test_every_module_is_on_the_map() -> None:
+    assert {part(path) for path in MODULES} == set(ROW)
+
+
+def test_modules_import_only_from_rows_below() -> None:
+    wrong = []
+    for path in MODULES:
+        for name in imports(path):
+            other = name.split(".")[1] if name.startswith("flora_hpc.") else None
+            if other in ROW and other != part(path) and ROW[other] <= ROW[part(path)]:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert wrong == []
+
+
+def test_the_bedrock_needs_neither_torch_nor_mpi() -> None:
+    for path in MODULES:
+        if part(path) in NO_TORCH:
+            assert not {name.split(".")[0] for name in imports(path)} & {"torch", "mpi4py", "open_clip"}, path
+
+
+def test_mpi_is_imported_only_when_a_backend_is_built() -> None:
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                assert not any(name.split(".")[0] == "mpi4py" for name in names), path

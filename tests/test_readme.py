@@ -1,0 +1,59 @@
+"""What the pages promise exists: commands, files, targets."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from flora_hpc.cli import app
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+
+
+def test_every_printed_command_exists() -> None:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    printed = set(re.findall(r"flora-hpc ([a-z]+)\b", TEXT))
+    assert {"run", "show", "doctor"} <= printed
+    assert printed <= known
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    printed = set(re.findall(r"`?make ([a-z]+)`?\b", TEXT))
+    assert {"demo", "test", "check"} <= printed
+    assert printed <= targets
+
+
+def test_every_file_that_is_named_or_linked_exists() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", page.read_text()):
+            target = link[0] or link[1]
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+    for path in re.findall(r"\b(?:configs|tests|docs|slurm|tools)/[\w./-]+\.\w+", TEXT):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("start", [["-m", "flora_hpc"], ["-c", "from flora_hpc.cli import main; main()"]], ids=["module", "entry"])
+def test_help_speaks_at_once(start: list[str]) -> None:
+    result = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    for command in ("run", "plan", "doctor", "list", "show"):
+        assert command in result.stdout
+
+
+def test_overrides_in_the_pages_pass_the_checks() -> None:
+    from flora_hpc import configfile
+
+    overrides = re.findall(r"-s '?([a-z_.]+=[^'`\n ]+)", TEXT)
+    assert overrides
+    for override in overrides:
+        needs = ["data.path=x.h5"] if override.startswith("data.name=hdf5") else []
+        needs += ["partition.examples_per_client=32"] if override.startswith("cohort.size") else []
+        configfile.load(ROOT / "configs" / "quickstart.yaml", [override, *needs])
+
+
+def test_no_page_names_a_registry() -> None:
+    assert not re.search(r"https?://(?!arxiv\.org|www\.apache\.org)", TEXT)

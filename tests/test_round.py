@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+
+from flora_hpc import round as rounds
+from flora_hpc.aggregators import fedavg
+from flora_hpc.comm.backends.serial import Serial
+from flora_hpc.comm.meter import Meter
+from flora_hpc.config import Config
+from flora_hpc.data.partitioners import iid
+from flora_hpc.data.shards import Partition
+from flora_hpc.methods import flora
+from flora_hpc.plugins import BaseOptions
+from flora_hpc.records.known import RoundRecord
+from tests.test_trainer import linear_method
+
+NUM_CLIENTS = 4
+
+
+def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
+    """Four clients with 5, 3, 3 and 1 examples of a linear problem."""
+    config = Config.model_validate(
+        {
+            "rounds": 3,
+            "method": flora.Options(name="flora"),
+            "data": BaseOptions(name="digits"),
+            "partition": iid.Options(name="iid", num_clients=NUM_CLIENTS),
+            "aggregator": fedavg.Options(name="fedavg"),
+            "client": {"lr": 0.1, "batch_size": 2, "loss": "classification"} | client,
+        }
+    )
+    generator = torch.Generator().manual_seed(0)
+    train = rounds.Examples(torch.randn(12, 3, generator=generator), torch.randint(0, 2, (12,), generator=generator))
+    fed = rounds.Federation(
+        seed=0,
+        config=config,
+        method=linear_method(),
+        aggregator=fedavg.build(fedavg.Options(name="fedavg")),
+        shards=Partition(np.arange(12), np.array([0, 5, 8, 11, 12])),
+        train=train,
+        test=rounds.Examples(train.features[:4], train.labels[:4]),
+        group_size=2,
+        rows_per_client=1,
+    )
+    return fed, rounds.State(torch.zeros(6), None, {})
+
+
+def play(fed: rounds.Federation, state: rounds.State, number: int = 1) -> RoundRecord:
+    record = rounds.play(fed, Meter(Serial()), state, number)
+    assert record is not None
+    return record
+
+
+def train_alone(fed: rounds.Federation, client: int) -> torch.Tensor:
+    batches = rounds.trainer.make_batches(np.array([client]), fed.shards, fed.config.client, fed.seed, 1)
+    result = rounds.trainer.train(fed.method, torch.zeros(6), batches, fed.train.features, fed.train.labels, fed.config.client)
+    return result.updates[0].double()
+
+
+def test_the_next_adapter_is_the_mean_update_weighted_by_examples() -> None:
+    fed, state = federation()
+    play(fed, state)
+    expected = sum(train_alone(fed, client) * size for client, size in enumerate([5, 3, 3, 1])) / 12
+    torch.testing.assert_close(state.adapter.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_round_zero_only_evaluates() -> None:
+    fed, state = federation()
+    record = play(fed, state, 0)
+    assert state.adapter.equal(torch.zeros(6))
+    assert len(record.clients) == 0
+    assert 0 <= record.row["test_accuracy"][0] <= 1
+    assert np.isnan(record.row["train_loss"][0])
+    assert record.row["uplink_bytes"][0] == 0
+
+
+def test_a_client_whose_update_is_nan_is_left_out_and_recorded_and_the_run_goes_on() -> None:
+    fed, state = federation()
+    fed.train.features[6] = torch.nan  # an example of client 1
+    record = play(fed, state)
+    assert record.row["num_rejected"][0] == 1
+    assert record.clients["weight"].tolist() == [5, 0, 3, 1]
+    assert np.isnan(record.clients["update_norm"][1])
+    assert record.row["num_clients"][0] == 4
+    expected = sum(train_alone(fed, client) * size for client, size in [(0, 5), (2, 3), (3, 1)]) / 9
+    torch.testing.assert_close(state.adapter.double(), expected, rtol=1e-5, atol=1e-7)
+    assert np.isfinite(record.row["train_loss"][0])
+    assert play(fed, state, 2).row["round"][0] == 2
+
+
+def test_when_nobody_reports_the_adapter_stays_as_it_was() -> None:
+    fed, state = federation()
+    fed.train.features[:] = torch.nan
+    state.adapter += 1
+    record = play(fed, state)
+    assert state.adapter.equal(torch.ones(6))
+    assert record.row["num_rejected"][0] == 4
+    assert np.isnan(record.row["train_loss"][0])
+
+
+def test_bytes_of_a_round_are_clients_times_payload() -> None:
+    fed, state = federation()
+    record = play(fed, state)
+    assert record.row["uplink_bytes"][0] == record.row["downlink_bytes"][0] == 4 * 6 * 4
+    assert record.clients["uplink_bytes"].sum() == record.row["uplink_bytes"][0]
+    exact_sum, report = (2 * 6 + 1) * 8, 16 + record.ranks.nbytes + record.clients.nbytes
+    assert record.row["collective_bytes"][0] == exact_sum, f"the report of {report} bytes is counted in the next round"
+    assert play(fed, state, 2).row["collective_bytes"][0] == exact_sum
+
+
+def test_the_seconds_of_a_round_add_up() -> None:
+    fed, state = federation()
+    row = play(fed, state).row[0]
+    phases = sum(row[f"{phase}_seconds"] for phase in ("train", "wait", "comm", "server", "eval", "log"))
+    assert 0 < phases <= row["round_seconds"]
+    assert row["train_seconds"] > 0.5 * phases
+
+
+def test_evaluation_by_the_calendar_and_always_at_the_end() -> None:
+    fed, state = federation()
+    fed.config = fed.config.model_copy(update={"evaluate": fed.config.evaluate.model_copy(update={"every": 2})})
+    measured = [not np.isnan(play(fed, state, number).row["test_accuracy"][0]) for number in range(4)]
+    assert measured == [True, False, True, True]
+
+
+@pytest.mark.parametrize(("kind", "count"), [("reset", 0), ("keep", 2)])
+def test_moments_are_kept_per_group_when_asked_for(kind: str, count: int) -> None:
+    fed, state = federation(optimizer_state=kind)
+    play(fed, state)
+    play(fed, state, 2)
+    assert len(state.optimizers) == count
+    if kind == "keep":
+        steps = sorted(int(n) for optimizer in state.optimizers.values() for n in optimizer.steps)
+        assert steps == [2, 4, 4, 6]  # two rounds of 1, 2, 2 and 3 batches

@@ -1,0 +1,94 @@
+import numpy as np
+import torch
+
+from flora_hpc import trainer
+from flora_hpc.config import ClientConfig
+from flora_hpc.data.shards import Partition
+from flora_hpc.methods._method import Method
+
+DIM, CLASSES = 3, 2
+
+
+def linear_method() -> Method:
+    """The smallest method there is: one weight matrix on the features."""
+    shapes = {"weight": (CLASSES, DIM)}
+    return Method(shapes, lambda rng: {"weight": torch.zeros(shapes["weight"])}, lambda t, x: x @ t["weight"].transpose(1, 2), 1.0)
+
+
+def examples(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, DIM, generator=generator), torch.randint(0, CLASSES, (count,), generator=generator)
+
+
+SHARDS = Partition(np.arange(12), np.array([0, 7, 9, 12]))  # clients with 7, 2 and 3 examples
+
+
+def train(clients: list[int], config: ClientConfig, optimizer: trainer.AdamState | None = None) -> trainer.Trained:
+    features, labels = examples()
+    batches = trainer.make_batches(np.array(clients), SHARDS, config, 0, 1)
+    return trainer.train(linear_method(), torch.full((6,), 0.1), batches, features, labels, config, optimizer)
+
+
+def torch_adam(client: int, config: ClientConfig, rounds: int = 1) -> torch.Tensor:
+    """The update of one client by torch.optim.Adam, its state kept over `rounds` rounds that all start from the same weights."""
+    features, labels = examples()
+    weight = torch.nn.Parameter(torch.full((CLASSES, DIM), 0.1))
+    optimizer = torch.optim.Adam([weight], config.lr, config.betas, config.eps, config.weight_decay)
+    for _ in range(rounds):
+        weight.data.fill_(0.1)
+        batches = trainer.make_batches(np.array([client]), SHARDS, config, 0, 1)
+        for rows in batches.examples[:, 0]:
+            rows = torch.from_numpy(rows[: len(set(rows.tolist()))])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(features[rows] @ weight.T, labels[rows]).backward()
+            optimizer.step()
+    return (weight.detach() - 0.1).flatten()
+
+
+def test_adam_is_that_of_torch_with_weight_decay_in_the_gradient() -> None:
+    config = ClientConfig(lr=0.1, batch_size=7, epochs=5, weight_decay=0.3, loss="classification")
+    torch.testing.assert_close(train([0], config).updates[0], torch_adam(0, config), rtol=1e-5, atol=1e-6)
+
+
+def test_kept_moments_go_on_where_the_last_round_ended() -> None:
+    config = ClientConfig(lr=0.1, batch_size=7, epochs=2, weight_decay=0, loss="classification", optimizer_state="keep")
+    second = train([0], config, train([0], config).optimizer)
+    torch.testing.assert_close(second.updates[0], torch_adam(0, config, rounds=2), rtol=1e-5, atol=1e-6)
+
+
+def test_clients_of_unequal_size_get_what_each_would_get_alone() -> None:
+    config = ClientConfig(lr=0.1, batch_size=3, epochs=2, loss="classification")
+    together = train([0, 1, 2], config)
+    assert together.num_steps.tolist() == [6, 2, 2]
+    for k, client in enumerate([0, 1, 2]):
+        alone = train([client], config)
+        torch.testing.assert_close(together.updates[k], alone.updates[0], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(together.losses[k], alone.losses[0], rtol=1e-5, atol=1e-7)
+
+
+def test_the_moments_of_a_finished_client_stand_still() -> None:
+    config = ClientConfig(lr=0.1, batch_size=3, epochs=2, loss="classification")
+    assert train([0, 1, 2], config).optimizer.steps.flatten().tolist() == [6, 2, 2]
+
+
+def test_an_epoch_sees_every_example_once_in_batches() -> None:
+    config = ClientConfig(batch_size=3, epochs=2)
+    batches = trainer.make_batches(np.array([0, 1]), SHARDS, config, 0, 1)
+    seen = batches.examples[:, 0][batches.present[:, 0] & batches.active[:, :1]]
+    assert sorted(seen[:7].tolist()) == list(range(7))
+    assert sorted(seen[7:].tolist()) == list(range(7))
+    assert batches.present[:, 0].sum(1).tolist() == [3, 3, 1, 3, 3, 1]
+
+
+def test_the_order_of_examples_depends_on_round_and_client_alone() -> None:
+    config = ClientConfig(batch_size=3)
+    in_group = trainer.make_batches(np.array([1, 0]), SHARDS, config, 0, 1)
+    alone = trainer.make_batches(np.array([0]), SHARDS, config, 0, 1)
+    later = trainer.make_batches(np.array([0]), SHARDS, config, 0, 2)
+    assert (in_group.examples[:, 1] == alone.examples[:, 0]).all()
+    assert (later.examples != alone.examples).any()
+
+
+def test_without_shuffling_the_order_is_that_of_the_shard() -> None:
+    batches = trainer.make_batches(np.array([0]), SHARDS, ClientConfig(batch_size=7, shuffle=False), 0, 1)
+    assert batches.examples[0, 0].tolist() == list(range(7))

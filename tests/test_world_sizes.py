@@ -1,0 +1,93 @@
+"""Any number of ranks and any backend give the same bits: the promise that lets results be compared across clusters."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.mpi
+
+Flora = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = ["-s", "rounds=2", "-s", "partition.num_clients=5", "-s", "client.group_size=2"]  # 3 groups
+
+
+@pytest.fixture(scope="module")
+def runs(flora: Flora, mpiexec: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same experiment, started in every way. With 4 ranks and 3 groups, one rank has no client."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ways = {"alone": None, "gloo": "torchrun"} | {f"mpi-{n}": n for n in (1, 2, 3, 4)}
+    folder = tmp_path_factory.mktemp("runs")
+    for name, way in ways.items():
+        out = folder / name
+        arguments = ["run", "configs/quickstart.yaml", *SMALL, "--out", str(out)]
+        if way == "torchrun":
+            result = subprocess.run([*torchrun, "-m", "flora_hpc", *arguments], capture_output=True, text=True, timeout=240)
+        else:
+            result = flora(*arguments, under=None if way is None else [*mpiexec, "-n", str(way)])
+        assert result.returncode == 0, result.stdout + result.stderr
+    return {name: folder / name for name in ways}
+
+
+def test_adapters_are_byte_identical(runs: dict[str, Path]) -> None:
+    files = {name: (path / "adapter" / "adapter_model.safetensors").read_bytes() for name, path in runs.items()}
+    assert len(files["alone"]) > 16_000
+    assert [name for name, data in files.items() if data != files["alone"]] == []
+
+
+def test_what_clients_and_rounds_report_is_identical(runs: dict[str, Path]) -> None:
+    def measured(path: Path) -> list[np.ndarray]:
+        with h5py.File(path / "run.h5", swmr=True) as file:
+            rounds, clients = file["rounds"][:], file["clients"][:]
+        columns = [rounds[name] for name in ("test_accuracy", "train_loss", "num_examples", "uplink_bytes", "downlink_bytes")]
+        return columns + [clients[name] for name in ("client", "num_examples", "num_steps", "train_loss", "update_norm", "weight")]
+
+    expected = measured(runs["alone"])
+    for path in runs.values():
+        for mine, wanted in zip(measured(path), expected, strict=True):
+            np.testing.assert_array_equal(mine, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "launcher", "size"),
+    [("alone", "serial", "none", 1), ("gloo", "gloo", "torchrun", 2), ("mpi-3", "mpi", "mpich", 3)],
+)
+def test_the_file_says_how_it_was_started(runs: dict[str, Path], name: str, backend: str, launcher: str, size: int) -> None:
+    with h5py.File(runs[name] / "run.h5", swmr=True) as file:
+        attributes = dict(file.attrs)
+        assert (attributes["backend"], attributes["launcher"], attributes["world_size"]) == (backend, launcher, size)
+        assert attributes["status"] == "finished"
+        assert len(file["topology"]) == size
+        assert len(file["rounds"]) == 3
+        assert len(file["ranks"]) == 3 * size
+
+
+def test_a_rank_without_clients_takes_part(runs: dict[str, Path]) -> None:
+    with h5py.File(runs["mpi-4"] / "run.h5", swmr=True) as file:
+        ranks = file["ranks"][:]
+    per_rank = [int(ranks["num_clients"][(ranks["rank"] == rank) & (ranks["round"] == 1)][0]) for rank in range(4)]
+    assert sum(per_rank) == 5
+    assert 0 in per_rank
+
+
+def test_sums_over_clients_and_ranks_equal_the_rounds(runs: dict[str, Path]) -> None:
+    for path in runs.values():
+        with h5py.File(path / "run.h5", swmr=True) as file:
+            rounds, ranks, clients, payload = file["rounds"][:], file["ranks"][:], file["clients"][:], file.attrs["payload_bytes"]
+        for row in rounds:
+            mine, theirs = clients[clients["round"] == row["round"]], ranks[ranks["round"] == row["round"]]
+            assert row["num_clients"] == len(mine) == theirs["num_clients"].sum()
+            assert row["num_examples"] == mine["num_examples"].sum()
+            assert row["uplink_bytes"] == mine["uplink_bytes"].sum() == len(mine) * payload
+            assert row["downlink_bytes"] == mine["downlink_bytes"].sum()
+            assert row["collective_bytes"] == theirs["collective_bytes"].sum()
+
+
+def test_phases_add_up_to_the_round(runs: dict[str, Path]) -> None:
+    with h5py.File(runs["mpi-2"] / "run.h5", swmr=True) as file:
+        rounds = file["rounds"][1:]
+    phases = sum(rounds[f"{phase}_seconds"] for phase in ("train", "wait", "comm", "server", "eval", "log"))
+    np.testing.assert_allclose(phases, rounds["round_seconds"], rtol=0.02)
