@@ -20,7 +20,7 @@ from flora_hpc import cohort, evaluate, trainer
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.comm.exact import ExactSum
 from flora_hpc.comm.meter import Meter
-from flora_hpc.config import Config
+from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
 from flora_hpc.data.images import Ints
 from flora_hpc.data.shards import Shards
 from flora_hpc.methods._method import Method
@@ -41,7 +41,10 @@ class Federation:
     """What stays the same in every round."""
 
     seed: int
-    config: Config
+    rounds: int
+    cohort: CohortConfig
+    client: ClientConfig
+    evaluate: EvaluateConfig
     method: Method
     aggregator: Aggregator
     shards: Shards
@@ -71,8 +74,8 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> RoundRecord
             if total.total:
                 mean = total.mean().to(state.adapter.device)
                 state.adapter, state.server = fed.aggregator.apply(state.adapter, mean, state.server)
-    num_correct, last = 0, fed.config.rounds
-    evaluated = number % fed.config.evaluate.every == 0 or number == last
+    num_correct = 0
+    evaluated = number % fed.evaluate.every == 0 or number == fed.rounds
     if evaluated:
         with comm.phase("eval"):
             num_correct = evaluate.count_correct(
@@ -87,22 +90,22 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> RoundRecord
 
 def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> tuple[ExactSum, Rows]:
     """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
-    clients = cohort.sample(fed.config.cohort, fed.shards.num_clients, fed.seed, number)
+    clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
     groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
     total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
     for index in cohort.assign([cost(fed, group) for group in groups], comm.size)[comm.rank]:
         members, started = groups[index], time.perf_counter()
-        batches = trainer.make_batches(members, fed.shards, fed.config.client, fed.seed, number)
+        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
         result = trainer.train(
             fed.method,
             state.adapter,
             batches,
             fed.train.features,
             fed.train.labels,
-            fed.config.client,
+            fed.client,
             state.optimizers.get(index),
         )
-        if fed.config.client.optimizer_state == "keep":
+        if fed.client.optimizer_state == "keep":
             state.optimizers[index] = result.optimizer
         weights = fed.shards.sizes(members)
         kept = total.add(result.updates, torch.from_numpy(weights)).numpy()
@@ -118,9 +121,8 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
 
 def cost(fed: Federation, group: Ints) -> int:
     """How long a group takes to train, in client steps."""
-    client = fed.config.client
     longest = int(fed.shards.sizes(group).max())
-    return client.epochs * -(-longest // client.batch_size) * len(group)
+    return fed.client.epochs * -(-longest // fed.client.batch_size) * len(group)
 
 
 def rank_row(comm: Meter, number: int, num_clients: int) -> Rows:

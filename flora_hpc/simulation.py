@@ -109,7 +109,10 @@ def prepare(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federa
     nothing = Examples(torch.empty(0), torch.empty(0))
     fed = Federation(
         seed=config.seed,
-        config=config,
+        rounds=config.rounds,
+        cohort=config.cohort,
+        client=config.client,
+        evaluate=config.evaluate,
         method=method,
         aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
         shards=holders,

@@ -6,34 +6,22 @@ from flora_hpc import round as rounds
 from flora_hpc.aggregators import fedavg
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.meter import Meter
-from flora_hpc.config import Config
-from flora_hpc.data.partitioners import iid
+from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
 from flora_hpc.data.shards import Partition
-from flora_hpc.methods import flora
-from flora_hpc.plugins import BaseOptions
 from flora_hpc.records.known import RoundRecord
 from tests.test_trainer import linear_method
-
-NUM_CLIENTS = 4
 
 
 def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
     """Four clients with 5, 3, 3 and 1 examples of a linear problem."""
-    config = Config.model_validate(
-        {
-            "rounds": 3,
-            "method": flora.Options(name="flora"),
-            "data": BaseOptions(name="digits"),
-            "partition": iid.Options(name="iid", num_clients=NUM_CLIENTS),
-            "aggregator": fedavg.Options(name="fedavg"),
-            "client": {"lr": 0.1, "batch_size": 2, "loss": "classification"} | client,
-        }
-    )
     generator = torch.Generator().manual_seed(0)
     train = rounds.Examples(torch.randn(12, 3, generator=generator), torch.randint(0, 2, (12,), generator=generator))
     fed = rounds.Federation(
         seed=0,
-        config=config,
+        rounds=3,
+        cohort=CohortConfig(),
+        client=ClientConfig(**{"lr": 0.1, "batch_size": 2, "loss": "classification"} | client),
+        evaluate=EvaluateConfig(),
         method=linear_method(),
         aggregator=fedavg.build(fedavg.Options(name="fedavg")),
         shards=Partition(np.arange(12), np.array([0, 5, 8, 11, 12])),
@@ -52,8 +40,8 @@ def play(fed: rounds.Federation, state: rounds.State, number: int = 1) -> RoundR
 
 
 def train_alone(fed: rounds.Federation, client: int) -> torch.Tensor:
-    batches = rounds.trainer.make_batches(np.array([client]), fed.shards, fed.config.client, fed.seed, 1)
-    result = rounds.trainer.train(fed.method, torch.zeros(6), batches, fed.train.features, fed.train.labels, fed.config.client)
+    batches = rounds.trainer.make_batches(np.array([client]), fed.shards, fed.client, fed.seed, 1)
+    result = rounds.trainer.train(fed.method, torch.zeros(6), batches, fed.train.features, fed.train.labels, fed.client)
     return result.updates[0].double()
 
 
@@ -118,7 +106,7 @@ def test_the_seconds_of_a_round_add_up() -> None:
 
 def test_evaluation_by_the_calendar_and_always_at_the_end() -> None:
     fed, state = federation()
-    fed.config = fed.config.model_copy(update={"evaluate": fed.config.evaluate.model_copy(update={"every": 2})})
+    fed.evaluate = EvaluateConfig(every=2)
     measured = [not np.isnan(play(fed, state, number).row["test_accuracy"][0]) for number in range(4)]
     assert measured == [True, False, True, True]
 

@@ -20,9 +20,11 @@ from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file, views
 from flora_hpc.records.schema import Rows
 
-
-HIDDEN_FIRST = """server_seconds log_seconds num_rejected downlink_bytes weight group eval_seconds num_steps num_examples
-    collective_bytes comm_seconds uplink_bytes update_norm peak_memory_bytes num_clients wait_seconds""".split()
+HIDDEN_FIRST = (
+    "server_seconds", "log_seconds", "num_rejected", "downlink_bytes", "weight", "group", "eval_seconds", "num_steps",
+    "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes", "num_clients",
+    "wait_seconds",
+)  # fmt: skip
 
 
 class Part(StrEnum):
@@ -43,6 +45,8 @@ def show(
     last: Annotated[int | None, typer.Option(min=1, help="only the last N rows", show_default=False)] = None,
 ) -> None:
     """Show a run, finished or still being written."""
+    if as_json and as_csv:
+        raise UserError("--json --csv: choose one of them")
     attributes, tables = hdf5file.read(run)
     if as_json:
         chosen = tables if part == Part.summary else {part.value: tables[part.value]}
@@ -56,7 +60,7 @@ def show(
                 "--csv: name a table (rounds, ranks, clients or topology), for example: flora-hpc show RUN rounds --csv"
             )
         table = tables[part.value][-last if last else 0 :]
-        writer = csv.DictWriter(sys.stdout, table.dtype.names or ())
+        writer = csv.DictWriter(sys.stdout, table.dtype.names or (), lineterminator="\n")
         writer.writeheader()
         writer.writerows(record(table, row) for row in table)
     elif part == Part.summary:
@@ -92,12 +96,12 @@ def show_table(console: Console, rows: Rows) -> None:
 
 
 def record(table: Rows, row: Any) -> dict[str, Any]:
-    """One row as plain Python values; NaN becomes None."""
+    """One row as plain Python values; NaN and infinity become None."""
     values = {}
     for name in table.dtype.names or ():
         value = row[name].item() if isinstance(row[name], np.generic) else row[name]
         value = value.decode() if isinstance(value, bytes) else value
-        values[name] = None if isinstance(value, float) and np.isnan(value) else value
+        values[name] = None if isinstance(value, float) and not np.isfinite(value) else value
     return values
 
 

@@ -40,6 +40,6 @@ class DatasetOptions(BaseOptions):
     @field_validator("caption")
     @classmethod
     def _has_place_for_the_name(cls, caption: str) -> str:
-        if caption.count("{}") != 1:
-            raise ValueError(f"needs {{}} once, where the name of the class goes, not {caption!r}")
+        if caption.count("{}") != 1 or set("{}") & set(caption.replace("{}", "")):
+            raise ValueError(f"needs {{}} once, where the name of the class goes, and no other braces, not {caption!r}")
         return caption

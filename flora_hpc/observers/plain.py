@@ -16,7 +16,7 @@ class Plain:
     """Lines that stay readable when several jobs' logs are searched with grep."""
 
     def __init__(self, folder: Path, console: Console | None = None) -> None:
-        self._folder, self._console = folder, console or Console(highlight=False, soft_wrap=True)
+        self._folder, self._console = folder, console or Console(highlight=False)
         self._rounds = np.zeros(0, ROUNDS)
         self._facts: dict[str, str] = {}
         self._num_rounds = 0
@@ -24,8 +24,10 @@ class Plain:
     def started(self, info: RunInfo) -> None:
         self._facts, self._num_rounds = facts(info), info.num_rounds
         for name, value in self._facts.items():
-            self._console.print(f"{name}: {value}", markup=False)
-        self._console.print(f"set up in {views.seconds(info.setup_seconds)}; writing to {self._folder}", markup=False)
+            self._say(f"{name}: {value}")
+        self._console.print(
+            f"set up in {views.seconds(info.setup_seconds)}; writing to {self._folder}", markup=False, soft_wrap=True
+        )
 
     def round(self, record: RoundRecord) -> None:
         self._rounds = np.concatenate([self._rounds, record.row])
@@ -43,7 +45,10 @@ class Plain:
         if row["num_rejected"]:
             parts.append(f"left out {row['num_rejected']} (not finite)")
         parts.append(f"round {views.seconds(row['round_seconds'])}")
-        self._console.print(" | ".join(parts), markup=False)
+        self._say(" | ".join(parts))
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
 
     def ended(self, status: str) -> None:
         if len(self._rounds):

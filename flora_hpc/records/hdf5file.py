@@ -56,7 +56,7 @@ class Writer:
     def close(self, status: str) -> None:
         """Close and note how the run ended: finished, interrupted or failed."""
         self._file.close()
-        with h5py.File(self._path, "r+", libver="latest") as file:
+        with h5py.File(self._path, "r+", libver="latest", locking=False) as file:  # a reader may have it open
             file.attrs["status"] = status
 
 
@@ -73,15 +73,16 @@ def read(run: Path) -> tuple[dict[str, Any], dict[str, Rows]]:
     path = locate(run)
     try:
         with h5py.File(path, "r", libver="latest", swmr=True) as file:
-            attributes, tables = dict(file.attrs), {name: file[name][:] for name in TABLES if name in file}
+            attributes = dict(file.attrs)
+            tables = {name: file[name][:] for name in TABLES if isinstance(file.get(name), h5py.Dataset)}
     except OSError as error:
         raise UserError(f"{path}: is not an HDF5 file that can be read ({error})") from None
-    if "schema" not in attributes or len(tables) < len(TABLES):
-        raise UserError(f"{path}: is an HDF5 file, but not one that flora-hpc wrote")
-    if attributes["schema"] > SCHEMA:
+    if attributes.get("schema", 0) > SCHEMA:
         raise UserError(
             f"{path}: was written by a newer flora-hpc (schema {attributes['schema']}, here {SCHEMA}); update flora-hpc"
         )
+    if "schema" not in attributes or len(tables) < len(TABLES):
+        raise UserError(f"{path}: is an HDF5 file, but not one that flora-hpc wrote")
     last = tables["rounds"]["round"].max(initial=-1)  # rows of a round that was not finished are left out
     for name in ("ranks", "clients"):
         tables[name] = tables[name][tables[name]["round"] <= last]

@@ -38,7 +38,7 @@ def curve(values: Sequence[float], width: int, height: int = 6) -> Text:
     if len(values) > width:  # the mean of equal stretches
         values = [float(np.mean(part)) for part in np.array_split(np.asarray(values), width)]
     top, bottom = min(1.0, np.ceil(max(values) * 20) / 20), max(0.0, np.floor(min(values) * 20) / 20 - 0.05)
-    filled = [(value - bottom) / (top - bottom) * height if top > bottom else height for value in values]
+    filled = [(value - bottom) / (top - bottom) * height if top > bottom else 0.0 for value in values]
     per_value = max(1, min(3, width // len(values)))
     text = Text()
     for row in range(height - 1, -1, -1):
@@ -62,11 +62,13 @@ def time_split(rounds: Rows, width: int) -> Text:
 
 def summary(rounds: Rows, facts: dict[str, str], title: str, caption: str | None = None) -> RenderableType:
     """The closing table: what was run, what came out, what it cost. `rounds` are the rows of /rounds so far."""
-    table = Table(title=title, title_justify="left", show_header=False, caption=caption, caption_justify="left", pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", show_header=False, pad_edge=False)
+    if caption:
+        table.caption, table.caption_justify = Text(caption), "left"
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     measured, trained = accuracies(rounds), rounds[rounds["round"] > 0]
     if len(measured):
         first, last, best = measured[0], measured[-1], measured[measured["test_accuracy"].argmax()]

@@ -36,16 +36,34 @@ def build(options: Options) -> Dataset:
     missing += [f"attribute {name}" for name in ("class_names", "encoding") if name not in file.attrs]
     if missing:
         raise UserError(f"data.path: {path} lacks {', '.join(missing)}; docs/data-format.md says what is needed")
-    class_names = tuple(json.loads(file.attrs["class_names"]))
-    wordings = json.loads(file.attrs.get("prompt_names", file.attrs["class_names"]))
+    class_names = _names(path, file, "class_names")
+    wordings = _names(path, file, "prompt_names") if "prompt_names" in file.attrs else class_names
     if len(wordings) != len(class_names):
         raise UserError(f"data.path: {path} has {len(class_names)} class_names but {len(wordings)} prompt_names; make them as many")
+    encoding = _text(file.attrs["encoding"])
+    if encoding not in ("raw", "jpeg", "png"):
+        raise UserError(f"data.path: {path}: encoding is '{encoding}'; it must be raw, jpeg or png")
     captions = tuple(options.caption.format(name) for name in wordings)
-    train, test = (_images(path, file, part, len(class_names)) for part in ("train", "test"))
-    return Dataset(str(file.attrs.get("name", path.stem)), class_names, captions, train, test)
+    train, test = (_images(path, file, part, len(class_names), encoding) for part in ("train", "test"))
+    return Dataset(_text(file.attrs.get("name", path.stem)), class_names, captions, train, test)
 
 
-def _images(path: Path, file: h5py.File, part: str, num_classes: int) -> Images:
+def _text(value: Any) -> str:
+    """An attribute as text; a fixed-length one arrives as bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _names(path: Path, file: h5py.File, attribute: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(_text(file.attrs[attribute]))
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"data.path: {path}: attribute {attribute} must be a JSON list of texts, not {file.attrs[attribute]!r}")
+    return tuple(names)
+
+
+def _images(path: Path, file: h5py.File, part: str, num_classes: int, encoding: str) -> Images:
     rows, labels = file[f"{part}/images"], np.asarray(file[f"{part}/labels"], np.int64)
     if len(rows) != len(labels) or len(labels) == 0:
         raise UserError(f"data.path: {path}: {part} has {len(rows)} images and {len(labels)} labels; it needs as many, and some")
@@ -53,17 +71,24 @@ def _images(path: Path, file: h5py.File, part: str, num_classes: int) -> Images:
         raise UserError(
             f"data.path: {path}: {part}/labels go from {labels.min()} to {labels.max()}, but there are {num_classes} classes"
         )
-    encoded = file.attrs["encoding"] != "raw"
+    if encoding == "raw" and rows.dtype != np.uint8:
+        raise UserError(f"data.path: {path}: {part}/images are {rows.dtype}; raw images must be uint8, 0 to 255")
 
     def read(start: int, stop: int) -> list[Image.Image]:
-        return [_decode(row, encoded, f"{path}: {part}/images[{start + i}]") for i, row in enumerate(rows[start:stop])]
+        try:
+            block = rows[start:stop]
+        except OSError as error:
+            raise UserError(
+                f"data.path: {path}: {part}/images[{start}:{stop}] cannot be read ({error}); fetch the file anew"
+            ) from None
+        return [_decode(row, encoding, f"{path}: {part}/images[{start + i}]") for i, row in enumerate(block)]
 
     return Images(labels, read)
 
 
-def _decode(row: Any, encoded: bool, where: str) -> Image.Image:
+def _decode(row: Any, encoding: str, where: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(row.tobytes())) if encoded else Image.fromarray(row.squeeze())
+        image = Image.fromarray(row.squeeze()) if encoding == "raw" else Image.open(io.BytesIO(row.tobytes()))
         return image.convert("RGB")
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"data.path: {where} is not an image that can be decoded ({error}); mend or remove it") from None

@@ -16,7 +16,7 @@ from flora_hpc.data.shards import Partitioner, PartitionOptions
 class Options(PartitionOptions):
     """How much clients differ."""
 
-    beta: float = Field(0.1, gt=0, allow_inf_nan=False, description="concentration: 0.1 is strongly skewed, 100 is nearly IID")
+    beta: float = Field(0.1, gt=0, le=1e6, description="concentration: 0.1 is strongly skewed, 100 is nearly IID")
 
 
 def build(options: Options, labels: Ints) -> Partitioner:

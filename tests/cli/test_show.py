@@ -1,0 +1,193 @@
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import NoReturn
+
+import h5py
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from flora_hpc.cli import app
+from flora_hpc.cli.show import show_table
+from flora_hpc.errors import UserError
+from flora_hpc.records.hdf5file import Writer
+from tests.contracts.known_helpers import round_record, run_info
+
+TABLES = ["rounds", "ranks", "clients", "topology"]
+RECORDS = [round_record(0, accuracy=0.25), round_record(1), round_record(2, accuracy=0.75, num_rejected=1)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three rounds; accuracy is unknown in the second; in the third one client was left out, its update not being finite."""
+    writer = Writer(tmp_path / "run.h5", run_info())
+    for record in RECORDS:
+        writer.add(record)
+    writer.close("finished")
+    return tmp_path
+
+
+def show(*arguments: object, columns: int = 300) -> str:
+    runner = CliRunner(env={"COLUMNS": str(columns)})
+    result = runner.invoke(app, ["show", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of a printed table; its rows begin with a number, and two spaces or more stand between cells."""
+    return [re.split(" {2,}", line.strip()) for line in text.splitlines() if line.strip()[:1].isdigit()]
+
+
+def not_json(constant: str) -> NoReturn:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+# --- for people
+
+
+def test_the_summary_says_what_was_run_and_what_came_out(folder: Path) -> None:
+    shown = show(folder)
+    for words in (
+        "finished",
+        "flora-tiny",
+        "flora, 25 trained numbers",
+        "digits, iid over 40 clients",
+        "2 by mpich, backend mpi",
+        "0.2500 → 0.7500",
+        "(best 0.7500 in round 2)",
+        "0.7500 → 0.2500  (3.0 times smaller)",  # the error
+        "600 bytes up, 600 bytes down",  # 2 rounds x 3 clients x 100 bytes
+        "8.0 kB handed to collectives",  # 2 rounds x 4,000 bytes
+        "1 client updates that were not finite",
+    ):
+        assert words in shown
+
+
+def test_the_file_and_its_directory_show_the_same(folder: Path) -> None:
+    assert show(folder, "rounds") == show(folder / "run.h5", "rounds")
+
+
+def test_a_run_that_is_still_written_can_be_shown(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run.h5", run_info())
+    writer.add(round_record(0, accuracy=0.25))
+    shown = show(tmp_path)
+    writer.close("finished")
+    assert "running" in shown
+
+
+def test_a_directory_is_named_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets mean something to rich."""
+    monkeypatch.chdir(folder)
+    Path("sweep[lr]").mkdir()
+    Path("run.h5").rename("sweep[lr]/run.h5")
+    assert "sweep[lr]" in show("sweep[lr]")
+
+
+@pytest.mark.parametrize(
+    ("table", "num_rows", "row"),
+    [
+        (
+            "rounds",
+            3,
+            "2, 3, 1, 30, 1.25, 0.75, 300 bytes, 300 bytes, 4.0 kB, "
+            "500.0 ms, 125.0 ms, 62.5 ms, 31.2 ms, 250.0 ms, 31.2 ms, 1.00 s",
+        ),
+        ("ranks", 6, "2, 1, 1, 500.0 ms, 125.0 ms, 62.5 ms, 31.2 ms, 250.0 ms, 31.2 ms, 1.00 s, 2.0 kB, 1.0 GB"),
+        ("clients", 6, "2, 1, 1, 0, 10, 2, 10, 1.25, 0.5, 250.0 ms, 100 bytes, 100 bytes"),
+        ("topology", 2, "1, node2, 0, cpu, 4"),
+    ],
+)
+def test_a_table_has_all_rows_and_columns(folder: Path, table: str, num_rows: int, row: str) -> None:
+    """A file or another program has no width to keep to."""
+    found = rows_of(show(folder, table, columns=80))
+    assert len(found) == num_rows
+    assert row.split(", ") in found
+
+
+def test_what_is_not_known_is_a_dash(folder: Path) -> None:
+    """In round 0 nothing was trained; in round 1 nothing was evaluated."""
+    assert [row.count("-") for row in rows_of(show(folder, "rounds"))] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("table", ["row", "ranks", "clients"])
+def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(table: str) -> None:
+    text, rows = io.StringIO(), getattr(RECORDS[2], table)
+    show_table(Console(file=text, width=80, force_terminal=True, color_system=None), rows)
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    shown, hidden = text.getvalue().split("not shown for want of width: ")
+    names = set(re.findall(r"\w+", hidden.split("(--csv")[0]))
+    assert names < set(rows.dtype.names)
+    assert "round" not in names
+    assert {len(row) for row in rows_of(shown)} == {len(rows.dtype.names) - len(names)}
+
+
+# --- for programs
+
+
+def test_json_holds_every_table_and_the_attributes(folder: Path) -> None:
+    shown = json.loads(show(folder, "--json"))
+    assert list(shown) == ["attributes", *TABLES]
+    assert (shown["attributes"]["status"], shown["attributes"]["world_size"]) == ("finished", 2)
+    assert {name: len(shown[name]) for name in TABLES} == {"rounds": 3, "ranks": 6, "clients": 6, "topology": 2}
+    assert shown["topology"][1] == {"rank": 1, "host": "node2", "local_rank": 0, "device": "cpu", "num_threads": 4}
+
+
+def test_json_adds_up_to_what_the_file_holds(folder: Path) -> None:
+    shown = json.loads(show(folder, "--json"))
+    with h5py.File(folder / "run.h5") as file:
+        for table, column in (("rounds", "uplink_bytes"), ("ranks", "collective_bytes"), ("clients", "num_examples")):
+            assert sum(row[column] for row in shown[table]) == file[table][column].sum()
+            assert set(shown[table][0]) == set(file[table].dtype.names)
+    assert sum(row["uplink_bytes"] for row in shown["clients"]) == sum(row["uplink_bytes"] for row in shown["rounds"]) == 600
+
+
+def test_json_turns_nan_and_infinity_into_null(folder: Path) -> None:
+    """JSON has neither. The update of the last client was infinite and its loss NaN."""
+    shown = json.loads(show(folder, "--json"), parse_constant=not_json)
+    assert [row["test_accuracy"] for row in shown["rounds"]] == [0.25, None, 0.75]
+    assert [row["train_loss"] for row in shown["rounds"]] == [None, 1.25, 1.25]
+    assert (shown["clients"][-1]["train_loss"], shown["clients"][-1]["update_norm"]) == (None, None)
+
+
+def test_json_of_one_table(folder: Path) -> None:
+    assert list(json.loads(show(folder, "rounds", "--json"))) == ["attributes", "rounds"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_csv_has_every_column_and_row(folder: Path, table: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(show(folder, table, "--csv"))))
+    with h5py.File(folder / "run.h5") as file:
+        assert len(rows) == len(file[table])
+        assert list(rows[0]) == list(file[table].dtype.names)
+
+
+def test_csv_holds_the_values(folder: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(show(folder, "rounds", "--csv"))))
+    assert [row["test_accuracy"] for row in rows] == ["0.25", "", "0.75"]
+    assert sum(int(row["uplink_bytes"]) for row in rows) == 600
+
+
+def test_only_the_last_rows(folder: Path) -> None:
+    shown = json.loads(show(folder, "--json", "--last", 2))
+    assert [row["round"] for row in shown["rounds"]] == [1, 2]
+    assert [row["client"] for row in shown["clients"]] == [1, 2]
+    assert len(show(folder, "rounds", "--csv", "--last", 1).splitlines()) == 2
+    assert len(json.loads(show(folder, "--json", "--last", 100))["rounds"]) == 3
+
+
+# --- mistakes
+
+
+def test_csv_needs_the_name_of_a_table(folder: Path) -> None:
+    with pytest.raises(UserError, match="--csv: name a table"):
+        show(folder, "--csv")
+
+
+def test_a_missing_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path / 'nowhere'}: holds no run.*give a run directory"):
+        show(tmp_path / "nowhere")

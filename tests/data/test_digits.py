@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from flora_hpc.data.datasets import digits
+from flora_hpc.data.images import Dataset, Images
+
+
+def build(**options: object) -> Dataset:
+    return digits.build(digits.Options(name="digits", **options))
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return build()
+
+
+def all_images(images: Images) -> list[Image.Image]:
+    return images.read(0, len(images.labels))
+
+
+def test_train_and_test_together_are_scikit_learns_digits_each_once(dataset: Dataset) -> None:
+    """Pixels 0..16 become 0..255, so that dividing by 255 / 16 gives scikit-learn's numbers back."""
+    found = []
+    for images in (dataset.train, dataset.test):
+        for image, label in zip(all_images(images), images.labels, strict=True):
+            pixels = np.asarray(image)[:, :, 0] * (16 / 255)
+            found.append((int(label), np.round(pixels).astype(int).tobytes()))
+    data = load_digits()
+    expected = [(int(label), pixels.astype(int).tobytes()) for pixels, label in zip(data.images, data.target, strict=True)]
+    assert len(found) == 1797
+    assert sorted(found) == sorted(expected)
+
+
+def test_the_brightest_pixel_becomes_255(dataset: Dataset) -> None:
+    brightest = max(image.getextrema()[0][1] for image in all_images(dataset.test))
+    assert brightest == 255
+
+
+def test_images_are_rgb_of_eight_by_eight(dataset: Dataset) -> None:
+    assert {(image.mode, image.size) for image in all_images(dataset.test)} == {("RGB", (8, 8))}
+
+
+def test_some_images_can_be_read_alone(dataset: Dataset) -> None:
+    everything = all_images(dataset.train)
+    assert [image.tobytes() for image in dataset.train.read(5, 8)] == [image.tobytes() for image in everything[5:8]]
+
+
+def test_a_fifth_of_each_digit_is_for_testing(dataset: Dataset) -> None:
+    """Of 178, 182, 177, 183, 181, 182, 181, 179, 174 and 180 images, to the nearest."""
+    assert np.bincount(dataset.test.labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
+
+
+def test_another_share_can_be_chosen() -> None:
+    assert np.bincount(build(test_fraction=0.5).test.labels).tolist() == [89, 91, 88, 92, 90, 91, 90, 90, 87, 90]
+
+
+def test_the_smallest_share_keeps_one_image_of_each_digit() -> None:
+    assert np.bincount(build(test_fraction=0.0001).test.labels).tolist() == [1] * 10
+
+
+def test_the_test_set_is_always_the_same(dataset: Dataset) -> None:
+    np.random.seed(123)  # what others do with the global generator does not matter
+    again = build()
+    np.testing.assert_array_equal(again.test.labels, dataset.test.labels)
+    assert [image.tobytes() for image in all_images(again.test)] == [image.tobytes() for image in all_images(dataset.test)]
+
+
+def test_captions_name_the_number(dataset: Dataset) -> None:
+    assert dataset.captions[:3] == ("a photo of the number zero.", "a photo of the number one.", "a photo of the number two.")
+    assert len(dataset.captions) == len(dataset.class_names) == 10
+
+
+def test_the_caption_can_be_chosen() -> None:
+    assert build(caption="{}!").captions[9] == "nine!"

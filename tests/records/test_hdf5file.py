@@ -1,0 +1,245 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from flora_hpc.errors import UserError
+from flora_hpc.records import hdf5file
+from flora_hpc.records.hdf5file import Writer
+from flora_hpc.records.known import RoundRecord
+from flora_hpc.records.schema import SCHEMA, Rows
+from tests.conftest import ROOT
+from tests.contracts.known_helpers import round_record, run_info
+
+# The contract: what readers of run.h5 rely on (more columns may be there).
+COLUMNS = {
+    "rounds": "round num_clients num_examples train_loss test_accuracy uplink_bytes downlink_bytes collective_bytes "
+    "train_seconds wait_seconds comm_seconds server_seconds eval_seconds round_seconds",
+    "ranks": "round rank num_clients train_seconds wait_seconds comm_seconds collective_bytes peak_memory_bytes",
+    "clients": "round client rank num_examples num_steps train_loss update_norm train_seconds uplink_bytes downlink_bytes",
+    "topology": "rank host local_rank device num_threads",
+}
+READER = "import h5py, sys; f = h5py.File(sys.argv[1], 'r', libver='latest', swmr=True); print('open', flush=True); input()"
+ROUNDS_OF = """
+import sys
+from pathlib import Path
+from flora_hpc.records import hdf5file
+
+print(hdf5file.read(Path(sys.argv[1]))[1]["rounds"]["round"])
+"""
+WRITER = """
+import sys
+from pathlib import Path
+from flora_hpc.records.hdf5file import Writer
+from tests.contracts.known_helpers import round_record, run_info
+
+writer = Writer(Path(sys.argv[1]), run_info())
+for number in range(10**9):
+    writer.add(round_record(number, accuracy=0.5, num_clients=number % 50 + 1))
+    print(number, flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.h5"
+
+
+@pytest.fixture
+def finished(path: Path) -> Path:
+    """A run of three rounds."""
+    writer = Writer(path, run_info())
+    for number in range(3):
+        writer.add(round_record(number, accuracy=number / 4))
+    writer.close("finished")
+    return path
+
+
+def assert_whole(tables: dict[str, Rows], records: list[RoundRecord]) -> None:
+    """The tables hold these rounds, every value of them, and nothing else."""
+    for name, part in (("rounds", "row"), ("ranks", "ranks"), ("clients", "clients")):
+        expected = np.concatenate([getattr(record, part) for record in records])
+        for column in expected.dtype.names:
+            np.testing.assert_array_equal(tables[name][column], expected[column], f"/{name} {column}")
+
+
+# --- what is in it
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_tables_have_the_columns_that_readers_rely_on(finished: Path, table: str) -> None:
+    with h5py.File(finished) as file:
+        assert set(COLUMNS[table].split()) <= set(file[table].dtype.names)
+
+
+def test_attributes_have_what_readers_rely_on(finished: Path) -> None:
+    with h5py.File(finished) as file:
+        facts = dict(file.attrs)
+    assert facts["schema"] == SCHEMA
+    assert (facts["seed"], facts["launcher"], facts["backend"], facts["world_size"]) == (7, "mpich", "mpi", 2)
+    assert json.loads(facts["versions"])["python"] == "3.11.1"
+    assert yaml.safe_load(facts["config"])["data"] == {"name": "digits"}
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted", "failed"])
+def test_the_end_is_noted_as_text(path: Path, status: str) -> None:
+    Writer(path, run_info()).close(status)
+    with h5py.File(path) as file:
+        assert isinstance(file.attrs["status"], str)
+        assert file.attrs["status"] == status
+
+
+def test_a_finished_file_needs_no_special_way_to_open_it(finished: Path) -> None:
+    with h5py.File(finished) as file:
+        assert file["rounds"]["round"].tolist() == [0, 1, 2]
+        assert file["clients"]["client"].tolist() == [0, 1, 2, 0, 1, 2]
+        assert file["ranks"]["rank"].tolist() == [0, 1] * 3
+        assert file["topology"]["host"].tolist() == [b"node1", b"node2"]
+
+
+def test_reading_gives_back_what_was_written(finished: Path) -> None:
+    _, tables = hdf5file.read(finished)
+    assert_whole(tables, [round_record(number, accuracy=number / 4) for number in range(3)])
+    np.testing.assert_array_equal(tables["topology"], run_info().topology)
+
+
+def test_a_run_is_found_by_its_directory_or_its_file(finished: Path) -> None:
+    assert hdf5file.locate(finished) == hdf5file.locate(finished.parent) == finished
+
+
+def test_an_earlier_run_is_not_written_over(finished: Path) -> None:
+    with pytest.raises(FileExistsError):
+        Writer(finished, run_info())
+
+
+# --- while it is written
+
+
+def test_readable_before_the_first_round(path: Path) -> None:
+    writer = Writer(path, run_info())
+    attributes, tables = hdf5file.read(path)
+    writer.close("failed")
+    assert attributes["status"] == "running"
+    assert {name: len(rows) for name, rows in tables.items()} == {"rounds": 0, "ranks": 0, "clients": 0, "topology": 2}
+
+
+def test_readable_after_every_round(path: Path) -> None:
+    writer = Writer(path, run_info())
+    seen = []
+    for number in range(3):
+        writer.add(round_record(number))
+        _, tables = hdf5file.read(path)
+        seen.append([len(tables[name]) for name in ("rounds", "ranks", "clients")])
+    writer.close("finished")
+    assert seen == [[1, 2, 0], [2, 4, 3], [3, 6, 6]]
+
+
+def test_another_process_sees_the_rounds_so_far(path: Path) -> None:
+    writer = Writer(path, run_info())
+    writer.add(round_record(0))
+    writer.add(round_record(1))
+    shown = subprocess.run([sys.executable, "-c", ROUNDS_OF, str(path)], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    writer.close("finished")
+    assert shown.stdout == "[0 1]\n", shown.stderr
+
+
+def test_rows_of_a_round_that_was_not_finished_are_left_out(finished: Path) -> None:
+    """A round's clients and ranks are written before the round itself."""
+    unfinished = round_record(3)
+    with h5py.File(finished, "r+") as file:
+        for name, rows in (("clients", unfinished.clients), ("ranks", unfinished.ranks)):
+            file[name].resize(len(file[name]) + len(rows), axis=0)
+            file[name][-len(rows) :] = rows
+    _, tables = hdf5file.read(finished)
+    assert {name: int(tables[name]["round"].max()) for name in ("rounds", "ranks", "clients")} == dict.fromkeys(
+        ("rounds", "ranks", "clients"), 2
+    )
+
+
+def test_a_run_can_end_while_somebody_reads_it(path: Path) -> None:
+    writer = Writer(path, run_info())
+    writer.add(round_record(0))
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert reader.stdout.readline() == "open\n"
+        writer.close("finished")
+        attributes, tables = hdf5file.read(path)
+    finally:
+        reader.communicate("\n", timeout=60)
+    assert attributes["status"] == "finished"
+    assert tables["rounds"]["round"].tolist() == [0]
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_killed_writer_leaves_every_finished_round_whole(path: Path, attempt: int) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    reported = -1
+    while reported < 3 + attempt:
+        reported = int(writer.stdout.readline())
+    time.sleep(0.003 * attempt)  # another moment each time
+    os.kill(writer.pid, signal.SIGKILL)
+    reported = max([reported, *map(int, writer.communicate()[0].split("\n")[:-1])])
+
+    attributes, tables = hdf5file.read(path)
+    assert attributes["status"] == "running"
+    last = int(tables["rounds"]["round"].max())
+    assert last >= reported
+    assert_whole(tables, [round_record(number, accuracy=0.5, num_clients=number % 50 + 1) for number in range(last + 1)])
+
+
+# --- what is not a run
+
+
+def refusal(path: Path) -> str:
+    """The message that refuses the file; it names it."""
+    with pytest.raises(UserError) as caught:
+        hdf5file.read(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_nothing_there(path: Path) -> None:
+    assert "holds no run" in refusal(path)
+    assert "give a run directory or its run.h5" in refusal(path.parent)
+
+
+def test_a_text_file(path: Path) -> None:
+    path.write_text("not a run")
+    assert "is not an HDF5 file" in refusal(path)
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_an_hdf5_file_of_something_else(path: Path, libver: str) -> None:
+    with h5py.File(path, "w", libver=libver) as file:
+        file["train/images"] = np.zeros((2, 4, 4), np.uint8)
+    assert "not one that flora-hpc wrote" in refusal(path)
+
+
+def test_an_hdf5_file_of_something_else_with_names_like_a_runs(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        for table in COLUMNS:
+            file.create_group(table)
+    assert "not one that flora-hpc wrote" in refusal(path)
+
+
+def test_a_run_of_a_newer_version(finished: Path) -> None:
+    with h5py.File(finished, "r+") as file:
+        file.attrs["schema"] = SCHEMA + 1
+    assert f"newer flora-hpc (schema {SCHEMA + 1}, here {SCHEMA}); update flora-hpc" in refusal(finished)
+
+
+def test_a_run_of_a_newer_version_with_other_tables(finished: Path) -> None:
+    with h5py.File(finished, "r+") as file:
+        file.attrs["schema"] = SCHEMA + 1
+        file.move("topology", "places")
+    assert "newer flora-hpc" in refusal(finished)

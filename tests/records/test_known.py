@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from flora_hpc.records.known import RankReport, merge
+from flora_hpc.records.schema import CLIENTS, RANKS
+from tests.contracts.known_helpers import rows
+
+# Two ranks: clients 4 and 9 on the first, client 7 on the second. The update of client 9 was not finite.
+FIRST = RankReport(
+    rank=rows(
+        RANKS,
+        {"round": 3, "rank": 0, "num_clients": 2, "train_seconds": 4.0, "wait_seconds": 0.0, "comm_seconds": 0.5}
+        | {"server_seconds": 0.25, "eval_seconds": 1.0, "log_seconds": 0.25, "round_seconds": 6.0, "collective_bytes": 300},
+    ),
+    clients=rows(
+        CLIENTS,
+        {"round": 3, "client": 9, "num_examples": 20, "weight": 0, "train_loss": np.inf, "uplink_bytes": 8, "downlink_bytes": 80},
+        {"round": 3, "client": 4, "num_examples": 10, "weight": 10, "train_loss": 2.0, "uplink_bytes": 8, "downlink_bytes": 80},
+    ),
+    num_correct=30,
+    digest=-5,
+)
+SECOND = RankReport(
+    rank=rows(
+        RANKS,
+        {"round": 3, "rank": 1, "num_clients": 1, "train_seconds": 1.0, "wait_seconds": 3.0, "comm_seconds": 0.5}
+        | {"server_seconds": 0.75, "eval_seconds": 0.5, "log_seconds": 0.0, "round_seconds": 6.0, "collective_bytes": 100},
+    ),
+    clients=rows(
+        CLIENTS,
+        {"round": 3, "client": 7, "rank": 1, "num_examples": 30, "weight": 30, "train_loss": 1.0}
+        | {"uplink_bytes": 8, "downlink_bytes": 80},
+    ),
+    num_correct=45,
+    digest=-5,
+)
+IDLE = RankReport(rows(RANKS, {"round": 3, "rank": 2}), np.zeros(0, CLIENTS), 0, -5)
+
+
+@pytest.mark.parametrize("report", [FIRST, SECOND, IDLE], ids=["two clients", "one client", "no client"])
+def test_a_report_survives_the_way_to_rank_0(report: RankReport) -> None:
+    again = RankReport.from_bytes(report.to_bytes())
+    np.testing.assert_array_equal(again.rank, report.rank)
+    np.testing.assert_array_equal(again.clients, report.clients)
+    assert (again.num_correct, again.digest) == (report.num_correct, report.digest)
+
+
+def test_the_row_of_a_round_adds_up_its_clients() -> None:
+    row = merge(3, [FIRST, SECOND, IDLE], 100).row[0]
+    found = {name: int(row[name]) for name in ("round", "num_clients", "num_rejected", "num_examples")}
+    assert found == {"round": 3, "num_clients": 3, "num_rejected": 1, "num_examples": 60}
+    assert (row["uplink_bytes"], row["downlink_bytes"], row["collective_bytes"]) == (24, 240, 400)
+
+
+def test_the_loss_is_weighted_and_leaves_out_rejected_clients() -> None:
+    """(10 x 2 + 30 x 1) / 40; the third one's is infinite."""
+    assert merge(3, [FIRST, SECOND], 100).row["train_loss"].item() == 1.25
+
+
+def test_without_a_kept_client_there_is_no_loss() -> None:
+    rejected = RankReport(FIRST.rank, FIRST.clients[:1], 0, -5)
+    assert np.isnan(merge(3, [rejected], 100).row["train_loss"]).all()
+    assert np.isnan(merge(0, [IDLE], 100).row["train_loss"]).all()
+
+
+def test_seconds_are_means_over_ranks() -> None:
+    row = merge(3, [FIRST, SECOND], 100).row[0]
+    seconds = {name: row[name].item() for name in row.dtype.names if name.endswith("_seconds")}
+    assert seconds == {
+        "train_seconds": 2.5,
+        "wait_seconds": 1.5,
+        "comm_seconds": 0.5,
+        "server_seconds": 0.5,
+        "eval_seconds": 0.75,
+        "log_seconds": 0.125,
+        "round_seconds": 6.0,
+    }
+
+
+def test_accuracy_is_all_ranks_correct_answers_over_all_test_images() -> None:
+    assert merge(3, [FIRST, SECOND], 100).row["test_accuracy"].item() == 0.75
+
+
+def test_accuracy_is_nan_when_nothing_was_evaluated() -> None:
+    assert np.isnan(merge(3, [FIRST, SECOND], None).row["test_accuracy"]).all()
+
+
+def test_clients_come_in_order_and_ranks_as_they_are() -> None:
+    record = merge(3, [FIRST, SECOND, IDLE], 100)
+    assert record.clients["client"].tolist() == [4, 7, 9]
+    assert record.clients["num_examples"].tolist() == [10, 30, 20]
+    assert record.ranks["rank"].tolist() == [0, 1, 2]
+
+
+def test_ranks_whose_adapters_differ_are_an_error() -> None:
+    drifted = RankReport(SECOND.rank, SECOND.clients, SECOND.num_correct, digest=6)
+    with pytest.raises(RuntimeError, match="round 3: the ranks' adapters drifted apart"):
+        merge(3, [FIRST, drifted], 100)
