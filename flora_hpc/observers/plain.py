@@ -25,9 +25,7 @@ class Plain:
         self._facts, self._num_rounds = facts(info), info.num_rounds
         for name, value in self._facts.items():
             self._say(f"{name}: {value}")
-        self._console.print(
-            f"set up in {views.seconds(info.setup_seconds)}; writing to {self._folder}", markup=False, soft_wrap=True
-        )
+        self._say(f"set up in {views.seconds(info.setup_seconds)}; writing to {self._folder}")
 
     def round(self, record: RoundRecord) -> None:
         self._rounds = np.concatenate([self._rounds, record.row])
