@@ -50,9 +50,8 @@ def show(
     attributes, tables = hdf5file.read(run)
     if as_json:
         chosen = tables if part == Part.summary else {part.value: tables[part.value]}
-        facts = {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
         rows = {name: [record(table, row) for row in table[-last if last else 0 :]] for name, table in chosen.items()}
-        json.dump({"attributes": facts} | rows, sys.stdout)
+        json.dump({"attributes": attributes} | rows, sys.stdout)
         print()
     elif as_csv:
         if part == Part.summary:

@@ -13,9 +13,10 @@ def facts(info: RunInfo) -> dict[str, str]:
     threads = sorted(set(info.topology["num_threads"].tolist()))
     devices = sorted({device.decode() for device in info.topology["device"].tolist()})
     ranks = f"{info.world_size} rank{'s' * (info.world_size > 1)}"
+    started = "" if info.launcher == "none" else f" by {info.launcher}"
     return {
         "model": config["model"]["name"],
         "method": f"{config['method']['name']}, {info.num_params:,} trained numbers, {decimal(info.payload_bytes)} per update",
         "data": f"{config['data']['name']}, {config['partition']['name']} over {info.num_clients:,} clients, cohort {cohort}",
-        "ranks": f"{ranks} by {info.launcher}, backend {info.backend}, {'/'.join(devices)} x {'/'.join(map(str, threads))} threads",
+        "ranks": f"{ranks}{started}, backend {info.backend}, {'/'.join(devices)} x {'/'.join(map(str, threads))} threads",
     }

@@ -19,6 +19,12 @@ from flora_hpc.records.known import RoundRecord, RunInfo
 from flora_hpc.records.schema import ROUNDS
 
 
+def heading(facts: dict[str, str]) -> Text:
+    """One line per fact, names aligned."""
+    lines = (Text.assemble((f"{name:>{max(map(len, facts))}}  ", "dim"), value) for name, value in facts.items())
+    return Text("\n").join(lines)
+
+
 class Terminal:
     """Redraws one panel after every round."""
 
@@ -31,17 +37,16 @@ class Terminal:
 
     def started(self, info: RunInfo) -> None:
         self._facts, self._num_rounds = facts(info), info.num_rounds
-        for name, value in self._facts.items():
-            self._console.print(Text.assemble((f"{name:>7}  ", "dim"), value))
-        self._console.print(Text.assemble(("set up  ", "dim"), views.seconds(info.setup_seconds)))
+        self._console.print(heading(self._facts | {"set up": views.seconds(info.setup_seconds)}))
         self._started = self._clock()
         self._live.start()
 
     def round(self, record: RoundRecord) -> None:
         self._rounds = np.concatenate([self._rounds, record.row])
-        self._live.update(Panel(self._view(), title="flora-hpc", title_align="left", border_style="dim"))
+        self._live.update(self.view())
 
-    def _view(self) -> RenderableType:
+    def view(self) -> Panel:
+        """All that is known so far, as one panel."""
         width = max(20, min(self._console.width, 100) - 12)
         now, trained = self._rounds[-1], self._rounds[self._rounds["round"] > 0]
         done, elapsed = int(now["round"]), self._clock() - self._started
@@ -68,7 +73,7 @@ class Terminal:
             parts += [Text(), Text("where the time goes", "dim"), views.time_split(trained, width + 6)]
         if rejected := int(self._rounds["num_rejected"].sum()):
             parts.append(Text(f"{rejected} client updates were not finite and were left out", "red"))
-        return Group(*parts)
+        return Panel(Group(*parts), title="flora-hpc", title_align="left", border_style="dim")
 
     def ended(self, status: str) -> None:
         self._live.stop()

@@ -73,7 +73,7 @@ def read(run: Path) -> tuple[dict[str, Any], dict[str, Rows]]:
     path = locate(run)
     try:
         with h5py.File(path, "r", libver="latest", swmr=True) as file:
-            attributes = dict(file.attrs)
+            attributes = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
             tables = {name: file[name][:] for name in TABLES if isinstance(file.get(name), h5py.Dataset)}
     except OSError as error:
         raise UserError(f"{path}: is not an HDF5 file that can be read ({error})") from None

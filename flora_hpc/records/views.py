@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flora_hpc.records.schema import Rows
 
-PHASES = {"train": "green", "wait": "yellow", "comm": "magenta", "server": "cyan", "eval": "blue", "log": "red"}
+PHASES = {"train": "green", "wait": "yellow", "comm": "magenta", "server": "cyan", "eval": "blue", "log": "white"}
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
