@@ -18,3 +18,4 @@ def _fix_bits_of_matrix_products() -> None:
 
 
 _fix_bits_of_matrix_products()
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the same for a GPU's products

@@ -22,11 +22,11 @@ def sample(config: CohortConfig, registered: int, seed: int, round_number: int) 
 
 
 def default_group_size(num_clients: int, rows_per_client: int) -> int:
-    """Clients per group for a cohort of `num_clients`: about eight groups, none too large.
+    """Clients per group for a cohort of `num_clients`: about sixteen groups, so that several ranks find work, none too large.
 
     It must not depend on the number of ranks, since it is part of what decides the bits.
     """
-    return max(1, min(MAX_GROUP, MAX_ROWS // rows_per_client, num_clients // 8))
+    return max(1, min(MAX_GROUP, MAX_ROWS // rows_per_client, num_clients // 16))
 
 
 def make_groups(clients: Ints, sizes: Ints, group_size: int) -> list[Ints]:

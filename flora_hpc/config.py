@@ -87,7 +87,7 @@ class CommConfig(Section):
 class Config(Section):
     """The whole experiment. Only `simulation` and `cli` see it; other modules get their own branch."""
 
-    seed: int = Field(0, ge=0, description="decides every random number of the run")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides every random number of the run")
     rounds: int = Field(50, ge=0, description="rounds of training after round 0, which only evaluates")
     model: ModelConfig = ModelConfig()
     method: SerializeAsAny[BaseOptions]

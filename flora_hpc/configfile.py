@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from flora_hpc import plugins
-from flora_hpc.config import Config
+from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import UserError, did_you_mean
 from flora_hpc.plugins import BaseOptions
 
@@ -38,6 +38,19 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[s
     return config, notes
 
 
+def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
+    """The section `comm` alone, as far as it can be made out of a configuration that has mistakes; the defaults otherwise."""
+    try:
+        tree = _read(path)
+    except UserError:
+        tree = {}
+    try:
+        _apply(tree, dict(_split_override(text) for text in overrides or []))
+        return CommConfig.model_validate(tree.get("comm", {}))
+    except (UserError, ValidationError):
+        return CommConfig()
+
+
 def _is_from(key: str, given: dict[str, Any], held: set[str]) -> bool:
     """Whether a mistake at `key` came with an override: of this key, of one above it, or of one below that the file lacks."""
     above = any(key == name or key.startswith(f"{name}.") for name in given)
@@ -55,7 +68,7 @@ def _dotted(tree: Any, prefix: str = "") -> set[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: there is no such file{did_you_mean(path.name, nearby)}") from None
@@ -67,6 +80,16 @@ def _read(path: Path) -> dict[str, Any]:
         found = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', but holds {found}")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is a mistake instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key '{twice[0]}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _split_override(text: str) -> tuple[str, Any]:

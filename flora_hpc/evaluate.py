@@ -4,7 +4,7 @@ import torch
 
 from flora_hpc.methods._method import Method
 
-BLOCK = 4096  # images scored at once; fixed, because the shape of a matrix product may decide its last bits
+BLOCK = 16384  # images scored at once; fixed, because the shape of a matrix product may decide its last bits
 
 
 def count_correct(

@@ -9,8 +9,7 @@ every rank holds the same adapter and server state
 """
 
 import hashlib
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,11 +31,11 @@ from flora_hpc.records.schema import CLIENTS, RANKS, Rows
 class Examples:
     """Images as features (num_images, embed_dim) float32 and labels (num_images,) int64, on this rank's device."""
 
-    features: torch.Tensor
-    labels: torch.Tensor
+    features: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    labels: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Federation:
     """What stays the same in every round."""
 
@@ -48,10 +47,10 @@ class Federation:
     method: Method
     aggregator: Aggregator
     shards: Shards
-    train: Examples
-    test: Examples
     group_size: int
     rows_per_client: int  # text positions that a client computes in a step
+    train: Examples = Examples()
+    test: Examples = Examples()
 
 
 @dataclass
@@ -94,7 +93,7 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
     groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
     total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
     for index in cohort.assign([cost(fed, group) for group in groups], comm.size)[comm.rank]:
-        members, started = groups[index], time.perf_counter()
+        members, started = groups[index], comm.clock()
         batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
         result = trainer.train(
             fed.method,
@@ -105,16 +104,16 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
             fed.client,
             state.optimizers.get(index),
         )
-        if fed.client.optimizer_state == "keep":
-            state.optimizers[index] = result.optimizer
         weights = fed.shards.sizes(members)
-        kept = total.add(result.updates, torch.from_numpy(weights)).numpy()
+        kept = total.add(result.updates, torch.from_numpy(weights))
+        if fed.client.optimizer_state == "keep":
+            state.optimizers[index] = trainer.forget(result.optimizer, ~kept)
         row = np.zeros(len(members), CLIENTS)
         row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
-        row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept
+        row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
         row["train_loss"], row["update_norm"] = result.losses.cpu(), result.updates.norm(dim=1).cpu()
         row["uplink_bytes"] = row["downlink_bytes"] = fed.method.payload_bytes
-        row["train_seconds"] = (time.perf_counter() - started) * result.num_steps / result.num_steps.sum()
+        row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
         rows.append(row)
     return total, np.concatenate(rows)
 

@@ -1,8 +1,11 @@
 """Build everything from a Config and play the rounds."""
 
+import hashlib
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
@@ -15,7 +18,7 @@ from flora_hpc.clip import adapters
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.clip.text import TextTower, check_supported
 from flora_hpc.comm import devices
-from flora_hpc.comm.communicator import Communicator, together
+from flora_hpc.comm.communicator import Communicator, same_everywhere, together
 from flora_hpc.comm.exact import MAX_CLIENTS
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
@@ -45,11 +48,11 @@ def run(
     every rank, for what the user must change; nothing is written then.
     """
     device = together(comm, lambda: devices.pick(launch, config.comm))
-    num_threads = devices.share_cores(comm)
+    num_threads = devices.share_cores(comm, launch)
     meter = Meter(comm, idle=torch.cuda.synchronize if device.type == "cuda" else lambda: None)
     dataset, clip, fed = together(comm, lambda: prepare(config, device))
-    fed.train = examples(dataset.train, clip, comm, device)
-    fed.test = examples(dataset.test, clip, comm, device)
+    same_everywhere(comm, identity(config, dataset, clip))
+    fed = replace(fed, train=examples(dataset.train, clip, comm, device), test=examples(dataset.test, clip, comm, device))
     del clip.model.visual  # its work is done, for all rounds
     state = first_state(fed, comm, device)
     topology = place_rows(devices.places(comm, launch, device, num_threads))
@@ -67,6 +70,7 @@ def run(
         num_params=fed.method.num_params,
         payload_bytes=fed.method.payload_bytes,
         group_size=fed.group_size,
+        num_groups=-(-config.cohort.num_clients(fed.shards.num_clients) // fed.group_size),
         setup_seconds=time.perf_counter() - started,
     )
     status = "failed"
@@ -106,7 +110,6 @@ def prepare(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federa
         raise UserError(
             f"cohort: {num_clients:,} clients in a round are more than the {MAX_CLIENTS:,} that an exact sum holds; lower it"
         )
-    nothing = Examples(torch.empty(0), torch.empty(0))
     fed = Federation(
         seed=config.seed,
         rounds=config.rounds,
@@ -116,12 +119,24 @@ def prepare(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federa
         method=method,
         aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
         shards=holders,
-        train=nothing,
-        test=nothing,
         group_size=config.client.group_size or cohort.default_group_size(num_clients, tower.num_nodes),
         rows_per_client=tower.num_nodes,
     )
     return dataset, clip, fed
+
+
+def identity(config: Config, dataset: Dataset, clip: Clip) -> dict[str, str]:
+    """Digests of what must be alike on all ranks, or their groups and updates would not belong together."""
+    weights = hashlib.blake2b(digest_size=8)
+    for tensor in clip.model.state_dict().values():
+        weights.update(tensor.cpu().numpy().tobytes())
+    labels = hashlib.blake2b(dataset.train.labels.tobytes() + dataset.test.labels.tobytes(), digest_size=8)
+    return {
+        "configuration": config.to_yaml(),
+        "captions": "|".join(dataset.captions),
+        "labels": labels.hexdigest(),
+        "model weights": weights.hexdigest(),
+    }
 
 
 def examples(images: Images, clip: Clip, comm: Communicator, device: torch.device) -> Examples:
@@ -151,11 +166,11 @@ def place_rows(places: list[devices.Place]) -> Rows:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Versions and settings of what decides the numbers."""
     found = {"flora_hpc": __version__, "python": platform.python_version()}
     for package in ("torch", "open_clip_torch", "peft", "numpy", "h5py", "mpi4py", "mpich", "openmpi"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return found | {"MKL_CBWR": os.environ.get("MKL_CBWR", "")}

@@ -114,5 +114,12 @@ def adam(params: torch.Tensor, gradient: torch.Tensor, state: AdamState, config:
     first = state.first.lerp(gradient, 1 - beta1)
     second = beta2 * state.second + (1 - beta2) * gradient.square()
     steps = state.steps + 1
-    denominator = (second / (1 - beta2**steps)).sqrt() + config.eps
-    return params - config.lr * (first / (1 - beta1**steps)) / denominator, AdamState(first, second, steps)
+    corrected1, corrected2 = ((1 - beta ** steps.double()).float() for beta in config.betas)  # in float32, 1 - 0.999 loses digits
+    denominator = (second / corrected2).sqrt() + config.eps
+    return params - config.lr * (first / corrected1) / denominator, AdamState(first, second, steps)
+
+
+def forget(state: AdamState, clients: torch.Tensor) -> AdamState:
+    """`state` with nothing remembered of `clients` (num_clients,) bool: moments that are not finite would stay so for ever."""
+    clients = clients[:, None].to(state.first.device)
+    return AdamState(*(torch.where(clients, 0.0, part) for part in state))

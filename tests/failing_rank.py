@@ -1,4 +1,4 @@
-"""`failing_rank.py RANK ARGUMENTS...` is flora-hpc in which one rank fails while it trains in round 2."""
+"""`failing_rank.py RANK ARGUMENTS...` is flora-hpc in which one rank fails while it trains in round 3."""
 
 import sys
 
@@ -10,7 +10,7 @@ train = rounds.train_my_groups
 
 
 def fail(fed, comm, state, number):  # type: ignore[no-untyped-def]
-    if number == 2 and comm.rank == failing:
+    if number == 3 and comm.rank == failing:
         raise ZeroDivisionError("a bug of this rank")
     return train(fed, comm, state, number)
 

@@ -69,7 +69,7 @@ def test_every_client_is_in_one_group(group_size: int) -> None:
 @pytest.mark.parametrize(
     ("num_clients", "rows_per_client", "expected"),
     [
-        (80, 50, 10),  # eight groups
+        (80, 50, 5),  # sixteen groups
         (10_000, 50, 32),  # MAX_GROUP
         (10_000, 1_000, 8),  # MAX_ROWS / 1,000 = 8.2
         (10_000, 10_000, 1),  # one client alone is more than MAX_ROWS

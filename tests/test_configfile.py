@@ -316,3 +316,8 @@ def test_a_date_that_does_not_exist_is_the_users_mistake(problems: Problems, ove
 def test_a_file_must_hold_keys_and_values(problems: Problems, text: str) -> None:
     (line,) = problems(text)
     assert "run.yaml: must hold keys and values such as 'rounds: 10', but holds " in line
+
+
+def test_a_key_that_stands_twice_is_refused(problems: Problems) -> None:
+    (line,) = problems("rounds: 5\nrounds: 7\n")
+    assert "key 'rounds' stands twice" in line

@@ -18,12 +18,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def test_an_error_on_one_rank_ends_the_job(launcher: str, rank: int, mpiexec: list[str], tmp_path: Path) -> None:
     under = [*mpiexec, "-n", "2", sys.executable] if launcher == "mpiexec" else TORCHRUN
     program = [str(ROOT / "tests" / "failing_rank.py"), str(rank), "run", str(ROOT / "configs" / "quickstart.yaml")]
-    small = ["-s", "rounds=3", "-s", "partition.num_clients=4", "--out", str(tmp_path / "out")]
+    small = ["-s", "rounds=4", "-s", "partition.num_clients=4", "--out", str(tmp_path / "out")]
     result = subprocess.run([*under, *program, *small], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert result.returncode not in (0, 2)
     assert f"rank {rank} of 2 on" in result.stderr
     assert "ZeroDivisionError: a bug of this rank" in result.stderr
     attributes, tables = hdf5file.read(tmp_path / "out")
-    assert tables["rounds"]["round"].tolist() == [0, 1]
+    rounds = tables["rounds"]["round"].tolist()
+    assert rounds in ([0, 1], [0, 1, 2]), "rank 1 may end the job while rank 0 still writes the round before"
+    assert len(tables["clients"]) == 4 * (len(rounds) - 1)
     assert attributes["status"] == ("failed" if rank == 0 else "running"), "only rank 0 holds the file"
     assert not (tmp_path / "out" / "adapter").exists()

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from flora_hpc import configfile
 from flora_hpc.cli import app
 from tests.conftest import ROOT
 
@@ -45,14 +46,11 @@ def test_help_speaks_at_once(start: list[str]) -> None:
 
 
 def test_overrides_in_the_pages_pass_the_checks() -> None:
-    from flora_hpc import configfile
-
-    overrides = re.findall(r"-s '?([a-z_.]+=[^'`\n ]+)", TEXT)
-    assert overrides
-    for override in overrides:
-        needs = ["data.path=x.h5"] if override.startswith("data.name=hdf5") else []
-        needs += ["partition.examples_per_client=32"] if override.startswith("cohort.size") else []
-        configfile.load(ROOT / "configs" / "quickstart.yaml", [override, *needs])
+    commands = re.findall(r"flora-hpc run configs/quickstart.yaml((?:.*) -s .*)", TEXT)
+    assert commands
+    for command in commands:
+        overrides = re.findall(r"-s (\S+)", command)
+        configfile.load(ROOT / "configs" / "quickstart.yaml", overrides)
 
 
 def test_no_page_names_a_registry() -> None:

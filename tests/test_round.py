@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -106,9 +108,19 @@ def test_the_seconds_of_a_round_add_up() -> None:
 
 def test_evaluation_by_the_calendar_and_always_at_the_end() -> None:
     fed, state = federation()
-    fed.evaluate = EvaluateConfig(every=2)
+    fed = replace(fed, evaluate=EvaluateConfig(every=2))
     measured = [not np.isnan(play(fed, state, number).row["test_accuracy"][0]) for number in range(4)]
     assert measured == [True, False, True, True]
+
+
+def test_a_client_that_was_left_out_is_not_remembered() -> None:
+    """Moments that are not finite would shut it out for ever; with clean data it takes part again."""
+    fed, state = federation(optimizer_state="keep")
+    clean = fed.train.features[6].clone()
+    fed.train.features[6] = torch.nan
+    assert play(fed, state, 1).row["num_rejected"][0] == 1
+    fed.train.features[6] = clean
+    assert play(fed, state, 2).row["num_rejected"][0] == 0
 
 
 @pytest.mark.parametrize(("kind", "count"), [("reset", 0), ("keep", 2)])

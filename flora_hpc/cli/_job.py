@@ -39,10 +39,13 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
 
 
 @contextmanager
-def job_with_config(launch: Launch, load: Callable[[], Config]) -> Iterator[tuple[Communicator, Config]]:
+def job_with_config(
+    launch: Launch, load: Callable[[], Config], load_comm: Callable[[], CommConfig]
+) -> Iterator[tuple[Communicator, Config]]:
     """Load the configuration on every rank, connect them, and settle its mistakes together.
 
-    A rank that left because of its configuration, before MPI is initialised, would leave the others waiting there for ever.
+    A rank that left because of its configuration, before MPI is initialised, would leave the others waiting there for ever; so it
+    connects by what `load_comm` can still make out, and says there what is wrong.
     """
     config, problem = None, None
     try:
@@ -58,7 +61,7 @@ def job_with_config(launch: Launch, load: Callable[[], Config]) -> Iterator[tupl
         return config
 
     try:
-        with job(launch, config.comm if config else CommConfig()) as comm:
+        with job(launch, config.comm if config else load_comm()) as comm:
             yield comm, together(comm, settled)
     except UserError:
         if problem:

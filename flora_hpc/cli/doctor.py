@@ -36,13 +36,12 @@ def doctor(backend: Annotated[str, typer.Option(help="backend to try: auto, seri
     )
     facts.add_row("launcher", f"{me.launcher}: {me.size} process{'es' * (me.size > 1)}, {me.local_size} on this node")
     facts.add_row("backend", communicator.choose(me, config))
-    facts.add_row("MPI", mpi_library(me))
     facts.add_row("matrix products", f"MKL_CBWR={os.environ.get('MKL_CBWR', '(not set)')}")
     facts.add_row("versions", ", ".join(f"{name} {text}" for name, text in simulation.versions().items()))
     console.print(facts)
     with job(me, config) as comm:
         device = communicator.together(comm, lambda: devices.pick(me, config))
-        places = devices.places(comm, me, device, devices.share_cores(comm))
+        places = devices.places(comm, me, device, devices.share_cores(comm, me))
         ones = np.ones(1, np.int64)
         comm.allreduce(ones)
         table = Table(title=f"{comm.size} rank{'s' * (comm.size > 1)}, backend {comm.name}", title_justify="left")
@@ -53,15 +52,22 @@ def doctor(backend: Annotated[str, typer.Option(help="backend to try: auto, seri
         console.print(table)
         if ones[0] != comm.size:
             raise UserError(f"a sum of ones over {comm.size} ranks gave {ones[0]}: the {comm.name} library is broken")
-        console.print("[green]a collective over all ranks works[/]")
+        console.print(f"[green]a collective over all ranks works[/]; MPI library: {mpi_library()}")
 
 
-def mpi_library(me: launch.Launch) -> str:
-    """Name and version of the library that mpi4py loads, or why there is none."""
-    from flora_hpc.comm.backends import mpi
+def mpi_library() -> str:
+    """Name and version of the library that mpi4py loads, or why there is none.
 
+    MPI is not initialised for this: under a launcher that belongs to another library that may end the process.
+    """
     try:
-        text: str = mpi.load(me).Get_library_version()
-    except UserError as error:
-        return f"none: {error}"
-    return " ".join(text.split("\n")[0].split())
+        import mpi4py
+
+        mpi4py.rc(initialize=False, finalize=False)
+        from mpi4py import MPI
+
+        return " ".join(MPI.Get_library_version().split("\n")[0].split())
+    except ImportError:
+        return "none, since mpi4py is not installed"
+    except RuntimeError as error:  # what mpi4py raises when there is no libmpi
+        return f"none: {' '.join(str(error).split())}"

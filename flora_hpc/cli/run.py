@@ -1,5 +1,6 @@
 """`flora-hpc run`: the main job, under any launcher."""
 
+import os
 import sys
 import time
 from enum import StrEnum
@@ -39,7 +40,8 @@ def run(
 ) -> None:
     """Run an experiment. Start it with srun, mpiexec or torchrun, or alone."""
     me = launch.detect()
-    out = out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    job = f"-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""  # tasks of an array may start together
+    out = out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}{job}"
 
     def load() -> Config:
         resolved, notes = configfile.load(config, overrides)
@@ -47,7 +49,7 @@ def run(
             print(f"note: {note}")
         return resolved
 
-    with job_with_config(me, load) as (comm, resolved):
+    with job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
         together(comm, lambda: refuse_used(out) if comm.rank == 0 else None)
 
         from flora_hpc import simulation  # torch and open_clip take seconds to import

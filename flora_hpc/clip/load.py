@@ -42,7 +42,14 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu" if values else "meta"):
             torch.manual_seed(seed)
-            model = open_clip.create_model(name, pretrained=pretrained, load_weights=values, device="cpu" if values else "meta")
+            model = open_clip.create_model(
+                name,
+                pretrained=pretrained if values else None,  # open_clip would download weights only to look at shapes
+                load_weights=values,
+                require_pretrained=values and config.pretrained != "none",
+                force_quick_gelu=bool(open_clip.get_pretrained_cfg(config.name, pretrained or "").get("quick_gelu")),
+                device="cpu" if values else "meta",
+            )
     except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
         raise UserError(f"model: {config.name} does not load from '{config.pretrained}': {' '.join(str(error).split())}") from None
     finally:

@@ -1,5 +1,6 @@
 """What every backend offers, and how ranks settle an error together."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -52,7 +53,7 @@ def choose(launch: Launch, config: CommConfig) -> str:
     """The backend that `auto` means under this launcher."""
     if config.backend != "auto":
         return config.backend
-    if launch.launcher == "none":
+    if launch.launcher == "none" or (launch.launcher == "slurm" and launch.size == 1):
         return "serial"
     if launch.launcher in ("openmpi", "mpich"):
         return "mpi"
@@ -89,3 +90,14 @@ def together(comm: Communicator, work: Callable[[], T]) -> T:
         where = "" if len(ranks) == comm.size else f" (on rank {ranks[0]} of {comm.size})"
         raise AgreedError(problems[ranks[0]] + where)
     return result  # type: ignore[return-value]
+
+
+def same_everywhere(comm: Communicator, facts: dict[str, str]) -> None:
+    """Raise AgreedError, on every rank, unless all hold the same `facts`; it names the first rank that differs and in what."""
+    everyone = [json.loads(text) for text in comm.allgather(json.dumps(facts).encode())]
+    for rank, theirs in enumerate(everyone):
+        differing = [name for name in facts if theirs[name] != everyone[0][name]]
+        if differing:
+            raise AgreedError(
+                f"rank {rank} of {comm.size} has another {' and '.join(differing)} than rank 0; give every rank the same files"
+            )

@@ -22,17 +22,22 @@ def pick(launch: Launch, config: CommConfig) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", launch.local_rank % count)
     torch.cuda.set_device(device)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
+    torch.backends.cudnn.deterministic = True
     return device
 
 
-def share_cores(comm: Communicator) -> int:
+def share_cores(comm: Communicator, launch: Launch) -> int:
     """Set and return the number of threads of this rank: its cores, divided among the ranks that may use the same ones.
 
-    A launcher that binds ranks gives each its own cores; one that does not gives all ranks of a node the same set.
+    A launcher that binds ranks gives each its own cores; one that does not gives all ranks of a node the same set. Slurm's
+    --cpus-per-task is an upper bound, since the node may have other jobs.
     """
     mine = f"{socket.gethostname()} {sorted(os.sched_getaffinity(0))}".encode()
     sharing = comm.allgather(mine).count(mine)
     num_threads = max(1, len(os.sched_getaffinity(0)) // sharing)
+    if launch.launcher == "slurm" and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        num_threads = min(num_threads, int(os.environ["SLURM_CPUS_PER_TASK"]))
     torch.set_num_threads(num_threads)
     return num_threads
 

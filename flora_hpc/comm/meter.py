@@ -16,7 +16,7 @@ class Meter:
     """
 
     def __init__(self, comm: Communicator, clock: Callable[[], float] = time.perf_counter, idle: Callable[[], None] = lambda: None):
-        self._comm, self._clock, self._idle = comm, clock, idle
+        self._comm, self.clock, self._idle = comm, clock, idle
         self.name, self.rank, self.size = comm.name, comm.rank, comm.size
         self._lap_started = clock()
         self._seconds: dict[str, float] = {}
@@ -25,14 +25,14 @@ class Meter:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Charge what happens inside to `name`; phases do not nest, and a collective is a phase of its own."""
-        started = self._clock()
+        started = self.clock()
         yield
         self._idle()
-        self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
+        self._seconds[name] = self._seconds.get(name, 0.0) + self.clock() - started
 
     def lap(self) -> tuple[dict[str, float], float, int]:
         """Seconds by phase, all seconds, and bytes handed to collectives since the last lap; starts the next one."""
-        now = self._clock()
+        now = self.clock()
         result = self._seconds, now - self._lap_started, self._bytes
         self._lap_started, self._seconds, self._bytes = now, {}, 0
         return result

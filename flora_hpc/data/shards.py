@@ -16,7 +16,7 @@ from flora_hpc.plugins import BaseOptions
 class PartitionOptions(BaseOptions):
     """What every partitioner lets one choose."""
 
-    num_clients: int = Field(10, ge=1, description="registered clients")
+    num_clients: int = Field(10, ge=1, le=10**12, description="registered clients")
     examples_per_client: int | None = Field(
         None, ge=1, description="each client draws its own n examples (clients may overlap); without it, examples are split"
     )

@@ -14,9 +14,13 @@ def facts(info: RunInfo) -> dict[str, str]:
     devices = sorted({device.decode() for device in info.topology["device"].tolist()})
     ranks = f"{info.world_size} rank{'s' * (info.world_size > 1)}"
     started = "" if info.launcher == "none" else f" by {info.launcher}"
+    groups = f"{info.num_groups:,} a round, of up to {info.group_size} clients trained in one batch of tensors"
+    if info.world_size > info.num_groups:
+        groups += f"; {info.world_size - info.num_groups} ranks have none (a lower client.group_size makes more groups)"
     return {
         "model": config["model"]["name"],
         "method": f"{config['method']['name']}, {info.num_params:,} trained numbers, {decimal(info.payload_bytes)} per update",
         "data": f"{config['data']['name']}, {config['partition']['name']} over {info.num_clients:,} clients, cohort {cohort}",
         "ranks": f"{ranks}{started}, backend {info.backend}, {'/'.join(devices)} x {'/'.join(map(str, threads))} threads",
+        "groups": groups,
     }

@@ -17,8 +17,8 @@ class Hdf5:
     def started(self, info: RunInfo) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._writer = Writer(self._folder / "run.h5", info)
             (self._folder / "config.yaml").write_text(info.config, encoding="utf-8")
+            self._writer = Writer(self._folder / "run.h5", info)
         except OSError as error:
             raise UserError(f"--out {self._folder}: cannot be written ({error}); choose a directory that can") from None
 

@@ -41,7 +41,7 @@ class Plain:
             ]
             parts += [f"{phase} {views.seconds(row[f'{phase}_seconds'])}" for phase in ("train", "wait", "comm")]
         if row["num_rejected"]:
-            parts.append(f"left out {row['num_rejected']} (not finite)")
+            parts.append(f"left out {row['num_rejected']} (not finite or too large)")
         parts.append(f"round {views.seconds(row['round_seconds'])}")
         self._say(" | ".join(parts))
 

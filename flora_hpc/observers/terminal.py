@@ -72,7 +72,7 @@ class Terminal:
         if len(trained):
             parts += [Text(), Text("where the time goes", "dim"), views.time_split(trained, width + 6)]
         if rejected := int(self._rounds["num_rejected"].sum()):
-            parts.append(Text(f"{rejected} client updates were not finite and were left out", "red"))
+            parts.append(Text(f"{rejected} client updates were not finite or too large and were left out", "red"))
         return Panel(Group(*parts), title="flora-hpc", title_align="left", border_style="dim")
 
     def ended(self, status: str) -> None:

@@ -20,7 +20,7 @@ ROUNDS = np.dtype(
     [
         ("round", "i4"),
         ("num_clients", "i4"),  # clients that trained
-        ("num_rejected", "i4"),  # of these, left out of the average: their update was not finite
+        ("num_rejected", "i4"),  # of these, left out of the average: their update was not finite or too large
         ("num_examples", "i8"),
         ("train_loss", "f8"),  # mean over examples; NaN in round 0
         ("test_accuracy", "f8"),  # 0..1; NaN when not evaluated
@@ -62,7 +62,7 @@ CLIENTS = np.dtype(
         ("group", "i4"),  # clients of one group were trained in one batch of tensors
         ("num_examples", "i4"),
         ("num_steps", "i4"),
-        ("weight", "i8"),  # in the average; 0 when the update was not finite and was left out
+        ("weight", "i8"),  # in the average; 0 when the update was not finite or too large and was left out
         ("train_loss", "f4"),  # mean over the examples seen
         ("update_norm", "f4"),  # Euclidean
         ("train_seconds", "f4"),  # its share of its group's time, by steps

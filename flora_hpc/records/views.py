@@ -87,6 +87,6 @@ def summary(rounds: Rows, facts: dict[str, str], title: str, caption: str | None
         table.add_row("federation traffic", ", ".join(sent))
         table.add_row("sent by ranks", f"{decimal(int(trained['collective_bytes'].sum()))} handed to collectives")
         if rejected := int(trained["num_rejected"].sum()):
-            table.add_row("left out", f"[red]{rejected} client updates that were not finite[/]")
+            table.add_row("left out", f"[red]{rejected} client updates that were not finite or too large[/]")
         return Group(table, time_split(trained, 60))
     return table

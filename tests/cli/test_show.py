@@ -62,7 +62,7 @@ def test_the_summary_says_what_was_run_and_what_came_out(folder: Path) -> None:
         "0.7500 → 0.2500  (3.0 times smaller)",  # the error
         "600 bytes up, 600 bytes down",  # 2 rounds x 3 clients x 100 bytes
         "8.0 kB handed to collectives",  # 2 rounds x 4,000 bytes
-        "1 client updates that were not finite",
+        "1 client updates that were not finite or too large",
     ):
         assert words in shown
 

@@ -1,8 +1,10 @@
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 
+from flora_hpc.clip import load as module
 from flora_hpc.clip.load import load
 from flora_hpc.config import ModelConfig
 from flora_hpc.errors import UserError
@@ -52,8 +54,26 @@ def test_a_wrong_name_or_tag_is_answered_with_the_right_ones(config: dict[str, s
         load(ModelConfig(**config), 0, CPU)
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: object) -> None:
-    path = tmp_path / "weights.safetensors"  # type: ignore[operator]
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
     path.write_bytes(b"not weights")
     with pytest.raises(UserError, match="ViT-B-32 does not load from"):
         load(ModelConfig(name="ViT-B-32", pretrained=str(path)), 0, CPU)
+
+
+def test_weights_trained_with_quick_gelu_get_it() -> None:
+    """The tag decides: OpenAI's weights under the plain name ViT-B-32 were trained with QuickGELU, LAION's were not."""
+    kinds = []
+    for tag in ("openai", "laion2b_s34b_b79k"):
+        model = load(ModelConfig(name="ViT-B-32", pretrained=tag), 0, torch.device("meta")).model
+        kinds.append(type(model.transformer.resblocks[0].mlp.gelu).__name__)
+    assert kinds == ["QuickGELU", "GELU"]
+
+
+def test_a_model_without_its_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights in place of missing ones would be a silent disaster."""
+    config = files("flora_hpc.clip.flora_tiny") / "open_clip_config.json"
+    (tmp_path / "open_clip_config.json").write_text(config.read_text())
+    monkeypatch.setattr(module, "files", lambda package: tmp_path)
+    with pytest.raises(UserError, match="flora-tiny does not load"):
+        load(ModelConfig(), 0, CPU)

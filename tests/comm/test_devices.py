@@ -21,7 +21,7 @@ def num_threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     set_to: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
 
-    def share(*ranks: tuple[str, range]) -> list[int]:
+    def share(*ranks: tuple[str, range], launcher: str = "none") -> list[int]:
         sent: list[bytes] = []
         heard: list[list[bytes]] = []
 
@@ -34,7 +34,7 @@ def num_threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
             for host, cores in ranks:
                 monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
                 monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(cores))
-                shares.append(devices.share_cores(SimpleNamespace(allgather=allgather)))
+                shares.append(devices.share_cores(SimpleNamespace(allgather=allgather), Launch(launcher)))
             return shares
 
         everyone()  # to learn what each rank sends
@@ -65,6 +65,13 @@ def test_the_same_cores_of_another_node_are_others(num_threads: Threads) -> None
 
 def test_more_ranks_than_cores_get_one_thread_each(num_threads: Threads) -> None:
     assert num_threads(*[("node1", range(2))] * 3) == [1, 1, 1]
+
+
+def test_slurms_cpus_per_task_is_an_upper_bound(num_threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert num_threads(("node1", range(8)), launcher="slurm") == [3]
+    assert num_threads(("node1", range(2)), launcher="slurm") == [2]
+    assert num_threads(("node1", range(8))) == [8]
 
 
 @pytest.fixture

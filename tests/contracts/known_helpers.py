@@ -58,6 +58,7 @@ def run_info(**changes: Any) -> RunInfo:
         "num_params": 25,
         "payload_bytes": 100,
         "group_size": 2,
+        "num_groups": 2,
         "setup_seconds": 1.5,
     }
     return RunInfo(**facts | changes)

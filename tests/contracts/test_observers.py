@@ -159,7 +159,14 @@ def terminal_frames(width: int, seconds: list[float]) -> str:
 def test_terminal_shows_the_last_round_within_its_width(width: int) -> None:
     shown = terminal_frames(width, [0, 1, 2, 3])
     panel = shown[shown.rindex("╭─ flora-hpc") : shown.rindex("╯")]
-    for words in ("round 2/2", "test accuracy", "0.7500", "1.2500", "where the time goes", "1 client updates were not finite"):
+    for words in (
+        "round 2/2",
+        "test accuracy",
+        "0.7500",
+        "1.2500",
+        "where the time goes",
+        "1 client updates were not finite or too large",
+    ):
         assert words in panel
     assert max(Text(line).cell_len for line in shown.splitlines()) <= width
 

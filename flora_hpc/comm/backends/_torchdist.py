@@ -12,9 +12,13 @@ import torch.distributed as dist
 
 from flora_hpc.comm.backends import mpi
 from flora_hpc.comm.communicator import Array
-from flora_hpc.comm.launch import Launch
+from flora_hpc.comm.launch import Launch, check_world
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
+
+NO_MEETING_POINT = (
+    "torch.distributed needs to know where its ranks meet: export MASTER_ADDR=<host of rank 0> MASTER_PORT=<a free port>"
+)
 
 
 class TorchDist:
@@ -69,14 +73,27 @@ def _name_meeting_point(launch: Launch) -> None:
     if launch.size == 1:
         address, port = "127.0.0.1", _free_port()
     elif launch.launcher == "slurm":
-        nodes = subprocess.run(["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]], capture_output=True, text=True)
-        address, port = nodes.stdout.split()[0], 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
+        job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
+        address, port = _first_node(os.environ["SLURM_STEP_NODELIST"]), 20000 + (job * 7 + step) % 20000
     elif launch.launcher in ("openmpi", "mpich"):
-        world = mpi.load(launch).COMM_WORLD
+        try:
+            world = mpi.load(launch).COMM_WORLD
+        except UserError:
+            raise UserError(NO_MEETING_POINT) from None
+        check_world(launch, "mpi", world.Get_size())  # N worlds of one rank would each wait at a door of their own
         address, port = world.bcast((socket.gethostname(), _free_port()), root=0)
     else:
-        raise UserError("torch.distributed has no meeting point: export MASTER_ADDR=<host of rank 0> MASTER_PORT=<a free port>")
+        raise UserError(NO_MEETING_POINT)
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+
+
+def _first_node(nodes: str) -> str:
+    """The first host of Slurm's list, such as node[3-5,8]."""
+    try:
+        found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(f"scontrol cannot be asked which hosts {nodes} are; {NO_MEETING_POINT}") from None
+    return found.stdout.split()[0]
 
 
 def _free_port() -> int:

@@ -1,0 +1,55 @@
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from typer.testing import CliRunner
+
+from flora_hpc.cli import app
+
+Flora = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def plan(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["plan", "configs/quickstart.yaml", *arguments], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_plan_tells_payload_and_data_of_the_papers_setting_without_weights() -> None:
+    text = plan("-s", "model.name=ViT-B-32", "-s", "model.pretrained=laion2b_s34b_b79k", "-s", "method.rank=2")
+    assert "24,576 trained numbers" in text
+    assert "98,304 bytes per update" in text
+    assert "1,438 training and 359 test images" in text
+
+
+def test_plan_shares_clients_among_ranks() -> None:
+    lines = [line for line in plan("--ranks", "3", "--gpus", "2").splitlines() if "cuda:" in line]
+    assert [line.split("│")[2].strip() for line in lines] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert sum(int(line.split("│")[4]) for line in lines) == 10
+
+
+@pytest.mark.mpi
+def test_doctor_sees_the_ranks_and_tries_a_collective(flora: Flora, mpiexec: list[str]) -> None:
+    result = flora("doctor", under=[*mpiexec, "-n", "2"])
+    assert result.returncode == 0, result.stderr
+    assert "2 ranks, backend mpi" in result.stdout
+    assert result.stdout.count("a collective over all ranks works") == 1
+
+
+@pytest.mark.mpi
+def test_doctor_stops_where_launcher_and_backend_disagree(flora: Flora, mpiexec: list[str]) -> None:
+    result = flora("doctor", "--backend", "serial", under=[*mpiexec, "-n", "2"])
+    assert result.returncode == 2
+    assert result.stderr.count("set comm.backend: auto") == 1
+
+
+def test_doctor_alone(flora: Flora) -> None:
+    result = flora("doctor")
+    assert result.returncode == 0, result.stderr
+    assert "1 rank, backend serial" in result.stdout
+
+
+def test_a_wrong_backend_is_answered_with_the_right_one(flora: Flora) -> None:
+    result = flora("doctor", "--backend", "mppi")
+    assert result.returncode == 2
+    assert "did you mean 'mpi'?" in result.stderr

@@ -1,0 +1,63 @@
+"""The demo keeps what the README says of it, and its adapter is what other tools load."""
+
+import subprocess
+import warnings
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from flora_hpc.clip.attention import split
+from flora_hpc.data.datasets import digits
+from flora_hpc.records import hdf5file
+
+pytestmark = pytest.mark.mpi
+Flora = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def demo(
+    flora: Callable[..., subprocess.CompletedProcess[str]], mpiexec: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "run"
+    result = flora("run", "configs/quickstart.yaml", "--out", out, under=[*mpiexec, "-n", "2"])
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_one_row_a_round_and_round_zero(demo: Path) -> None:
+    attributes, tables = hdf5file.read(demo)
+    assert attributes["status"] == "finished"
+    assert attributes["world_size"] == 2
+    assert attributes["num_clients"] >= 10
+    last = int(tables["rounds"]["round"].max())
+    assert tables["rounds"]["round"].tolist() == list(range(last + 1))
+    assert last >= 10
+
+
+def test_accuracy_ends_high_and_the_error_is_at_least_halved(demo: Path) -> None:
+    accuracy = hdf5file.read(demo)[1]["rounds"]["test_accuracy"]
+    assert accuracy[-1] >= 0.85
+    assert 1 - accuracy[-1] <= (1 - accuracy[0]) / 2
+
+
+def test_peft_loads_the_adapter_and_the_plain_model_gets_the_accuracy_that_was_reported(demo: Path) -> None:
+    """No code of ours but the split: open_clip encodes whole images and full-length captions under peft's own LoRA."""
+    import peft
+
+    folder = f"local-dir:{files('flora_hpc.clip.flora_tiny')}"
+    model, _, preprocess = open_clip.create_model_and_transforms(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft.PeftModel.from_pretrained(split(model.eval()), str(demo / "adapter")).base_model.model
+    data = digits.build(digits.Options(name="digits"))
+    with torch.inference_mode():
+        pixels = torch.stack([preprocess(image) for image in data.test.read(0, len(data.test.labels))])
+        text = adapted.encode_text(open_clip.get_tokenizer(folder)(list(data.captions)), normalize=True)
+        scores = adapted.encode_image(pixels, normalize=True) @ text.T
+    accuracy = float(np.mean(scores.argmax(1).numpy() == data.test.labels))
+    assert accuracy == pytest.approx(hdf5file.read(demo)[1]["rounds"]["test_accuracy"][-1], abs=1.5 / len(data.test.labels))
