@@ -51,7 +51,7 @@ def plan(
     table.add_row("captions", f"{len(dataset.captions)}, such as '{dataset.captions[0]}'")
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
     table.add_row("clients", f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}")
-    table.add_row("groups", f"{len(groups):,} of up to {fed.group_size} clients trained in one batch of tensors")
+    table.add_row("groups", f"{len(groups):,} of up to {fed.group_size} clients in one batch of tensors")
     table.add_row("traffic", f"{decimal(len(clients) * fed.method.payload_bytes)} up and as much down, a round, in a federation")
     wire = 8 * (2 * fed.method.num_params + 1)
     table.add_row("allreduce", f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)")

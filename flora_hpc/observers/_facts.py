@@ -14,7 +14,7 @@ def facts(info: RunInfo) -> dict[str, str]:
     devices = sorted({device.decode() for device in info.topology["device"].tolist()})
     ranks = f"{info.world_size} rank{'s' * (info.world_size > 1)}"
     started = "" if info.launcher == "none" else f" by {info.launcher}"
-    groups = f"{info.num_groups:,} a round, of up to {info.group_size} clients trained in one batch of tensors"
+    groups = f"{info.num_groups:,} a round, up to {info.group_size} client{'s' * (info.group_size > 1)} in one batch of tensors"
     if info.world_size > info.num_groups:
         groups += f"; {info.world_size - info.num_groups} ranks have none (a lower client.group_size makes more groups)"
     return {

@@ -56,7 +56,7 @@ def time_split(rounds: Rows, width: int) -> Text:
     ends = np.round(np.cumsum(list(shares.values())) * width).astype(int)
     for (phase, share), start, end in zip(shares.items(), [0, *ends[:-1]], ends, strict=True):
         bar.append("█" * (end - start), PHASES[phase])
-        legend.append("■ ", PHASES[phase]).append(f"{phase} {share:.1%}  ")
+        legend.append("■ ", PHASES[phase]).append(f"{phase} {share:.0%}  " if share >= 0.1 else f"{phase} {share:.1%}  ")
     return bar.append("\n").append(legend)
 
 
