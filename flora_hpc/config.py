@@ -50,7 +50,7 @@ class ClientConfig(Section):
     epochs: int = Field(1, ge=1, description="passes over the client's examples in a round")
     batch_size: int = Field(128, ge=1, description="examples per step")
     lr: Positive = Field(5e-5, description="Adam's learning rate")
-    loss: Literal["contrastive", "classification"] = Field("contrastive", description="what a step minimises")
+    loss: Literal["contrastive", "classification"] = Field("contrastive", description="contrastive (the paper's) or classification")
     weight_decay: float = Field(0.2, ge=0, allow_inf_nan=False, description="L2 penalty, added to the gradient")
     betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="Adam's decay rates")
     eps: Positive = Field(1e-6, description="Adam's epsilon")

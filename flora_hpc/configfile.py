@@ -118,7 +118,7 @@ def _apply(tree: dict[str, Any], given: dict[str, Any]) -> list[str]:
             for name in dropped:
                 del tree[section][name]
             if dropped:
-                notes.append(f"{section}.name={value}: dropped {', '.join(dropped)}, which belong to '{of}'")
+                notes.append(f"{section}.name={value}: dropped {', '.join(dropped)}, known to '{of}' only")
     for key, value in given.items():
         *parents, last = key.split(".")
         branch = tree
@@ -199,7 +199,7 @@ SENTENCES = {
     "missing": "is required",
     "too_short": "must have at least {min_length} item",
     "too_long": "must have at most {max_length} items, not {actual_length}",
-    "tuple_type": "must be a list, not {value}",
+    "tuple_type": "must be a list such as [a, b], not {value}",
     "greater_than": "must be greater than {gt}, not {value}",
     "greater_than_equal": "must be at least {ge}, not {value}",
     "less_than": "must be less than {lt}, not {value}",

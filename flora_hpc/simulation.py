@@ -64,6 +64,7 @@ def run(
         launcher=launch.launcher,
         backend=comm.name,
         world_size=comm.size,
+        dataset=dataset.name,
         topology=topology,
         num_rounds=config.rounds,
         num_clients=fed.shards.num_clients,
@@ -84,7 +85,7 @@ def run(
                     for observer in observers:
                         observer.round(record)
         if comm.rank == 0:
-            adapters.save(out / "adapter", clip.model, fed.method.unpack(state.adapter.cpu()), fed.method.alpha)
+            adapters.save(out / "adapter", clip.model, fed.method.unpack(state.adapter.cpu()), fed.method.alpha, clip.name)
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"

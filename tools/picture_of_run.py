@@ -21,7 +21,7 @@ def main(run: Path, out: Path) -> None:
             name: attributes[name]
             for name in ("seed", "config", "launcher", "backend", "num_clients", "num_params", "payload_bytes")
         },
-        **{name: attributes[name] for name in ("world_size", "group_size", "num_groups", "setup_seconds")},
+        **{name: attributes[name] for name in ("world_size", "dataset", "group_size", "num_groups", "setup_seconds")},
         versions={},
         topology=tables["topology"],
         num_rounds=int(rounds["round"].max()),

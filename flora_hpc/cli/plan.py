@@ -56,7 +56,7 @@ def plan(
     wire = 8 * (2 * fed.method.num_params + 1)
     table.add_row("allreduce", f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)")
     table.add_row("memory", f"per rank about {decimal(frozen + feature_bytes + kept)} of tensors: weights {decimal(frozen)}, "
-                  f"features {decimal(feature_bytes)}, a group in training {decimal(kept)}; libraries come on top")  # fmt: skip
+                  f"features {decimal(feature_bytes)}, a group in training {decimal(kept)}; libraries: 1 GB more")  # fmt: skip
     console = Console()
     console.print(table)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import time
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -65,11 +66,11 @@ def show(
     elif part == Part.summary:
         config = yaml.safe_load(attributes["config"])
         facts = {
-            "status": attributes["status"],
+            "status": status(attributes["status"], hdf5file.locate(run).stat().st_mtime),
             "model": config["model"]["name"],
             "method": f"{config['method']['name']}, {attributes['num_params']:,} trained numbers",
-            "data": f"{config['data']['name']}, {config['partition']['name']} over {attributes['num_clients']:,} clients",
-            "ranks": f"{attributes['world_size']} by {attributes['launcher']}, backend {attributes['backend']}",
+            "data": f"{attributes['dataset']}, {config['partition']['name']} over {attributes['num_clients']:,} clients",
+            "ranks": f"{attributes['world_size']} (launcher: {attributes['launcher']}), backend {attributes['backend']}",
         }
         Console().print(views.summary(tables["rounds"], facts, str(run)))
     else:
@@ -92,6 +93,11 @@ def show_table(console: Console, rows: Rows) -> None:
     console.print(as_table(rows, names))
     if hidden:
         console.print(f"[dim]not shown for want of width: {', '.join(hidden)} (--csv and --json have all)[/]")
+
+
+def status(said: str, written: float) -> str:
+    """What the file says of itself; of one that is still running, when it last grew, since a killed run cannot say so."""
+    return said if said != "running" else f"running (last written {views.seconds(max(0.0, time.time() - written))} ago)"
 
 
 def record(table: Rows, row: Any) -> dict[str, Any]:

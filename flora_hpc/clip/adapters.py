@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     import peft
 
 
+CARD = """# LoRA adapter for {name}
+
+Made by flora-hpc. It sits on the open_clip model {name} with its attention split into plain projections:
+
+    import peft
+    from flora_hpc.clip.attention import split
+    model = peft.PeftModel.from_pretrained(split(open_clip_model), "<this folder>").base_model.model
+"""
+
+
 def attach(model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) -> "peft.PeftModel":
     """Put LoRA on the layers that `tensors` names (`<layer>.lora_A`, `<layer>.lora_B`) and fill in their values.
 
@@ -31,6 +41,10 @@ def attach(model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) 
     return wrapped
 
 
-def save(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) -> None:
-    """Write a PEFT adapter directory: adapter_config.json and adapter_model.safetensors."""
+def save(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float, name: str) -> None:
+    """Write a PEFT adapter directory: adapter_config.json, adapter_model.safetensors, and how to load them.
+
+    `name` is the model's, for people; the model itself is not written.
+    """
     attach(model, tensors, alpha).save_pretrained(str(folder))
+    (folder / "README.md").write_text(CARD.format(name=name))  # in place of peft's empty template

@@ -29,6 +29,7 @@ class Writer:
             "launcher": info.launcher,
             "backend": info.backend,
             "world_size": info.world_size,
+            "dataset": info.dataset,
             "num_clients": info.num_clients,
             "num_params": info.num_params,
             "payload_bytes": info.payload_bytes,

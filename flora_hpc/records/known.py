@@ -17,6 +17,7 @@ class RunInfo:
     launcher: str
     backend: str
     world_size: int
+    dataset: str
     topology: Rows
     num_rounds: int
     num_clients: int  # registered

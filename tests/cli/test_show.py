@@ -56,7 +56,7 @@ def test_the_summary_says_what_was_run_and_what_came_out(folder: Path) -> None:
         "flora-tiny",
         "flora, 25 trained numbers",
         "digits, iid over 40 clients",
-        "2 by mpich, backend mpi",
+        "2 (launcher: mpich), backend mpi",
         "0.2500 → 0.7500",
         "(best 0.7500 in round 2)",
         "0.7500 → 0.2500  (3.0 times smaller)",  # the error

@@ -20,7 +20,7 @@ def test_peft_loads_what_was_saved_and_computes_the_same(
     method = flora.build(flora.Options(name="flora", rank=2, alpha=3.0), tower, split_model)
     tensors = method.init(np.random.default_rng(0))
     tensors = {name: tensor.double() + 0.1 for name, tensor in tensors.items()}
-    adapters.save(tmp_path / "adapter", deepcopy(split_model), tensors, method.alpha)
+    adapters.save(tmp_path / "adapter", deepcopy(split_model), tensors, method.alpha, "small")
 
     fresh = deepcopy(split_model)
     with warnings.catch_warnings():
@@ -40,6 +40,6 @@ def test_the_file_is_the_same_bytes_for_the_same_adapter(
 ) -> None:
     method = flora.build(flora.Options(name="flora"), TextTower(split_model, captions), split_model)
     for name in ("a", "b"):
-        adapters.save(tmp_path / name, deepcopy(split_model), method.init(np.random.default_rng(0)), method.alpha)
+        adapters.save(tmp_path / name, deepcopy(split_model), method.init(np.random.default_rng(0)), method.alpha, "small")
     first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "b"))
     assert first == second

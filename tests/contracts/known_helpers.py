@@ -59,6 +59,7 @@ def run_info(**changes: Any) -> RunInfo:
         "payload_bytes": 100,
         "group_size": 2,
         "num_groups": 2,
+        "dataset": "digits",
         "setup_seconds": 1.5,
     }
     return RunInfo(**facts | changes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from flora_hpc.data.images import Dataset, DatasetOptions, Images
@@ -90,5 +90,7 @@ def _decode(row: Any, encoding: str, where: str) -> Image.Image:
     try:
         image = Image.fromarray(row.squeeze()) if encoding == "raw" else Image.open(io.BytesIO(row.tobytes()))
         return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise UserError(f"data.path: {where} is not an image that can be decoded; mend or remove it") from None
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"data.path: {where} is not an image that can be decoded ({error}); mend or remove it") from None
