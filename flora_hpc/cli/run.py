@@ -55,7 +55,8 @@ def run(
         from flora_hpc import simulation  # torch and open_clip take seconds to import
         from flora_hpc.observers import hdf5, plain, terminal
 
-        live = view == View.live or (view == View.auto and sys.stdout.isatty())
+        seen = sys.stdout.isatty() and me.launcher != "openmpi"  # its ranks always have a terminal, even when a log file is read
+        live = view == View.live or (view == View.auto and seen)
         simulation.run(resolved, comm, me, out, lambda: [hdf5.build(out), (terminal if live else plain).build(out)], STARTED)
 
 
