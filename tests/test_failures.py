@@ -1,5 +1,6 @@
 """An error on one rank ends the whole job at once, with that rank's message; finished rounds stay readable."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,19 @@ def test_an_error_on_one_rank_ends_the_job(launcher: str, rank: int, mpiexec: li
     assert len(tables["clients"]) == 4 * (len(rounds) - 1)
     assert attributes["status"] == ("failed" if rank == 0 else "running"), "only rank 0 holds the file"
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_ctrl_c_leaves_a_readable_file_that_says_interrupted(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "-m", "flora_hpc", "run", "configs/quickstart.yaml", "-s", "rounds=100000"]
+    with subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        assert run.stdout is not None
+        assert any(line.startswith("round 2/") for line in run.stdout)
+        run.send_signal(signal.SIGINT)
+        rest = run.stdout.read()
+        assert run.wait(timeout=60) == 130
+    assert "run interrupted" in rest
+    attributes, tables = hdf5file.read(tmp_path / "out")
+    assert attributes["status"] == "interrupted"
+    rounds = tables["rounds"]["round"].tolist()
+    assert rounds == list(range(len(rounds)))
+    assert len(rounds) >= 3
