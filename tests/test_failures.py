@@ -33,7 +33,9 @@ def test_an_error_on_one_rank_ends_the_job(launcher: str, rank: int, mpiexec: li
 
 
 def test_ctrl_c_leaves_a_readable_file_that_says_interrupted(tmp_path: Path) -> None:
-    command = [sys.executable, "-u", "-m", "flora_hpc", "run", "configs/quickstart.yaml", "-s", "rounds=100000"]
+    listens = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also where a parent ignores Ctrl-C
+    program = f"{listens}; from flora_hpc.cli import main; main()"
+    command = [sys.executable, "-u", "-c", program, "run", "configs/quickstart.yaml", "-s", "rounds=100000"]
     with subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
         assert run.stdout is not None
         assert any(line.startswith("round 2/") for line in run.stdout)
