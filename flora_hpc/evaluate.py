@@ -2,22 +2,22 @@
 
 import torch
 
+from flora_hpc.data.inputs import Inputs
 from flora_hpc.methods._method import Method
 
-BLOCK = 16384  # images scored at once; fixed, because the shape of a matrix product may decide its last bits
 
-
-def count_correct(
-    method: Method, adapter: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, rank: int = 0, size: int = 1
-) -> int:
+def count_correct(method: Method, adapter: torch.Tensor, inputs: Inputs, labels: torch.Tensor, rank: int = 0, size: int = 1) -> int:
     """How many of this rank's test images get the highest score for their own class. Blocks of images go to ranks in turn.
 
-    `adapter` (num_params,) float32, `features` (num_images, embed_dim) float32, `labels` (num_images,) int64.
+    `adapter` (num_params,) float32, `labels` (num_images,) int64.
     """
+    mine = range(0, len(labels), inputs.block)[rank::size]
     correct = 0
     with torch.inference_mode():
-        for start in range(0, len(labels), BLOCK)[rank::size]:
-            block = slice(start, start + BLOCK)
-            scores = method.logits(method.unpack(adapter[None]), features[None, block])[0]
-            correct += int((scores.argmax(1) == labels[block]).sum())
+        tensors = method.unpack(adapter[None])
+        classes = method.classes(tensors, None) if mine else torch.empty(0)
+        for start in mine:
+            rows = torch.arange(start, min(start + inputs.block, len(labels)), device=labels.device)
+            scores = method.logits(tensors, classes, inputs(rows[None]), None)[0]
+            correct += int((scores.argmax(1) == labels[rows]).sum())
     return correct

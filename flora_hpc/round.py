@@ -21,6 +21,7 @@ from flora_hpc.comm.exact import ExactSum
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
 from flora_hpc.data.images import Ints
+from flora_hpc.data.inputs import Features, Inputs
 from flora_hpc.data.shards import Shards
 from flora_hpc.methods._method import Method
 from flora_hpc.records.known import RankReport, RoundRecord, merge
@@ -29,9 +30,9 @@ from flora_hpc.records.schema import CLIENTS, RANKS, Rows
 
 @dataclass(frozen=True)
 class Examples:
-    """Images as features (num_images, embed_dim) float32 and labels (num_images,) int64, on this rank's device."""
+    """What a method sees of images, and their labels (num_images,) int64, on this rank's device."""
 
-    features: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))
     labels: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
@@ -48,7 +49,7 @@ class Federation:
     aggregator: Aggregator
     shards: Shards
     group_size: int
-    rows_per_client: int  # text positions that a client computes in a step
+    rows_per_client: int  # text and image positions that a client computes in a step
     train: Examples = Examples()
     test: Examples = Examples()
 
@@ -77,9 +78,7 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> RoundRecord
     evaluated = number % fed.evaluate.every == 0 or number == fed.rounds
     if evaluated:
         with comm.phase("eval"):
-            num_correct = evaluate.count_correct(
-                fed.method, state.adapter, fed.test.features, fed.test.labels, comm.rank, comm.size
-            )
+            num_correct = evaluate.count_correct(fed.method, state.adapter, fed.test.inputs, fed.test.labels, comm.rank, comm.size)
     report = RankReport(rank_row(comm, number, len(rows)), rows, num_correct, digest(state.adapter))
     reports = comm.gather(report.to_bytes())
     if reports is None:
@@ -94,14 +93,16 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
     total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
     for index in cohort.assign([cost(fed, group) for group in groups], comm.size)[comm.rank]:
         members, started = groups[index], comm.clock()
+        held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
         batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
         result = trainer.train(
             fed.method,
             state.adapter,
             batches,
-            fed.train.features,
+            fed.train.inputs,
             fed.train.labels,
             fed.client,
+            held,
             state.optimizers.get(index),
         )
         weights = fed.shards.sizes(members)
@@ -112,7 +113,7 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
         row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
         row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
         row["train_loss"], row["update_norm"] = result.losses.cpu(), result.updates.norm(dim=1).cpu()
-        row["uplink_bytes"] = row["downlink_bytes"] = fed.method.payload_bytes
+        row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(held, len(members))
         row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
         rows.append(row)
     return total, np.concatenate(rows)

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from flora_hpc import __version__, cohort, plugins, seeds
-from flora_hpc.clip import adapters
+from flora_hpc.clip import adapters, weights
 from flora_hpc.clip.load import Clip, load
-from flora_hpc.clip.text import TextTower, check_supported
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import Communicator, same_everywhere, together
 from flora_hpc.comm.exact import MAX_CLIENTS
@@ -25,9 +24,10 @@ from flora_hpc.comm.meter import Meter
 from flora_hpc.config import Config
 from flora_hpc.data import features, shards
 from flora_hpc.data.images import Dataset, Images
+from flora_hpc.data.inputs import Features, Pixels
 from flora_hpc.data.shards import PartitionOptions
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method
+from flora_hpc.methods._method import Method, Setting
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import TOPOLOGY, Rows
@@ -50,11 +50,15 @@ def run(
     device = together(comm, lambda: devices.pick(launch, config.comm))
     num_threads = devices.share_cores(comm, launch)
     meter = Meter(comm, idle=torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+    source = together(comm, lambda: weights.find(config.model))
+    together(comm, lambda: weights.fetch(source) if comm.rank == 0 else None)  # into the cache that the others then find filled
     dataset, clip, fed = together(comm, lambda: prepare(config, device))
     same_everywhere(comm, identity(config, dataset, clip))
-    fed = replace(fed, train=examples(dataset.train, clip, comm, device), test=examples(dataset.test, clip, comm, device))
-    del clip.model.visual  # its work is done, for all rounds
+    train, test = (examples(images, fed.method, clip, comm, device) for images in (dataset.train, dataset.test))
+    fed = replace(fed, train=train, test=test)
     state = first_state(fed, comm, device)
+    if fed.method.sees == "features":
+        del clip.model.visual  # its work is done, for all rounds
     topology = place_rows(devices.places(comm, launch, device, num_threads))
     observers = make_observers() if comm.rank == 0 else []
     info = RunInfo(
@@ -85,7 +89,8 @@ def run(
                     for observer in observers:
                         observer.round(record)
         if comm.rank == 0:
-            adapters.save(out / "adapter", clip.model, fed.method.unpack(state.adapter.cpu()), fed.method.alpha, clip.name)
+            trained = fed.method.unpack(state.adapter.cpu())
+            adapters.save(out / "adapter", clip.model, trained, fed.method.alpha, clip.name, config.method.name)
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -103,9 +108,9 @@ def prepare(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federa
     dataset: Dataset = plugins.member("datasets", config.data.name).build(config.data)
     holders = shards.make(cast(PartitionOptions, config.partition), dataset.train.labels, config.seed)
     clip = load(config.model, config.seed, device)
-    check_supported(clip.model, config.model.name)
-    tower = TextTower(clip.model, clip.tokenize(list(dataset.captions)))
-    method: Method = plugins.member("methods", config.method.name).build(config.method, tower, clip.model)
+    setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.train.labels)
+    method: Method = plugins.member("methods", config.method.name).build(config.method, setting)
+    rows = method.text_positions + config.client.batch_size * method.image_positions
     num_clients = config.cohort.num_clients(holders.num_clients)
     if num_clients > MAX_CLIENTS:
         raise UserError(
@@ -120,8 +125,8 @@ def prepare(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federa
         method=method,
         aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
         shards=holders,
-        group_size=config.client.group_size or cohort.default_group_size(num_clients, tower.num_nodes),
-        rows_per_client=tower.num_nodes,
+        group_size=config.client.group_size or cohort.default_group_size(num_clients, rows, method.num_params),
+        rows_per_client=rows,
     )
     return dataset, clip, fed
 
@@ -140,11 +145,14 @@ def identity(config: Config, dataset: Dataset, clip: Clip) -> dict[str, str]:
     }
 
 
-def examples(images: Images, clip: Clip, comm: Communicator, device: torch.device) -> Examples:
-    """Features of all images, computed by all ranks together, on every rank's device."""
+def examples(images: Images, method: Method, clip: Clip, comm: Communicator, device: torch.device) -> Examples:
+    """What `method` sees of the images: features, computed by all ranks together, or pixels, which each rank reads for itself."""
+    labels = torch.from_numpy(images.labels).to(device)
+    if method.sees == "pixels":
+        return Examples(Pixels(images, clip.preprocess, device), labels)
     mine = together(comm, lambda: features.encode(images, clip.model, clip.preprocess, device, comm.rank, comm.size))
     everything = features.assemble(comm.allgather(mine.tobytes()), len(images.labels))
-    return Examples(torch.from_numpy(everything).to(device), torch.from_numpy(images.labels).to(device))
+    return Examples(Features(torch.from_numpy(everything).to(device)), labels)
 
 
 def first_state(fed: Federation, comm: Communicator, device: torch.device) -> State:

@@ -10,6 +10,7 @@ import torch
 from flora_hpc import seeds
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.images import Ints
+from flora_hpc.data.inputs import Inputs
 from flora_hpc.data.shards import Shards
 from flora_hpc.losses import LOSSES
 from flora_hpc.methods._method import Method
@@ -36,87 +37,93 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True)
 class Batches:
-    """Which examples each client of a group sees at each step; clients with less data finish early."""
+    """Which examples each client of a group sees at each step. Clients come in order of their number of steps, longest first."""
 
-    examples: Ints  # (num_steps, num_clients, batch) int64, indices into the training features
-    present: Bools  # same shape; False where a client's batch is short
-    active: Bools  # (num_steps, num_clients); False after a client's last step
+    examples: Ints  # (num_steps, num_clients, batch) int64, indices of training examples
+    present: Bools  # same shape; False where a client's batch is short, or the client has finished
+    num_steps: Ints  # (num_clients,) int64, none larger than the one before it
+    noise_seeds: Ints  # (num_clients,) int64, for methods that draw random numbers while they train
 
 
 def make_batches(clients: Ints, shards: Shards, config: ClientConfig, seed: int, round_number: int) -> Batches:
     """Lay out the epochs of a group. The order of a client's examples depends on (seed, round, client) alone."""
-    plans = []
+    plans, noise_seeds = [], []
     for client in clients.tolist():
         examples = shards.examples(client)
         rng = seeds.generator(seed, "batches", round_number, client)
         epochs = [rng.permutation(examples) if config.shuffle else examples for _ in range(config.epochs)]
         plans.append([e[i : i + config.batch_size] for e in epochs for i in range(0, len(e), config.batch_size)])
-    num_steps, width = max(map(len, plans)), max(len(batch) for plan in plans for batch in plan)
-    examples = np.zeros((num_steps, len(clients), width), np.int64)
+        noise_seeds.append(seeds.generator(seed, "noise", round_number, client).integers(2**63))
+    num_steps = np.array([len(plan) for plan in plans])
+    assert (np.diff(num_steps) <= 0).all(), "the clients of a group come in order of their size"
+    width = max(len(batch) for plan in plans for batch in plan)
+    examples = np.zeros((num_steps[0], len(clients), width), np.int64)
     present = np.zeros(examples.shape, bool)
     for k, plan in enumerate(plans):
         for step, batch in enumerate(plan):
             examples[step, k, : len(batch)] = batch
             present[step, k, : len(batch)] = True
-    active: Bools = np.any(present, axis=2)
-    present[~active] = True  # a finished client still takes part in the tensors, on any data; its step is discarded
-    return Batches(examples, present, active)
+    return Batches(examples, present, num_steps, np.array(noise_seeds))
 
 
 def train(
     method: Method,
     adapter: torch.Tensor,
     batches: Batches,
-    features: torch.Tensor,
+    inputs: Inputs,
     labels: torch.Tensor,
     config: ClientConfig,
+    held: torch.Tensor | None = None,
     optimizer: AdamState | None = None,
 ) -> Trained:
     """Train every client of a group from `adapter` (num_params,) float32.
 
-    `features` (num_examples, embed_dim) float32 and `labels` (num_examples,) int64 are the whole training set, on the adapter's
-    device. Adam is that of torch.optim.Adam, weight decay added to the gradient.
+    `inputs` and `labels` (num_examples,) int64 are the whole training set, on the adapter's device. A client of which `held`
+    (num_clients, num_params) bool is False somewhere starts with zeros there, trains the rest, and ends with zeros there. A client
+    that has made its last step leaves the batch. `optimizer` is moved on in place.
     """
-    num_clients, device = batches.active.shape[1], adapter.device
+    num_clients, device = len(batches.num_steps), adapter.device
     params = adapter.repeat(num_clients, 1)
+    if held is not None:
+        params *= held
     if optimizer is None:
-        zeros = torch.zeros_like(params)
-        optimizer = AdamState(zeros, zeros, torch.zeros(num_clients, 1, device=device))
+        optimizer = AdamState(torch.zeros_like(params), torch.zeros_like(params), torch.zeros(num_clients, 1, device=device))
+    noise = [torch.Generator().manual_seed(seed) for seed in batches.noise_seeds.tolist()] if method.noisy else None
     loss_sum = torch.zeros(num_clients, device=device)
-    examples = torch.from_numpy(batches.examples).to(device)
-    present = torch.from_numpy(batches.present).to(device)
-    active = torch.from_numpy(batches.active).to(device)[:, :, None]
+    examples, present = (torch.from_numpy(array).to(device) for array in (batches.examples, batches.present))
     for step in range(len(examples)):
-        params.requires_grad_()
-        scores = method.logits(method.unpack(params), features[examples[step]])
-        loss = LOSSES[config.loss](scores, labels[examples[step]], present[step])
-        (gradient,) = torch.autograd.grad(loss.sum(), params)
-        params = params.detach()
-        new_params, new_optimizer = adam(params, gradient, optimizer, config)
-        seen = present[step].sum(1)
-        if batches.active[step].all():
-            params, optimizer = new_params, new_optimizer
-            loss_sum += loss.detach() * seen
-        else:
-            on = active[step]
-            params = torch.where(on, new_params, params)
-            optimizer = AdamState(*(torch.where(on, new, old) for new, old in zip(new_optimizer, optimizer, strict=True)))
-            loss_sum += torch.where(on[:, 0], loss.detach() * seen, 0.0)
-    num_seen = (batches.present & batches.active[:, :, None]).sum((0, 2))
-    losses = loss_sum / torch.from_numpy(num_seen).to(device)
-    return Trained(params - adapter, losses, batches.active.sum(0), optimizer)
+        n = int((batches.num_steps > step).sum())  # clients still at work
+        rows, there = examples[step, :n], present[step, :n]
+        leaf, noise = params[:n].detach().requires_grad_(), noise and noise[:n]
+        tensors = method.unpack(leaf)
+        scores = method.logits(tensors, method.classes(tensors, noise), inputs(rows), noise)
+        loss = LOSSES[config.loss](scores.expand(n, -1, -1), labels[rows], there)
+        loss_sum[:n] += loss.detach() * there.sum(1)
+        if not loss.requires_grad:  # nothing is trained
+            continue
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        if held is not None:
+            gradient *= held[:n]
+        adam(params[:n], gradient, AdamState(*(part[:n] for part in optimizer)), config)
+    losses = loss_sum / torch.from_numpy(batches.present.sum((0, 2))).to(device)
+    return Trained(params - adapter, losses, batches.num_steps, optimizer)
 
 
-def adam(params: torch.Tensor, gradient: torch.Tensor, state: AdamState, config: ClientConfig) -> tuple[torch.Tensor, AdamState]:
-    """One step of Adam (Kingma and Ba, ICLR 2015) on (num_clients, num_params), L2 penalty added to the gradient."""
+def adam(params: torch.Tensor, gradient: torch.Tensor, state: AdamState, config: ClientConfig) -> None:
+    """One step of Adam (Kingma and Ba, ICLR 2015) on (num_clients, num_params), L2 penalty added to the gradient.
+
+    Everything happens in place, `gradient` included: with all weights of a CLIP in training, copies are what memory goes into.
+    """
     beta1, beta2 = config.betas
-    gradient = gradient + config.weight_decay * params
-    first = state.first.lerp(gradient, 1 - beta1)
-    second = beta2 * state.second + (1 - beta2) * gradient.square()
-    steps = state.steps + 1
-    corrected1, corrected2 = ((1 - beta ** steps.double()).float() for beta in config.betas)  # in float32, 1 - 0.999 loses digits
-    denominator = (second / corrected2).sqrt() + config.eps
-    return params - config.lr * (first / corrected1) / denominator, AdamState(first, second, steps)
+    gradient.add_(params, alpha=config.weight_decay)
+    state.first.lerp_(gradient, 1 - beta1)
+    state.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    state.steps.add_(1)
+    corrected1, corrected2 = (
+        (1 - beta ** state.steps.double()).float() for beta in config.betas
+    )  # in float32, 1 - 0.999 loses digits
+    denominator = torch.div(state.second, corrected2, out=gradient).sqrt_().add_(config.eps).mul_(corrected1)
+    params.addcdiv_(state.first, denominator, value=-config.lr)
 
 
 def forget(state: AdamState, clients: torch.Tensor) -> AdamState:

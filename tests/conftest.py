@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import flora_hpc  # noqa: F401 -- before torch, as in the program
@@ -14,6 +15,9 @@ import open_clip  # isort: skip
 import torch  # isort: skip
 
 from flora_hpc.clip.attention import split
+from flora_hpc.clip.load import Clip
+from flora_hpc.data.shards import Partition
+from flora_hpc.methods._method import Setting
 
 ROOT = Path(__file__).parent.parent
 WIDTH, VOCABULARY, CONTEXT, END = 16, 40, 12, 39
@@ -33,6 +37,20 @@ def small_model(seed: int = 0, dtype: torch.dtype = torch.float32, quick_gelu: b
             if parameter.ndim:
                 parameter.data.add_(torch.randn_like(parameter) * 0.2)
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def setting(model: open_clip.CLIP, captions: torch.Tensor, known: dict[str, torch.Tensor] | None = None) -> Setting:
+    """A setting of three clients with 8, 5 and 2 examples on a small model.
+
+    Its tokenizer knows the captions, whose texts are "caption 0" and so on, and lists of texts by their first one in `known`.
+    """
+
+    def tokenize(texts: list[str]) -> torch.Tensor:
+        return ({"caption 0": captions} | (known or {}))[texts[0]]
+
+    clip = Clip(split(model), lambda image: image, tokenize, "small")
+    names, texts = (tuple(f"{word} {i}" for i in range(len(captions))) for word in ("name", "caption"))
+    return Setting(clip, names, texts, Partition(np.arange(15), np.array([0, 8, 13, 15])), np.arange(15) % len(captions))
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_peft_loads_the_adapter_and_the_plain_model_gets_the_accuracy_that_was_r
         adapted = peft.PeftModel.from_pretrained(split(model.eval()), str(demo / "adapter")).base_model.model
     data = digits.build(digits.Options(name="digits"))
     with torch.inference_mode():
-        pixels = torch.stack([preprocess(image) for image in data.test.read(0, len(data.test.labels))])
+        pixels = torch.stack([preprocess(image) for image in data.test.read(range(0, len(data.test.labels)))])
         text = adapted.encode_text(open_clip.get_tokenizer(folder)(list(data.captions)), normalize=True)
         scores = adapted.encode_image(pixels, normalize=True) @ text.T
     accuracy = float(np.mean(scores.argmax(1).numpy() == data.test.labels))

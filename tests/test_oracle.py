@@ -1,91 +1,268 @@
-"""Every fast path equals the plain path: every image, full-length captions, one client at a time, peft's LoRA, torch's Adam."""
+"""Every method equals a direct PyTorch computation: one client at a time, every image, full-length captions, no fast path."""
+
+from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from flora_hpc import plain, trainer
+from flora_hpc import plain, plugins, trainer
 from flora_hpc.clip.attention import split
-from flora_hpc.clip.load import Clip
-from flora_hpc.clip.text import TextTower
 from flora_hpc.config import ClientConfig
-from flora_hpc.data.shards import Partition
-from flora_hpc.methods import flora
-from flora_hpc.methods._method import Method
-from tests.conftest import small_model
+from flora_hpc.data.inputs import Features
+from flora_hpc.methods._method import Method, Setting
+from tests.conftest import END, small_model
+from tests.conftest import setting as make_setting
 
-NUM_CLIENTS, ALPHA = 3, 4.0
-ALL = ("text.q_proj", "text.k_proj", "text.v_proj", "text.out_proj", "text.c_fc", "text.c_proj")
+NUM_CLIENTS, ALPHA, CONTEXT_LENGTH = 3, 4.0, 2
+TEXT = ("text.q_proj", "text.k_proj", "text.v_proj", "text.out_proj", "text.c_fc", "text.c_proj", "text.head")
+IMAGE = tuple(target.replace("text", "image") for target in TEXT)
+PROMPTS = torch.tensor([[1, 7, 8, *name, END] + [0] * (8 - len(name)) for name in ([5, 6], [5, 9], [3, 6, 2], [11], [5, 6])])
+
+TOKENS = {"two words": torch.tensor([[1, 7, 8, END] + [0] * 8]), "two words name 0.": PROMPTS}
 
 
 class Case:
-    """Three clients with 8, 5 and 2 random images of four classes (one caption of them twice) on a small CLIP."""
+    """A method on a small CLIP, its three clients with tensors of their own, and five random images for each of them."""
 
-    def __init__(self, captions: torch.Tensor, targets: tuple[str, ...], dtype: torch.dtype) -> None:
-        self.model = split(small_model(dtype=dtype))
-        self.clip = Clip(self.model, lambda image: image, lambda text: captions, "small")
+    def __init__(self, name: str, captions: torch.Tensor, dtype: torch.dtype = torch.float64, **options: object) -> None:
+        self.fused = small_model(dtype=dtype)  # open_clip's own model, untouched
         self.tokens = captions
-        options = flora.Options(name="flora", rank=2, alpha=ALPHA, targets=targets)
-        self.method: Method = flora.build(options, TextTower(self.model, captions), self.model)
+        self.setting: Setting = make_setting(deepcopy(self.fused), captions, TOKENS)
+        self.model = self.setting.clip.model
+        module = plugins.member("methods", name)
+        self.method: Method = module.build(module.Options(name=name, **options), self.setting)
         generator = torch.Generator().manual_seed(1)
-        self.adapter = torch.randn(self.method.num_params, generator=generator).to(dtype) * 0.2
-        self.pixels = torch.randn(15, 3, 8, 8, generator=generator).to(dtype)
-        self.labels = torch.randint(0, len(captions), (15,), generator=generator)
-        self.features = self.model.encode_image(self.pixels, normalize=True)
-        self.shards = Partition(np.arange(15), np.array([0, 8, 13, 15]))
+        start = {key: value.detach().to(dtype) for key, value in self.method.init(np.random.default_rng(0)).items()}
+        flat = torch.cat([value.flatten() for value in start.values()]) if start else torch.zeros(0, dtype=dtype)
+        self.params = flat + torch.randn(NUM_CLIENTS, len(flat), generator=generator).to(dtype) * 0.1
+        self.pixels = torch.randn(NUM_CLIENTS, 5, 3, 8, 8, generator=generator).to(dtype)
+        self.labels = torch.randint(0, len(captions), (NUM_CLIENTS, 5), generator=generator)
 
-    def batches_of(self, batches: trainer.Batches, client: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        result = []
-        for step in np.flatnonzero(batches.active[:, client]):
-            rows = torch.from_numpy(batches.examples[step, client][batches.present[step, client]])
-            result.append((self.pixels[rows], self.labels[rows]))
-        return result
+    @property
+    def inputs(self) -> torch.Tensor:
+        if self.method.sees == "pixels":
+            return self.pixels
+        return torch.stack([self.fused.encode_image(pixels) for pixels in self.pixels])
+
+    def tensors(self, client: int) -> dict[str, torch.Tensor]:
+        return self.method.unpack(self.params[client])
+
+    def gradients(self, loss: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (num_clients,) and gradients (num_clients, num_params) of the method."""
+        leaf = self.params.clone().requires_grad_()
+        tensors = self.method.unpack(leaf)
+        scores = self.method.logits(tensors, self.method.classes(tensors, None), self.inputs, None)
+        present = torch.ones(NUM_CLIENTS, 5, dtype=torch.bool)
+        values = trainer.LOSSES[loss](scores, self.labels, present)
+        return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
 
 
-@pytest.mark.parametrize("targets", [("text.out_proj",), *((target,) for target in ALL), ALL], ids=str)
-@pytest.mark.parametrize("loss", ["contrastive", "classification"])
-def test_gradients_equal_those_of_the_plain_path(captions: torch.Tensor, targets: tuple[str, ...], loss: str) -> None:
-    """In float64 the fast path's gradient of every adapter equals that of autograd through the whole plain CLIP."""
-    case = Case(captions, targets, torch.float64)
-    params = case.adapter.repeat(NUM_CLIENTS, 1).requires_grad_()
-    rows = torch.arange(15).view(NUM_CLIENTS, 5)
-    scores = case.method.logits(case.method.unpack(params), case.features[rows])
-    values = trainer.LOSSES[loss](scores, case.labels[rows], torch.ones(NUM_CLIENTS, 5, dtype=torch.bool))
-    (gradients,) = torch.autograd.grad(values.sum(), params)
+def direct_loss(images: torch.Tensor, classes: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
+    """The loss from scaled image features and class vectors, with the batch x batch matrix written out."""
+    if kind == "classification":
+        return F.cross_entropy(images @ classes.T, labels)
+    scores, targets = images @ classes[labels].T, torch.arange(len(labels))
+    return (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
 
-    wrapped = plain.attach(case.model, case.method.unpack(case.adapter), ALPHA)
+
+Direct = Callable[[Case, int, dict[str, torch.Tensor], str], torch.Tensor]
+
+
+def with_features(images: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]) -> Direct:
+    """A method that changes nothing but the image feature."""
+
+    def direct(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+        features = F.normalize(images(case.fused.encode_image(case.pixels[client]), leaves), dim=-1)
+        text = case.fused.encode_text(case.tokens, normalize=True)
+        return direct_loss(case.fused.logit_scale.exp() * features, text, case.labels[client], kind)
+
+    return direct
+
+
+def clip_adapter(features: torch.Tensor, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
+    first, second = leaves.values()
+    net = nn.Sequential(nn.Linear(8, 2, bias=False), nn.ReLU(), nn.Linear(2, 8, bias=False), nn.ReLU())
+    adapted = torch.func.functional_call(net, {"0.weight": first, "2.weight": second}, features)
+    return 0.2 * adapted + 0.8 * features
+
+
+def attention_adapter(features: torch.Tensor, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Softmax(dim=1))
+    names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    attention: torch.Tensor = torch.func.functional_call(net, dict(zip(names, leaves.values(), strict=True)), features)
+    return attention * features
+
+
+def linear_classifier(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    images = F.normalize(case.fused.encode_image(case.pixels[client]), dim=-1)
+    return classifier_loss(images, leaves, case.labels[client], kind)
+
+
+def classifier_loss(images: torch.Tensor, leaves: dict[str, torch.Tensor], labels: torch.Tensor, kind: str) -> torch.Tensor:
+    ones = torch.ones(len(images), 1, dtype=images.dtype)
+    classes = torch.cat([leaves["classifier.weight"], leaves["classifier.bias"][:, None]], 1)
+    return direct_loss(torch.cat([images, ones], 1), classes, labels, kind)
+
+
+def own_weights(case: Case, leaves: dict[str, torch.Tensor]) -> open_clip.CLIP:
+    """A model whose parameters are the client's leaves, through the modules' own code."""
+    model = deepcopy(case.model)
+    for name, leaf in leaves.items():
+        owner, _, last = name.rpartition(".")
+        if not name.startswith("classifier"):
+            module = model.get_submodule(owner)
+            delattr(module, last)
+            setattr(module, last, leaf)
+    return model
+
+
+def full(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    model = own_weights(case, leaves)
+    images = model.encode_image(case.pixels[client], normalize=True)
+    return direct_loss(model.logit_scale.exp() * images, model.encode_text(case.tokens, normalize=True), case.labels[client], kind)
+
+
+def image_tower_and_classifier(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    images = own_weights(case, leaves).encode_image(case.pixels[client], normalize=True)
+    return classifier_loss(images, leaves, case.labels[client], kind)
+
+
+def prompts(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    """CoOp: the vectors stand between the start token and the name, at full length, through the model's own transformer."""
+    model = case.fused
+    embedded = model.token_embedding(PROMPTS)
+    context = leaves["context"].expand(len(PROMPTS), -1, -1)
+    x = torch.cat([embedded[:, :1], context, embedded[:, 1 + CONTEXT_LENGTH :]], 1) + model.positional_embedding
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+    text = F.normalize(x[torch.arange(len(x)), PROMPTS.argmax(1)] @ model.text_projection, dim=-1)
+    images = model.logit_scale.exp() * model.encode_image(case.pixels[client], normalize=True)
+    return direct_loss(images, text, case.labels[client], kind)
+
+
+def peft_lora(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    """peft's own layers in the model's own code; a client of lower rank gets an adapter of that rank."""
+    rank = case.ranks[client] if hasattr(case, "ranks") else None
+    held = {name: (t[:rank] if name.endswith("A") else t[:, :rank]) for name, t in leaves.items()}
+    wrapped = plain.attach(deepcopy(case.model), {name: t.detach() for name, t in held.items()}, ALPHA)
     model = wrapped.base_model.model
+    for name, tensor in held.items():
+        module = model.get_submodule(f"{name}.default")
+        del module.weight
+        module.weight = tensor
+    return plain.loss_of_batch(model, case.pixels[client], case.labels[client], case.tokens, kind)
+
+
+DIRECT: dict[str, Direct] = {
+    "flora": peft_lora,
+    "feddylora": peft_lora,
+    "fedlc": linear_classifier,
+    "fedaa": with_features(attention_adapter),
+    "fedca": with_features(clip_adapter),
+    "fedprompt": prompts,
+    "fedtext": full,
+    "fedfft": full,
+    "fedvmlc": image_tower_and_classifier,
+}
+OPTIONS: dict[str, dict[str, object]] = {
+    "flora": {"alpha": ALPHA},
+    "feddylora": {"alpha": ALPHA, "min_rank": 1, "max_rank": 3},
+    "fedprompt": {"context": "two words"},
+}
+LORA = [("flora", {"alpha": ALPHA, "targets": targets}) for targets in (*((t,) for t in TEXT + IMAGE), TEXT, IMAGE, TEXT + IMAGE)]
+CASES = [(name, OPTIONS.get(name, {})) for name in DIRECT] + LORA
+
+
+def test_every_method_that_trains_has_a_direct_computation_to_compare_with() -> None:
+    assert set(DIRECT) == set(plugins.members("methods")) - {"zeroshot"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), CASES, ids=lambda value: value if isinstance(value, str) else str(value.get("targets", ""))
+)
+@pytest.mark.parametrize("kind", ["contrastive", "classification"])
+def test_gradients_equal_those_of_a_direct_computation(
+    captions: torch.Tensor, name: str, options: dict[str, object], kind: str
+) -> None:
+    """In float64, to 1e-8 of the largest gradient of a tensor, for every client under tensors of its own."""
+    case = Case(name, captions, **options)
+    if case.method.holds is not None:
+        held = case.method.holds(np.arange(NUM_CLIENTS))
+        case.params *= held
+        case.ranks = [3, 2, 1]  # type: ignore[attr-defined]
+    values, gradients = case.gradients(kind)
     for client in range(NUM_CLIENTS):
-        value = plain.loss_of_batch(model, case.pixels[rows[client]], case.labels[rows[client]], case.tokens, loss)
-        trained = [model.get_parameter(f"{name}.default.weight") for name in case.method.shapes]
-        wanted = torch.cat([g.flatten() for g in torch.autograd.grad(value, trained)])
-        torch.testing.assert_close(values[client], value, rtol=1e-10, atol=1e-12)
-        assert wanted.abs().max() > 1e-6
-        torch.testing.assert_close(gradients[client], wanted, rtol=1e-8, atol=1e-11)
+        leaves = {key: value.detach().clone().requires_grad_() for key, value in case.tensors(client).items()}
+        value = DIRECT[name](case, client, leaves, kind)
+        torch.testing.assert_close(values[client], value.detach(), rtol=1e-10, atol=1e-12)
+        wanted = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        for key, mine, direct in zip(leaves, case.method.unpack(gradients[client]).values(), wanted, strict=True):
+            direct = direct if case.method.holds is None else direct * case.method.unpack(held[client])[key]
+            mine = mine if case.method.holds is None else mine * case.method.unpack(held[client])[key]
+            assert direct.abs().max() > 1e-9 or "k_proj.bias" in key, f"{key} takes part"  # softmax ignores a key's bias
+            torch.testing.assert_close(mine, direct, rtol=1e-8, atol=1e-8 * max(1e-3, float(direct.abs().max())))
+
+
+def test_zeroshot_scores_are_those_of_open_clip(captions: torch.Tensor) -> None:
+    case = Case("zeroshot", captions)
+    scores = case.method.logits({}, case.method.classes({}, None), case.inputs, None)
+    image, text = case.fused.encode_image(case.pixels[0], normalize=True), case.fused.encode_text(captions, normalize=True)
+    torch.testing.assert_close(scores[0], case.fused.logit_scale.exp() * image @ text.T, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("targets", [*((target,) for target in TEXT + IMAGE), TEXT + IMAGE], ids=str)
+def test_in_float32_scores_equal_those_of_pefts_own_layers(captions: torch.Tensor, targets: tuple[str, ...]) -> None:
+    """To 1e-6 of the features of unit length, for each target alone and all together."""
+    case = Case("flora", captions, torch.float32, alpha=ALPHA, targets=targets)
+    tensors = case.method.unpack(case.params)
+    scores = case.method.logits(tensors, case.method.classes(tensors, None), case.inputs, None)
+    for client in range(NUM_CLIENTS):
+        model = plain.attach(deepcopy(case.model), case.tensors(client), ALPHA).base_model.model
+        images, texts = model.encode_image(case.pixels[client], normalize=True), model.encode_text(captions, normalize=True)
+        scale = float(model.logit_scale.exp())
+        torch.testing.assert_close(scores[client] / scale, images @ texts.T, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "classification"])
 def test_a_group_of_unequal_clients_trains_as_each_does_alone_on_the_plain_path(captions: torch.Tensor, loss: str) -> None:
     """Several epochs of Adam in float32, batches of 3 with short last ones: the same updates and losses to rounding."""
-    case = Case(captions, ("text.out_proj",), torch.float32)
+    case = Case("flora", captions, torch.float32, alpha=ALPHA)
     config = ClientConfig(epochs=2, batch_size=3, lr=1e-3, loss=loss)
-    batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.shards, config, 0, 1)
-    fast = trainer.train(case.method, case.adapter, batches, case.features, case.labels, config)
+    pixels, labels = case.pixels.flatten(0, 1), case.labels.flatten()
+    batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.setting.shards, config, 0, 1)
+    adapter = case.params[0]
+    fast = trainer.train(case.method, adapter, batches, Features(case.fused.encode_image(pixels)), labels, config)
     for client in range(NUM_CLIENTS):
-        mine = case.batches_of(batches, client)
-        updates, losses = plain.train_client(case.clip, case.method.unpack(case.adapter), ALPHA, case.tokens, mine, config)
-        sizes = [len(labels) for _, labels in mine]
+        rows = [batches.examples[step, client][batches.present[step, client]] for step in range(batches.num_steps[client])]
+        mine = [(pixels[torch.from_numpy(r)], labels[torch.from_numpy(r)]) for r in rows]
+        updates, losses = plain.train_client(case.setting.clip, case.tensors(0), ALPHA, case.tokens, mine, config)
         assert fast.num_steps[client] == len(losses)
-        assert fast.losses[client].item() == pytest.approx(np.average(losses, weights=sizes), rel=1e-4)
+        assert fast.losses[client].item() == pytest.approx(np.average(losses, weights=list(map(len, rows))), rel=1e-4)
         wanted = case.method.pack(updates)
         assert wanted.abs().max() > 1e-3
         torch.testing.assert_close(fast.updates[client], wanted, rtol=2e-3, atol=2e-5)
 
 
-def test_training_leaves_the_frozen_model_as_it_was(captions: torch.Tensor) -> None:
-    case = Case(captions, ALL, torch.float32)
-    before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
-    config = ClientConfig(batch_size=4)
-    batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.shards, config, 0, 1)
-    trainer.train(case.method, case.adapter, batches, case.features, case.labels, config)
-    assert all(tensor.equal(before[name]) for name, tensor in case.model.state_dict().items())
+@pytest.mark.parametrize("name", [*DIRECT, "zeroshot"])
+def test_training_leaves_the_frozen_model_as_it_was(captions: torch.Tensor, name: str) -> None:
+    case = Case(name, captions, torch.float32, **OPTIONS.get(name, {}))
+    before = {key: tensor.clone() for key, tensor in case.model.state_dict().items()}
+    config = ClientConfig(batch_size=4, lr=0.1)
+    batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.setting.shards, config, 0, 1)
+    inputs = Features(case.inputs.detach().flatten(0, 1))
+    result = trainer.train(case.method, case.params[0], batches, inputs, case.labels.flatten(), config)
+    assert (result.updates.abs().amax(1) > 0).all() == (name != "zeroshot") if case.method.num_params else True
+    assert all(tensor.equal(before[key]) for key, tensor in case.model.state_dict().items())
+
+
+def test_a_split_model_is_fused_again_without_loss(captions: torch.Tensor) -> None:
+    from flora_hpc.clip.attention import fuse
+
+    model = small_model()
+    state = fuse(split(deepcopy(model)).state_dict())
+    assert set(state) == set(model.state_dict())
+    assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())

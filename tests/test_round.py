@@ -9,6 +9,7 @@ from flora_hpc.aggregators import fedavg
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
+from flora_hpc.data.inputs import Features
 from flora_hpc.data.shards import Partition
 from flora_hpc.records.known import RoundRecord
 from tests.test_trainer import linear_method
@@ -17,7 +18,7 @@ from tests.test_trainer import linear_method
 def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
     """Four clients with 5, 3, 3 and 1 examples of a linear problem."""
     generator = torch.Generator().manual_seed(0)
-    train = rounds.Examples(torch.randn(12, 3, generator=generator), torch.randint(0, 2, (12,), generator=generator))
+    features, labels = torch.randn(12, 3, generator=generator), torch.randint(0, 2, (12,), generator=generator)
     fed = rounds.Federation(
         seed=0,
         rounds=3,
@@ -27,12 +28,17 @@ def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
         method=linear_method(),
         aggregator=fedavg.build(fedavg.Options(name="fedavg")),
         shards=Partition(np.arange(12), np.array([0, 5, 8, 11, 12])),
-        train=train,
-        test=rounds.Examples(train.features[:4], train.labels[:4]),
+        train=rounds.Examples(Features(features), labels),
+        test=rounds.Examples(Features(features[:4]), labels[:4]),
         group_size=2,
         rows_per_client=1,
     )
     return fed, rounds.State(torch.zeros(6), None, {})
+
+
+def values(fed: rounds.Federation) -> torch.Tensor:
+    assert isinstance(fed.train.inputs, Features)
+    return fed.train.inputs.values
 
 
 def play(fed: rounds.Federation, state: rounds.State, number: int = 1) -> RoundRecord:
@@ -43,7 +49,7 @@ def play(fed: rounds.Federation, state: rounds.State, number: int = 1) -> RoundR
 
 def train_alone(fed: rounds.Federation, client: int) -> torch.Tensor:
     batches = rounds.trainer.make_batches(np.array([client]), fed.shards, fed.client, fed.seed, 1)
-    result = rounds.trainer.train(fed.method, torch.zeros(6), batches, fed.train.features, fed.train.labels, fed.client)
+    result = rounds.trainer.train(fed.method, torch.zeros(6), batches, fed.train.inputs, fed.train.labels, fed.client)
     return result.updates[0].double()
 
 
@@ -66,7 +72,7 @@ def test_round_zero_only_evaluates() -> None:
 
 def test_a_client_whose_update_is_nan_is_left_out_and_recorded_and_the_run_goes_on() -> None:
     fed, state = federation()
-    fed.train.features[6] = torch.nan  # an example of client 1
+    values(fed)[6] = torch.nan  # an example of client 1
     record = play(fed, state)
     assert record.row["num_rejected"][0] == 1
     assert record.clients["weight"].tolist() == [5, 0, 3, 1]
@@ -80,7 +86,7 @@ def test_a_client_whose_update_is_nan_is_left_out_and_recorded_and_the_run_goes_
 
 def test_when_nobody_reports_the_adapter_stays_as_it_was() -> None:
     fed, state = federation()
-    fed.train.features[:] = torch.nan
+    values(fed)[:] = torch.nan
     state.adapter += 1
     record = play(fed, state)
     assert state.adapter.equal(torch.ones(6))
@@ -116,10 +122,10 @@ def test_evaluation_by_the_calendar_and_always_at_the_end() -> None:
 def test_a_client_that_was_left_out_is_not_remembered() -> None:
     """Moments that are not finite would shut it out for ever; with clean data it takes part again."""
     fed, state = federation(optimizer_state="keep")
-    clean = fed.train.features[6].clone()
-    fed.train.features[6] = torch.nan
+    clean = values(fed)[6].clone()
+    values(fed)[6] = torch.nan
     assert play(fed, state, 1).row["num_rejected"][0] == 1
-    fed.train.features[6] = clean
+    values(fed)[6] = clean
     assert play(fed, state, 2).row["num_rejected"][0] == 0
 
 

@@ -1,4 +1,4 @@
-"""Adapters on disk and on modules, through peft."""
+"""What a run trained, on disk and on modules: LoRA in PEFT's layout, anything else as tensors by name."""
 
 import re
 from collections.abc import Mapping
@@ -6,19 +6,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
+
+from flora_hpc.errors import UserError
 
 if TYPE_CHECKING:
     import peft
 
+PEFT_FILE, PLAIN_FILE = "adapter_model.safetensors", "trained.safetensors"
+PEFT_PREFIX = "base_model.model."
 
-CARD = """# LoRA adapter for {name}
+LORA_CARD = """# LoRA adapter for {name}
 
-Made by flora-hpc. It sits on the open_clip model {name} with its attention split into plain projections:
+Made by flora-hpc. It sits on the open_clip model {name} with its attention and heads split into plain Linear layers:
 
     import peft
     from flora_hpc.clip.attention import split
     model = peft.PeftModel.from_pretrained(split(open_clip_model), "<this folder>").base_model.model
+
+`flora-hpc export` merges it into open_clip weights, or writes it for transformers' CLIPModel.
+"""
+PLAIN_CARD = """# {method} for {name}
+
+Made by flora-hpc: the trained tensors of method `{method}` in `trained.safetensors`, by name. What stands under the name of a
+parameter replaces it in the open_clip model {name}, its attention and heads split (flora_hpc.clip.attention.split).
 """
 
 
@@ -35,16 +48,50 @@ def attach(model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) 
         r=rank, lora_alpha=alpha * rank, lora_dropout=0.0, target_modules="|".join(re.escape(layer) for layer in layers)
     )
     wrapped = peft.get_peft_model(model, config)
-    state = {f"base_model.model.{name}.weight": tensor for name, tensor in tensors.items()}
+    state = {f"{PEFT_PREFIX}{name}.weight": tensor for name, tensor in tensors.items()}
     result = peft.set_peft_model_state_dict(wrapped, state)
     assert not result.unexpected_keys, result.unexpected_keys
     return wrapped
 
 
-def save(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float, name: str) -> None:
-    """Write a PEFT adapter directory: adapter_config.json, adapter_model.safetensors, and how to load them.
+def save(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float | None, name: str, method: str) -> None:
+    """Write what was trained. With `alpha`, `tensors` are low-rank updates: a PEFT adapter directory. Else `trained.safetensors`.
 
     `name` is the model's, for people; the model itself is not written.
     """
-    attach(model, tensors, alpha).save_pretrained(str(folder))
-    (folder / "README.md").write_text(CARD.format(name=name))  # in place of peft's empty template
+    if alpha is not None:
+        attach(model, tensors, alpha).save_pretrained(str(folder))
+        (folder / "README.md").write_text(LORA_CARD.format(name=name))  # in place of peft's empty template
+    else:
+        folder.mkdir(parents=True)
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / PLAIN_FILE)
+        (folder / "README.md").write_text(PLAIN_CARD.format(name=name, method=method))
+
+
+def load(folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, torch.Tensor]:
+    """Read what `save` wrote: tensors float32 of these names and shapes.
+
+    Raises UserError when there is no adapter, or one of another model or method; `name` is that of the model which was expected.
+    """
+    file = next((folder / file for file in (PEFT_FILE, PLAIN_FILE) if (folder / file).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder}: holds no adapter ({PEFT_FILE} or {PLAIN_FILE}); only a run that finished has one")
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read as safetensors: {error}") from None
+    if file.name == PEFT_FILE:
+        found = {key.removeprefix(PEFT_PREFIX).removesuffix(".weight"): tensor for key, tensor in found.items()}
+    for key, shape in shapes.items():
+        if key not in found:
+            raise UserError(
+                f"{file}: has no {key}, so it does not belong to {name} and this method; give the model it was trained on"
+            )
+        if tuple(found[key].shape) != shape:
+            sizes = " x ".join(map(str, found[key].shape)), " x ".join(map(str, shape))
+            raise UserError(
+                f"{file}: {key} is {sizes[0]} but should be {sizes[1]}: it belongs to another model, method or set of classes"
+            )
+    if surplus := sorted(set(found) - set(shapes)):
+        raise UserError(f"{file}: has {surplus[0]}, which {name} with this method lacks: it belongs to another model or method")
+    return {key: found[key].float() for key in shapes}

@@ -1,12 +1,17 @@
-"""Attention with plain query, key, value and output projections, so that an adapter can sit on each of them.
+"""Plain Linear layers where open_clip has none, so that an adapter can sit on each of them.
 
 open_clip's blocks use nn.MultiheadAttention, whose query, key and value share one fused weight that adapters cannot address
-one by one, and whose output projection is a weight read directly, so that an adapter put on it would never take part.
+one by one, and whose output projection is a weight read directly, so that an adapter put on it would never take part. The heads of
+both towers are bare matrices.
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+HEADS = ("text_projection", "proj")
 
 
 class SplitAttention(nn.Module):
@@ -30,17 +35,31 @@ class SplitAttention(nn.Module):
         attn_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, None]:
         """(batch, length, width) each -> ((batch, length, width), None), as nn.MultiheadAttention with batch_first."""
+        if attn_mask is not None and attn_mask.ndim == 3:  # one mask for each head of each sequence
+            attn_mask = attn_mask.view(len(query), self.num_heads, *attn_mask.shape[1:])
         mixed = attend(self.q_proj(query), self.k_proj(key), self.v_proj(value), self.num_heads, attn_mask)
         return self.out_proj(mixed), None
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    """A Linear layer with copies of these values."""
+    """A Linear layer on these values, which are not copied: they may lie in a mapped file that other ranks read, too."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")  # meta: no random numbers are drawn
-    layer.weight = nn.Parameter(weight.clone())
+    layer.weight = nn.Parameter(weight)
     if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())
+        layer.bias = nn.Parameter(bias.detach())
     return layer
+
+
+class Projection(nn.Module):
+    """A Linear layer that stands where open_clip writes `x @ matrix`."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__()
+        self.linear = _linear(matrix.detach().T, None).requires_grad_(matrix.requires_grad)
+
+    def __rmatmul__(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x)
+        return y
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, mask: torch.Tensor | None) -> torch.Tensor:
@@ -54,9 +73,36 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_head
 
 
 def split(model: nn.Module) -> nn.Module:
-    """Replace every nn.MultiheadAttention of self-attention in `model` by its split form, in place; returns `model`."""
+    """Put plain Linear layers into `model`, in place; returns `model`, which computes the same numbers as before.
+
+    Every nn.MultiheadAttention of self-attention becomes a SplitAttention (q_proj, k_proj, v_proj, out_proj), every head that is
+    a bare matrix (text_projection, visual.proj) a Projection (`.linear`).
+    """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.MultiheadAttention) and child.in_proj_weight is not None and child.batch_first:
                 setattr(parent, name, SplitAttention(child))
+        for name in HEADS:
+            matrix = parent._parameters.get(name)
+            if matrix is not None:
+                delattr(parent, name)
+                setattr(parent, name, Projection(matrix))
     return model
+
+
+def fuse(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict of a split model under open_clip's own names and shapes: what `split` did, undone."""
+    fused: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        owner, _, last = name.rpartition(".")
+        block, _, layer = owner.rpartition(".")
+        if layer == "q_proj" and f"{block}.out_proj.weight" in state:
+            parts = [state[f"{block}.{part}_proj.{last}"] for part in "qkv"]
+            fused[f"{block}.in_proj_{last}"] = torch.cat(parts)
+        elif layer in ("k_proj", "v_proj") and f"{block}.out_proj.weight" in state:
+            continue
+        elif layer == "linear" and block.rpartition(".")[2] in HEADS:
+            fused[block] = tensor.T.contiguous()
+        else:
+            fused[name] = tensor
+    return fused

@@ -1,30 +1,28 @@
 """Load an open_clip model: frozen, in evaluation mode, its attention split."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors import SafetensorError
 
+from flora_hpc.clip import weights
 from flora_hpc.clip.attention import split
 from flora_hpc.config import ModelConfig
-from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.errors import UserError
 
-BUNDLED = "flora-tiny"
+MASKS = {"attn_mask", "text.attn_mask"}  # buffers that no checkpoint holds and that we know how to fill
 
 
 @dataclass(frozen=True)
 class Clip:
     """A frozen CLIP with what belongs to it."""
 
-    model: open_clip.CLIP
+    model: Any  # an open_clip model, split
     preprocess: Callable[[Any], torch.Tensor]  # PIL image -> (3, height, width) float32
     tokenize: Callable[[list[str]], torch.Tensor]  # captions -> (num_captions, context_length) int64
     name: str
@@ -35,53 +33,65 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
 
     Raises UserError for a name, tag or file that does not exist or does not fit.
     """
-    name, pretrained = _source(config)
-    values = device.type != "meta"
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # open_clip narrates; what matters comes as an exception
+    source = weights.find(config)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu" if values else "meta"):
-            torch.manual_seed(seed)
-            model = open_clip.create_model(
-                name,
-                pretrained=pretrained if values else None,  # open_clip would download weights only to look at shapes
-                load_weights=values,
-                require_pretrained=values and config.pretrained != "none",
-                force_quick_gelu=bool(open_clip.get_pretrained_cfg(config.name, pretrained or "").get("quick_gelu")),
-                device="cpu" if values else "meta",
-            )
-    except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-        raise UserError(f"model: {config.name} does not load from '{config.pretrained}': {' '.join(str(error).split())}") from None
-    finally:
-        logging.disable(level)
+        with _quiet():
+            if device.type == "meta":
+                model = _build(source, "meta")
+            elif source.random:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    model = _build(source, "cpu")
+            else:
+                model = _with_weights(source)
+            tokenize = open_clip.get_tokenizer(source.name)
+    except UserError:
+        raise
+    except Exception as error:  # open_clip, timm and transformers raise whatever a broken or unreachable part makes them raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"model: {config.name} cannot be built here: {reason}") from None
     model.eval().requires_grad_(False)
     preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    return Clip(split(model).to(device), preprocess, open_clip.get_tokenizer(name), config.name)
+    return Clip(split(model).to(device), preprocess, tokenize, config.name)
 
 
-def _source(config: ModelConfig) -> tuple[str, str | None]:
-    """open_clip's name and `pretrained` for this configuration."""
-    if config.name == BUNDLED:
-        if config.pretrained is not None:
-            raise UserError(f"model.pretrained: {BUNDLED} brings its weights; leave model.pretrained away")
-        return f"local-dir:{files('flora_hpc.clip.flora_tiny')}", None
-    names = [*open_clip.list_models(), BUNDLED]
-    if config.name not in names:
-        raise UserError(
-            f"model.name: no model '{config.name}'{did_you_mean(config.name, names)} "
-            f"(choose {BUNDLED} or a name of open_clip.list_models())"
+def _build(source: weights.Source, device: str) -> Any:
+    """The architecture, with random values, or none on device 'meta'."""
+    with torch.device(device):
+        return open_clip.create_model(
+            source.name,
+            load_weights=False,
+            pretrained_text=False,
+            force_quick_gelu=bool(source.tag.get("quick_gelu")),
+            force_preprocess_cfg=source.preprocess,
+            device=device,
         )
-    tags = open_clip.list_pretrained_tags_by_model(config.name)
-    if config.pretrained is None:
-        raise UserError(
-            f"model.pretrained: {config.name} needs weights: an open_clip tag ({', '.join(tags) or 'it has none'}), "
-            "a weights file, or 'none' for random ones"
-        )
-    if config.pretrained == "none":
-        return config.name, None
-    if config.pretrained not in tags and not Path(config.pretrained).is_file():
-        raise UserError(
-            f"model.pretrained: '{config.pretrained}' is neither a file nor a tag of {config.name}"
-            f"{did_you_mean(config.pretrained, tags)} ({', '.join(tags) or 'it has no tags'})"
-        )
-    return config.name, config.pretrained
+
+
+def _with_weights(source: weights.Source) -> Any:
+    """The architecture around the tensors of its file."""
+    file = weights.fetch(source)
+    assert file is not None
+    state = weights.read(file)
+    model = _build(source, "meta")  # drawing random values only to throw them away takes seconds and memory
+    unfilled = {name for name, _ in model.named_buffers()} - set(model.state_dict())
+    if unfilled <= MASKS:
+        for name in unfilled:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            shape = owner.attn_mask.shape
+            owner.attn_mask = torch.full(shape, float("-inf")).triu_(1)
+    else:
+        model = _build(source, "cpu")
+    weights.fill(model, state, str(file))
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip narrates; what matters comes as an exception."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(level)

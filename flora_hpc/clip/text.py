@@ -8,22 +8,19 @@ features as encoding every padded caption by itself, to rounding. In the last bl
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
-from flora_hpc.clip.attention import SplitAttention, attend
-from flora_hpc.errors import UserError
+from flora_hpc.clip.attention import Projection, SplitAttention, attend
+from flora_hpc.clip.lora import Lora
 
-
-class Lora(NamedTuple):
-    """A low-rank update of one projection for each client: down (num_clients, rank, in), up (num_clients, out, rank)."""
-
-    down: torch.Tensor
-    up: torch.Tensor
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -57,57 +54,123 @@ def build_trie(tokens: torch.Tensor) -> Trie:
     return Trie(torch.tensor([token for _, token in nodes]), torch.tensor(depths), sees, torch.tensor(ends))
 
 
-def check_supported(model: open_clip.CLIP, name: str) -> None:
-    """Raise UserError unless the text tower is open_clip's own: causal, read at the end token."""
-    causal = isinstance(model, open_clip.CLIP) and model.attn_mask is not None and model.text_pool_type == "argmax"
-    if not causal or not all(isinstance(block.attn, SplitAttention) for block in model.transformer.resblocks):
-        raise UserError(
-            f"model.name: {name} has a text tower that is not CLIP's causal one (it is {type(model).__name__}); "
-            "take a CLIP model such as ViT-B-32, ViT-L-14 or flora-tiny"
-        )
+def why_not(model: Any) -> str | None:
+    """Why the text tower of `model` cannot be computed as a trie; None when it can."""
+    root, _ = text_root(model)
+    if not hasattr(root, "transformer") or not hasattr(root.transformer, "resblocks"):
+        return f"its text tower is a {type(root).__name__}"
+    pooling = getattr(root, "text_pool_type", getattr(root, "pool_type", None))
+    if root.attn_mask is None or pooling != "argmax" or getattr(root, "cls_emb", None) is not None:
+        return "its text tower is not causal and read at the end token"
+    if not all(
+        type(block) is ResidualAttentionBlock and type(block.attn) is SplitAttention for block in root.transformer.resblocks
+    ):
+        return "its text blocks are not CLIP's own"
+    return None
+
+
+def text_root(model: Any) -> tuple[Any, str]:
+    """The module that holds the text tower's parts, and the prefix of their names in `model`."""
+    return (model, "") if isinstance(model, open_clip.CLIP) else (model.text, "text.")
 
 
 class TextTower:
-    """Encodes a fixed list of captions under the adapters of many clients, with the weights and on the device of `model`."""
+    """Encodes a fixed list of captions under the trained tensors of many clients, on the device of `model`.
 
-    def __init__(self, model: open_clip.CLIP, tokens: torch.Tensor) -> None:
-        trie, device = build_trie(tokens), model.positional_embedding.device
-        with torch.no_grad():
-            embedded = model.token_embedding(trie.tokens.to(device)) + model.positional_embedding[trie.depths.to(device)]
-        self.num_nodes = len(trie.tokens)  # text positions that each client computes
-        self.embedded = embedded[None]  # (1, num_nodes, width): alike for all clients until an adapter acts
+    `model` is a split open_clip model for which `why_not` is None; `tokens` (num_captions, context_length) int64.
+    """
+
+    def __init__(self, model: Any, tokens: torch.Tensor) -> None:
+        root, self.prefix = text_root(model)
+        trie, device = build_trie(tokens), root.positional_embedding.device
+        self.num_positions = len(trie.tokens)  # text positions that each client computes
+        self.tokens, self.depths = trie.tokens.to(device), trie.depths.to(device)
         self.sees, self.ends = trie.sees.to(device), trie.ends.to(device)
-        self.blocks, self.ln_final, self.projection = model.transformer.resblocks, model.ln_final, model.text_projection
+        self.table, self.positions = root.token_embedding.weight, root.positional_embedding
+        with torch.no_grad():
+            self.embedded = (self.table[self.tokens] + self.positions[self.depths])[None]  # alike for all clients
+        self.blocks, self.ln_final, self.projection = root.transformer.resblocks, root.ln_final, root.text_projection
 
-    def __call__(self, adapters: Mapping[str, Lora], alpha: float) -> torch.Tensor:
+    def __call__(
+        self, adapters: Mapping[str, Lora] = NONE, weights: Mapping[str, torch.Tensor] = NONE, context: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Unit-length features (num_clients, num_captions, embed_dim) of all captions.
 
-        `adapters` maps a projection such as `transformer.resblocks.0.attn.out_proj` to its updates:
-        y = W x + b + alpha * up (down x). Where it names none, all clients share one row of the batch.
+        `adapters` maps a Linear layer of the model, such as `transformer.resblocks.0.attn.out_proj`, to its updates; `weights` maps
+        names of the tower's parameters to each client's own values (num_clients, *shape), all of them or none. Where neither is
+        given, all clients share one row of the batch. `context` (num_clients, n, width) stands in for the embeddings of tokens
+        1..n, which must be alike in all captions.
         """
-        x, sees = self.embedded, self.sees
+        tower = _Layers(self.prefix, adapters, weights)
+        x, sees = self._embed(tower, context), self.sees
         for i, block in enumerate(self.blocks):
             at = f"transformer.resblocks.{i}"
-
-            def project(y: torch.Tensor, layer: nn.Linear, path: str, at: str = at) -> torch.Tensor:
-                return _lora_linear(y, layer, adapters.get(f"{at}.{path}"), alpha)
-
             last = i == len(self.blocks) - 1
-            normed = block.ln_1(x)
+            normed = tower.norm(x, block.ln_1, f"{at}.ln_1")
             asking = normed[:, self.ends] if last else normed
             mixed = attend_across(
-                project(asking, block.attn.q_proj, "attn.q_proj"),
-                project(normed, block.attn.k_proj, "attn.k_proj"),
-                project(normed, block.attn.v_proj, "attn.v_proj"),
+                tower.linear(asking, block.attn.q_proj, f"{at}.attn.q_proj"),
+                tower.linear(normed, block.attn.k_proj, f"{at}.attn.k_proj"),
+                tower.linear(normed, block.attn.v_proj, f"{at}.attn.v_proj"),
                 block.attn.num_heads,
                 sees[self.ends] if last else sees,
             )
-            x = (x[:, self.ends] if last else x) + block.ls_1(project(mixed, block.attn.out_proj, "attn.out_proj"))
-            hidden = block.mlp.gelu(project(block.ln_2(x), block.mlp.c_fc, "mlp.c_fc"))
-            x = x + block.ls_2(project(hidden, block.mlp.c_proj, "mlp.c_proj"))
-        x = self.ln_final(x)
-        x = self.projection(x) if isinstance(self.projection, nn.Linear) else x @ self.projection
+            mixed = tower.linear(mixed, block.attn.out_proj, f"{at}.attn.out_proj")
+            x = (x[:, self.ends] if last else x) + tower.scale(mixed, block.ls_1, f"{at}.ls_1")
+            hidden = tower.linear(tower.norm(x, block.ln_2, f"{at}.ln_2"), block.mlp.c_fc, f"{at}.mlp.c_fc")
+            hidden = tower.linear(block.mlp.gelu(hidden), block.mlp.c_proj, f"{at}.mlp.c_proj")
+            x = x + tower.scale(hidden, block.ls_2, f"{at}.ls_2")
+        x = tower.norm(x, self.ln_final, "ln_final")
+        if isinstance(self.projection, Projection):
+            x = tower.linear(x, self.projection.linear, "text_projection.linear")
+        elif self.projection is not None:
+            x = tower.linear(x, self.projection, "text_projection")
         return F.normalize(x, dim=-1)
+
+    def _embed(self, tower: "_Layers", context: torch.Tensor | None) -> torch.Tensor:
+        """What the first block sees: (num_clients or 1, num_positions, width)."""
+        if context is not None:
+            n = context.shape[1]
+            head, tail = (part.expand(len(context), -1, -1) for part in (self.embedded[:, :1], self.embedded[:, n + 1 :]))
+            return torch.cat([head, context + self.positions[1 : n + 1], tail], dim=1)
+        table, positions = tower.own("token_embedding.weight"), tower.own("positional_embedding")
+        if table is None or positions is None:
+            return self.embedded  # type: ignore[no-any-return]
+        return table[:, self.tokens] + positions[:, self.depths]
+
+
+class _Layers:
+    """The text tower's layers: frozen ones for all clients at once, or each client's own, with or without a low-rank update."""
+
+    def __init__(self, prefix: str, adapters: Mapping[str, Lora], weights: Mapping[str, torch.Tensor]) -> None:
+        self.prefix, self.adapters, self.weights = prefix, adapters, weights
+
+    def own(self, name: str) -> torch.Tensor | None:
+        """Each client's own values of a parameter."""
+        return self.weights.get(self.prefix + name)
+
+    def linear(self, x: torch.Tensor, layer: nn.Module, path: str) -> torch.Tensor:
+        """(num_clients or 1, length, in) -> the same with out: one large product for a frozen W, batched ones for the rest."""
+        weight, bias, lora = self.own(f"{path}.weight"), self.own(f"{path}.bias"), self.adapters.get(self.prefix + path)
+        if weight is None:
+            y: torch.Tensor = layer(x)
+        elif bias is None:
+            y = x @ weight.transpose(1, 2)
+        else:
+            y = torch.baddbmm(bias[:, None], x.expand(len(weight), -1, -1), weight.transpose(1, 2))
+        return y if lora is None else y + lora(x)
+
+    def norm(self, x: torch.Tensor, layer: nn.LayerNorm, path: str) -> torch.Tensor:
+        weight, bias = self.own(f"{path}.weight"), self.own(f"{path}.bias")
+        if weight is None or bias is None:
+            y: torch.Tensor = layer(x)
+            return y
+        return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps) * weight[:, None] + bias[:, None]
+
+    def scale(self, x: torch.Tensor, layer: nn.Module, path: str) -> torch.Tensor:
+        gamma = self.own(f"{path}.gamma")
+        y: torch.Tensor = layer(x) if gamma is None else x * gamma[:, None]
+        return y
 
 
 def attend_across(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, sees: torch.Tensor) -> torch.Tensor:
@@ -115,12 +178,3 @@ def attend_across(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: 
     num_clients = max(len(q), len(k), len(v))
     q, k, v = (x.expand(num_clients, -1, -1) for x in (q, k, v))
     return attend(q, k, v, num_heads, sees)
-
-
-def _lora_linear(x: torch.Tensor, layer: nn.Linear, lora: Lora | None, alpha: float) -> torch.Tensor:
-    """(num_clients or 1, length, in) -> the same with out: one large product for W, a batched one for the adapters."""
-    y: torch.Tensor = layer(x)
-    if lora is None:
-        return y
-    update: torch.Tensor = (x @ lora.down.transpose(1, 2) * alpha) @ lora.up.transpose(1, 2)
-    return y + update

@@ -11,6 +11,7 @@ import torch
 from flora_hpc.comm.communicator import Array
 
 COARSE, FINE, LIMIT, MAX_CLIENTS = 2.0**16, 2.0**58, 2.0**25, 2**21
+MAX_BLOCK = 2**22  # numbers of all clients turned into fixed point at once
 
 
 class ExactSum:
@@ -25,14 +26,17 @@ class ExactSum:
 
         Returns (num_clients,) bool: False for a client that was left out because a product is not finite or too large.
         """
-        products = updates.double() * weights[:, None].to(updates.device)
-        fits = (products.abs() < LIMIT).all(1)  # false for NaN, too
-        products = torch.where(fits[:, None], products, 0.0)
-        coarse = torch.round(products * COARSE)
-        fine = torch.round((products - coarse / COARSE) * FINE)
-        fits = fits.cpu()
-        parts = [coarse.long().sum(0).cpu(), fine.long().sum(0).cpu(), (weights * fits).sum()[None]]
-        self._buffer += torch.cat(parts)
+        largest = updates.abs().amax(1) if self._num_params else torch.zeros(len(updates))
+        fits = largest.double().cpu() * weights < LIMIT  # false for NaN, too
+        coarse_sum, fine_sum = self._buffer[:-1].view(2, self._num_params)
+        scale, kept = weights[:, None].to(updates.device), fits[:, None].to(updates.device)
+        for block in _blocks(self._num_params, len(updates)):
+            products = torch.where(kept, updates[:, block].double() * scale, 0.0)
+            coarse = torch.round(products * COARSE)
+            fine = torch.round((products - coarse / COARSE) * FINE)
+            coarse_sum[block] += coarse.long().sum(0).cpu()
+            fine_sum[block] += fine.long().sum(0).cpu()
+        self._buffer[-1] += (weights * fits).sum()
         return fits
 
     @property
@@ -47,6 +51,14 @@ class ExactSum:
 
     def mean(self) -> torch.Tensor:
         """The weighted mean update (num_params,) float32; zeros when nobody was added."""
-        coarse, fine = self._buffer[:-1].double().view(2, self._num_params)
-        total = self.total
-        return ((coarse / COARSE + fine / FINE) / total).float() if total else torch.zeros(self._num_params)
+        coarse, fine = self._buffer[:-1].view(2, self._num_params)
+        mean = torch.zeros(self._num_params)
+        for block in _blocks(self._num_params, 1) if self.total else []:
+            mean[block] = ((coarse[block].double() / COARSE + fine[block].double() / FINE) / self.total).float()
+        return mean
+
+
+def _blocks(num_params: int, num_clients: int) -> list[slice]:
+    """Cuts of the parameters, so that a CLIP with all its weights needs no copy of itself in float64."""
+    width = MAX_BLOCK // max(1, num_clients)
+    return [slice(start, start + width) for start in range(0, num_params, width)]

@@ -19,7 +19,7 @@ BLOCK = 256  # images encoded at once; fixed, because the shape of a matrix prod
 def encode(
     images: Images, model: Any, preprocess: Callable[[Any], torch.Tensor], device: torch.device, rank: int, size: int
 ) -> Floats:
-    """This rank's share of the unit-length features, (num_encoded, embed_dim) float32. Blocks of images go to ranks in turn.
+    """This rank's share of the features as the tower gives them, (num_encoded, embed_dim) float32. Blocks go to ranks in turn.
 
     `model` is an open_clip model on `device`; `preprocess` makes (3, height, width) float32 from an RGB image.
     """
@@ -27,8 +27,8 @@ def encode(
     encoded = [np.empty((0, 0), np.float32)]
     with torch.inference_mode():
         for start in starts:
-            pixels = torch.stack([preprocess(image) for image in images.read(start, min(start + BLOCK, len(images.labels)))])
-            encoded.append(model.encode_image(pixels.to(device), normalize=True).float().cpu().numpy())
+            pixels = torch.stack([preprocess(image) for image in images.read(range(start, min(start + BLOCK, len(images.labels))))])
+            encoded.append(model.encode_image(pixels.to(device), normalize=False).float().cpu().numpy())
     return np.concatenate(encoded[1:] or encoded)
 
 

@@ -1,6 +1,6 @@
 """What a dataset is: two sets of labelled images and a caption for each class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Images:
-    """Labels, and images that are read when needed. `read(start, stop)` gives those of start <= index < stop, RGB."""
+    """Labels, and images that are read when needed. `read(rows)` gives the images of these indices, RGB."""
 
     labels: Ints  # (num_images,) int64, indices into the class names
-    read: Callable[[int, int], list[Image.Image]]
+    read: Callable[[Sequence[int]], list[Image.Image]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Dataset:
 
     name: str
     class_names: tuple[str, ...]
+    wordings: tuple[str, ...]  # the names as captions say them
     captions: tuple[str, ...]  # one per class
     train: Images
     test: Images

@@ -1,45 +1,100 @@
 """What a method is: trained tensors, their initial values, and a forward pass for many clients at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from flora_hpc.clip.load import Clip
+from flora_hpc.clip.text import TextTower
+from flora_hpc.clip.towers import PlainText, text_tower
+from flora_hpc.data.images import Ints
+from flora_hpc.data.shards import Shards
 
 Tensors = Mapping[str, torch.Tensor]
+Noise = Sequence[torch.Generator] | None  # each client's own source of random numbers in a step; None when evaluating
+Init = Callable[[np.random.Generator], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is built on."""
+
+    clip: Clip
+    class_names: tuple[str, ...]
+    captions: tuple[str, ...]  # one per class
+    shards: Shards
+    labels: Ints  # (num_training_examples,) int64
+
+    @cached_property
+    def text(self) -> TextTower | PlainText:
+        """The text tower on the captions."""
+        return text_tower(self.clip.model, self.clip.tokenize(list(self.captions)))
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to adapt a CLIP. Clients train `num_params` numbers each; everything else is frozen and shared.
 
-    `logits(tensors, features)`: tensors (num_clients, *shape) by name and image features (num_clients, batch, embed_dim)
-    give scaled class scores (num_clients, batch, num_classes), each client under its own tensors.
+    A forward pass has two parts, because the first is the same for all images of a step, or of an evaluation:
+    `classes(tensors, noise)` turns tensors (num_clients, *shape) by name into what is known of each class, usually text
+    features (num_clients or 1, num_classes, embed_dim); `logits(tensors, classes, inputs, noise)` turns a batch of
+    inputs (num_clients, batch, ...) into scores (num_clients, batch, num_classes), each client under its own tensors.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    init: Callable[[np.random.Generator], dict[str, torch.Tensor]]
-    logits: Callable[[Tensors, torch.Tensor], torch.Tensor]
-    alpha: float  # scale of low-rank updates, as the adapter on disk must know it
+    init: Init
+    classes: Callable[[Tensors, Noise], torch.Tensor]
+    logits: Callable[[Tensors, torch.Tensor, torch.Tensor, Noise], torch.Tensor]
+    path: str  # one sentence on what is computed how, for `plan` and the log
+    sees: Literal["features", "pixels"] = "features"  # inputs: the frozen image tower's features (embed_dim), or its pixels
+    text_positions: int = 0  # that each client computes in a step
+    image_positions: int = 0  # that each client computes for an image
+    alpha: float | None = None  # scale of low-rank updates; None where the trained tensors are of another kind
+    noisy: bool = False  # whether training draws random numbers
+    holds: Callable[[Ints], torch.Tensor] | None = None  # clients (n,) -> (n, num_params) bool, where some hold only a part
 
     @property
     def num_params(self) -> int:
-        """Trained numbers of one client."""
+        """Trained numbers of one client; of the largest one, where they differ."""
         return sum(map(prod, self.shapes.values()))
 
     @property
     def payload_bytes(self) -> int:
-        """An adapter or an update as float32, without any header."""
+        """An adapter or an update as float32, without any header; of the largest client, where they differ."""
         return 4 * self.num_params
+
+    def bytes_of(self, held: torch.Tensor | None, num_clients: int) -> Ints:
+        """What each of `num_clients` clients, which hold `held` (num_clients, num_params) bool, sends: (num_clients,) int64."""
+        if held is None:
+            return np.full(num_clients, self.payload_bytes, np.int64)
+        return 4 * held.sum(1).cpu().numpy()
 
     def unpack(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """(..., num_params) -> {name: (..., *shape)}, in the order of `shapes`; one split, so autograd joins gradients once."""
+        if not self.shapes:
+            return {}
         parts = torch.split(flat, [prod(shape) for shape in self.shapes.values()], dim=-1)
         return {
-            name: part.reshape(*flat.shape[:-1], *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+            name: part.reshape((*flat.shape[:-1], *shape)) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
     def pack(self, tensors: Tensors) -> torch.Tensor:
         """The inverse of `unpack` for one client: {name: shape} -> (num_params,) float32."""
-        return torch.cat([tensors[name].reshape(-1) for name in self.shapes]).float()
+        return torch.cat([torch.empty(0), *(tensors[name].reshape(-1).cpu() for name in self.shapes)]).float()
+
+
+def cosine_scores(scale: torch.Tensor, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """CLIP's scores: scaled cosines of images (num_clients, batch, dim) and unit-length classes (num_clients or 1, C, dim)."""
+    return scale * F.normalize(images, dim=-1) @ classes.transpose(1, 2)
+
+
+def uniform(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> torch.Tensor:
+    """PyTorch's initial values of a Linear layer, weight or bias: uniform between -1/sqrt(fan_in) and 1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+    return torch.from_numpy(rng.uniform(-bound, bound, shape).astype(np.float32))

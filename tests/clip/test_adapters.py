@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
+import torch.nn.functional as F
 
 from flora_hpc.clip import adapters
-from flora_hpc.clip.text import TextTower
 from flora_hpc.methods import flora
+from tests.conftest import setting
 
 
 def test_peft_loads_what_was_saved_and_computes_the_same(
@@ -16,20 +17,20 @@ def test_peft_loads_what_was_saved_and_computes_the_same(
 ) -> None:
     import peft
 
-    tower = TextTower(split_model, captions)
-    method = flora.build(flora.Options(name="flora", rank=2, alpha=3.0), tower, split_model)
+    method = flora.build(flora.Options(name="flora", rank=2, alpha=3.0), setting(split_model, captions))
     tensors = method.init(np.random.default_rng(0))
     tensors = {name: tensor.double() + 0.1 for name, tensor in tensors.items()}
-    adapters.save(tmp_path / "adapter", deepcopy(split_model), tensors, method.alpha, "small")
+    adapters.save(tmp_path / "adapter", deepcopy(split_model), tensors, method.alpha, "small", "flora")
 
     fresh = deepcopy(split_model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = peft.PeftModel.from_pretrained(fresh, str(tmp_path / "adapter"))
     features = torch.randn(1, 6, 8, dtype=torch.float64)
-    scores = method.logits({name: tensor[None] for name, tensor in tensors.items()}, features)
+    mine = {name: tensor[None] for name, tensor in tensors.items()}
+    scores = method.logits(mine, method.classes(mine, None), features, None)
     text = loaded.base_model.model.encode_text(captions, normalize=True)
-    expected = split_model.logit_scale.exp() * features @ text.T
+    expected = split_model.logit_scale.exp() * F.normalize(features, dim=-1) @ text.T
     torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-10)
     layers = [name for name, module in loaded.named_modules() if hasattr(module, "lora_A")]
     assert len(layers) == 2, "adapters sit on the text tower's output projections, and nowhere in the image tower"
@@ -38,8 +39,8 @@ def test_peft_loads_what_was_saved_and_computes_the_same(
 def test_the_file_is_the_same_bytes_for_the_same_adapter(
     split_model: open_clip.CLIP, captions: torch.Tensor, tmp_path: Path
 ) -> None:
-    method = flora.build(flora.Options(name="flora"), TextTower(split_model, captions), split_model)
+    method = flora.build(flora.Options(name="flora"), setting(split_model, captions))
     for name in ("a", "b"):
-        adapters.save(tmp_path / name, deepcopy(split_model), method.init(np.random.default_rng(0)), method.alpha, "small")
+        adapters.save(tmp_path / name, deepcopy(split_model), method.init(np.random.default_rng(0)), method.alpha, "small", "flora")
     first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "b"))
     assert first == second

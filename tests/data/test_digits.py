@@ -17,7 +17,7 @@ def dataset() -> Dataset:
 
 
 def all_images(images: Images) -> list[Image.Image]:
-    return images.read(0, len(images.labels))
+    return images.read(range(0, len(images.labels)))
 
 
 def test_train_and_test_together_are_scikit_learns_digits_each_once(dataset: Dataset) -> None:
@@ -44,7 +44,7 @@ def test_images_are_rgb_of_eight_by_eight(dataset: Dataset) -> None:
 
 def test_some_images_can_be_read_alone(dataset: Dataset) -> None:
     everything = all_images(dataset.train)
-    assert [image.tobytes() for image in dataset.train.read(5, 8)] == [image.tobytes() for image in everything[5:8]]
+    assert [image.tobytes() for image in dataset.train.read(range(5, 8))] == [image.tobytes() for image in everything[5:8]]
 
 
 def test_a_fifth_of_each_digit_is_for_testing(dataset: Dataset) -> None:

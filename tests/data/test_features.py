@@ -18,7 +18,7 @@ class Model:
         self.seen: list[list[int]] = []
 
     def encode_image(self, pixels: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        assert normalize, "features have unit length"
+        assert not normalize, "some methods want features as they are"
         value = pixels[:, 0, 0, 0]
         self.seen.append(value.int().tolist())
         return torch.stack([value, value * value, -value], 1)
@@ -26,7 +26,7 @@ class Model:
 
 def numbers(num_images: int = NUM_IMAGES) -> Images:
     """Images that are their own index."""
-    read: Any = lambda start, stop: list(range(start, stop))  # noqa: E731
+    read: Any = list
     return Images(np.zeros(num_images, np.int64), read)
 
 

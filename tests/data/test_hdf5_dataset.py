@@ -49,7 +49,7 @@ def build(path: Path, **options: object) -> Dataset:
 
 
 def pixels(dataset: Dataset) -> Any:
-    return np.stack([np.asarray(image) for image in dataset.test.read(0, 6)])
+    return np.stack([np.asarray(image) for image in dataset.test.read(range(0, 6))])
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_train_and_test_have_their_own_labels(path: Path) -> None:
 
 
 def test_some_images_can_be_read_alone(path: Path) -> None:
-    images = build(write(path)).test.read(2, 4)
+    images = build(write(path)).test.read(range(2, 4))
     np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), COLOUR[2:4])
 
 
@@ -184,7 +184,7 @@ def test_raw_images_that_are_not_uint8(path: Path) -> None:
     """Gray levels 0..1 would all become black."""
     write(path, GRAY / np.float32(255))
     with pytest.raises(UserError, match=r"animals\.h5: train/images"):
-        build(path).train.read(0, 1)
+        build(path).train.read(range(0, 1))
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
@@ -192,9 +192,9 @@ def test_a_damaged_image_is_named_by_table_and_index(path: Path, form: str) -> N
     rows = encode(COLOUR, form)
     rows[3] = rows[3][: len(rows[3]) // 2]
     dataset = build(write(path, rows, dtype=h5py.vlen_dtype(np.uint8), encoding=form.lower()))
-    assert len(dataset.test.read(0, 3)) == 3
+    assert len(dataset.test.read(range(0, 3))) == 3
     with pytest.raises(UserError) as caught:
-        dataset.test.read(2, 6)
+        dataset.test.read(range(2, 6))
     assert f"{path}: test/images[3] is not an image that can be decoded" in str(caught.value)
     assert "mend or remove it" in str(caught.value)
 
@@ -209,7 +209,7 @@ def test_damaged_compression_is_told_like_a_damaged_image(path: Path) -> None:
         file.write(b"\0" * where.size)
     dataset = build(path)
     with pytest.raises(UserError) as caught:
-        dataset.test.read(0, 2)
+        dataset.test.read(range(0, 2))
     assert f"{path}: test/images" in str(caught.value)
 
 

@@ -31,8 +31,8 @@ def build(options: Options) -> Dataset:
     def images(where: Ints) -> Images:
         return Images(
             labels[where],
-            lambda start, stop: [Image.fromarray(pixels[i]).convert("RGB") for i in where[start:stop]],
+            lambda rows: [Image.fromarray(pixels[where[row]]).convert("RGB") for row in rows],
         )
 
     captions = tuple(options.caption.format(name) for name in NAMES)
-    return Dataset("digits", NAMES, captions, images(np.flatnonzero(~test)), images(np.flatnonzero(test)))
+    return Dataset("digits", NAMES, NAMES, captions, images(np.flatnonzero(~test)), images(np.flatnonzero(test)))

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def build(options: Options) -> Dataset:
         raise UserError(f"data.path: {path}: encoding is '{encoding}'; it must be raw, jpeg or png")
     captions = tuple(options.caption.format(name) for name in wordings)
     train, test = (_images(path, file, part, len(class_names), encoding) for part in ("train", "test"))
-    return Dataset(_text(file.attrs.get("name", path.stem)), class_names, captions, train, test)
+    return Dataset(_text(file.attrs.get("name", path.stem)), class_names, wordings, captions, train, test)
 
 
 def _text(value: Any) -> str:
@@ -74,14 +75,18 @@ def _images(path: Path, file: h5py.File, part: str, num_classes: int, encoding: 
     if encoding == "raw" and rows.dtype != np.uint8:
         raise UserError(f"data.path: {path}: {part}/images are {rows.dtype}; raw images must be uint8, 0 to 255")
 
-    def read(start: int, stop: int) -> list[Image.Image]:
+    def read(wanted: Sequence[int]) -> list[Image.Image]:
+        if not wanted:
+            return []
+        first, last = wanted[0], wanted[-1]
         try:
-            block = rows[start:stop]
+            in_a_row = list(wanted) == list(range(first, last + 1))
+            block = rows[first : last + 1] if in_a_row else [rows[row] for row in wanted]
         except OSError as error:
             raise UserError(
-                f"data.path: {path}: {part}/images[{start}:{stop}] cannot be read ({error}); fetch the file anew"
+                f"data.path: {path}: {part}/images[{first}:{last + 1}] cannot be read ({error}); fetch the file anew"
             ) from None
-        return [_decode(row, encoding, f"{path}: {part}/images[{start + i}]") for i, row in enumerate(block)]
+        return [_decode(row, encoding, f"{path}: {part}/images[{i}]") for i, row in zip(wanted, block, strict=True)]
 
     return Images(labels, read)
 

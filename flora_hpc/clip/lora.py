@@ -1,0 +1,58 @@
+"""Low-rank updates of Linear layers, another one for each client."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+Drop = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Lora(NamedTuple):
+    """y = W x + b + alpha * up (down (drop x)), for each client. The scale is alpha itself, as in the FLoRA paper's code."""
+
+    down: torch.Tensor  # (num_clients, rank, in)
+    up: torch.Tensor  # (num_clients, out, rank)
+    alpha: float
+    drop: Drop | None = None  # (num_clients or 1, length, in) -> (num_clients, length, in)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """What is added to W x + b: (num_clients or 1, length, in) -> (num_clients, length, out)."""
+        if self.drop is not None:
+            x = self.drop(x)
+        return (x @ self.down.transpose(1, 2) * self.alpha) @ self.up.transpose(1, 2)
+
+
+def dropout(probability: float, noise: Sequence[torch.Generator]) -> Drop:
+    """Zero numbers with this probability and scale the rest up; each client draws from its own source of noise."""
+
+    def drop(x: torch.Tensor) -> torch.Tensor:
+        kept = torch.stack([torch.rand(x.shape[1:], generator=source) >= probability for source in noise])
+        return x * kept.to(x.device, x.dtype) / (1 - probability)
+
+    return drop
+
+
+@contextmanager
+def attached(model: nn.Module, adapters: Mapping[str, Lora], num_clients: int) -> Iterator[None]:
+    """For a while, the Linear layers of `model` that `adapters` names add their updates.
+
+    The model then computes for `num_clients` clients at once, folded into the batch: the first batch // num_clients rows are
+    those of the first client, and so on. Any model will do whose layers keep the batch first and do not mix its rows.
+    """
+
+    def hook(lora: Lora) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], torch.Tensor]:
+        def add(layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            x = inputs[0].reshape(num_clients, -1, inputs[0].shape[-1])
+            return output + lora(x).view(output.shape)
+
+        return add
+
+    handles = [model.get_submodule(path).register_forward_hook(hook(lora)) for path, lora in adapters.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,80 @@
+"""Both towers of any open_clip model, for many clients at once.
+
+The text tower takes the fast way (`text.TextTower`) where the model allows it. Else, and for the image tower, the model's own code
+runs: with low-rank updates for all clients in one batch, with each client's own weights for one client after the other.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from flora_hpc.clip.lora import Lora, attached
+from flora_hpc.clip.text import NONE, TextTower, why_not
+
+
+class PlainText:
+    """The interface of TextTower for any text tower: each distinct caption at full length, through the model's own code."""
+
+    def __init__(self, model: Any, tokens: torch.Tensor) -> None:
+        self.model, self.reason = model, why_not(model)
+        distinct, self.rows = torch.unique(tokens, dim=0, return_inverse=True)
+        self.tokens = distinct.to(next(model.parameters()).device)
+        self.num_positions = distinct.numel()
+
+    def __call__(
+        self, adapters: Mapping[str, Lora] = NONE, weights: Mapping[str, torch.Tensor] = NONE, context: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Unit-length features (num_clients, num_captions, embed_dim), as TextTower; `context` cannot be given."""
+        assert context is None
+        features = encode(self.model, "encode_text", self.tokens[None], adapters, weights)
+        return F.normalize(features, dim=-1)[:, self.rows]
+
+
+def text_tower(model: Any, tokens: torch.Tensor) -> TextTower | PlainText:
+    """The fastest tower for the captions `tokens` (num_captions, context_length) int64 that `model` allows."""
+    return TextTower(model, tokens) if why_not(model) is None else PlainText(model, tokens)
+
+
+def encode(
+    model: Any, entry: str, x: torch.Tensor, adapters: Mapping[str, Lora] = NONE, weights: Mapping[str, torch.Tensor] = NONE
+) -> torch.Tensor:
+    """`model.encode_image` or `model.encode_text` for many clients: (num_clients or 1, batch, ...) -> (num_clients, batch, dim).
+
+    Clients differ by `adapters`, by `weights` (each client's own values of parameters, (num_clients, *shape)), or not at all.
+    """
+    assert not (adapters and weights)
+    num_clients = max([len(x)] + [len(lora.down) for lora in adapters.values()] + [len(own) for own in weights.values()])
+    if not weights:
+        folded = x.expand(num_clients, *x.shape[1:]).flatten(0, 1)
+        with attached(model, adapters, num_clients):
+            features: torch.Tensor = getattr(model, entry)(folded, normalize=False)
+        return features.view(num_clients, -1, features.shape[-1])
+    x = x.expand(num_clients, *x.shape[1:])
+    each = ({f"model.{name}": own[k] for name, own in weights.items()} for k in range(num_clients))
+    return torch.stack([functional_call(_Entry(model, entry), own, (x[k],)) for k, own in enumerate(each)])
+
+
+class _Entry(nn.Module):
+    """Makes an encoder of a CLIP what functional_call calls."""
+
+    def __init__(self, model: nn.Module, entry: str) -> None:
+        super().__init__()
+        self.model, self.entry = model, entry
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = getattr(self.model, self.entry)(x, normalize=False)
+        return features
+
+
+def num_image_positions(model: Any) -> int:
+    """About how many positions of one image pass through the image tower's blocks."""
+    positions = getattr(model.visual, "positional_embedding", None)
+    if positions is not None:
+        return len(positions)
+    size = model.visual.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return int(height * width // 256)  # as a transformer with patches of 16 x 16

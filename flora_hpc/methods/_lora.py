@@ -1,0 +1,156 @@
+"""What flora and feddylora share: where adapters sit, their shapes, and the forward pass."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+
+from flora_hpc.clip.lora import Lora, dropout
+from flora_hpc.clip.text import TextTower
+from flora_hpc.clip.towers import encode, num_image_positions
+from flora_hpc.data.images import Ints
+from flora_hpc.errors import UserError
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores
+from flora_hpc.plugins import BaseOptions
+
+PROJECTIONS = {  # of a target, without its tower: layers of every block
+    "q_proj": ["attn.q_proj"],
+    "k_proj": ["attn.k_proj"],
+    "v_proj": ["attn.v_proj"],
+    "out_proj": ["attn.out_proj"],
+    "c_fc": ["mlp.c_fc"],
+    "c_proj": ["mlp.c_proj"],
+    "mlp": ["mlp.c_fc", "mlp.c_proj"],
+}
+BLOCKS = {"text": r"(text\.)?transformer\.resblocks\.\d+", "image": r"visual\.transformer\.resblocks\.\d+"}
+HEADS = {"text": r"(text\.)?text_projection(\.linear)?", "image": r"visual\.proj\.linear"}
+
+Target = Literal[
+    "text.q_proj", "text.k_proj", "text.v_proj", "text.out_proj", "text.mlp", "text.c_fc", "text.c_proj", "text.head",
+    "image.q_proj", "image.k_proj", "image.v_proj", "image.out_proj", "image.mlp", "image.c_fc", "image.c_proj", "image.head",
+]  # fmt: skip
+
+
+class LoraOptions(BaseOptions):
+    """Place and scale of the adapters."""
+
+    alpha: float = Field(32.0, gt=0, allow_inf_nan=False, description="scale of B A x, in the paper's sense (PEFT's alpha / rank)")
+    targets: tuple[Target, ...] = Field(
+        ("text.out_proj",),
+        min_length=1,
+        description="layers of every block that get one, or a tower's head; mlp is c_fc and c_proj; image.* trains the image tower",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs that a training step leaves out")
+    init: Literal["normal", "kaiming"] = Field(
+        "normal", description="values of A: normal with variance 1/rank (the paper's), or PEFT's kaiming uniform"
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        layers = [f"{target.partition('.')[0]}.{layer}" for target in targets for layer in _layers(target)]
+        if twice := sorted({layer for layer in layers if layers.count(layer) > 1}):
+            raise ValueError(f"names a layer twice: {', '.join(twice)}")
+        return targets
+
+
+def _layers(target: str) -> list[str]:
+    return PROJECTIONS.get(target.partition(".")[2], ["head"])
+
+
+def find_layers(model: nn.Module, targets: tuple[Target, ...], name: str) -> dict[str, nn.Linear]:
+    """The Linear layers of a split model that `targets` mean, by path. Raises UserError for a target that is absent."""
+    found: dict[str, nn.Linear] = {}
+    for target in targets:
+        tower, _, part = target.partition(".")
+        pattern = HEADS[tower] if part == "head" else rf"{BLOCKS[tower]}\.({'|'.join(map(re.escape, PROJECTIONS[part]))})"
+        layers = {path: layer for path, layer in model.named_modules() if re.fullmatch(pattern, path) and type(layer) is nn.Linear}
+        if not layers:
+            raise UserError(f"method.targets: {name} has no {target}; its {tower} tower is built otherwise; leave it out")
+        found |= layers
+    return {path: layer for path, layer in model.named_modules() if path in found}  # in the model's order, whatever the user's
+
+
+def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method:
+    """Adapters of `rank` on the targets. Raises UserError when a target is absent or, naming `key`, the rank too large."""
+    model = setting.clip.model
+    layers = find_layers(model, options.targets, setting.clip.name)
+    for path, layer in layers.items():
+        if rank > min(layer.in_features, layer.out_features):
+            raise UserError(f"{key}: {rank} is larger than {path}, which is {layer.out_features} x {layer.in_features}; lower it")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, layer in layers.items():
+        shapes[f"{path}.lora_A"] = (rank, layer.in_features)
+        shapes[f"{path}.lora_B"] = (layer.out_features, rank)
+    text_layers = [path for path in layers if not path.startswith("visual.")]
+    image_layers = [path for path in layers if path.startswith("visual.")]
+    scale, text = model.logit_scale.exp(), setting.text
+
+    def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        def values(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+            if name.endswith(".lora_B"):
+                return torch.zeros(shape)
+            if options.init == "kaiming":  # kaiming_uniform_(a=sqrt(5)), as peft and Hu et al. (ICLR 2022) have it
+                return torch.from_numpy(rng.uniform(-(shape[1] ** -0.5), shape[1] ** -0.5, shape).astype(np.float32))
+            return torch.from_numpy(rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(rank)))
+
+        return {name: values(name, shape) for name, shape in shapes.items()}
+
+    def adapters(paths: list[str], tensors: Tensors, noise: Noise) -> Mapping[str, Lora]:
+        drop = dropout(options.dropout, noise) if options.dropout and noise is not None else None
+        return {path: Lora(tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"], options.alpha, drop) for path in paths}
+
+    if text_layers:
+
+        def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
+            return text(adapters(text_layers, tensors, noise))
+    else:
+        with torch.no_grad():
+            fixed = text()
+
+        def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
+            return fixed
+
+    def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
+        if image_layers:
+            inputs = encode(model, "encode_image", inputs, adapters(image_layers, tensors, noise))
+        return cosine_scores(scale, inputs, classes)
+
+    return Method(
+        shapes,
+        init,
+        classes,
+        logits,
+        path=describe(bool(image_layers), text if text_layers else None),
+        sees="pixels" if image_layers else "features",
+        text_positions=text.num_positions if text_layers else 0,
+        image_positions=num_image_positions(model) if image_layers else 0,
+        alpha=options.alpha,
+        noisy=options.dropout > 0,
+    )
+
+
+def describe(image_trained: bool, text: Any) -> str:
+    """What is computed how. `text` is the text tower, if it is trained."""
+    images = "every image in every step, since the image tower is trained" if image_trained else "each image once for all rounds"
+    if text is None:
+        return f"{images}; captions once for all rounds"
+    if isinstance(text, TextTower):
+        return f"{images}; captions as a tree of {text.num_positions:,} tokens"
+    return f"{images}; distinct captions at full length ({text.num_positions:,} tokens), since {text.reason}"
+
+
+def ranks_held(shapes: Mapping[str, tuple[int, ...]], ranks: Ints) -> torch.Tensor:
+    """Which numbers a client of each rank (num_clients,) holds: the first rows of A, the first columns of B -> (n, num_params)."""
+    parts = []
+    for name, shape in shapes.items():
+        if name.endswith(".lora_A"):
+            held = np.broadcast_to((np.arange(shape[0]) < ranks[:, None])[:, :, None], (len(ranks), *shape))
+        else:
+            held = np.broadcast_to((np.arange(shape[1]) < ranks[:, None])[:, None, :], (len(ranks), *shape))
+        parts.append(torch.from_numpy(held.reshape(len(ranks), -1)))
+    return torch.cat(parts, 1)

@@ -1,0 +1,78 @@
+"""FedDyLoRA: FLoRA whose clients have adapters of different rank, by share of the data or by how unusual their labels are.
+
+rank = max(1, round(min_rank + (max_rank - min_rank) * x)), as in the FLoRA paper's code, where x is the client's share of all
+examples, or its part of the sum of all divergences; with `normalized`, x is that stretched over 0..1. A client receives the
+first rows of A and columns of B that it holds and trains them; what comes back is padded with zeros before it is averaged. So
+numbers that few clients hold are drawn towards zero.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, model_validator
+
+from flora_hpc.data.images import Ints
+from flora_hpc.data.shards import Shards
+from flora_hpc.errors import UserError
+from flora_hpc.methods import _lora
+from flora_hpc.methods._method import Method, Setting
+
+MANY = 100_000  # clients; to look at more of them before the start takes too long
+
+
+class Options(_lora.LoraOptions):
+    """Ranks between two bounds, and what decides on them."""
+
+    min_rank: int = Field(1, ge=1, description="rank where x is 0")
+    max_rank: int = Field(8, ge=1, description="rank where x is 1")
+    by: Literal["share", "divergence"] = Field(
+        "share", description="x from the number of examples, or from the divergence of a client's labels from all labels"
+    )
+    normalized: bool = Field(True, description="stretch x so that the smallest client has 0 and the largest 1")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Options":
+        if self.min_rank > self.max_rank:
+            raise ValueError(f"method.max_rank: {self.max_rank} is smaller than method.min_rank, {self.min_rank}; raise it")
+        return self
+
+
+def build(options: Options, setting: Setting) -> Method:
+    ranks = choose_ranks(options, setting.shards, setting.labels, len(setting.class_names))
+    method = _lora.build(options, setting, int(ranks.max()), "method.max_rank")
+
+    def holds(clients: Ints) -> torch.Tensor:
+        return _lora.ranks_held(method.shapes, ranks[clients])
+
+    return replace(method, holds=holds, path=f"{method.path}; ranks {ranks.min()} to {ranks.max()}")
+
+
+def choose_ranks(options: Options, shards: Shards, labels: Ints, num_classes: int) -> Ints:
+    """The rank of every registered client, (num_clients,) int64. Raises UserError when they are too many to look at."""
+    if shards.num_clients > MANY:
+        raise UserError(
+            f"method.name: feddylora looks at the data of every registered client first; {shards.num_clients:,} are more than "
+            f"{MANY:,}; lower partition.num_clients, or take flora"
+        )
+    clients = np.arange(shards.num_clients)
+    weights = shards.sizes(clients).astype(np.float64) if options.by == "share" else divergences(shards, labels, num_classes)
+    x = weights / (weights.sum() or 1.0)
+    if options.normalized:
+        spread = x.max() - x.min()
+        x = (x - x.min()) / spread if spread else np.full(len(x), 0.5)
+    ranks: Ints = np.maximum(1, np.round(options.min_rank + (options.max_rank - options.min_rank) * x)).astype(np.int64)
+    return ranks
+
+
+def divergences(shards: Shards, labels: Ints, num_classes: int) -> npt.NDArray[np.float64]:
+    """Kullback-Leibler divergence of each client's shares of the classes from those of all clients together, (num_clients,)."""
+    counts = np.stack([np.bincount(labels[shards.examples(i)], minlength=num_classes) for i in range(shards.num_clients)])
+    shares = counts / counts.sum(1, keepdims=True)
+    everyone = counts.sum(0) / counts.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(counts > 0, shares * np.log(shares / everyone), 0.0)
+    result: npt.NDArray[np.float64] = terms.sum(1)
+    return result

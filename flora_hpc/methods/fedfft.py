@@ -1,0 +1,41 @@
+"""FedFFT: full fine-tuning; every weight of the CLIP is trained and sent."""
+
+import numpy as np
+import torch
+
+from flora_hpc.clip.towers import encode, num_image_positions
+from flora_hpc.methods import _lora
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores
+from flora_hpc.plugins import BaseOptions
+
+
+class Options(BaseOptions):
+    """There is nothing to choose."""
+
+
+def build(options: Options, setting: Setting) -> Method:
+    model, text = setting.clip.model, setting.text
+    weights = dict(model.named_parameters())
+    of_image = [name for name in weights if name.startswith("visual.")]
+    of_text = [name for name in weights if not name.startswith("visual.")]
+
+    def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        return weights
+
+    def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
+        return text(weights={name: tensors[name] for name in of_text})
+
+    def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
+        features = encode(model, "encode_image", inputs, weights={name: tensors[name] for name in of_image})
+        return cosine_scores(tensors["logit_scale"].exp().view(-1, 1, 1), features, classes)
+
+    return Method(
+        {name: tuple(value.shape) for name, value in weights.items()},
+        init,
+        classes,
+        logits,
+        path=_lora.describe(True, text),
+        sees="pixels",
+        text_positions=text.num_positions,
+        image_positions=num_image_positions(model),
+    )

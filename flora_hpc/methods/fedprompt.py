@@ -1,0 +1,61 @@
+"""FedPrompt: the words before the class name become trained vectors, as in CoOp and PromptFL.
+
+A prompt is `<context> <class name>.`, whatever the caption of the data set. The vectors start as the embeddings of the words of
+`context`, or, with `num_tokens`, as that many random ones of standard deviation 0.02 (Zhou et al., arXiv 2109.01134; federated
+by Guo et al., arXiv 2208.11625).
+"""
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from flora_hpc.clip.text import TextTower, text_root, why_not
+from flora_hpc.errors import UserError
+from flora_hpc.methods import _lora
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores
+from flora_hpc.plugins import BaseOptions
+
+STAND_IN = "X"  # one token, as CoOp has it: what stands where a random vector goes
+
+
+class Options(BaseOptions):
+    """Number and start of the vectors."""
+
+    context: str = Field("a photo of a", description="words that the vectors start from")
+    num_tokens: int | None = Field(None, ge=1, description="start from this many random vectors instead")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Options":
+        if self.num_tokens is None and not self.context.strip():
+            raise ValueError("method.context: is empty; give some words, or method.num_tokens for random vectors")
+        return self
+
+
+def build(options: Options, setting: Setting) -> Method:
+    clip = setting.clip
+    if (reason := why_not(clip.model)) is not None:
+        raise UserError(f"method.name: fedprompt needs CLIP's own text tower, but of {clip.name} {reason}; take another model")
+    context = " ".join([STAND_IN] * options.num_tokens) if options.num_tokens else options.context.strip()
+    (start,) = clip.tokenize([context])
+    num_tokens = int(start.argmax()) - 1  # without the start and the end token
+    root, _ = text_root(clip.model)
+    if num_tokens + 3 > root.positional_embedding.shape[0]:
+        raise UserError(
+            f"method.num_tokens: {num_tokens} vectors leave no room for a class name in {len(root.positional_embedding)}"
+        )
+    tower = TextTower(clip.model, clip.tokenize([f"{context} {name}." for name in setting.class_names]))
+    words, scale = root.token_embedding.weight[start[1 : num_tokens + 1]], clip.model.logit_scale.exp()
+
+    def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        if options.num_tokens:
+            return {"context": torch.from_numpy(0.02 * rng.standard_normal(words.shape, np.float32))}
+        return {"context": words}
+
+    def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
+        return tower(context=tensors["context"])
+
+    def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
+        return cosine_scores(scale, inputs, classes)
+
+    path, positions = _lora.describe(False, tower), tower.num_positions
+    return Method({"context": tuple(words.shape)}, init, classes, logits, path=path, text_positions=positions)

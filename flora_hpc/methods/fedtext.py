@@ -1,0 +1,38 @@
+"""FedText: the whole text tower is trained; the image tower and the logit scale stay frozen."""
+
+import numpy as np
+import torch
+
+from flora_hpc.methods import _lora
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores
+from flora_hpc.plugins import BaseOptions
+
+NOT_TEXT = ("visual.", "logit_scale", "logit_bias", "text_decoder.")
+
+
+class Options(BaseOptions):
+    """There is nothing to choose."""
+
+
+def build(options: Options, setting: Setting) -> Method:
+    model, text = setting.clip.model, setting.text
+    scale = model.logit_scale.exp()
+    weights = {name: value for name, value in model.named_parameters() if not name.startswith(NOT_TEXT)}
+
+    def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        return weights
+
+    def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
+        return text(weights=tensors)
+
+    def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
+        return cosine_scores(scale, inputs, classes)
+
+    return Method(
+        {name: tuple(value.shape) for name, value in weights.items()},
+        init,
+        classes,
+        logits,
+        path=_lora.describe(False, text),
+        text_positions=text.num_positions,
+    )
