@@ -17,12 +17,11 @@ INSTEAD_OF = {"cohort.size": "cohort.fraction", "cohort.fraction": "cohort.size"
 
 
 def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[str]]:
-    """Read a YAML file and apply `key.sub=value` overrides.
+    """Read a YAML file, on top of the one that its key `base` names, and apply `key.sub=value` overrides.
 
     Returns the configuration and notes on what the overrides set aside. Raises UserError with one line per mistake.
     """
-    tree = _read(path)
-    held = _dotted(tree)
+    tree, origin = _read_all(path)
     given = dict(_split_override(text) for text in overrides or [])
     notes = _apply(tree, given)
     known = _known_keys(tree)
@@ -34,14 +33,16 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[s
     except ValidationError as error:
         problems += _explain(error, "", known)
     if problems:
-        raise UserError("\n".join(f"{'-s' if _is_from(key, given, held) else f'{path.name}:'} {text}" for key, text in problems))
+        raise UserError("\n".join(f"{_source(key, given, origin) or f'{path.name}:'} {text}" for key, text in problems))
+    if config.model.pretrained == "none":
+        notes.append("model.pretrained is 'none': RANDOM weights, good for measuring speed; accuracies mean nothing")
     return config, notes
 
 
 def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
     """The section `comm` alone, as far as it can be made out of a configuration that has mistakes; the defaults otherwise."""
     try:
-        tree = _read(path)
+        tree, _ = _read_all(path)
     except UserError:
         tree = {}
     try:
@@ -51,18 +52,38 @@ def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
         return CommConfig()
 
 
-def _is_from(key: str, given: dict[str, Any], held: set[str]) -> bool:
-    """Whether a mistake at `key` came with an override: of this key, of one above it, or of one below that the file lacks."""
+def _source(key: str, given: dict[str, Any], origin: dict[str, str]) -> str | None:
+    """Where a mistake at `key` came from: '-s' for an override of it, of a key above it, or of one below that no file has."""
     above = any(key == name or key.startswith(f"{name}.") for name in given)
     below = any(name.startswith(f"{key}.") for name in given)
-    return above or (below and key not in held)
+    if above or (below and key not in origin):
+        return "-s"
+    return f"{origin[key]}:" if key in origin else None
 
 
-def _dotted(tree: Any, prefix: str = "") -> set[str]:
-    """Every dotted key of a nested mapping."""
-    keys: set[str] = set()
+def _read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """A file on top of its `base`, whose path is relative to the file; and for each dotted key the name of its file."""
+    tree = _read(path)
+    base = tree.pop("base", None)
+    own = _dotted(tree)
+    origin = dict.fromkeys(own, path.name)
+    if base is None:
+        return tree, origin
+    if not isinstance(base, str):
+        raise UserError(f"{path.name}: base: must be the path of one YAML file, not {base!r}")
+    chain = (*above, path.resolve())
+    if (path.parent / base).resolve() in chain:
+        raise UserError(f"{path.name}: base: {base} is built on this file itself; take one of the two lines out")
+    below, origin_below = _read_all(path.parent / base, chain)
+    _apply(below, {key: value for key, value in own.items() if key.count(".") == 1 or not isinstance(value, dict)}, path.name)
+    return below, origin_below | origin
+
+
+def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a nested mapping, and its value."""
+    keys: dict[str, Any] = {}
     for name, value in tree.items() if isinstance(tree, dict) else ():
-        keys |= {f"{prefix}{name}"} | _dotted(value, f"{prefix}{name}.")
+        keys |= {f"{prefix}{name}": value} | _dotted(value, f"{prefix}{name}.")
     return keys
 
 
@@ -102,8 +123,8 @@ def _split_override(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def _apply(tree: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Put the overrides into the tree; set aside what they replace, and say so."""
+def _apply(tree: dict[str, Any], given: dict[str, Any], where: str = "-s") -> list[str]:
+    """Put dotted keys into the tree; set aside what they replace, and say so. `where` they were given, for people."""
     notes = []
     for key, value in given.items():
         section, _, rest = key.partition(".")
@@ -125,7 +146,7 @@ def _apply(tree: dict[str, Any], given: dict[str, Any]) -> list[str]:
         for parent in parents:
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
-                raise UserError(f"-s {key}: '{parent}' holds a value, not keys of its own")
+                raise UserError(f"{where} {key}: '{parent}' holds a value, not keys of its own")
         branch[last] = value
     return notes
 

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from flora_hpc import __version__, cohort, plugins, seeds
+from flora_hpc import __version__, cohort, evaluate, plugins, seeds
 from flora_hpc.clip import adapters, weights
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm import devices
@@ -90,7 +90,8 @@ def run(
                         observer.round(record)
         if comm.rank == 0:
             trained = fed.method.unpack(state.adapter.cpu())
-            adapters.save(out / "adapter", clip.model, trained, fed.method.alpha, clip.name, config.method.name)
+            classes = dataset.wordings if fed.method.per_class else ()
+            adapters.save(out / "adapter", clip.model, trained, fed.method.alpha, clip.name, config.method.name, classes)
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -98,6 +99,34 @@ def run(
     finally:
         for observer in observers:
             observer.ended(status)
+
+
+def measure(config: Config, adapter: Path, comm: Communicator, launch: Launch) -> tuple[str, int, int]:
+    """Test a finished run's adapter on the data that `config` names, on all ranks of `comm`.
+
+    Returns the dataset's name, the test images that get the highest score for their own class, and how many there are. Raises
+    UserError, on every rank, when the adapter does not belong to the model, the method or the classes.
+    """
+    device = together(comm, lambda: devices.pick(launch, config.comm))
+    devices.share_cores(comm, launch)
+    dataset, clip, method = together(comm, lambda: prepare_test(config, device))
+    trained = together(comm, lambda: adapters.load(adapter, method.shapes, clip.name, dataset.wordings if method.per_class else ()))
+    test = examples(dataset.test, method, clip, comm, device)
+    flat = method.pack(trained).to(device)
+    correct = np.array([evaluate.count_correct(method, flat, test.inputs, test.labels, comm.rank, comm.size)], np.int64)
+    comm.allreduce(correct)
+    return dataset.name, int(correct[0]), len(test.labels)
+
+
+def prepare_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Method]:
+    """Dataset, model and method, where nobody trains: one client stands for all."""
+    dataset: Dataset = plugins.member("datasets", config.data.name).build(config.data)
+    num_images = len(dataset.train.labels)
+    everything = shards.Partition(np.arange(num_images), np.array([0, num_images]))
+    clip = load(config.model, config.seed, device)
+    setting = Setting(clip, dataset.wordings, dataset.captions, everything, dataset.train.labels)
+    method: Method = plugins.member("methods", config.method.name).build(config.method, setting)
+    return dataset, clip, method
 
 
 def prepare(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federation]:

@@ -14,6 +14,9 @@ import flora_hpc  # noqa: F401 -- before torch, as in the program
 import open_clip  # isort: skip
 import torch  # isort: skip
 
+from typer.testing import CliRunner
+
+from flora_hpc.cli import app
 from flora_hpc.clip.attention import split
 from flora_hpc.clip.load import Clip
 from flora_hpc.data.shards import Partition
@@ -84,3 +87,15 @@ def flora() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
 
     return start
+
+
+@pytest.fixture
+def invoke() -> Callable[..., str]:
+    """Run a command in this process, which saves the seconds of imports: what it printed."""
+
+    def call(*arguments: object) -> str:
+        result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return call

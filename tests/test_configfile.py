@@ -103,9 +103,9 @@ MISTAKES = {
     "a missing option": ("data: {name: hdf5}", "data.path: is required"),
     "a rule of a member's own": (
         "method: {targets: [text.out_proj, text.out_proj]}",
-        "method.targets: names a projection twice: text.out_proj, text.out_proj",
+        "method.targets: names a layer twice: text.attn.out_proj",
     ),
-    "no such member": ("method: {name: flra}", "method.name: no method 'flra'; did you mean 'flora'? (flora)"),
+    "no such member": ("aggregator: {name: fedag}", "aggregator.name: no aggregator 'fedag'; did you mean 'fedavg'? (fedavg)"),
     "no such backend": (
         "comm: {backend: mppi}",
         "comm.backend: no backend 'mppi'; did you mean 'mpi'? (auto, gloo, mpi, nccl, serial)",
@@ -321,3 +321,68 @@ def test_a_file_must_hold_keys_and_values(problems: Problems, text: str) -> None
 def test_a_key_that_stands_twice_is_refused(problems: Problems) -> None:
     (line,) = problems("rounds: 5\nrounds: 7\n")
     assert "key 'rounds' stands twice" in line
+
+
+# A file on top of another
+
+
+def layered(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_file_builds_on_its_base(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    layered(tmp_path, base="rounds: 7\nclient: {lr: 0.1, epochs: 3}\nmethod: {name: flora, rank: 5}")
+    layered(tmp_path / "more", middle="base: ../base.yaml\nclient: {lr: 0.2}", top="base: middle.yaml\nseed: 3")
+    config, notes = load(tmp_path / "more" / "top.yaml", ["client.epochs=4"])
+    assert (config.seed, config.rounds, config.client.lr, config.client.epochs, config.method.rank) == (3, 7, 0.2, 4, 5)
+    assert notes == []
+    assert "base" not in config.to_yaml()
+
+
+def test_another_member_than_the_bases_drops_its_keys(tmp_path: Path) -> None:
+    layered(tmp_path, base="partition: {name: dirichlet, num_clients: 7, beta: 0.3}", top="base: base.yaml\npartition: {name: iid}")
+    config, _ = load(tmp_path / "top.yaml")
+    assert config.partition.model_dump() == {"name": "iid", "num_clients": 7, "examples_per_client": None}
+
+
+def test_a_size_in_place_of_the_bases_fraction(tmp_path: Path) -> None:
+    layered(tmp_path, base="cohort: {fraction: 0.5}", top="base: base.yaml\ncohort: {size: 4}")
+    config, _ = load(tmp_path / "top.yaml")
+    assert (config.cohort.size, config.cohort.fraction) == (4, None)
+
+
+def test_a_mistake_is_told_of_the_file_it_stands_in(tmp_path: Path) -> None:
+    layered(tmp_path, base="rounds: -1\nclient: {lrr: 1}", top="base: base.yaml\nseed: -2\nclient: {epochs: 0}")
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "top.yaml", ["client.eps=0"])
+    starts = [" ".join(line.split()[:2]) for line in str(error.value).splitlines()]
+    expected = ["top.yaml: seed:", "base.yaml: rounds:", "top.yaml: client.epochs:", "base.yaml: client.lrr:", "-s client.eps:"]
+    assert sorted(starts) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("base: [a, b]", "top.yaml: base: must be the path of one YAML file, not ['a', 'b']"),
+        ("base: top.yaml", "top.yaml: base: top.yaml is built on this file itself; take one of the two lines out"),
+        ("base: other.yaml", "other.yaml: base: top.yaml is built on this file itself; take one of the two lines out"),
+    ],
+)
+def test_a_base_that_cannot_be(tmp_path: Path, text: str, sentence: str) -> None:
+    layered(tmp_path, top=text, other="base: top.yaml")
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "top.yaml")
+    assert str(error.value) == sentence
+
+
+def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+    layered(tmp_path, top="base: bas.yaml", base="rounds: 1")
+    with pytest.raises(UserError, match=r"bas.yaml: there is no such file; did you mean 'base.yaml'\?"):
+        load(tmp_path / "top.yaml")
+
+
+def test_random_weights_are_announced(read: Load) -> None:
+    _, notes = read("model: {name: ViT-B-32, pretrained: none}")
+    assert notes == ["model.pretrained is 'none': RANDOM weights, good for measuring speed; accuracies mean nothing"]

@@ -91,3 +91,16 @@ def test_phases_add_up_to_the_round(runs: dict[str, Path]) -> None:
         rounds = file["rounds"][1:]
     phases = sum(rounds[f"{phase}_seconds"].sum() for phase in ("train", "wait", "comm", "server", "eval", "log"))
     assert phases == pytest.approx(rounds["round_seconds"].sum(), rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["fedfft", "feddylora"])
+def test_methods_with_pixels_or_with_clients_of_several_ranks_give_the_same_bits_too(
+    flora: Flora, mpiexec: list[str], tmp_path: Path, method: str
+) -> None:
+    few = ["-s", f"method.name={method}", "-s", "rounds=1", "-s", "partition.num_clients=20", "-s", "cohort.size=3"]
+    for name, under in {"alone": None, "mpi-2": [*mpiexec, "-n", "2"]}.items():
+        result = flora("run", "configs/quickstart.yaml", *few, "--out", tmp_path / name, under=under)
+        assert result.returncode == 0, result.stdout + result.stderr
+    alone, together = (sorted((tmp_path / name / "adapter").glob("*.safetensors")) for name in ("alone", "mpi-2"))
+    assert len(alone) == 1
+    assert alone[0].read_bytes() == together[0].read_bytes()

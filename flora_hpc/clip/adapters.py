@@ -1,12 +1,13 @@
 """What a run trained, on disk and on modules: LoRA in PEFT's layout, anything else as tensors by name."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -54,25 +55,32 @@ def attach(model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) 
     return wrapped
 
 
-def save(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float | None, name: str, method: str) -> None:
+def save(
+    folder: Path,
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    alpha: float | None,
+    name: str,
+    method: str,
+    classes: Sequence[str] = (),
+) -> None:
     """Write what was trained. With `alpha`, `tensors` are low-rank updates: a PEFT adapter directory. Else `trained.safetensors`.
 
-    `name` is the model's, for people; the model itself is not written.
+    `name` is the model's, for people; the model itself is not written. `classes` are the names of the classes that the tensors
+    belong to, where they belong to any.
     """
     if alpha is not None:
         attach(model, tensors, alpha).save_pretrained(str(folder))
         (folder / "README.md").write_text(LORA_CARD.format(name=name))  # in place of peft's empty template
     else:
         folder.mkdir(parents=True)
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / PLAIN_FILE)
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(contiguous, folder / PLAIN_FILE, metadata={"classes": json.dumps(list(classes))})
         (folder / "README.md").write_text(PLAIN_CARD.format(name=name, method=method))
 
 
-def load(folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, torch.Tensor]:
-    """Read what `save` wrote: tensors float32 of these names and shapes.
-
-    Raises UserError when there is no adapter, or one of another model or method; `name` is that of the model which was expected.
-    """
+def read(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The file that `save` wrote, and its tensors by name, float32. Raises UserError when there is none that can be read."""
     file = next((folder / file for file in (PEFT_FILE, PLAIN_FILE) if (folder / file).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: holds no adapter ({PEFT_FILE} or {PLAIN_FILE}); only a run that finished has one")
@@ -82,6 +90,17 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str) -> dict
         raise UserError(f"{file}: cannot be read as safetensors: {error}") from None
     if file.name == PEFT_FILE:
         found = {key.removeprefix(PEFT_PREFIX).removesuffix(".weight"): tensor for key, tensor in found.items()}
+    return file, {key: tensor.float() for key, tensor in found.items()}
+
+
+def load(folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str, classes: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """Read what `save` wrote: tensors float32 of these names and shapes, which belong to `classes`, if to any.
+
+    Raises UserError when there is no adapter, or one of another model, method or classes; `name` is that of the model expected.
+    """
+    file, found = read(folder)
+    with safe_open(file, "pt") as opened:
+        of = json.loads((opened.metadata() or {}).get("classes", "[]"))
     for key, shape in shapes.items():
         if key not in found:
             raise UserError(
@@ -94,4 +113,10 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str) -> dict
             )
     if surplus := sorted(set(found) - set(shapes)):
         raise UserError(f"{file}: has {surplus[0]}, which {name} with this method lacks: it belongs to another model or method")
-    return {key: found[key].float() for key in shapes}
+    if list(classes) != of:
+        raise UserError(f"{file}: tells the classes {_few(of)} apart, not {_few(classes)}; give data with its own classes")
+    return {key: found[key] for key in shapes}
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -12,6 +12,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from flora_hpc.clip import weights
 from flora_hpc.clip.attention import split
+from flora_hpc.clip.steady import steady
 from flora_hpc.config import ModelConfig
 from flora_hpc.errors import UserError
 
@@ -52,7 +53,7 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
         raise UserError(f"model: {config.name} cannot be built here: {reason}") from None
     model.eval().requires_grad_(False)
     preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    return Clip(split(model).to(device), preprocess, tokenize, config.name)
+    return Clip(steady(split(model)).to(device), preprocess, tokenize, config.name)
 
 
 def _build(source: weights.Source, device: str) -> Any:

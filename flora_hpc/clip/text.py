@@ -160,7 +160,7 @@ class _Layers:
             y = torch.baddbmm(bias[:, None], x.expand(len(weight), -1, -1), weight.transpose(1, 2))
         return y if lora is None else y + lora(x)
 
-    def norm(self, x: torch.Tensor, layer: nn.LayerNorm, path: str) -> torch.Tensor:
+    def norm(self, x: torch.Tensor, layer: Any, path: str) -> torch.Tensor:
         weight, bias = self.own(f"{path}.weight"), self.own(f"{path}.bias")
         if weight is None or bias is None:
             y: torch.Tensor = layer(x)

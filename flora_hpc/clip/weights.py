@@ -1,6 +1,8 @@
 """Find a model's weights, and put them into it without copying: ranks of one node share the pages of the file they map."""
 
 import json
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -21,6 +23,11 @@ from flora_hpc.errors import UserError, did_you_mean
 
 BUNDLED = "flora-tiny"
 CONFIG_FILE = "open_clip_config.json"  # beside the weights of an open_clip model directory, such as a snapshot of a hub
+POSITIONS = {
+    "visual.positional_embedding": resize_pos_embed,
+    "positional_embedding": resize_text_pos_embed,
+    "text.positional_embedding": resize_text_pos_embed,
+}
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -119,10 +126,10 @@ def read(file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             mapped: dict[str, torch.Tensor] = load_file(file)
             return mapped
-        try:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # not a zip file: torch's old format, which cannot be mapped
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
+            zipped = zipfile.is_zipfile(file)  # torch's old format is none, and cannot be mapped
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         if "weights_only" in reason or "TorchScript" in reason:
@@ -140,6 +147,7 @@ def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
 
     Raises UserError that says which tensors are missing, surplus or of another shape; `where` names the file.
     """
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     state = convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
@@ -150,9 +158,9 @@ def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
             state[name] = state[name].reshape(wanted[name].shape)
     if "logit_bias" in wanted and "logit_bias" not in state and "logit_scale" in state:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
-    if "visual.positional_embedding" in state and hasattr(model.visual, "grid_size"):
-        resize_pos_embed(state, model)
-    resize_text_pos_embed(state, model)
+    for name, resize in POSITIONS.items():  # of another image size or context length: open_clip interpolates
+        if name in state and name in wanted and state[name].shape[-1] == wanted[name].shape[-1]:
+            resize(state, model)
     problems = [
         _some("missing", [name for name in wanted if name not in state]),
         _some("surplus", [name for name in state if name not in wanted]),
@@ -167,7 +175,7 @@ def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
     ]
     if any(problems):
         raise UserError(f"model.pretrained: {where} does not fit the model: {'; '.join(filter(None, problems))}")
-    model.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}, assign=True)
+    model.load_state_dict(state, assign=True)
 
 
 def _some(what: str, names: Iterable[str]) -> str:

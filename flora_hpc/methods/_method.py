@@ -26,7 +26,7 @@ class Setting:
     """What a method is built on."""
 
     clip: Clip
-    class_names: tuple[str, ...]
+    wordings: tuple[str, ...]  # the names of the classes as captions say them
     captions: tuple[str, ...]  # one per class
     shards: Shards
     labels: Ints  # (num_training_examples,) int64
@@ -56,6 +56,7 @@ class Method:
     text_positions: int = 0  # that each client computes in a step
     image_positions: int = 0  # that each client computes for an image
     alpha: float | None = None  # scale of low-rank updates; None where the trained tensors are of another kind
+    per_class: bool = False  # whether trained tensors belong to the classes, so that other classes cannot use them
     noisy: bool = False  # whether training draws random numbers
     holds: Callable[[Ints], torch.Tensor] | None = None  # clients (n,) -> (n, num_params) bool, where some hold only a part
 
@@ -91,7 +92,10 @@ class Method:
 
 def cosine_scores(scale: torch.Tensor, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """CLIP's scores: scaled cosines of images (num_clients, batch, dim) and unit-length classes (num_clients or 1, C, dim)."""
-    return scale * F.normalize(images, dim=-1) @ classes.transpose(1, 2)
+    rows = scale.expand(
+        *images.shape[:2], 1
+    )  # a scale that is trained: its gradient is summed in steps too small to be cut by threads
+    return rows * F.normalize(images, dim=-1) @ classes.transpose(1, 2)
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> torch.Tensor:

@@ -41,13 +41,13 @@ class Options(_lora.LoraOptions):
 
 
 def build(options: Options, setting: Setting) -> Method:
-    ranks = choose_ranks(options, setting.shards, setting.labels, len(setting.class_names))
-    method = _lora.build(options, setting, int(ranks.max()), "method.max_rank")
+    ranks = choose_ranks(options, setting.shards, setting.labels, len(setting.wordings))
+    method = _lora.build(options, setting, options.max_rank, "method.max_rank")
 
     def holds(clients: Ints) -> torch.Tensor:
         return _lora.ranks_held(method.shapes, ranks[clients])
 
-    return replace(method, holds=holds, path=f"{method.path}; ranks {ranks.min()} to {ranks.max()}")
+    return replace(method, holds=holds, path=f"{method.path}; clients have ranks {ranks.min()} to {ranks.max()}")
 
 
 def choose_ranks(options: Options, shards: Shards, labels: Ints, num_classes: int) -> Ints:

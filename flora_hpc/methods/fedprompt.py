@@ -43,7 +43,7 @@ def build(options: Options, setting: Setting) -> Method:
         raise UserError(
             f"method.num_tokens: {num_tokens} vectors leave no room for a class name in {len(root.positional_embedding)}"
         )
-    tower = TextTower(clip.model, clip.tokenize([f"{context} {name}." for name in setting.class_names]))
+    tower = TextTower(clip.model, clip.tokenize([f"{context} {name}." for name in setting.wordings]))
     words, scale = root.token_embedding.weight[start[1 : num_tokens + 1]], clip.model.logit_scale.exp()
 
     def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:

@@ -32,5 +32,6 @@ def build(options: Options, setting: Setting) -> Method:
         logits,
         path=_lora.describe(True, None),
         sees="pixels",
+        per_class=True,
         image_positions=num_image_positions(model),
     )

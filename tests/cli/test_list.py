@@ -68,3 +68,21 @@ def test_a_member_comes_with_what_it_does() -> None:
 def test_a_wrong_family_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no family 'aggregator'; did you mean 'aggregators'\? \(methods, datasets, .*\)"):
         output("aggregator")
+
+
+def test_what_every_method_trains_of_a_model() -> None:
+    """ViT-B-32, by hand: 12 blocks of 2 x (512 x 2) numbers; all 151,277,313; ten classes of 512 numbers and one bias."""
+    rows = {line.split("│")[1].strip(): line for line in output("methods", "--model", "ViT-B-32").splitlines() if "│" in line}
+    assert [cell.strip() for cell in rows["flora"].split("│")[2:5]] == ["24,576", "98,304", "frozen"]
+    assert [cell.strip() for cell in rows["fedfft"].split("│")[2:5]] == ["151,277,313", "605,109,252", "trained"]
+    assert [cell.strip() for cell in rows["fedlc"].split("│")[2:5]] == ["5,130", "20,520", "frozen"]
+    assert [cell.strip() for cell in rows["fedprompt"].split("│")[2:5]] == ["2,048", "8,192", "frozen"]
+
+
+def test_the_number_of_classes_counts_for_a_classifier() -> None:
+    assert " 51,300 " in output("methods", "--model", "ViT-B-32", "--classes", "100")
+
+
+def test_a_wrong_model_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no model 'ViT-B-33'; did you mean 'ViT-B-32'"):
+        output("methods", "--model", "ViT-B-33")

@@ -1,0 +1,45 @@
+"""`flora-hpc evaluate`: the accuracy of a finished run's adapter, on its own data or any other."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from flora_hpc import configfile
+from flora_hpc.cli._args import Overrides, Run
+from flora_hpc.cli._job import job_with_config
+from flora_hpc.comm import launch
+from flora_hpc.config import Config
+
+
+def evaluate(
+    run: Run,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="a dataset's name, or an HDF5 file; the run's own when not given", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Measure the adapter of a finished run on the test images of any dataset. Any launcher will do, or none."""
+    me = launch.detect()
+    folder = run.parent if run.name == "run.h5" else run
+    chosen = [*([of_data(data)] if data else []), *(overrides or [])]
+
+    def load() -> Config:
+        return configfile.load(folder / "config.yaml", chosen)[0]
+
+    with job_with_config(me, load, lambda: configfile.load_comm(folder / "config.yaml", chosen)) as (comm, config):
+        from flora_hpc import simulation  # torch and open_clip take seconds to import
+
+        dataset, correct, total = simulation.measure(config, folder / "adapter", comm, me)
+        if comm.rank == 0:
+            facts = {"run": str(run), "dataset": dataset, "num_images": total, "num_correct": correct, "accuracy": correct / total}
+            text = f"{config.method.name} of {run} on {dataset}: {correct:,} of {total:,} test images right, {correct / total:.4f}"
+            print(json.dumps(facts) if as_json else text)
+
+
+def of_data(data: str) -> str:
+    """The override that puts another dataset in place of the run's, with none of its options."""
+    named = {"name": "hdf5", "path": data} if data.endswith((".h5", ".hdf5")) else {"name": data}
+    return f"data={json.dumps(named)}"

@@ -1,0 +1,56 @@
+"""Layers whose weight gradients do not depend on the number of threads, so that one rank and many give the same bits.
+
+On CPUs the gradient of a LayerNorm's weight and bias is gathered in one buffer per thread, and oneDNN cuts the gradient of a large
+convolution's weight by threads, too. Matrix products (with MKL_CBWR set), attention and sums over rows are steady. This matters
+only where such weights are trained; the convolutions of residual networks are left as they are.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class SteadyNorm(nn.Module):
+    """nn.LayerNorm; where its weight is trained, the gradient is a sum over rows."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps, self.normalized_shape = norm.weight, norm.bias, norm.eps, norm.normalized_shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., width) -> the same."""
+        if not self.weight.requires_grad:
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(x, self.normalized_shape, None, None, self.eps) * self.weight + self.bias
+
+
+class Patches(nn.Module):
+    """A convolution whose patches do not overlap, as one matrix product over patches."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) -> (batch, out_channels, rows, columns); a rest at the border is left out."""
+        _, channels, tall, wide = self.weight.shape
+        rows, columns = x.shape[2] // tall, x.shape[3] // wide
+        x = x[:, :, : rows * tall, : columns * wide].reshape(len(x), channels, rows, tall, columns, wide)
+        patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (batch, rows, columns, channels * tall * wide)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def steady(model: nn.Module) -> nn.Module:
+    """Put steady layers into `model`, in place, under the same names; returns `model`, which computes the same to rounding."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.LayerNorm) and child.weight is not None and child.bias is not None:
+                setattr(parent, name, SteadyNorm(child))
+            elif isinstance(child, nn.Conv2d) and _has_separate_patches(child):
+                setattr(parent, name, Patches(child))
+    return model
+
+
+def _has_separate_patches(conv: nn.Conv2d) -> bool:
+    apart = conv.stride == conv.kernel_size and set(conv.dilation) == {1}
+    return apart and conv.padding in ((0, 0), "valid") and conv.groups == 1 and conv.kernel_size != (1, 1)

@@ -1,0 +1,90 @@
+"""`flora-hpc evaluate`: any adapter, any data; its own tests of agreement are in contracts/test_methods.py."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from flora_hpc.cli import app
+from flora_hpc.errors import UserError
+from flora_hpc.records import hdf5file
+from tests.conftest import ROOT
+
+Invoke = Callable[..., str]
+FEW = ["-s", "rounds=1", "-s", "partition.num_clients=40", "-s", "cohort.size=2"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("flora", "fedlc"):
+        command = ["run", str(ROOT / "configs" / "quickstart.yaml"), "-s", f"method.name={method}", *FEW]
+        result = CliRunner().invoke(app, [*command, "--out", str(folder / method)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    return {method: folder / method for method in ("flora", "fedlc")}
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Black and white squares, of which no model knows anything; ten classes, as the digits."""
+    path = tmp_path / "squares.h5"
+    with h5py.File(path, "w") as file:
+        for part in ("train", "test"):
+            file[f"{part}/images"] = np.repeat(np.arange(10, dtype=np.uint8) * 25, 16 * 16 * 3).reshape(10, 16, 16, 3)
+            file[f"{part}/labels"] = np.arange(10)
+        file.attrs.update(class_names=json.dumps([f"shade {i}" for i in range(10)]), encoding="raw", name="squares")
+    return path
+
+
+def test_one_json_object(runs: dict[str, Path], invoke: Invoke) -> None:
+    told = json.loads(invoke("evaluate", runs["flora"] / "run.h5", "--json"))
+    assert told["dataset"] == "digits"
+    assert told["num_images"] == 359
+    assert told["accuracy"] == told["num_correct"] / 359 == hdf5file.read(runs["flora"])[1]["rounds"]["test_accuracy"][-1]
+
+
+def test_other_data_with_captions_of_its_own(runs: dict[str, Path], invoke: Invoke, squares: Path) -> None:
+    """The digits' caption must not follow the adapter to data that shows no numbers."""
+    told = invoke("evaluate", runs["flora"], "--data", squares)
+    assert f"flora of {runs['flora']} on squares: " in told
+    assert " of 10 test images right" in told
+    assert told == invoke("evaluate", runs["flora"], "--data", squares, "-s", "data.caption=a photo of a {}.")
+
+
+def refusal(*arguments: object) -> str:
+    with pytest.raises(UserError) as error:
+        CliRunner().invoke(app, list(map(str, ["evaluate", *arguments])), catch_exceptions=False)
+    return str(error.value)
+
+
+def test_a_classifier_knows_its_own_classes_only(runs: dict[str, Path], squares: Path) -> None:
+    assert "tells the classes zero, one, two, ... apart, not shade 0, shade 1, shade 2, ..." in refusal(
+        runs["fedlc"], "--data", squares
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model.name=ViT-B-32", "model.pretrained=none"], "lora_A is 4 x 128 but should be 4 x 512: it belongs to another model"),
+        (["method.rank=3"], "lora_A is 4 x 128 but should be 3 x 128"),
+        (["method.name=fedlc"], "has no classifier.weight, so it does not belong to flora-tiny and this method"),
+        (["method.targets=[text.q_proj]"], "has no transformer.resblocks.0.attn.q_proj.lora_A"),
+        (["data.name=digit"], "no dataset 'digit'; did you mean 'digits'?"),
+    ],
+)
+def test_an_adapter_of_something_else(runs: dict[str, Path], overrides: list[str], sentence: str) -> None:
+    assert sentence in refusal(runs["flora"], *(part for override in overrides for part in ("-s", override)))
+
+
+def test_a_run_without_an_adapter(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text((runs["flora"] / "config.yaml").read_text())
+    assert "holds no adapter" in refusal(tmp_path)
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    assert "there is no such file" in refusal(tmp_path / "nothing")

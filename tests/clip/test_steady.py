@@ -1,0 +1,67 @@
+"""Weight gradients that are the same bits for any number of threads, where PyTorch's own are not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from flora_hpc.clip.attention import split
+from flora_hpc.clip.steady import Patches, SteadyNorm, steady
+from tests.conftest import small_model
+
+GRADIENTS = """
+import flora_hpc, hashlib, sys, torch
+from torch import nn
+from flora_hpc.clip.steady import Patches, SteadyNorm
+from flora_hpc.methods._method import cosine_scores
+torch.set_num_threads(int(sys.argv[1]))
+torch.manual_seed(0)
+norm, patches, scale = SteadyNorm(nn.LayerNorm(768)), Patches(nn.Conv2d(3, 256, 16, 16)), torch.zeros(1, 1, 1, requires_grad=True)
+outputs = [norm(torch.randn(64, 50, 768)).sin(), patches(torch.randn(32, 3, 128, 128)).sin()]
+outputs.append(cosine_scores(scale.exp(), torch.randn(1, 256, 512), torch.randn(1, 9, 512)).sin())
+parameters = [*norm.parameters(), *patches.parameters(), scale]
+gradients = torch.autograd.grad(sum(output.sum(-1).sum(-1).sum() for output in outputs), parameters)
+print(*(hashlib.sha256(gradient.numpy().tobytes()).hexdigest()[:12] for gradient in gradients))
+"""
+
+
+def test_gradients_are_the_same_bits_for_one_two_and_three_threads() -> None:
+    def bits(threads: int) -> str:
+        command = [sys.executable, "-c", GRADIENTS, str(threads)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert bits(1) == bits(2) == bits(3)
+
+
+def test_a_norm_computes_the_same_trained_and_frozen() -> None:
+    norm, x = nn.LayerNorm(6, dtype=torch.float64), torch.randn(2, 3, 6, dtype=torch.float64)
+    norm.weight.data.uniform_()
+    norm.bias.data.uniform_()
+    trained = SteadyNorm(norm)(x)
+    frozen = SteadyNorm(norm.requires_grad_(False))(x)
+    torch.testing.assert_close(trained, norm(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(frozen, norm(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("size", "bias"), [((8, 8), False), ((9, 11), True), ((4, 4), True)])
+def test_patches_are_those_of_the_convolution(size: tuple[int, int], bias: bool) -> None:
+    conv = nn.Conv2d(3, 5, 4, 4, bias=bias, dtype=torch.float64)
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(Patches(conv)(x), conv(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_whole_model_keeps_its_names_and_numbers() -> None:
+    plain, model = split(small_model(dtype=torch.float64)), steady(split(small_model(dtype=torch.float64)))
+    kinds = [type(module) for module in model.modules()]
+    assert kinds.count(SteadyNorm) == 11  # two in each of four blocks, ln_pre, ln_post, ln_final
+    assert kinds.count(Patches) == 1
+    assert list(model.state_dict()) == list(plain.state_dict())
+    pixels = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(model.encode_image(pixels), plain.encode_image(pixels), rtol=1e-11, atol=1e-11)
+
+
+def test_overlapping_convolutions_are_left_alone() -> None:
+    convs = nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 2, 2, groups=2))
+    assert [type(layer) for layer in steady(convs)] == [nn.Conv2d] * 3

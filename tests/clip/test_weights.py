@@ -1,0 +1,182 @@
+"""Finding weights, reading them, and saying what is wrong with them."""
+
+import json
+import pickle
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flora_hpc.clip import weights
+from flora_hpc.clip.attention import fuse
+from flora_hpc.clip.load import load
+from flora_hpc.config import ModelConfig
+from flora_hpc.errors import UserError
+
+CPU = torch.device("cpu")
+TINY = Path(str(files("flora_hpc.clip.flora_tiny")))
+STATE = load_file(TINY / "open_clip_model.safetensors")
+
+
+def directory(folder: Path, state: dict[str, torch.Tensor], file: str = "open_clip_model.safetensors", **changes: object) -> Path:
+    """An open_clip model directory of flora-tiny's architecture."""
+    config = json.loads((TINY / weights.CONFIG_FILE).read_text())
+    config["model_cfg"] |= changes
+    (folder / weights.CONFIG_FILE).write_text(json.dumps(config))
+    if file.endswith(".safetensors"):
+        save_file(state, folder / file)
+    else:
+        torch.save(state, folder / file)
+    return folder
+
+
+def refusal(**config: str) -> str:
+    with pytest.raises(UserError) as error:
+        load(ModelConfig(**config), 0, CPU)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "weights.pt"])
+def test_a_directory_of_any_format_gives_the_model_it_describes(tmp_path: Path, file: str) -> None:
+    clip = load(ModelConfig(name="my own", pretrained=str(directory(tmp_path, STATE, file))), 0, CPU)
+    fused = fuse(clip.model.state_dict())
+    assert set(fused) == set(STATE)
+    assert all(fused[name].equal(tensor.float()) for name, tensor in STATE.items())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(clip.model.encode_image(x), load(ModelConfig(), 0, CPU).model.encode_image(x))
+
+
+def test_a_training_checkpoint_with_its_state_dict_inside(tmp_path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in STATE.items()}
+    directory(tmp_path, {"epoch": 3, "state_dict": state, "optimizer": {"lr": [0.1]}}, "epoch_3.pt")  # type: ignore[dict-item]
+    clip = load(ModelConfig(name="mine", pretrained=str(tmp_path)), 0, CPU)
+    assert clip.model.ln_final.weight.equal(STATE["ln_final.weight"].float())
+
+
+def test_torchs_old_format_too(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert weights.read(tmp_path / "old.pt")["ln_final.bias"].equal(STATE["ln_final.bias"])
+
+
+def test_preprocessing_and_quick_gelu_are_those_of_the_directory(tmp_path: Path) -> None:
+    folder = directory(tmp_path, STATE, quick_gelu=True)
+    config = json.loads((folder / weights.CONFIG_FILE).read_text())
+    config["preprocess_cfg"] |= {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    (folder / weights.CONFIG_FILE).write_text(json.dumps(config))
+    clip = load(ModelConfig(name="mine", pretrained=str(folder)), 0, CPU)
+    assert type(clip.model.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    from PIL import Image
+
+    assert clip.preprocess(Image.new("RGB", (40, 30), (255, 255, 255))).equal(torch.ones(3, 32, 32))
+
+
+def test_a_wrong_file_is_told_what_is_missing_surplus_and_misshapen(tmp_path: Path) -> None:
+    wrong = dict(STATE)
+    del wrong["ln_final.weight"]
+    wrong["classifier"] = torch.zeros(3)
+    wrong["visual.proj"] = torch.zeros(192, 64)
+    message = refusal(name="mine", pretrained=str(directory(tmp_path, wrong)))
+    assert "1 tensor missing (ln_final.weight)" in message
+    assert "1 tensor surplus (classifier)" in message
+    assert "1 tensor of another shape (visual.proj (192 x 64 in the file, 192 x 128 in the model))" in message
+
+
+def test_a_file_of_another_model_is_told_so_in_few_words(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "tiny.safetensors")
+    message = refusal(name="ViT-B-32", pretrained=str(tmp_path / "tiny.safetensors"))
+    assert "tensors missing (" in message
+    assert "positional_embedding (77 x 128 in the file, 77 x 512 in the model)" in message
+    assert len(message) < 1200
+
+
+def test_a_directory_of_another_architecture_than_the_name_says(tmp_path: Path) -> None:
+    message = refusal(name="ViT-B-32", pretrained=str(directory(tmp_path, STATE)))
+    assert "holds another architecture than ViT-B-32: its embed_dim is 128, not 512" in message
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('code of a checkpoint was run')",)
+
+
+def test_pickled_code_is_never_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": STATE, "extra": Evil()}, tmp_path / "evil.pt")
+    message = refusal(name="ViT-B-32", pretrained=str(tmp_path / "evil.pt"))
+    assert "it holds pickled code, which is never run; save its state dict alone, best as .safetensors" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", pickle.dumps([1, 2])], ids=["empty", "text", "pickle"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    assert str(path) in refusal(name="ViT-B-32", pretrained=str(path))
+
+
+def test_a_directory_without_a_configuration(tmp_path: Path) -> None:
+    assert "has no readable open_clip_config.json; give the weights file itself" in refusal(name="x", pretrained=str(tmp_path))
+
+
+def test_a_tag_that_cannot_be_fetched_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object) -> str:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(weights.open_clip, "download_pretrained", offline)
+    message = refusal(name="ViT-B-32", pretrained="laion2b_s34b_b79k")
+    assert "are not in the cache and cannot be fetched (ConnectionError: no route to host)" in message
+    assert "HF_HOME" in message
+
+
+def test_a_tag_brings_its_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = weights.find(ModelConfig(name="ViT-B-32", pretrained="datacomp_xl_s13b_b90k"))
+    assert source.preprocess["mean"] == (0.48145466, 0.4578275, 0.40821073)
+    source = weights.find(ModelConfig(name="ViT-B-16-SigLIP", pretrained="webli"))
+    assert source.preprocess["mean"] == (0.5, 0.5, 0.5)
+
+
+MAPPED = """
+import flora_hpc, sys, torch
+from flora_hpc.clip.load import load
+from flora_hpc.config import ModelConfig
+model = load(ModelConfig(name="ViT-B-32", pretrained=sys.argv[1]), 0, torch.device("cpu")).model
+sum(float(p.sum()) for p in model.parameters())  # touch every page
+print("loaded", flush=True)
+sys.stdin.readline()
+kinds = {"Rss": 0, "Private_Clean": 0, "Private_Dirty": 0}
+mine = False
+for line in open("/proc/self/smaps"):
+    first = line.split()[0]
+    if "-" in first:
+        mine = line.rstrip().endswith(sys.argv[1])
+    elif mine and first[:-1] in kinds:
+        kinds[first[:-1]] += int(line.split()[1]) * 1024
+print(kinds["Rss"], kinds["Private_Clean"] + kinds["Private_Dirty"])
+"""
+
+
+def test_ranks_of_a_node_share_the_pages_of_the_weights(tmp_path: Path) -> None:
+    """Two processes with the whole ViT-B-32 loaded: of its 605 MB hardly anything is a process's own."""
+    clip = load(ModelConfig(name="ViT-B-32", pretrained="none"), 0, CPU)
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous().clone() for name, tensor in fuse(clip.model.state_dict()).items()}, path)
+    size = path.stat().st_size
+    assert size > 600_000_000
+    command = [sys.executable, "-c", MAPPED, str(path)]
+    ranks = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for rank in ranks:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "loaded\n"
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.write("\n")
+        rank.stdin.flush()
+        assert rank.stdout is not None
+        resident, own = map(int, rank.stdout.readline().split())
+        assert resident > 0.98 * size
+        assert own < 0.02 * size
+    for rank in ranks:
+        rank.communicate()

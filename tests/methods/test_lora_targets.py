@@ -1,0 +1,129 @@
+"""Where adapters may sit, and what is refused."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from pydantic import ValidationError
+
+from flora_hpc.clip.attention import split
+from flora_hpc.errors import UserError
+from flora_hpc.methods import feddylora, flora
+from flora_hpc.methods._method import Method
+from tests.conftest import CONTEXT, VOCABULARY, WIDTH, setting, small_model
+
+
+def build(captions: torch.Tensor, **options: object) -> Method:
+    return flora.build(flora.Options(name="flora", **options), setting(small_model(), captions))
+
+
+@pytest.mark.parametrize(
+    ("targets", "numbers"),
+    [
+        (["text.out_proj"], 2 * 2 * (16 + 16)),  # two blocks, rank 2
+        (["text.q_proj", "text.v_proj"], 2 * 2 * 2 * (16 + 16)),
+        (["text.mlp"], 2 * 2 * 2 * (16 + 64)),
+        (["text.c_fc", "text.c_proj"], 2 * 2 * 2 * (16 + 64)),
+        (["text.head"], 2 * (16 + 8)),
+        (["image.head"], 2 * (16 + 8)),
+        (["image.k_proj", "text.head"], 2 * 2 * (16 + 16) + 2 * (16 + 8)),
+    ],
+    ids=str,
+)
+def test_trained_numbers_by_hand(captions: torch.Tensor, targets: list[str], numbers: int) -> None:
+    assert build(captions, targets=targets).num_params == numbers
+
+
+def test_the_image_tower_is_seen_only_when_it_is_trained(captions: torch.Tensor) -> None:
+    assert build(captions, targets=["text.mlp"]).sees == "features"
+    assert build(captions, targets=["image.q_proj"]).sees == "pixels"
+    assert build(captions, targets=["text.mlp", "image.head"]).sees == "pixels"
+
+
+def test_the_order_of_targets_does_not_matter(captions: torch.Tensor) -> None:
+    one, other = (build(captions, targets=targets) for targets in (["text.q_proj", "image.mlp"], ["image.mlp", "text.q_proj"]))
+    assert list(one.shapes) == list(other.shapes)
+
+
+@pytest.mark.parametrize("targets", [["text.mlp", "text.c_fc"], ["text.q_proj", "text.q_proj"], ["image.c_proj", "image.mlp"]])
+def test_a_layer_named_twice_is_refused(targets: list[str]) -> None:
+    with pytest.raises(ValidationError, match="names a layer twice"):
+        flora.Options(name="flora", targets=targets)
+
+
+def test_a_target_that_the_model_lacks_is_refused(captions: torch.Tensor) -> None:
+    text = {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": WIDTH, "heads": 2, "layers": 2}
+    vision = {"image_size": 64, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None}
+    model = split(open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text).eval())
+    with pytest.raises(UserError, match=r"method.targets: small has no image.q_proj; its image tower is built otherwise"):
+        flora.build(flora.Options(name="flora", targets=["text.mlp", "image.q_proj"]), setting(model, captions))
+
+
+def test_peft_starts_a_as_it_would(captions: torch.Tensor) -> None:
+    values = build(captions, init="kaiming", rank=8).init(np.random.default_rng(0))
+    down = torch.cat([value.flatten() for name, value in values.items() if name.endswith("lora_A")])
+    assert down.abs().max() <= 0.25  # 1 / sqrt(16)
+    assert down.std().item() == pytest.approx(0.25 / 3**0.5, rel=0.1)
+
+
+# --- clients of different rank
+
+
+def dynamic(captions: torch.Tensor, **options: object) -> Method:
+    module = feddylora.Options(name="feddylora", **{"min_rank": 1, "max_rank": 8} | options)
+    return feddylora.build(module, setting(small_model(), captions))
+
+
+def ranks(captions: torch.Tensor, **options: object) -> list[int]:
+    """The clients hold 8, 5 and 2 examples with labels 0, 1, 2, 3, 4, 0, 1, ... in order."""
+    case = setting(small_model(), captions)
+    chosen = feddylora.Options(name="feddylora", **{"min_rank": 1, "max_rank": 8} | options)
+    return feddylora.choose_ranks(chosen, case.shards, case.labels, 5).tolist()
+
+
+def test_ranks_by_share_by_hand(captions: torch.Tensor) -> None:
+    """x is 8/15, 5/15, 2/15: 1 + 7 x is 4.73, 3.33, 1.93; stretched over 0..1 it is 1, 0.5, 0: 8, 4.5, 1."""
+    assert ranks(captions, normalized=False) == [5, 3, 2]
+    assert ranks(captions) == [8, 4, 1]
+
+
+def test_ranks_by_divergence_by_hand(captions: torch.Tensor) -> None:
+    """The second client holds every class once, as all clients together do: divergence 0. The third holds two classes of five:
+    ln 2.5 = 0.916. The first holds 2, 2, 2, 1, 1 of 8: 0.75 ln 1.25 + 0.25 ln 0.625 = 0.0499."""
+    assert feddylora.divergences(setting(small_model(), captions).shards, np.arange(15) % 5, 5) == pytest.approx(
+        [0.75 * np.log(1.25) + 0.25 * np.log(0.625), 0, np.log(2.5)]
+    )
+    assert ranks(captions, by="divergence") == [1, 1, 8]
+
+
+def test_equal_clients_get_the_rank_in_the_middle(captions: torch.Tensor) -> None:
+    assert ranks(captions, min_rank=3, max_rank=7, by="share", normalized=True)[1] == 5
+    case = feddylora.Options(name="feddylora", min_rank=2, max_rank=6)
+    from flora_hpc.data.shards import Partition
+
+    assert feddylora.choose_ranks(case, Partition(np.arange(4), np.array([0, 2, 4])), np.zeros(4, np.int64), 1).tolist() == [4, 4]
+
+
+def test_a_client_holds_the_first_rows_of_a_and_columns_of_b(captions: torch.Tensor) -> None:
+    method = dynamic(captions)
+    assert method.holds is not None
+    held = method.unpack(method.holds(np.array([1, 2])))
+    for name, part in held.items():
+        for client, rank in enumerate((4, 1)):
+            kept = part[client] if name.endswith("lora_A") else part[client].T
+            assert kept[:rank].all()
+            assert not kept[rank:].any()
+    assert method.bytes_of(method.holds(np.array([0, 1, 2])), 3).tolist() == [4 * 2 * rank * 32 for rank in (8, 4, 1)]
+
+
+def test_bounds_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"method.max_rank: 2 is smaller than method.min_rank, 3; raise it"):
+        feddylora.Options(name="feddylora", min_rank=3, max_rank=2)
+
+
+def test_more_clients_than_can_be_looked_at_are_refused(captions: torch.Tensor) -> None:
+    from flora_hpc.data.shards import Population
+
+    many = Population(10**9, 5, 0, lambda count, rng: np.arange(count))
+    with pytest.raises(UserError, match="1,000,000,000 are more than 100,000"):
+        feddylora.choose_ranks(feddylora.Options(name="feddylora"), many, np.arange(5), 5)
