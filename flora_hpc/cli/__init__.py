@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from flora_hpc.cli import doctor, evaluate, list_, plan, run, show
+from flora_hpc.cli import doctor, evaluate, export, list_, plan, run, show
 from flora_hpc.comm import launch
 from flora_hpc.errors import UserError
 
@@ -23,6 +23,7 @@ app.command()(doctor.doctor)
 app.command("list")(list_.list_)
 app.command()(show.show)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
 
 
 def main() -> NoReturn:

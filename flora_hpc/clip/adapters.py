@@ -77,6 +77,8 @@ def save(
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, folder / PLAIN_FILE, metadata={"classes": json.dumps(list(classes))})
         (folder / "README.md").write_text(PLAIN_CARD.format(name=name, method=method))
+    for file in folder.iterdir():
+        file.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody else read its files
 
 
 def read(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:

@@ -90,19 +90,14 @@ def split(model: nn.Module) -> nn.Module:
     return model
 
 
-def fuse(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict of a split model under open_clip's own names and shapes: what `split` did, undone."""
-    fused: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        owner, _, last = name.rpartition(".")
-        block, _, layer = owner.rpartition(".")
-        if layer == "q_proj" and f"{block}.out_proj.weight" in state:
-            parts = [state[f"{block}.{part}_proj.{last}"] for part in "qkv"]
-            fused[f"{block}.in_proj_{last}"] = torch.cat(parts)
-        elif layer in ("k_proj", "v_proj") and f"{block}.out_proj.weight" in state:
-            continue
-        elif layer == "linear" and block.rpartition(".")[2] in HEADS:
-            fused[block] = tensor.T.contiguous()
-        else:
-            fused[name] = tensor
+def fuse(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state`, a state dict of the split `model`, under open_clip's own names and shapes: what `split` did, undone."""
+    fused = dict(state)
+    for path, part in model.named_modules():
+        if isinstance(part, SplitAttention):
+            for kind in ("weight", "bias"):
+                if f"{path}.q_proj.{kind}" in fused:
+                    fused[f"{path}.in_proj_{kind}"] = torch.cat([fused.pop(f"{path}.{name}_proj.{kind}") for name in "qkv"])
+        elif isinstance(part, Projection):
+            fused[path] = fused.pop(f"{path}.linear.weight").T.contiguous()
     return fused

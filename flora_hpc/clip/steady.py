@@ -7,6 +7,7 @@ only where such weights are trained; the convolutions of residual networks are l
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import LayerNorm
 from torch import nn
 
 
@@ -44,8 +45,8 @@ def steady(model: nn.Module) -> nn.Module:
     """Put steady layers into `model`, in place, under the same names; returns `model`, which computes the same to rounding."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.LayerNorm) and child.weight is not None and child.bias is not None:
-                setattr(parent, name, SteadyNorm(child))
+            if type(child) in (nn.LayerNorm, LayerNorm) and child.weight is not None and child.bias is not None:
+                setattr(parent, name, SteadyNorm(child))  # type: ignore[arg-type] # mypy does not narrow by type()
             elif isinstance(child, nn.Conv2d) and _has_separate_patches(child):
                 setattr(parent, name, Patches(child))
     return model

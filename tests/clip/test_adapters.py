@@ -42,5 +42,6 @@ def test_the_file_is_the_same_bytes_for_the_same_adapter(
     method = flora.build(flora.Options(name="flora"), setting(split_model, captions))
     for name in ("a", "b"):
         adapters.save(tmp_path / name, deepcopy(split_model), method.init(np.random.default_rng(0)), method.alpha, "small", "flora")
+    assert oct((tmp_path / "a" / "adapter_model.safetensors").stat().st_mode) == oct((tmp_path / "a" / "README.md").stat().st_mode)
     first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "b"))
     assert first == second

@@ -65,3 +65,12 @@ def test_a_whole_model_keeps_its_names_and_numbers() -> None:
 def test_overlapping_convolutions_are_left_alone() -> None:
     convs = nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 2, 2, groups=2))
     assert [type(layer) for layer in steady(convs)] == [nn.Conv2d] * 3
+
+
+def test_norms_of_another_kind_are_left_alone() -> None:
+    """timm's LayerNorm2d is a LayerNorm, but of channels."""
+
+    class LayerNorm2d(nn.LayerNorm):
+        pass
+
+    assert [type(layer) for layer in steady(nn.Sequential(LayerNorm2d(4)))] == [LayerNorm2d]

@@ -43,7 +43,7 @@ def refusal(**config: str) -> str:
 @pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "weights.pt"])
 def test_a_directory_of_any_format_gives_the_model_it_describes(tmp_path: Path, file: str) -> None:
     clip = load(ModelConfig(name="my own", pretrained=str(directory(tmp_path, STATE, file))), 0, CPU)
-    fused = fuse(clip.model.state_dict())
+    fused = fuse(clip.model, clip.model.state_dict())
     assert set(fused) == set(STATE)
     assert all(fused[name].equal(tensor.float()) for name, tensor in STATE.items())
     x = torch.randn(2, 3, 32, 32)
@@ -162,7 +162,7 @@ def test_ranks_of_a_node_share_the_pages_of_the_weights(tmp_path: Path) -> None:
     """Two processes with the whole ViT-B-32 loaded: of its 605 MB hardly anything is a process's own."""
     clip = load(ModelConfig(name="ViT-B-32", pretrained="none"), 0, CPU)
     path = tmp_path / "weights.safetensors"
-    save_file({name: tensor.contiguous().clone() for name, tensor in fuse(clip.model.state_dict()).items()}, path)
+    save_file({name: tensor.contiguous().clone() for name, tensor in fuse(clip.model, clip.model.state_dict()).items()}, path)
     size = path.stat().st_size
     assert size > 600_000_000
     command = [sys.executable, "-c", MAPPED, str(path)]

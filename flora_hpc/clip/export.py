@@ -1,0 +1,184 @@
+"""What a run trained, for other programs: merged into open_clip's weights, or as a PEFT adapter of transformers' CLIPModel."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from safetensors.torch import save_file
+from torch import nn
+
+from flora_hpc.clip import adapters, weights
+from flora_hpc.clip.attention import Projection, fuse
+from flora_hpc.clip.load import Clip
+from flora_hpc.clip.text import why_not
+from flora_hpc.config import ModelConfig
+from flora_hpc.errors import UserError
+
+Tensors = Mapping[str, torch.Tensor]
+
+TO_TRANSFORMERS = (  # parts of a layer's name in a split open_clip.CLIP, and in transformers.CLIPModel
+    ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
+    ("transformer.resblocks.", "text_model.encoder.layers."),
+    (".attn.", ".self_attn."),
+    (".mlp.c_fc", ".mlp.fc1"),
+    (".mlp.c_proj", ".mlp.fc2"),
+    ("visual.proj.linear", "visual_projection"),
+    ("text_projection.linear", "text_projection"),
+)
+
+OPEN_CLIP_CARD = """# {name}, adapted with {method}
+
+Made by flora-hpc: the open_clip model {name}, with what method `{method}` trained merged into its weights.
+
+    import open_clip
+    model, _, preprocess = open_clip.create_model_and_transforms("local-dir:<this folder>")
+    tokenizer = open_clip.get_tokenizer("local-dir:<this folder>")
+"""
+TRANSFORMERS_CARD = """# LoRA adapter for {name} in transformers
+
+Made by flora-hpc. It sits on a CLIPModel with the weights of the open_clip model {name} and its activation (`hidden_act` must be
+`{activation}`):
+
+    import peft, transformers
+    model = peft.PeftModel.from_pretrained(transformers.CLIPModel.from_pretrained("<that model>"), "<this folder>")
+"""
+
+
+def read(folder: Path) -> tuple[dict[str, torch.Tensor], float | None]:
+    """What `adapters.save` wrote: tensors by name, float32, and alpha where they are low-rank updates.
+
+    Raises UserError when there is no adapter that can be read.
+    """
+    file, tensors = adapters.read(folder)
+    if file.name == adapters.PLAIN_FILE:
+        return tensors, None
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        return tensors, config["lora_alpha"] / config["r"]  # PEFT's alpha is the paper's times the rank
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{folder}: has no readable adapter_config.json beside {file.name}; put back what the run wrote") from None
+
+
+def low_rank(alpha: float | None) -> float:
+    """`alpha` itself. Raises UserError where there is none, since PEFT's LoRA layout holds low-rank updates only."""
+    if alpha is None:
+        raise UserError(
+            "this run trained no low-rank adapter, which is all that PEFT's LoRA files can hold; try --to open_clip, "
+            f"or read adapter/{adapters.PLAIN_FILE}"
+        )
+    return alpha
+
+
+def merged(model: nn.Module, tensors: Tensors, alpha: float | None) -> dict[str, torch.Tensor]:
+    """The state dict, under open_clip's own names, of a split model with the trained tensors in it; nothing shares memory.
+
+    With `alpha` they are low-rank updates, W + alpha * B A, computed in float64; else they replace the parameters of their names.
+    Raises UserError for tensors that have no place in the model.
+    """
+    _check(model, tensors, alpha)
+    state: dict[str, torch.Tensor] = model.state_dict()
+    for name, tensor in tensors.items():
+        if alpha is None:
+            state[name] = tensor
+        elif name.endswith(".lora_A"):
+            layer = name.removesuffix(".lora_A")
+            update = alpha * tensors[f"{layer}.lora_B"].double() @ tensor.double()
+            state[f"{layer}.weight"] = (state[f"{layer}.weight"].double() + update).float()
+    fused = fuse(model, state)
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in fused.items()}
+
+
+def transformers_lora(model: Any, tensors: Tensors, alpha: float | None) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Low-rank updates of a split model as a peft.LoraConfig and the tensors of an adapter file, both for a CLIPModel.
+
+    Raises UserError when they are of another kind, or the model is none that a CLIPModel can be.
+    """
+    alpha = low_rank(alpha)
+    if (reason := _why_not_transformers(model)) is not None:
+        raise UserError(f"--to transformers: a CLIPModel cannot be this model, since {reason}; use --to open_clip")
+    _check(model, tensors, alpha)
+
+    import peft
+
+    renamed = {_rename(name): tensor.contiguous() for name, tensor in tensors.items()}
+    ups = {name.removesuffix(".lora_B"): tensor for name, tensor in renamed.items() if name.endswith(".lora_B")}
+    rank = next(iter(ups.values())).shape[1]
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha * rank, target_modules="|".join(map(re.escape, ups)), lora_dropout=0.0, inference_mode=True
+    )
+    return config, {f"{adapters.PEFT_PREFIX}{name}.weight": tensor for name, tensor in renamed.items()}
+
+
+def save_open_clip(folder: Path, clip: Clip, config: ModelConfig, state: Tensors, method: str) -> None:
+    """Write `state` as a directory that open_clip loads by the name `local-dir:<folder>`. `clip` was loaded by `config`."""
+    source = weights.find(config)
+    model_cfg = open_clip.get_model_config(source.name)
+    if source.tag.get("quick_gelu"):
+        model_cfg["quick_gelu"] = True
+    settings = {"model_cfg": model_cfg, "preprocess_cfg": clip.model.visual.preprocess_cfg}
+    folder.mkdir()
+    if model_cfg["text_cfg"].get("hf_tokenizer_name"):
+        clip.tokenize.save_pretrained(folder)  # type: ignore[attr-defined] # open_clip looks for it beside the weights
+    (folder / weights.CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    save_file(dict(state), folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    (folder / "README.md").write_text(OPEN_CLIP_CARD.format(name=clip.name, method=method))
+
+
+def save_transformers(folder: Path, clip: Clip, config: Any, state: Tensors) -> None:
+    """Write what `transformers_lora` gave as a PEFT adapter directory."""
+    config.save_pretrained(str(folder))
+    save_file(dict(state), folder / adapters.PEFT_FILE, metadata={"format": "pt"})
+    activation = "quick_gelu" if isinstance(clip.model.transformer.resblocks[0].mlp.gelu, QuickGELU) else "gelu"
+    (folder / "README.md").write_text(TRANSFORMERS_CARD.format(name=clip.name, activation=activation))
+
+
+def _check(model: nn.Module, tensors: Tensors, alpha: float | None) -> None:
+    """Raise UserError unless every tensor is for a weight of `model`, and fits it."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    roots = {name.partition(".")[0] for name in shapes}
+    if alpha is None:
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    else:
+        layers = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
+        found = {f"{at}.weight": (len(tensors[f"{at}.lora_B"]), tensors[f"{at}.lora_A"].shape[1]) for at in layers}
+    for name, shape in found.items():
+        if alpha is None and name.partition(".")[0] not in roots:
+            raise UserError(
+                f"what this method trained, such as {name}, has no place in open_clip's weights; "
+                f"read its tensors from adapter/{adapters.PLAIN_FILE}"
+            )
+        if shapes.get(name) != shape:
+            sizes = " x ".join(map(str, shape)), " x ".join(map(str, shapes.get(name, ("nothing",))))
+            raise UserError(
+                f"the adapter belongs to another model: its {name} is {sizes[0]}, in the model of config.yaml it is {sizes[1]}; "
+                "put back the config.yaml and adapter that the run wrote"
+            )
+
+
+def _why_not_transformers(model: Any) -> str | None:
+    """What keeps a split model from being a transformers.CLIPModel; None when the two compute the same."""
+    visual: Any = getattr(model, "visual", None)
+    if type(model) is not open_clip.CLIP or type(visual) is not VisionTransformer:
+        return f"it is a {type(model).__name__} whose image tower is a {type(visual).__name__}"
+    if (reason := why_not(model)) is not None:
+        return reason
+    blocks = [*model.transformer.resblocks, *visual.transformer.resblocks]
+    if not all(type(block) is ResidualAttentionBlock and type(block.ls_1) is nn.Identity for block in blocks):
+        return "its blocks are not CLIP's own"
+    if visual.attn_pool is not None or visual.pool_type != "tok" or type(visual.ln_pre) is nn.Identity:
+        return "its image tower is not normalized first and read at the class token"
+    if not all(isinstance(head, Projection) for head in (model.text_projection, visual.proj)):
+        return "its heads are not plain matrices"
+    return None
+
+
+def _rename(name: str) -> str:
+    """A layer's name in a split open_clip.CLIP -> its name in transformers.CLIPModel."""
+    for ours, theirs in TO_TRANSFORMERS:
+        name = name.replace(ours, theirs)
+    return name
