@@ -9,6 +9,7 @@ PACKAGE = Path(flora_hpc.__file__).parent
 ROWS = [  # from the top down; names on a row do not import each other
     ["__main__"],
     ["cli"],
+    ["bench"],
     ["simulation"],
     ["round"],
     ["evaluate", "trainer", "cohort", "aggregators", "observers", "plain"],

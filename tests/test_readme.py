@@ -16,6 +16,7 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 
 def test_every_printed_command_exists() -> None:
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups}
     printed = set(re.findall(r"flora-hpc ([a-z]+)\b", TEXT))
     assert {"run", "show", "doctor"} <= printed
     assert printed <= known
@@ -41,7 +42,7 @@ def test_every_file_that_is_named_or_linked_exists() -> None:
 def test_help_speaks_at_once(start: list[str]) -> None:
     result = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
-    for command in ("run", "plan", "doctor", "list", "show"):
+    for command in ("run", "plan", "doctor", "list", "show", "evaluate", "export", "bench"):
         assert command in result.stdout
 
 

@@ -1,0 +1,1 @@
+"""Measured parts of the program."""

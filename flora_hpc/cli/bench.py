@@ -1,0 +1,140 @@
+"""`flora-hpc bench`: parts of the program, measured on this machine."""
+
+import json
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from flora_hpc.errors import UserError
+from flora_hpc.records.views import seconds
+
+PAPER = {("flora", "fedfft"): " (the FLoRA paper: up to 34.72 and 2.47)"}
+BUSY = 1.2  # longest repeat over shortest; on a machine that does nothing else they are alike
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure parts of the program on this machine."""
+
+
+class Device(StrEnum):
+    """What is computed on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@app.command()
+def methods(
+    model: Annotated[str, typer.Option(help="'flora-tiny' or a name of open_clip.list_models(), with random weights")] = "ViT-B-32",
+    classes: Annotated[int, typer.Option(min=1, help="captions of the task")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="images of a client step")] = 128,
+    names: Annotated[
+        str, typer.Option("--methods", metavar="A,B,...", help="measured in this order; each is compared with the last")
+    ] = "flora,fedfft",
+    clients: Annotated[
+        int | None,
+        typer.Option(min=1, help="clients trained at once; by default as many as in a run with many", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps of each client in a repeat")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="timed repeats, of which the median counts")] = 3,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU when there is one")] = Device.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Compare methods: seconds per client step and peak memory.
+
+    On two cores the default takes some minutes and 10 GB, nearly all of both for fedfft.
+    """
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if not chosen:
+        raise UserError("--methods: names no method; give for example --methods flora,fedfft")
+
+    from flora_hpc.bench import methods as part  # torch and open_clip take seconds to import
+    from flora_hpc.simulation import versions
+
+    part.check(model, chosen, device.value)
+    measured = {}
+    for number, name in enumerate(chosen, 1):
+        print(f"measuring {name} ({number} of {len(chosen)}): one step, then {repeats} x {steps}", file=sys.stderr, flush=True)
+        measured[name] = part.measure_alone(part.Task(name, model, classes, batch_size, clients, steps, repeats, device.value))
+    last = measured[chosen[-1]]
+    result = {
+        "model": model,
+        "classes": classes,
+        "batch_size": batch_size,
+        "steps": steps,
+        "repeats": repeats,
+        "precision": "fp32",
+        "device": last.device,
+        "processor": part.processor(),
+        "num_threads": last.num_threads,
+        "versions": versions(),
+        "methods": {name: asdict(one) for name, one in measured.items()},
+        "against": chosen[-1],
+        "ratios": part.ratios(measured),
+    }
+    if as_json:
+        json.dump(result, sys.stdout)
+        print()
+    else:
+        show(Console(highlight=False), result)
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The measurement as a table, the ratios, and what the numbers mean."""
+    title = f"{result['model']}, {result['classes']:,} classes, {result['batch_size']:,} images a step, {result['precision']}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method")
+    for heading in ("trained\nnumbers", "payload", "clients\nat once", "time per\nclient step", "peak\nmemory"):
+        table.add_column(heading, justify="right")
+    for name, one in result["methods"].items():
+        step = one["seconds_per_client_step"]
+        time = seconds(step) if step < 60 else f"{step:,.0f} s"  # minutes would hide the ratio
+        sizes = decimal(one["payload_bytes"]), f"{one['clients_at_once']}", time, decimal(one["peak_memory_bytes"])
+        table.add_row(name, f"{one['num_params']:,}", *sizes)
+    console.print(table)
+    for name, ratio in result["ratios"].items():
+        against = result["against"]
+        text = f"{times(ratio['time'])} time per client step, {times(ratio['memory'])} peak memory"
+        console.print(f"[bold]{name}[/] against {against}: [bold]{text}[/]{PAPER.get((name, against), '')}")
+
+    libraries = max(one["resident_before_bytes"] for one in result["methods"].values())
+    whose = f"the method's whole process, of which {decimal(libraries)} are libraries" if libraries else "tensors on the GPU"
+    stored = [name for name, one in result["methods"].items() if one["sees"] == "features"]
+    once = f"image features of {', '.join(stored)}, made once for all rounds (in the peak, not in a step); " if stored else ""
+    notes = Table.grid(padding=(0, 2))
+    notes.add_column(style="dim")
+    notes.add_column()
+    notes.add_row(
+        "measured",
+        f"local training as in a run: a client's share of the time of its group, median of "
+        f"{result['repeats']} x {result['steps']} steps after one to warm up; peak memory of {whose}",
+    )
+    notes.add_row("not measured", f"{once}aggregation, communication, accuracy: weights and images are random")
+    threads = f"{result['num_threads']} thread{'s' * (result['num_threads'] > 1)}"
+    notes.add_row("machine", f"{result['processor']}, {threads}, {result['device']}, PyTorch {result['versions']['torch']}")
+    spread = {name: max(one["repeat_seconds"]) / min(one["repeat_seconds"]) for name, one in result["methods"].items()}
+    if busy := [f"{name} {factor:.2g} times" for name, factor in spread.items() if factor > BUSY]:
+        notes.add_row(
+            "beware", f"[yellow]repeats differ ({', '.join(busy)}): the machine was busy; measure again when it is quiet[/]"
+        )
+    console.print()
+    console.print(notes)
+
+
+def times(ratio: float) -> str:
+    """512.3 -> '512 times less', 0.5 -> '2 times more', 0.999 -> 'the same'."""
+    size = max(ratio, 1 / ratio)
+    if size < 1.005:
+        return "the same"
+    return f"{f'{size:,.0f}' if size >= 100 else f'{size:.3g}'} times {'less' if ratio >= 1 else 'more'}"
