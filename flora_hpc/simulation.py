@@ -74,6 +74,7 @@ def run(
         num_clients=fed.shards.num_clients,
         num_params=fed.method.num_params,
         payload_bytes=fed.method.payload_bytes,
+        how=fed.method.how,
         group_size=fed.group_size,
         num_groups=-(-config.cohort.num_clients(fed.shards.num_clients) // fed.group_size),
         setup_seconds=time.perf_counter() - started,

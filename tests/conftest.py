@@ -1,11 +1,13 @@
 """What many tests need: a small CLIP with random weights, the bundled one, and ways to start ranks."""
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -99,3 +101,15 @@ def invoke() -> Callable[..., str]:
         return result.stdout
 
     return call
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Black and white squares, of which no model knows anything; ten classes, as the digits."""
+    path = tmp_path / "squares.h5"
+    with h5py.File(path, "w") as file:
+        for part in ("train", "test"):
+            file[f"{part}/images"] = np.repeat(np.arange(10, dtype=np.uint8) * 25, 16 * 16 * 3).reshape(10, 16, 16, 3)
+            file[f"{part}/labels"] = np.arange(10)
+        file.attrs.update(class_names=json.dumps([f"shade {i}" for i in range(10)]), encoding="raw", name="squares")
+    return path

@@ -247,6 +247,22 @@ def test_a_group_of_unequal_clients_trains_as_each_does_alone_on_the_plain_path(
         torch.testing.assert_close(fast.updates[client], wanted, rtol=2e-3, atol=2e-5)
 
 
+def test_dropout_belongs_to_the_client_and_the_round(captions: torch.Tensor) -> None:
+    """Whoever trains beside it, a client drops the same; in another round it drops something else; testing drops nothing."""
+    case = Case("flora", captions, torch.float32, alpha=ALPHA, dropout=0.5, targets=["text.q_proj", "text.mlp"])
+    config, features, labels = ClientConfig(batch_size=3, lr=1e-2), Features(case.inputs.flatten(0, 1)), case.labels.flatten()
+
+    def train(clients: list[int], round_number: int = 1) -> torch.Tensor:
+        batches = trainer.make_batches(np.array(clients), case.setting.shards, config, 0, round_number)
+        return trainer.train(case.method, case.params[0], batches, features, labels, config).updates[-1]
+
+    torch.testing.assert_close(train([0, 1, 2]), train([2]), rtol=1e-4, atol=1e-6)
+    assert (train([2], 2) - train([2])).abs().max() > 1e-3
+    tensors = case.method.unpack(case.params)
+    without = Case("flora", captions, torch.float32, alpha=ALPHA, targets=["text.q_proj", "text.mlp"])
+    assert case.method.classes(tensors, None).equal(without.method.classes(tensors, None))
+
+
 @pytest.mark.parametrize("name", [*DIRECT, "zeroshot"])
 def test_training_leaves_the_frozen_model_as_it_was(captions: torch.Tensor, name: str) -> None:
     case = Case(name, captions, torch.float32, **OPTIONS.get(name, {}))

@@ -18,7 +18,7 @@ def linear_method() -> Method:
         lambda rng: {"weight": torch.zeros(shapes["weight"])},
         lambda tensors, noise: tensors["weight"],
         lambda tensors, classes, inputs, noise: inputs @ classes.transpose(1, 2),
-        path="one matrix",
+        how="one matrix",
     )
 
 

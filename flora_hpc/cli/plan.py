@@ -57,7 +57,7 @@ def plan(
     table.add_column(overflow="fold")
     table.add_row("model", f"{clip.name}, {sum(p.numel() for p in clip.model.parameters()):,} numbers, {decimal(frozen)}")
     table.add_row("method", f"{resolved.method.name}, {fed.method.num_params:,} trained numbers per client")
-    table.add_row("path", fed.method.path)
+    table.add_row("computed", fed.method.how)
     table.add_row("payload", f"{fed.method.payload_bytes:,} bytes per update")
     table.add_row("data", f"{dataset.name}: {len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images")
     table.add_row("captions", f"{len(dataset.captions)}, such as '{dataset.captions[0]}'")

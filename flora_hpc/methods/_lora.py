@@ -125,7 +125,7 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
         init,
         classes,
         logits,
-        path=describe(bool(image_layers), text if text_layers else None),
+        how=describe(bool(image_layers), text if text_layers else None),
         sees="pixels" if image_layers else "features",
         text_positions=text.num_positions if text_layers else 0,
         image_positions=num_image_positions(model) if image_layers else 0,

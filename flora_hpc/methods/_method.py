@@ -51,7 +51,7 @@ class Method:
     init: Init
     classes: Callable[[Tensors, Noise], torch.Tensor]
     logits: Callable[[Tensors, torch.Tensor, torch.Tensor, Noise], torch.Tensor]
-    path: str  # one sentence on what is computed how, for `plan` and the log
+    how: str  # one sentence on what is computed how, for `plan` and the log
     sees: Literal["features", "pixels"] = "features"  # inputs: the frozen image tower's features (embed_dim), or its pixels
     text_positions: int = 0  # that each client computes in a step
     image_positions: int = 0  # that each client computes for an image

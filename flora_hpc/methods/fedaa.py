@@ -39,4 +39,4 @@ def build(options: Options, setting: Setting) -> Method:
         attention = torch.baddbmm(second_bias[:, None], inner, second.transpose(1, 2)).softmax(-1)
         return cosine_scores(scale, inputs * attention, classes)
 
-    return Method(shapes, init, lambda tensors, noise: text, logits, path=_lora.describe(False, None))
+    return Method(shapes, init, lambda tensors, noise: text, logits, how=_lora.describe(False, None))

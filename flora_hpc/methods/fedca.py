@@ -34,4 +34,4 @@ def build(options: Options, setting: Setting) -> Method:
         adapted = (inner @ tensors["adapter.1.weight"].transpose(1, 2)).relu()
         return cosine_scores(scale, options.ratio * adapted + (1 - options.ratio) * inputs, classes)
 
-    return Method(shapes, init, lambda tensors, noise: text, logits, path=_lora.describe(False, None))
+    return Method(shapes, init, lambda tensors, noise: text, logits, how=_lora.describe(False, None))

@@ -34,7 +34,7 @@ def build(options: Options, setting: Setting) -> Method:
         init,
         classes,
         logits,
-        path=_lora.describe(True, text),
+        how=_lora.describe(True, text),
         sees="pixels",
         text_positions=text.num_positions,
         image_positions=num_image_positions(model),

@@ -19,7 +19,7 @@ class Options(BaseOptions):
 
 def build(options: Options, setting: Setting) -> Method:
     shapes, init = head(setting)
-    return Method(shapes, init, classes, logits, path=_lora.describe(False, None), per_class=True)
+    return Method(shapes, init, classes, logits, how=_lora.describe(False, None), per_class=True)
 
 
 def head(setting: Setting) -> tuple[dict[str, tuple[int, ...]], Init]:

@@ -57,5 +57,5 @@ def build(options: Options, setting: Setting) -> Method:
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         return cosine_scores(scale, inputs, classes)
 
-    path, positions = _lora.describe(False, tower), tower.num_positions
-    return Method({"context": tuple(words.shape)}, init, classes, logits, path=path, text_positions=positions)
+    how, positions = _lora.describe(False, tower), tower.num_positions
+    return Method({"context": tuple(words.shape)}, init, classes, logits, how=how, text_positions=positions)

@@ -33,6 +33,6 @@ def build(options: Options, setting: Setting) -> Method:
         init,
         classes,
         logits,
-        path=_lora.describe(False, text),
+        how=_lora.describe(False, text),
         text_positions=text.num_positions,
     )

@@ -30,7 +30,7 @@ def build(options: Options, setting: Setting) -> Method:
         init,
         fedlc.classes,
         logits,
-        path=_lora.describe(True, None),
+        how=_lora.describe(True, None),
         sees="pixels",
         per_class=True,
         image_positions=num_image_positions(model),

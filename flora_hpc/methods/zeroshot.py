@@ -18,4 +18,4 @@ def build(options: Options, setting: Setting) -> Method:
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         return cosine_scores(scale, inputs, classes)
 
-    return Method({}, lambda rng: {}, lambda tensors, noise: text, logits, path=_lora.describe(False, None))
+    return Method({}, lambda rng: {}, lambda tensors, noise: text, logits, how=_lora.describe(False, None))

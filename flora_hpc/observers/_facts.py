@@ -20,6 +20,7 @@ def facts(info: RunInfo) -> dict[str, str]:
     return {
         "model": config["model"]["name"],
         "method": f"{config['method']['name']}, {info.num_params:,} trained numbers, {decimal(info.payload_bytes)} per update",
+        "computed": info.how,
         "data": f"{info.dataset}, {config['partition']['name']} over {info.num_clients:,} clients, cohort {cohort}",
         "ranks": f"{ranks}{started}, backend {info.backend}, {'/'.join(devices)} x {'/'.join(map(str, threads))} threads",
         "groups": groups,

@@ -33,6 +33,7 @@ class Writer:
             "num_clients": info.num_clients,
             "num_params": info.num_params,
             "payload_bytes": info.payload_bytes,
+            "how": info.how,
             "group_size": info.group_size,
             "num_groups": info.num_groups,
             "setup_seconds": info.setup_seconds,

@@ -23,6 +23,7 @@ class RunInfo:
     num_clients: int  # registered
     num_params: int  # trained by one client
     payload_bytes: int
+    how: str  # what is computed how
     group_size: int
     num_groups: int  # of a round
     setup_seconds: float  # from the start of the program to round 0: imports, model, features

@@ -24,6 +24,19 @@ MISTAKES = {
         ["partition.num_clients=5000"],
         "5000 clients for 1438 training examples leaves some without any",
     ),
+    "an option that the method does not have": (["method.ranks=3"], "method.ranks: unknown key; did you mean method.rank?"),
+    "no such method": (["method.name=fedfff"], "method.name: no method 'fedfff'; did you mean 'fedfft'?"),
+    "rank larger than the layer": (["method.rank=200"], "method.rank: 200 is larger than transformer.resblocks.0.attn.out_proj"),
+    "no such target": (["method.targets=[text.qproj]"], "method.targets.0: must be "),
+    "a target that this model lacks": (
+        ["model.name=RN50", "model.pretrained=none", "method.targets=[image.q_proj]"],
+        "method.targets: RN50 has no image.q_proj",
+    ),
+    "a model that does not exist": (["model.name=ViT-B-33"], "model.name: no model 'ViT-B-33'; did you mean 'ViT-B-32'?"),
+    "weights of another model": (
+        ["model.name=ViT-B-32", "model.pretrained=flora_hpc/clip/flora_tiny/open_clip_model.safetensors"],
+        "does not fit the model: ",
+    ),
     "several at once": (["rounds=x", "method.rank=0", "partition.beta=-1"], "rounds: must be a whole number, not 'x'"),
 }
 

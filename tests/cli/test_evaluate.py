@@ -4,8 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -26,18 +24,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         result = CliRunner().invoke(app, [*command, "--out", str(folder / method)], catch_exceptions=False)
         assert result.exit_code == 0, result.output
     return {method: folder / method for method in ("flora", "fedlc")}
-
-
-@pytest.fixture
-def squares(tmp_path: Path) -> Path:
-    """Black and white squares, of which no model knows anything; ten classes, as the digits."""
-    path = tmp_path / "squares.h5"
-    with h5py.File(path, "w") as file:
-        for part in ("train", "test"):
-            file[f"{part}/images"] = np.repeat(np.arange(10, dtype=np.uint8) * 25, 16 * 16 * 3).reshape(10, 16, 16, 3)
-            file[f"{part}/labels"] = np.arange(10)
-        file.attrs.update(class_names=json.dumps([f"shade {i}" for i in range(10)]), encoding="raw", name="squares")
-    return path
 
 
 def test_one_json_object(runs: dict[str, Path], invoke: Invoke) -> None:

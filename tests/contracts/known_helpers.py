@@ -57,6 +57,7 @@ def run_info(**changes: Any) -> RunInfo:
         "num_clients": 40,
         "num_params": 25,
         "payload_bytes": 100,
+        "how": "each image once",
         "group_size": 2,
         "num_groups": 2,
         "dataset": "digits",
