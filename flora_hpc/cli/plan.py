@@ -1,5 +1,6 @@
 """`flora-hpc plan`: clients, ranks, payload and memory before anything runs; needs no GPU, no MPI, no weights."""
 
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +14,37 @@ from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides
 
 
-def towers(model: Any, fed: Any) -> list[tuple[int, int, int]]:
-    """Positions that a client computes in a step, width and number of blocks, of each tower, as far as they can be read off."""
-    shapes = []
-    positions = (fed.method.text_positions, fed.client.batch_size * fed.method.image_positions)
-    for rows, tower in zip(positions, (getattr(model, "text", model), model.visual), strict=True):
-        blocks = getattr(getattr(tower, "transformer", None), "resblocks", ())
-        shapes.append((rows, tower.transformer.width, len(blocks)) if len(blocks) else (rows, 768, 12))
-    return shapes
+def memory(clip: Any, fed: Any, num_images: int, kept_clients: int) -> dict[str, int]:
+    """About how many bytes a rank needs: what stays, and the larger of two peaks, which do not meet.
+
+    `kept_clients` are those whose Adam moments stay with the rank.
+    """
+    from flora_hpc.clip.towers import num_image_positions
+    from flora_hpc.data.features import BLOCK
+
+    model, method = clip.model, fed.method
+    text, image = (shape(getattr(model, "text", model)), shape(model.visual))
+    lasting = {"weights": sum(p.numel() * p.element_size() for p in model.parameters())}
+    # trained numbers, gradients and two moments of each client; the adapter, the mean update and an exact sum of 16 bytes a number; and
+    # what blocks keep for the backward pass, about twenty rows of a tower's width for each position
+    positions = (method.text_positions * prod(text), fed.client.batch_size * method.image_positions * prod(image))
+    peaks = {"training a group": (4 * fed.group_size + 6) * method.payload_bytes + fed.group_size * 4 * 20 * sum(positions)}
+    if method.sees == "features":
+        lasting["features"] = 4 * int(model.visual.output_dim) * num_images
+        size = model.visual.image_size
+        pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)
+        # pixels of a block of images, twice, and what one layer makes of them
+        peaks["encoding images"] = 4 * BLOCK * (2 * pixels + 10 * num_image_positions(model) * image[0])
+    if fed.client.optimizer_state == "keep":
+        lasting["moments"] = 2 * kept_clients * method.payload_bytes
+    largest = max(peaks, key=lambda name: peaks[name])
+    return lasting | {largest: peaks[largest]}
+
+
+def shape(tower: Any) -> tuple[int, int]:
+    """Width and number of blocks of a tower; those of a ViT-B where they cannot be read off."""
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", ())
+    return (tower.transformer.width, len(blocks)) if len(blocks) else (768, 12)
 
 
 def plan(
@@ -44,18 +68,14 @@ def plan(
     sizes = fed.shards.sizes(clients)
     groups = cohort.make_groups(clients, sizes, fed.group_size)
     costs = [cost(fed, group) for group in groups]
-    frozen = sum(p.numel() * p.element_size() for p in clip.model.parameters())
     num_images = len(dataset.train.labels) + len(dataset.test.labels)
-    feature_bytes = 4 * clip.model.visual.output_dim * num_images if fed.method.sees == "features" else 0
-    # of a group: trained numbers, gradients and two moments, besides the adapter itself and its exact sum; what blocks keep for the
-    # backward pass, about twenty rows of a tower's width for each position
-    kept = 4 * fed.group_size * fed.method.payload_bytes + 5 * fed.method.payload_bytes
-    kept += fed.group_size * 4 * 20 * sum(rows * width * depth for rows, width, depth in towers(clip.model, fed))
+    needed = memory(clip, fed, num_images, -(-len(clients) // ranks))
 
     table = Table(title=f"plan of {Path(config).name}", title_justify="left", show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    table.add_row("model", f"{clip.name}, {sum(p.numel() for p in clip.model.parameters()):,} numbers, {decimal(frozen)}")
+    numbers = sum(p.numel() for p in clip.model.parameters())
+    table.add_row("model", f"{clip.name}, {numbers:,} numbers, {decimal(needed['weights'])}")
     table.add_row("method", f"{resolved.method.name}, {fed.method.num_params:,} trained numbers per client")
     table.add_row("computed", fed.method.how)
     table.add_row("payload", f"{fed.method.payload_bytes:,} bytes per update")
@@ -69,8 +89,8 @@ def plan(
     table.add_row("traffic", f"{decimal(sent)} up and as much down, a round, in a federation")
     wire = 8 * (2 * fed.method.num_params + 1)
     table.add_row("allreduce", f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)")
-    table.add_row("memory", f"per rank about {decimal(frozen + feature_bytes + kept)} of tensors: weights {decimal(frozen)}, "
-                  f"features {decimal(feature_bytes)}, a group in training {decimal(kept)}; libraries: 1 GB more")  # fmt: skip
+    parts = ", ".join(f"{name} {decimal(size)}" for name, size in needed.items())
+    table.add_row("memory", f"per rank about {decimal(sum(needed.values()))} of tensors: {parts}; libraries: 1 GB more")
     console = Console()
     console.print(table)
 
