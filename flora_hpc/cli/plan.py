@@ -25,8 +25,8 @@ def memory(clip: Any, fed: Any, num_images: int, kept_clients: int) -> dict[str,
     model, method = clip.model, fed.method
     text, image = (shape(getattr(model, "text", model)), shape(model.visual))
     lasting = {"weights": sum(p.numel() * p.element_size() for p in model.parameters())}
-    # trained numbers, gradients and two moments of each client; the adapter, the mean update and an exact sum of 16 bytes a number; and
-    # what blocks keep for the backward pass, about twenty rows of a tower's width for each position
+    # trained numbers, gradients and two moments of each client; the adapter, the mean update and an exact sum of 16 bytes a
+    # number; and what blocks keep for the backward pass, about twenty rows of a tower's width for each position
     positions = (method.text_positions * prod(text), fed.client.batch_size * method.image_positions * prod(image))
     peaks = {"training a group": (4 * fed.group_size + 6) * method.payload_bytes + fed.group_size * 4 * 20 * sum(positions)}
     if method.sees == "features":
