@@ -1,5 +1,6 @@
 """The experiment as one tree of frozen options, `Config`; `configfile` reads it from YAML."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -19,11 +20,19 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _absolute(value: Any) -> Any:
+    """A path as one that holds from any working directory; the run's config.yaml keeps it. Other texts as they are."""
+    looks_like_one = isinstance(value, str) and ("/" in value or value.startswith(("~", ".")) or Path(value).is_file())
+    return str(Path(value).expanduser().absolute()) if looks_like_one else value
+
+
 class ModelConfig(Section):
     """Which CLIP is adapted."""
 
     name: str = Field("flora-tiny", description="'flora-tiny' (bundled) or any name of open_clip.list_models()")
-    pretrained: str | None = Field(None, description="open_clip tag, weights file, or 'none' for seeded random weights")
+    pretrained: Annotated[str | None, BeforeValidator(_absolute)] = Field(
+        None, description="open_clip tag, weights file, open_clip directory, or 'none' for seeded random weights"
+    )
     precision: Literal["fp32"] = Field("fp32", description="number format of the frozen weights")
 
 

@@ -108,15 +108,21 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
         weights = fed.shards.sizes(members)
         kept = total.add(result.updates, torch.from_numpy(weights))
         if fed.client.optimizer_state == "keep":
-            state.optimizers[index] = trainer.forget(result.optimizer, ~kept)
+            state.optimizers[index] = result.optimizer if kept.all() else trainer.forget(result.optimizer, ~kept)
         row = np.zeros(len(members), CLIENTS)
         row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
         row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
-        row["train_loss"], row["update_norm"] = result.losses.cpu(), result.updates.norm(dim=1).cpu()
-        row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(held, len(members))
+        row["train_loss"], row["update_norm"] = result.losses.cpu(), norms(result.updates, held)
+        row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
         row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
         rows.append(row)
     return total, np.concatenate(rows)
+
+
+def norms(updates: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
+    """Length of what each client trained (num_clients,) float32; numbers that it does not hold have not been trained."""
+    lengths: torch.Tensor = (updates if held is None else updates * held).norm(dim=1)
+    return lengths.cpu()
 
 
 def cost(fed: Federation, group: Ints) -> int:
@@ -144,4 +150,5 @@ def peak_memory_bytes() -> int:
 
 def digest(adapter: torch.Tensor) -> int:
     """64 bits of a hash of the adapter."""
-    return int.from_bytes(hashlib.blake2b(adapter.cpu().numpy().tobytes(), digest_size=8).digest(), "little", signed=True)
+    data = np.ascontiguousarray(adapter.cpu().numpy())  # hashed where it lies: it may be a whole CLIP
+    return int.from_bytes(hashlib.blake2b(data.data, digest_size=8).digest(), "little", signed=True)

@@ -50,8 +50,7 @@ def run(
     device = together(comm, lambda: devices.pick(launch, config.comm))
     num_threads = devices.share_cores(comm, launch)
     meter = Meter(comm, idle=torch.cuda.synchronize if device.type == "cuda" else lambda: None)
-    source = together(comm, lambda: weights.find(config.model))
-    together(comm, lambda: weights.fetch(source) if comm.rank == 0 else None)  # into the cache that the others then find filled
+    fill_cache(config, comm)
     dataset, clip, fed = together(comm, lambda: prepare(config, device))
     same_everywhere(comm, identity(config, dataset, clip))
     train, test = (examples(images, fed.method, clip, comm, device) for images in (dataset.train, dataset.test))
@@ -102,6 +101,11 @@ def run(
             observer.ended(status)
 
 
+def fill_cache(config: Config, comm: Communicator) -> None:
+    """Rank 0 fetches the weights, while the others wait; they then find them in the cache."""
+    together(comm, lambda: weights.fetch(weights.find(config.model)) if comm.rank == 0 else None)
+
+
 def measure(config: Config, adapter: Path, comm: Communicator, launch: Launch) -> tuple[str, int, int]:
     """Test a finished run's adapter on the data that `config` names, on all ranks of `comm`.
 
@@ -110,8 +114,11 @@ def measure(config: Config, adapter: Path, comm: Communicator, launch: Launch) -
     """
     device = together(comm, lambda: devices.pick(launch, config.comm))
     devices.share_cores(comm, launch)
+    fill_cache(config, comm)
     dataset, clip, method = together(comm, lambda: prepare_test(config, device))
-    trained = together(comm, lambda: adapters.load(adapter, method.shapes, clip.name, dataset.wordings if method.per_class else ()))
+    trained = together(
+        comm, lambda: adapters.load(adapter, method.shapes, clip.name, method.alpha, dataset.wordings if method.per_class else ())
+    )
     test = examples(dataset.test, method, clip, comm, device)
     flat = method.pack(trained).to(device)
     correct = np.array([evaluate.count_correct(method, flat, test.inputs, test.labels, comm.rank, comm.size)], np.int64)

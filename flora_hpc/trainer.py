@@ -42,18 +42,17 @@ class Batches:
     examples: Ints  # (num_steps, num_clients, batch) int64, indices of training examples
     present: Bools  # same shape; False where a client's batch is short, or the client has finished
     num_steps: Ints  # (num_clients,) int64, none larger than the one before it
-    noise_seeds: Ints  # (num_clients,) int64, for methods that draw random numbers while they train
+    origin: tuple[int, int, Ints]  # seed, round and clients (num_clients,), which decide every random number
 
 
 def make_batches(clients: Ints, shards: Shards, config: ClientConfig, seed: int, round_number: int) -> Batches:
     """Lay out the epochs of a group. The order of a client's examples depends on (seed, round, client) alone."""
-    plans, noise_seeds = [], []
+    plans = []
     for client in clients.tolist():
         examples = shards.examples(client)
         rng = seeds.generator(seed, "batches", round_number, client)
         epochs = [rng.permutation(examples) if config.shuffle else examples for _ in range(config.epochs)]
         plans.append([e[i : i + config.batch_size] for e in epochs for i in range(0, len(e), config.batch_size)])
-        noise_seeds.append(seeds.generator(seed, "noise", round_number, client).integers(2**63))
     num_steps = np.array([len(plan) for plan in plans])
     assert (np.diff(num_steps) <= 0).all(), "the clients of a group come in order of their size"
     width = max(len(batch) for plan in plans for batch in plan)
@@ -61,9 +60,10 @@ def make_batches(clients: Ints, shards: Shards, config: ClientConfig, seed: int,
     present = np.zeros(examples.shape, bool)
     for k, plan in enumerate(plans):
         for step, batch in enumerate(plan):
+            examples[step, k] = batch[0]  # where the batch is short: an example of the client's own, which counts for nothing
             examples[step, k, : len(batch)] = batch
             present[step, k, : len(batch)] = True
-    return Batches(examples, present, num_steps, np.array(noise_seeds))
+    return Batches(examples, present, num_steps, (seed, round_number, clients))
 
 
 def train(
@@ -88,13 +88,15 @@ def train(
         params *= held
     if optimizer is None:
         optimizer = AdamState(torch.zeros_like(params), torch.zeros_like(params), torch.zeros(num_clients, 1, device=device))
-    noise = [torch.Generator().manual_seed(seed) for seed in batches.noise_seeds.tolist()] if method.noisy else None
+    noise_seeds = draw_noise_seeds(batches) if method.noisy else None
     loss_sum = torch.zeros(num_clients, device=device)
     examples, present = (torch.from_numpy(array).to(device) for array in (batches.examples, batches.present))
     for step in range(len(examples)):
         n = int((batches.num_steps > step).sum())  # clients still at work
-        rows, there = examples[step, :n], present[step, :n]
-        leaf, noise = params[:n].detach().requires_grad_(), noise and noise[:n]
+        width = int(batches.present[step].sum(1).max())  # of the longest batch; the last one of an epoch is often short
+        rows, there = examples[step, :n, :width], present[step, :n, :width]
+        noise = None if noise_seeds is None else noise_seeds[step][:n]
+        leaf = params[:n].detach().requires_grad_()
         tensors = method.unpack(leaf)
         scores = method.logits(tensors, method.classes(tensors, noise), inputs(rows), noise)
         loss = LOSSES[config.loss](scores.expand(n, -1, -1), labels[rows], there)
@@ -106,7 +108,14 @@ def train(
             gradient *= held[:n]
         adam(params[:n], gradient, AdamState(*(part[:n] for part in optimizer)), config)
     losses = loss_sum / torch.from_numpy(batches.present.sum((0, 2))).to(device)
-    return Trained(params - adapter, losses, batches.num_steps, optimizer)
+    return Trained(params.sub_(adapter), losses, batches.num_steps, optimizer)
+
+
+def draw_noise_seeds(batches: Batches) -> list[list[int]]:
+    """A seed for each step and client, from (seed, round, client) alone."""
+    seed, round_number, clients = batches.origin
+    sources = [seeds.generator(seed, "noise", round_number, client) for client in clients.tolist()]
+    return [[int(source.integers(2**62)) for source in sources] for _ in batches.examples]
 
 
 def adam(params: torch.Tensor, gradient: torch.Tensor, state: AdamState, config: ClientConfig) -> None:

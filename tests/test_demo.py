@@ -14,6 +14,7 @@ import torch
 from flora_hpc.clip.attention import split
 from flora_hpc.data.datasets import digits
 from flora_hpc.records import hdf5file
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.mpi
 Flora = Callable[..., subprocess.CompletedProcess[str]]
@@ -43,6 +44,15 @@ def test_accuracy_ends_high_and_the_error_is_at_least_halved(demo: Path) -> None
     accuracy = hdf5file.read(demo)[1]["rounds"]["test_accuracy"]
     assert accuracy[-1] >= 0.85
     assert 1 - accuracy[-1] <= (1 - accuracy[0]) / 2
+
+
+@pytest.mark.parametrize(("method", "rounds"), [("fedlc", 20), ("fedfft", 1)])
+def test_the_paper_s_other_ends_beat_zero_shot_too(method: str, rounds: int, invoke: Callable[..., str], tmp_path: Path) -> None:
+    """flora does above; a round of full fine-tuning takes as long as all of its twenty."""
+    changed = ["-s", f"method.name={method}", "-s", f"rounds={rounds}"]
+    invoke("run", ROOT / "configs" / "quickstart.yaml", *changed, "--out", tmp_path / "run")
+    accuracy = hdf5file.read(tmp_path / "run")[1]["rounds"]["test_accuracy"]
+    assert accuracy[-1] > accuracy[0] + 0.01
 
 
 def test_peft_loads_the_adapter_and_the_plain_model_gets_the_accuracy_that_was_reported(demo: Path) -> None:

@@ -10,6 +10,7 @@ from flora_hpc.cli._args import Overrides, Run
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
+from flora_hpc.records import hdf5file
 
 
 def evaluate(
@@ -23,11 +24,14 @@ def evaluate(
 ) -> None:
     """Measure the adapter of a finished run on the test images of any dataset. Any launcher will do, or none."""
     me = launch.detect()
-    folder = run.parent if run.name == "run.h5" else run
+    folder = hdf5file.locate(run).parent
     chosen = [*([of_data(data)] if data else []), *(overrides or [])]
 
     def load() -> Config:
-        return configfile.load(folder / "config.yaml", chosen)[0]
+        config, notes = configfile.load(folder / "config.yaml", chosen)
+        for note in [] if as_json else notes:
+            print(f"note: {note}")
+        return config
 
     with job_with_config(me, load, lambda: configfile.load_comm(folder / "config.yaml", chosen)) as (comm, config):
         from flora_hpc import simulation  # torch and open_clip take seconds to import

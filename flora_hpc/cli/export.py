@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import Run
+from flora_hpc.comm import launch
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 
@@ -44,6 +45,8 @@ def export(
     ] = None,
 ) -> None:
     """Write what a finished run trained for other programs: PEFT, open_clip or transformers."""
+    if (size := launch.detect().size) > 1:
+        raise UserError(f"export needs one process, but the launcher started {size}; start it alone")
     folder = hdf5file.locate(run).parent
     out = out or folder / f"export-{to}"
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -52,10 +55,10 @@ def export(
 
     import torch  # seconds of imports
 
-    from flora_hpc.clip import export
+    from flora_hpc.clip import adapters, export
     from flora_hpc.clip.load import load
 
-    tensors, alpha = export.read(folder / "adapter")
+    _, tensors, alpha, _ = adapters.read(folder / "adapter")
     if to == Form.peft:
         export.low_rank(alpha)
         write(out, lambda new: shutil.copytree(folder / "adapter", new))

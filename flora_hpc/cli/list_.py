@@ -23,6 +23,8 @@ def list_(
 ) -> None:
     """Show what a configuration may hold: methods, datasets, partitioners, ... with their options, and the other sections."""
     if model is not None:
+        if family not in (None, "methods"):
+            raise UserError(f"--model tells of methods, not of {family}; leave one of the two out")
         show_sizes(model, classes)
         return
     names = [*plugins.FAMILIES, "configuration"]
@@ -41,7 +43,7 @@ def list_(
 
 
 def show_sizes(model: str, classes: int) -> None:
-    """Trained numbers and payload of every method with its default options; nothing is downloaded."""
+    """Trained numbers and payload of every method with its default options; no weights are needed."""
     import torch  # with what follows, seconds of imports
 
     from flora_hpc.clip import load, weights
@@ -57,16 +59,21 @@ def show_sizes(model: str, classes: int) -> None:
     table = Table(title=f"methods on {model}, {classes} classes, default options", title_justify="left")
     for heading in ("method", "trained numbers", "payload in bytes", "image tower"):
         table.add_column(heading, justify="left" if heading in ("method", "image tower") else "right")
+    refused = []
     for name in plugins.members("methods"):
         module = plugins.member("methods", name)
         try:
             method: Method = module.build(module.Options(name=name), setting)
         except UserError as error:
-            table.add_row(name, "-", "-", str(error).partition(": ")[2])
+            table.add_row(name, "-", "-", "-")
+            refused.append(str(error).partition(": ")[2])
         else:
             trained = "frozen" if method.sees == "features" else "trained"
             table.add_row(name, f"{method.num_params:,}", f"{method.payload_bytes:,}", trained)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for reason in refused:
+        console.print(f"- {reason}", highlight=False)
 
 
 def show_fields(console: Console, model: type[BaseModel], prefix: str, indent: str) -> None:

@@ -19,6 +19,8 @@ def memory(clip: Any, fed: Any, num_images: int, kept_clients: int) -> dict[str,
 
     `kept_clients` are those whose Adam moments stay with the rank.
     """
+    import torch
+
     from flora_hpc.clip.towers import num_image_positions
     from flora_hpc.data.features import BLOCK
 
@@ -30,7 +32,8 @@ def memory(clip: Any, fed: Any, num_images: int, kept_clients: int) -> dict[str,
     positions = (method.text_positions * prod(text), fed.client.batch_size * method.image_positions * prod(image))
     peaks = {"training a group": (4 * fed.group_size + 6) * method.payload_bytes + fed.group_size * 4 * 20 * sum(positions)}
     if method.sees == "features":
-        lasting["features"] = 4 * int(model.visual.output_dim) * num_images
+        values = method.unpack(torch.empty(1, method.num_params, device="meta"))
+        lasting["features"] = 4 * method.classes(values, None).shape[-1] * num_images
         size = model.visual.image_size
         pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)
         # pixels of a block of images, twice, and what one layer makes of them
@@ -84,8 +87,7 @@ def plan(
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
     table.add_row("clients", f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}")
     table.add_row("groups", f"{len(groups):,} of up to {fed.group_size} clients in one batch of tensors")
-    held = fed.method.holds(clients) if fed.method.holds else None
-    sent = int(fed.method.bytes_of(held, len(clients)).sum())
+    sent = int(fed.method.bytes_of(clients).sum())
     table.add_row("traffic", f"{decimal(sent)} up and as much down, a round, in a federation")
     wire = 8 * (2 * fed.method.num_params + 1)
     table.add_row("allreduce", f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)")

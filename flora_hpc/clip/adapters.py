@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -81,28 +81,46 @@ def save(
         file.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody else read its files
 
 
-def read(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """The file that `save` wrote, and its tensors by name, float32. Raises UserError when there is none that can be read."""
+class Stored(NamedTuple):
+    """What `save` wrote."""
+
+    file: Path
+    tensors: dict[str, torch.Tensor]  # float32
+    alpha: float | None  # None where they are no low-rank updates
+    classes: list[str]  # that the tensors belong to; empty where they belong to none
+
+
+def read(folder: Path) -> Stored:
+    """What `save` wrote to `folder`. Raises UserError when there is none that can be read."""
     file = next((folder / file for file in (PEFT_FILE, PLAIN_FILE) if (folder / file).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: holds no adapter ({PEFT_FILE} or {PLAIN_FILE}); only a run that finished has one")
     try:
-        found = load_file(file)
-    except (OSError, SafetensorError) as error:
+        tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+        with safe_open(file, "pt") as opened:
+            classes = json.loads((opened.metadata() or {}).get("classes", "[]"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as safetensors: {error}") from None
-    if file.name == PEFT_FILE:
-        found = {key.removeprefix(PEFT_PREFIX).removesuffix(".weight"): tensor for key, tensor in found.items()}
-    return file, {key: tensor.float() for key, tensor in found.items()}
+    if file.name == PLAIN_FILE:
+        return Stored(file, tensors, None, classes)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        alpha = config["lora_alpha"] / config["r"]  # PEFT's alpha is the paper's times the rank
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{folder}: has no readable adapter_config.json beside {file.name}; put back what the run wrote") from None
+    return Stored(
+        file, {name.removeprefix(PEFT_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}, alpha, classes
+    )
 
 
-def load(folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str, classes: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    """Read what `save` wrote: tensors float32 of these names and shapes, which belong to `classes`, if to any.
+def load(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str, alpha: float | None, classes: Sequence[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Read what `save` wrote: tensors float32 of these names and shapes, of scale `alpha`, which belong to `classes`, if to any.
 
     Raises UserError when there is no adapter, or one of another model, method or classes; `name` is that of the model expected.
     """
-    file, found = read(folder)
-    with safe_open(file, "pt") as opened:
-        of = json.loads((opened.metadata() or {}).get("classes", "[]"))
+    file, found, its_alpha, its_classes = read(folder)
     for key, shape in shapes.items():
         if key not in found:
             raise UserError(
@@ -111,12 +129,18 @@ def load(folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str, classes
         if tuple(found[key].shape) != shape:
             sizes = " x ".join(map(str, found[key].shape)), " x ".join(map(str, shape))
             raise UserError(
-                f"{file}: {key} is {sizes[0]} but should be {sizes[1]}: it belongs to another model, method or set of classes"
+                f"{file}: {key} is {sizes[0]} but should be {sizes[1]}: it belongs to another model, method or set of classes; "
+                "give the settings it was trained with"
             )
     if surplus := sorted(set(found) - set(shapes)):
-        raise UserError(f"{file}: has {surplus[0]}, which {name} with this method lacks: it belongs to another model or method")
-    if list(classes) != of:
-        raise UserError(f"{file}: tells the classes {_few(of)} apart, not {_few(classes)}; give data with its own classes")
+        raise UserError(
+            f"{file}: has {surplus[0]}, which {name} with this method lacks: it belongs to another model or method; "
+            "give the settings it was trained with"
+        )
+    if its_alpha != alpha:
+        raise UserError(f"{file}: was trained with alpha {its_alpha:g}, not {alpha:g}; leave method.alpha as it was")
+    if list(classes) != its_classes:
+        raise UserError(f"{file}: tells the classes {_few(its_classes)} apart, not {_few(classes)}; give data with its own classes")
     return {key: found[key] for key in shapes}
 
 

@@ -49,21 +49,6 @@ Made by flora-hpc. It sits on a CLIPModel with the weights of the open_clip mode
 """
 
 
-def read(folder: Path) -> tuple[dict[str, torch.Tensor], float | None]:
-    """What `adapters.save` wrote: tensors by name, float32, and alpha where they are low-rank updates.
-
-    Raises UserError when there is no adapter that can be read.
-    """
-    file, tensors = adapters.read(folder)
-    if file.name == adapters.PLAIN_FILE:
-        return tensors, None
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        return tensors, config["lora_alpha"] / config["r"]  # PEFT's alpha is the paper's times the rank
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"{folder}: has no readable adapter_config.json beside {file.name}; put back what the run wrote") from None
-
-
 def low_rank(alpha: float | None) -> float:
     """`alpha` itself. Raises UserError where there is none, since PEFT's LoRA layout holds low-rank updates only."""
     if alpha is None:
@@ -118,7 +103,7 @@ def save_open_clip(folder: Path, clip: Clip, config: ModelConfig, state: Tensors
     """Write `state` as a directory that open_clip loads by the name `local-dir:<folder>`. `clip` was loaded by `config`."""
     source = weights.find(config)
     model_cfg = open_clip.get_model_config(source.name)
-    if source.tag.get("quick_gelu"):
+    if source.facts.get("quick_gelu"):
         model_cfg["quick_gelu"] = True
     settings = {"model_cfg": model_cfg, "preprocess_cfg": clip.model.visual.preprocess_cfg}
     folder.mkdir()

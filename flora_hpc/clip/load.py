@@ -63,7 +63,7 @@ def _build(source: weights.Source, device: str) -> Any:
             source.name,
             load_weights=False,
             pretrained_text=False,
-            force_quick_gelu=bool(source.tag.get("quick_gelu")),
+            force_quick_gelu=bool(source.facts.get("quick_gelu")),
             force_preprocess_cfg=source.preprocess,
             device=device,
         )

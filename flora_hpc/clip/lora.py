@@ -25,11 +25,12 @@ class Lora(NamedTuple):
         return (x @ self.down.transpose(1, 2) * self.alpha) @ self.up.transpose(1, 2)
 
 
-def dropout(probability: float, noise: Sequence[torch.Generator]) -> Drop:
-    """Zero numbers with this probability and scale the rest up; each client draws from its own source of noise."""
+def dropout(probability: float, seeds: Sequence[int]) -> Drop:
+    """Zero numbers with this probability and scale the rest up; each client draws from a seed of its own, whoever is beside it."""
 
     def drop(x: torch.Tensor) -> torch.Tensor:
-        kept = torch.stack([torch.rand(x.shape[1:], generator=source) >= probability for source in noise])
+        sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+        kept = torch.stack([torch.rand(x.shape[1:], generator=source) >= probability for source in sources])
         return x * kept.to(x.device, x.dtype) / (1 - probability)
 
     return drop

@@ -2,13 +2,16 @@
 
 On CPUs the gradient of a LayerNorm's weight and bias is gathered in one buffer per thread, and oneDNN cuts the gradient of a large
 convolution's weight by threads, too. Matrix products (with MKL_CBWR set), attention and sums over rows are steady. This matters
-only where such weights are trained; the convolutions of residual networks are left as they are.
+only where such weights are trained. Convolutions whose patches overlap, and norms of channels, are left as they are.
 """
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import LayerNorm
+from timm.layers import LayerNorm as TimmNorm
 from torch import nn
+
+NORMS = (nn.LayerNorm, LayerNorm, TimmNorm)  # and not those that inherit from them to normalise something else
 
 
 class SteadyNorm(nn.Module):
@@ -45,7 +48,7 @@ def steady(model: nn.Module) -> nn.Module:
     """Put steady layers into `model`, in place, under the same names; returns `model`, which computes the same to rounding."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in (nn.LayerNorm, LayerNorm) and child.weight is not None and child.bias is not None:
+            if type(child) in NORMS and child.weight is not None and child.bias is not None:
                 setattr(parent, name, SteadyNorm(child))  # type: ignore[arg-type] # mypy does not narrow by type()
             elif isinstance(child, nn.Conv2d) and _has_separate_patches(child):
                 setattr(parent, name, Patches(child))

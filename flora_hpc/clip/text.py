@@ -61,7 +61,7 @@ def why_not(model: Any) -> str | None:
         return f"its text tower is a {type(root).__name__}"
     pooling = getattr(root, "text_pool_type", getattr(root, "pool_type", None))
     if root.attn_mask is None or pooling != "argmax" or getattr(root, "cls_emb", None) is not None:
-        return "its text tower is not causal and read at the end token"
+        return "its text tower is not both causal and read at the end token"
     if not all(
         type(block) is ResidualAttentionBlock and type(block.attn) is SplitAttention for block in root.transformer.resblocks
     ):

@@ -21,8 +21,9 @@ class PlainText:
 
     def __init__(self, model: Any, tokens: torch.Tensor) -> None:
         self.model, self.reason = model, why_not(model)
-        distinct, self.rows = torch.unique(tokens, dim=0, return_inverse=True)
-        self.tokens = distinct.to(next(model.parameters()).device)
+        distinct, rows = torch.unique(tokens, dim=0, return_inverse=True)
+        device = next(model.parameters()).device
+        self.tokens, self.rows = distinct.to(device), rows.to(device)
         self.num_positions = distinct.numel()
 
     def __call__(

@@ -2,19 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from flora_hpc.clip.lora import Lora, dropout
-from flora_hpc.clip.text import TextTower
+from flora_hpc.clip.lora import Drop, Lora, dropout
 from flora_hpc.clip.towers import encode, num_image_positions
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe
 from flora_hpc.plugins import BaseOptions
 
 PROJECTIONS = {  # of a target, without its tower: layers of every block
@@ -101,8 +100,14 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
         return {name: values(name, shape) for name, shape in shapes.items()}
 
     def adapters(paths: list[str], tensors: Tensors, noise: Noise) -> Mapping[str, Lora]:
-        drop = dropout(options.dropout, noise) if options.dropout and noise is not None else None
-        return {path: Lora(tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"], options.alpha, drop) for path in paths}
+        def drop(path: str) -> Drop | None:
+            if noise is None or not options.dropout:
+                return None
+            return dropout(options.dropout, [seed + number[path] for seed in noise])  # another mask for every layer
+
+        return {path: Lora(tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"], options.alpha, drop(path)) for path in paths}
+
+    number = {path: i for i, path in enumerate(layers)}
 
     if text_layers:
 
@@ -132,16 +137,6 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
         alpha=options.alpha,
         noisy=options.dropout > 0,
     )
-
-
-def describe(image_trained: bool, text: Any) -> str:
-    """What is computed how. `text` is the text tower, if it is trained."""
-    images = "every image in every step, since the image tower is trained" if image_trained else "each image once for all rounds"
-    if text is None:
-        return f"{images}; captions once for all rounds"
-    if isinstance(text, TextTower):
-        return f"{images}; captions as a tree of {text.num_positions:,} tokens"
-    return f"{images}; distinct captions at full length ({text.num_positions:,} tokens), since {text.reason}"
 
 
 def ranks_held(shapes: Mapping[str, tuple[int, ...]], ranks: Ints) -> torch.Tensor:

@@ -17,7 +17,8 @@ from flora_hpc.data.images import Ints
 from flora_hpc.data.shards import Shards
 
 Tensors = Mapping[str, torch.Tensor]
-Noise = Sequence[torch.Generator] | None  # each client's own source of random numbers in a step; None when evaluating
+Noise = Sequence[int] | None  # a seed of each client for this step, where random numbers are drawn; None when evaluating
+UNUSED = ("logit_bias", "text_decoder.")  # parameters that no score depends on, so that training them would only decay them
 Init = Callable[[np.random.Generator], dict[str, torch.Tensor]]
 
 
@@ -59,6 +60,7 @@ class Method:
     per_class: bool = False  # whether trained tensors belong to the classes, so that other classes cannot use them
     noisy: bool = False  # whether training draws random numbers
     holds: Callable[[Ints], torch.Tensor] | None = None  # clients (n,) -> (n, num_params) bool, where some hold only a part
+    sends: Callable[[Ints], Ints] | None = None  # clients (n,) -> (n,) int64, trained numbers of each, where some hold only a part
 
     @property
     def num_params(self) -> int:
@@ -70,11 +72,11 @@ class Method:
         """An adapter or an update as float32, without any header; of the largest client, where they differ."""
         return 4 * self.num_params
 
-    def bytes_of(self, held: torch.Tensor | None, num_clients: int) -> Ints:
-        """What each of `num_clients` clients, which hold `held` (num_clients, num_params) bool, sends: (num_clients,) int64."""
-        if held is None:
-            return np.full(num_clients, self.payload_bytes, np.int64)
-        return 4 * held.sum(1).cpu().numpy()
+    def bytes_of(self, clients: Ints) -> Ints:
+        """What each of `clients` (num_clients,) int64 sends and receives: (num_clients,) int64."""
+        if self.sends is None:
+            return np.full(len(clients), self.payload_bytes, np.int64)
+        return 4 * self.sends(clients)
 
     def unpack(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """(..., num_params) -> {name: (..., *shape)}, in the order of `shapes`; one split, so autograd joins gradients once."""
@@ -88,6 +90,16 @@ class Method:
     def pack(self, tensors: Tensors) -> torch.Tensor:
         """The inverse of `unpack` for one client: {name: shape} -> (num_params,) float32."""
         return torch.cat([torch.empty(0), *(tensors[name].reshape(-1).cpu() for name in self.shapes)]).float()
+
+
+def describe(image_trained: bool, text: TextTower | PlainText | None) -> str:
+    """What is computed how. `text` is the text tower, if it is trained."""
+    images = "every image in every step, since the image tower is trained" if image_trained else "each image once for all rounds"
+    if text is None:
+        return f"{images}; captions once for all rounds"
+    if isinstance(text, TextTower):
+        return f"{images}; captions as a tree of {text.num_positions:,} tokens"
+    return f"{images}; distinct captions at full length ({text.num_positions:,} tokens), since {text.reason}"
 
 
 def cosine_scores(scale: torch.Tensor, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,10 @@ def build(options: Options, setting: Setting) -> Method:
     def holds(clients: Ints) -> torch.Tensor:
         return _lora.ranks_held(method.shapes, ranks[clients])
 
-    return replace(method, holds=holds, how=f"{method.how}; clients have ranks {ranks.min()} to {ranks.max()}")
+    def sends(clients: Ints) -> Ints:
+        return ranks[clients] * (method.num_params // options.max_rank)
+
+    return replace(method, holds=holds, sends=sends, how=f"{method.how}; clients have ranks {ranks.min()} to {ranks.max()}")
 
 
 def choose_ranks(options: Options, shards: Shards, labels: Ints, num_classes: int) -> Ints:

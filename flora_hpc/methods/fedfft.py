@@ -1,11 +1,10 @@
-"""FedFFT: full fine-tuning; every weight of the CLIP is trained and sent."""
+"""FedFFT: full fine-tuning; every weight that a score depends on is trained and sent."""
 
 import numpy as np
 import torch
 
 from flora_hpc.clip.towers import encode, num_image_positions
-from flora_hpc.methods import _lora
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores
+from flora_hpc.methods._method import UNUSED, Method, Noise, Setting, Tensors, cosine_scores, describe
 from flora_hpc.plugins import BaseOptions
 
 
@@ -15,7 +14,7 @@ class Options(BaseOptions):
 
 def build(options: Options, setting: Setting) -> Method:
     model, text = setting.clip.model, setting.text
-    weights = dict(model.named_parameters())
+    weights = {name: value for name, value in model.named_parameters() if not name.startswith(UNUSED)}
     of_image = [name for name in weights if name.startswith("visual.")]
     of_text = [name for name in weights if not name.startswith("visual.")]
 
@@ -34,7 +33,7 @@ def build(options: Options, setting: Setting) -> Method:
         init,
         classes,
         logits,
-        how=_lora.describe(True, text),
+        how=describe(True, text),
         sees="pixels",
         text_positions=text.num_positions,
         image_positions=num_image_positions(model),

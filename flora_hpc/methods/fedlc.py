@@ -8,8 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flora_hpc.methods import _lora
-from flora_hpc.methods._method import Init, Method, Noise, Setting, Tensors
+from flora_hpc.methods._method import Init, Method, Noise, Setting, Tensors, describe
 from flora_hpc.plugins import BaseOptions
 
 
@@ -19,7 +18,7 @@ class Options(BaseOptions):
 
 def build(options: Options, setting: Setting) -> Method:
     shapes, init = head(setting)
-    return Method(shapes, init, classes, logits, how=_lora.describe(False, None), per_class=True)
+    return Method(shapes, init, classes, logits, how=describe(False, None), per_class=True)
 
 
 def head(setting: Setting) -> tuple[dict[str, tuple[int, ...]], Init]:

@@ -11,8 +11,7 @@ from pydantic import Field, model_validator
 
 from flora_hpc.clip.text import TextTower, text_root, why_not
 from flora_hpc.errors import UserError
-from flora_hpc.methods import _lora
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe
 from flora_hpc.plugins import BaseOptions
 
 STAND_IN = "X"  # one token, as CoOp has it: what stands where a random vector goes
@@ -39,10 +38,11 @@ def build(options: Options, setting: Setting) -> Method:
     (start,) = clip.tokenize([context])
     num_tokens = int(start.argmax()) - 1  # without the start and the end token
     root, _ = text_root(clip.model)
-    if num_tokens + 3 > root.positional_embedding.shape[0]:
-        raise UserError(
-            f"method.num_tokens: {num_tokens} vectors leave no room for a class name in {len(root.positional_embedding)}"
-        )
+    names = clip.tokenize([f"{name}." for name in setting.wordings])
+    length = len(root.positional_embedding)
+    if int(names.argmax(1).max()) + num_tokens + 1 > length or (options.num_tokens or 0) > num_tokens:
+        key = "num_tokens" if options.num_tokens else "context"
+        raise UserError(f"method.{key}: leaves no room for the longest class name in {length} tokens; make it shorter")
     tower = TextTower(clip.model, clip.tokenize([f"{context} {name}." for name in setting.wordings]))
     words, scale = root.token_embedding.weight[start[1 : num_tokens + 1]], clip.model.logit_scale.exp()
 
@@ -57,5 +57,5 @@ def build(options: Options, setting: Setting) -> Method:
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         return cosine_scores(scale, inputs, classes)
 
-    how, positions = _lora.describe(False, tower), tower.num_positions
+    how, positions = describe(False, tower), tower.num_positions
     return Method({"context": tuple(words.shape)}, init, classes, logits, how=how, text_positions=positions)

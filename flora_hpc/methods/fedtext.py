@@ -3,11 +3,10 @@
 import numpy as np
 import torch
 
-from flora_hpc.methods import _lora
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores
+from flora_hpc.methods._method import UNUSED, Method, Noise, Setting, Tensors, cosine_scores, describe
 from flora_hpc.plugins import BaseOptions
 
-NOT_TEXT = ("visual.", "logit_scale", "logit_bias", "text_decoder.")
+NOT_TEXT = ("visual.", "logit_scale", *UNUSED)
 
 
 class Options(BaseOptions):
@@ -33,6 +32,6 @@ def build(options: Options, setting: Setting) -> Method:
         init,
         classes,
         logits,
-        how=_lora.describe(False, text),
+        how=describe(False, text),
         text_positions=text.num_positions,
     )

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from flora_hpc.clip.towers import encode, num_image_positions
-from flora_hpc.methods import _lora, fedlc
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors
+from flora_hpc.methods import fedlc
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, describe
 from flora_hpc.plugins import BaseOptions
 
 
@@ -30,7 +30,7 @@ def build(options: Options, setting: Setting) -> Method:
         init,
         fedlc.classes,
         logits,
-        how=_lora.describe(True, None),
+        how=describe(True, None),
         sees="pixels",
         per_class=True,
         image_positions=num_image_positions(model),

@@ -1,6 +1,7 @@
 """`flora-hpc evaluate`: any adapter, any data; its own tests of agreement are in contracts/test_methods.py."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,9 +69,10 @@ def test_an_adapter_of_something_else(runs: dict[str, Path], overrides: list[str
 
 
 def test_a_run_without_an_adapter(runs: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text((runs["flora"] / "config.yaml").read_text())
+    for name in ("config.yaml", "run.h5"):
+        shutil.copy(runs["flora"] / name, tmp_path)
     assert "holds no adapter" in refusal(tmp_path)
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:
-    assert "there is no such file" in refusal(tmp_path / "nothing")
+    assert "holds no run" in refusal(tmp_path / "nothing")

@@ -78,5 +78,5 @@ def test_a_model_without_its_weights_is_refused(tmp_path: Path, monkeypatch: pyt
     config = files("flora_hpc.clip.flora_tiny") / "open_clip_config.json"
     (tmp_path / "open_clip_config.json").write_text(config.read_text())
     monkeypatch.setattr(weights, "files", lambda package: tmp_path)
-    with pytest.raises(UserError, match="has no weights"):
+    with pytest.raises(UserError, match="must hold one weights file"):
         load(ModelConfig(), 0, CPU)

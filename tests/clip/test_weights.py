@@ -118,7 +118,10 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, suffix: st
 
 
 def test_a_directory_without_a_configuration(tmp_path: Path) -> None:
-    assert "has no readable open_clip_config.json; give the weights file itself" in refusal(name="x", pretrained=str(tmp_path))
+    assert (
+        "has no open_clip_config.json with a model_cfg of embed_dim, vision_cfg and text_cfg; mend it, or give the weights file"
+        in refusal(name="x", pretrained=str(tmp_path))
+    )
 
 
 def test_a_tag_that_cannot_be_fetched_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,15 +130,75 @@ def test_a_tag_that_cannot_be_fetched_is_told_what_to_do(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(weights.open_clip, "download_pretrained", offline)
     message = refusal(name="ViT-B-32", pretrained="laion2b_s34b_b79k")
-    assert "are not in the cache and cannot be fetched (ConnectionError: no route to host)" in message
-    assert "HF_HOME" in message
+    assert (
+        "'laion2b_s34b_b79k' of ViT-B-32 is not in the cache and cannot be fetched (ConnectionError: no route to host)" in message
+    )
+    assert "create_model('ViT-B-32', 'laion2b_s34b_b79k')\" with this HF_HOME" in message
 
 
-def test_a_tag_brings_its_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = weights.find(ModelConfig(name="ViT-B-32", pretrained="datacomp_xl_s13b_b90k"))
-    assert source.preprocess["mean"] == (0.48145466, 0.4578275, 0.40821073)
-    source = weights.find(ModelConfig(name="ViT-B-16-SigLIP", pretrained="webli"))
-    assert source.preprocess["mean"] == (0.5, 0.5, 0.5)
+def test_a_tag_brings_its_preprocessing() -> None:
+    """MobileCLIP's images are not normalised; CLIP's are."""
+    clip = load(ModelConfig(name="MobileCLIP-S1", pretrained="datacompdr"), 0, torch.device("meta"))
+    assert clip.model.visual.preprocess_cfg["mean"] == (0.0, 0.0, 0.0)
+    clip = load(ModelConfig(name="ViT-B-32", pretrained="laion2b_s34b_b79k"), 0, torch.device("meta"))
+    assert clip.model.visual.preprocess_cfg["mean"] == (0.48145466, 0.4578275, 0.40821073)
+
+
+def test_a_directory_cannot_bring_code(tmp_path: Path) -> None:
+    """Hugging Face's tokenizers run a directory's Python when they are told to trust it."""
+    text = json.loads((TINY / weights.CONFIG_FILE).read_text())["model_cfg"]["text_cfg"]
+    evil = text | {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    message = refusal(name="mine", pretrained=str(directory(tmp_path, STATE, text_cfg=evil)))
+    assert "asks for trust_remote_code; code of a checkpoint is never run: take it out" in message
+
+
+def test_a_directory_with_several_weights_files_is_not_guessed_about(tmp_path: Path) -> None:
+    directory(tmp_path, STATE, "epoch_1.pt")
+    torch.save(STATE, tmp_path / "epoch_10.pt")
+    assert "must hold one weights file beside its open_clip_config.json, but holds epoch_1.pt, epoch_10.pt" in refusal(
+        name="mine", pretrained=str(tmp_path)
+    )
+
+
+def test_a_snapshot_of_a_hub_has_both_formats_and_safetensors_is_taken(tmp_path: Path) -> None:
+    directory(tmp_path, STATE)
+    torch.save({}, tmp_path / "open_clip_pytorch_model.bin")
+    assert weights.find(ModelConfig(name="mine", pretrained=str(tmp_path))).file == tmp_path / "open_clip_model.safetensors"
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"model_cfg": []}', '{"model_cfg": {"embed_dim": 128}}', "no json"])
+def test_a_broken_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    (directory(tmp_path, STATE) / weights.CONFIG_FILE).write_text(content)
+    assert "mend it, or give the weights file itself" in refusal(name="ViT-B-32", pretrained=str(tmp_path))
+
+
+def test_a_folder_that_is_called_like_a_tag_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("openai", "none"):
+        (tmp_path / name).mkdir()
+    assert weights.find(ModelConfig(name="ViT-B-32", pretrained="openai")).tag == "openai"
+    assert weights.find(ModelConfig(name="ViT-B-32", pretrained="none")).random
+
+
+def test_a_path_is_kept_so_that_it_holds_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file(STATE, tmp_path / "w.safetensors")
+    for text in ("w.safetensors", "./w.safetensors", "~/w.safetensors"):
+        assert ModelConfig(name="ViT-B-32", pretrained=text).pretrained == str(tmp_path / "w.safetensors")
+    assert ModelConfig(name="ViT-B-32", pretrained="openai").pretrained == "openai"
+
+
+def test_a_longer_context_is_interpolated_and_an_impossible_grid_told(tmp_path: Path) -> None:
+    state = dict(STATE)
+    state["positional_embedding"] = STATE["positional_embedding"][:40].clone()
+    assert load(ModelConfig(name="mine", pretrained=str(directory(tmp_path, state))), 0, CPU).model.positional_embedding.shape == (
+        77,
+        128,
+    )
+    state["visual.positional_embedding"] = torch.zeros(12, 192)
+    message = refusal(name="mine", pretrained=str(directory(tmp_path, state)))
+    assert "visual.positional_embedding (12 x 192 in the file, 17 x 192 in the model)" in message
 
 
 MAPPED = """

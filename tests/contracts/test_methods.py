@@ -29,7 +29,8 @@ def method(name: str, captions: torch.Tensor) -> Method:
     """The method with its defaults, on a small CLIP; prompts are three context tokens and one of the name."""
     module = plugins.member("methods", name)
     prompts = torch.tensor([[1, 7, 8, 9 + i, 39] + [0] * 7 for i in range(5)])
-    known = {"a photo of a": CONTEXT, "a photo of a name 0.": prompts}
+    names = torch.tensor([[1, 9 + i, 39] + [0] * 9 for i in range(5)])
+    known = {"a photo of a": CONTEXT, "a photo of a name 0.": prompts, "name 0.": names}
     result: Method = module.build(module.Options(name=name), setting(small_model(), captions, known))
     return result
 
@@ -101,7 +102,7 @@ def test_what_was_saved_is_what_is_loaded(name: str, method: Method, captions: t
     model = setting(small_model(), captions).clip.model
     classes = ("a", "b") if method.per_class else ()
     adapters.save(tmp_path / "adapter", model, tensors, method.alpha, "small", name, classes)
-    loaded = adapters.load(tmp_path / "adapter", method.shapes, "small", classes)
+    loaded = adapters.load(tmp_path / "adapter", method.shapes, "small", method.alpha, classes)
     assert set(loaded) == set(tensors)
     assert all(loaded[key].equal(tensors[key]) for key in tensors)
 

@@ -6,7 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from flora_hpc import round as rounds
+from flora_hpc import trainer
 from flora_hpc.clip.attention import split
+from flora_hpc.config import ClientConfig
+from flora_hpc.data.inputs import Features
 from flora_hpc.errors import UserError
 from flora_hpc.methods import feddylora, flora
 from flora_hpc.methods._method import Method
@@ -113,7 +117,7 @@ def test_a_client_holds_the_first_rows_of_a_and_columns_of_b(captions: torch.Ten
             kept = part[client] if name.endswith("lora_A") else part[client].T
             assert kept[:rank].all()
             assert not kept[rank:].any()
-    assert method.bytes_of(method.holds(np.array([0, 1, 2])), 3).tolist() == [4 * 2 * rank * 32 for rank in (8, 4, 1)]
+    assert method.bytes_of(np.array([0, 1, 2])).tolist() == [4 * 2 * rank * 32 for rank in (8, 4, 1)]
 
 
 def test_bounds_in_the_wrong_order_are_refused() -> None:
@@ -127,3 +131,28 @@ def test_more_clients_than_can_be_looked_at_are_refused(captions: torch.Tensor) 
     many = Population(10**9, 5, 0, lambda count, rng: np.arange(count))
     with pytest.raises(UserError, match="1,000,000,000 are more than 100,000"):
         feddylora.choose_ranks(feddylora.Options(name="feddylora"), many, np.arange(5), 5)
+
+
+def test_a_client_of_lower_rank_trains_what_flora_of_that_rank_would(captions: torch.Tensor) -> None:
+    """It starts from the rows it holds, ends with zeros elsewhere, and its step is that of a flora client of its rank."""
+    case = setting(small_model(), captions)
+    method, config = dynamic(captions, alpha=2.0), ClientConfig(batch_size=4, lr=0.01, loss="classification")
+    assert method.holds is not None
+    generator = torch.Generator().manual_seed(0)
+    adapter = torch.randn(method.num_params, generator=generator) * 0.2
+    features, labels = torch.randn(15, 8, generator=generator), torch.from_numpy(case.labels)
+    for client, rank in enumerate((8, 4, 1)):
+        batches = trainer.make_batches(np.array([client]), case.shards, config, 0, 1)
+        held = method.holds(np.array([client]))
+        result = trainer.train(method, adapter, batches, Features(features), labels, config, held)
+        end = method.unpack(adapter + result.updates[0])
+        alone = build(captions, rank=rank, alpha=2.0)
+        first = {name: t[:rank] if name.endswith("A") else t[:, :rank] for name, t in method.unpack(adapter).items()}
+        other = trainer.train(alone, alone.pack(first), batches, Features(features), labels, config)
+        wanted = alone.unpack(alone.pack(first) + other.updates[0])
+        for name, tensor in end.items():
+            kept, rest = (tensor[:rank], tensor[rank:]) if name.endswith("A") else (tensor[:, :rank], tensor[:, rank:])
+            torch.testing.assert_close(kept, wanted[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(rest, torch.zeros_like(rest), rtol=0, atol=1e-7)
+        trained = rounds.norms(result.updates, held)
+        torch.testing.assert_close(trained, other.updates.norm(dim=1), rtol=1e-3, atol=1e-6)
