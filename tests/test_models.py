@@ -49,7 +49,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("method", ["flora", "fedfft", "fedtext", "fedlc"])
 def test_a_run_on_another_architecture(folder: Path, method: str, squares: Path, invoke: Callable[..., str]) -> None:
     model = ["-s", "model.name=mine", "-s", f"model.pretrained={folder}", "-s", f"method.name={method}"]
-    invoke("run", ROOT / "configs" / "quickstart.yaml", *model, *FEW, "-s", f"data={{name: hdf5, path: {squares}}}", "--out", folder / "run")
+    model += ["-s", f"data={{name: hdf5, path: {squares}}}"]
+    invoke("run", ROOT / "configs" / "quickstart.yaml", *model, *FEW, "--out", folder / "run")
     attributes, tables = hdf5file.read(folder / "run")
     assert attributes["status"] == "finished"
     assert (tables["clients"]["update_norm"] > 0).all()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,3 +77,12 @@ def test_a_run_without_an_adapter(runs: dict[str, Path], tmp_path: Path) -> None
 
 def test_no_run_at_all(tmp_path: Path) -> None:
     assert "holds no run" in refusal(tmp_path / "nothing")
+
+
+@pytest.mark.mpi
+def test_two_ranks_say_once_what_one_says(
+    runs: dict[str, Path], flora: Callable[..., subprocess.CompletedProcess[str]], mpiexec: list[str], invoke: Invoke
+) -> None:
+    result = flora("evaluate", runs["flora"], under=[*mpiexec, "-n", "2"])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == invoke("evaluate", runs["flora"])
