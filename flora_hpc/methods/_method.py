@@ -107,7 +107,18 @@ def cosine_scores(scale: torch.Tensor, images: torch.Tensor, classes: torch.Tens
     rows = scale.expand(
         *images.shape[:2], 1
     )  # a scale that is trained: its gradient is summed in steps too small to be cut by threads
-    return rows * F.normalize(images, dim=-1) @ classes.transpose(1, 2)
+    return products(rows * F.normalize(images, dim=-1), classes)
+
+
+def products(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """images (num_clients, batch, dim) times classes (num_clients or 1, C, dim) -> (num_clients, batch, C).
+
+    A lone small product is cut by threads in MKL, in spite of MKL_CBWR, and comes out differently for one and two of them; products
+    in a batch are not. So a lone client is computed twice.
+    """
+    if len(images) > 1:
+        return images @ classes.transpose(1, 2)
+    return (images.expand(2, -1, -1) @ classes.transpose(1, 2).expand(2, -1, -1))[:1]
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flora_hpc.methods._method import Init, Method, Noise, Setting, Tensors, describe
+from flora_hpc.methods._method import Init, Method, Noise, Setting, Tensors, describe, products
 from flora_hpc.plugins import BaseOptions
 
 
@@ -38,4 +38,4 @@ def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
 
 def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
     """Scores (num_clients, batch, num_classes) of features (num_clients, batch, embed_dim)."""
-    return torch.baddbmm(tensors["classifier.bias"][:, None], F.normalize(inputs, dim=-1), classes.transpose(1, 2))
+    return products(F.normalize(inputs, dim=-1), classes) + tensors["classifier.bias"][:, None]

@@ -15,7 +15,7 @@ GRADIENTS = """
 import flora_hpc, hashlib, sys, torch
 from torch import nn
 from flora_hpc.clip.steady import Patches, SteadyNorm
-from flora_hpc.methods._method import cosine_scores
+from flora_hpc.methods._method import cosine_scores, products
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
 norm, patches, scale = SteadyNorm(nn.LayerNorm(768)), Patches(nn.Conv2d(3, 256, 16, 16)), torch.zeros(1, 1, 1, requires_grad=True)
@@ -23,11 +23,13 @@ outputs = [norm(torch.randn(64, 50, 768)).sin(), patches(torch.randn(32, 3, 128,
 outputs.append(cosine_scores(scale.exp(), torch.randn(1, 256, 512), torch.randn(1, 9, 512)).sin())
 parameters = [*norm.parameters(), *patches.parameters(), scale]
 gradients = torch.autograd.grad(sum(output.sum(-1).sum(-1).sum() for output in outputs), parameters)
+small = [products(torch.randn(1, n, 128), torch.randn(1, c, 128)) for n in (1, 4, 8, 32) for c in (10, 47)]
+gradients = [*gradients, *small]
 print(*(hashlib.sha256(gradient.numpy().tobytes()).hexdigest()[:12] for gradient in gradients))
 """
 
 
-def test_gradients_are_the_same_bits_for_one_two_and_three_threads() -> None:
+def test_gradients_and_small_products_are_the_same_bits_for_one_two_and_three_threads() -> None:
     def bits(threads: int) -> str:
         command = [sys.executable, "-c", GRADIENTS, str(threads)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
