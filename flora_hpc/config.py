@@ -36,6 +36,19 @@ class ModelConfig(Section):
     precision: Literal["fp32"] = Field("fp32", description="number format of the frozen weights")
 
 
+def _folder(value: Any) -> Any:
+    return value if value in ("auto", "none") or not isinstance(value, str) else str(Path(value).expanduser().absolute())
+
+
+class FeaturesConfig(Section):
+    """Where the features of images are kept, so that later runs need not compute them."""
+
+    store: Annotated[str, BeforeValidator(_folder)] = Field(
+        "auto", description="a folder that all nodes share; auto: $FLORA_HPC_CACHE, or ~/.cache/flora_hpc; none: keep nothing"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format they are kept in; bf16 halves their size")
+
+
 class CohortConfig(Section):
     """Who takes part in a round: a share of the clients, or a number of them."""
 
@@ -76,6 +89,7 @@ class EvaluateConfig(Section):
     """How often the test accuracy is measured."""
 
     every: int = Field(1, ge=1, description="rounds between evaluations; rounds 0 and the last are always evaluated")
+    per_client: bool = Field(False, description="also test each client on its own mix of classes: mean, spread and worst client")
 
 
 def _backend(value: Any) -> Any:
@@ -94,13 +108,14 @@ class CommConfig(Section):
 
 
 class Config(Section):
-    """The whole experiment. Only `simulation` and `cli` see it; other modules get their own branch."""
+    """The whole experiment. Only `simulation`, `prepare` and `cli` see it; other modules get their own branch."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random number of the run")
     rounds: int = Field(50, ge=0, description="rounds of training after round 0, which only evaluates")
     model: ModelConfig = ModelConfig()
     method: SerializeAsAny[BaseOptions]
     data: SerializeAsAny[BaseOptions]
+    features: FeaturesConfig = FeaturesConfig()
     partition: SerializeAsAny[BaseOptions]
     cohort: CohortConfig = CohortConfig()
     client: ClientConfig = ClientConfig()

@@ -1,23 +1,78 @@
-"""The accuracy of an adapter on the test images."""
+"""The accuracy of an adapter on the test images, of all clients together and of each on its own mix of classes."""
 
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Inputs
+from flora_hpc.data.shards import Shards
+from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
+from flora_hpc.records.schema import Rows
+
+MOST_SCORES = 2**27  # of images against captions at once: half a gibibyte
+MANY = 10_000  # clients; of more, this many are tested on their own, evenly spaced
 
 
-def count_correct(method: Method, adapter: torch.Tensor, inputs: Inputs, labels: torch.Tensor, rank: int = 0, size: int = 1) -> int:
-    """How many of this rank's test images get the highest score for their own class. Blocks of images go to ranks in turn.
+def count_correct(
+    method: Method, adapter: torch.Tensor, inputs: Inputs, labels: torch.Tensor, test: torch.Tensor, rank: int = 0, size: int = 1
+) -> Ints:
+    """How many of this rank's test images of each class get the highest score for it: (num_classes,) int64.
 
-    `adapter` (num_params,) float32, `labels` (num_images,) int64.
+    Blocks of images go to ranks in turn. `adapter` (num_params,) float32, `labels` (num_images,) int64, `test` (num_test_images,)
+    int64 rows of the images. Where every image has a caption of its own, those of the test images compete with each other, and
+    there is one count of all, (1,).
     """
-    mine = range(0, len(labels), inputs.block)[rank::size]
-    correct = 0
+    competing = torch.from_numpy(np.unique(labels[test].cpu().numpy())).to(labels.device) if method.paired else None
+    block = inputs.block if competing is None else max(1, min(inputs.block, MOST_SCORES // len(competing)))
+    starts = range(0, len(test), block)[rank::size]
+    correct = [torch.empty(0, dtype=torch.int64)]  # labels of the images that were right
     with torch.inference_mode():
         tensors = method.unpack(adapter[None])
-        classes = method.classes(tensors, None) if mine else torch.empty(0)
-        for start in mine:
-            rows = torch.arange(start, min(start + inputs.block, len(labels)), device=labels.device)
+        wanted = () if competing is None else (competing[None],)
+        classes = method.classes(tensors, None, *wanted) if starts else torch.empty(0)
+        for start in starts:
+            rows = test[start : start + block]
             scores = method.logits(tensors, classes, inputs(rows[None]), None)[0]
-            correct += int((scores.argmax(1) == labels[rows]).sum())
-    return correct
+            best = scores.argmax(1) if competing is None else competing[scores.argmax(1)]
+            correct.append(labels[rows][best == labels[rows]].cpu())
+    counts = np.bincount(torch.cat(correct).numpy(), minlength=1)
+    return counts if competing is None else counts.sum(keepdims=True)
+
+
+@dataclass(frozen=True)
+class Mixes:
+    """Clients that are tested on their own: on the test images, weighted so that the classes are mixed as in the client's data.
+
+    That is the limit of a client's own test split with its label shares: exact, and without the noise of a small sample.
+    """
+
+    clients: Ints  # (n,)
+    shares: npt.NDArray[np.float32]  # (n, num_classes), of the classes that have test images; rows sum to 1
+    num_test: Ints  # (num_classes,) test images
+
+    def note(self, row: Rows, correct: Ints) -> None:
+        """Put mean, spread and minimum into a row of /rounds (1,). `correct` (at most num_classes,) test images were right."""
+        right = np.zeros(len(self.num_test))
+        right[: len(correct)] = correct
+        accuracies = self.shares @ (right / np.maximum(1, self.num_test))
+        row["client_accuracy_mean"], row["client_accuracy_std"] = accuracies.mean(), accuracies.std()
+        row["client_accuracy_min"], row["worst_client"] = accuracies.min(), self.clients[accuracies.argmin()]
+
+
+def mixes(shards: Shards, labels: Ints, test: Ints, num_classes: int) -> Mixes:
+    """The mixes of classes of all clients, or of MANY of them. Clients that hold only classes without test images are left out.
+
+    Raises UserError when no client is left.
+    """
+    clients = np.unique(np.linspace(0, shards.num_clients - 1, min(MANY, shards.num_clients)).astype(np.int64))
+    num_test = np.bincount(labels[test], minlength=num_classes)
+    shares = np.stack([np.bincount(labels[shards.examples(client)], minlength=num_classes) for client in clients.tolist()])
+    shares = np.where(num_test > 0, shares, 0).astype(np.float32)
+    tested = shares.sum(1) > 0
+    if not tested.any():
+        raise UserError("evaluate.per_client: no client holds a class of which there are test images; leave it away")
+    return Mixes(clients[tested], shares[tested] / shares[tested].sum(1, keepdims=True), num_test)

@@ -23,17 +23,10 @@ from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
 from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Features, Inputs
 from flora_hpc.data.shards import Shards
+from flora_hpc.evaluate import Mixes
 from flora_hpc.methods._method import Method
 from flora_hpc.records.known import RankReport, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What a method sees of images, and their labels (num_images,) int64, on this rank's device."""
-
-    inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))
-    labels: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 @dataclass(frozen=True)
@@ -50,8 +43,10 @@ class Federation:
     shards: Shards
     group_size: int
     rows_per_client: int  # text and image positions that a client computes in a step
-    train: Examples = Examples()
-    test: Examples = Examples()
+    labels: torch.Tensor  # (num_images,) int64, on this rank's device
+    test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
+    mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0
+    inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # what the method sees of all images
 
 
 @dataclass
@@ -74,16 +69,19 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> RoundRecord
             if total.total:
                 mean = total.mean().to(state.adapter.device)
                 state.adapter, state.server = fed.aggregator.apply(state.adapter, mean, state.server)
-    num_correct = 0
-    evaluated = number % fed.evaluate.every == 0 or number == fed.rounds
-    if evaluated:
+    correct = np.zeros(0, np.int64)
+    if number % fed.evaluate.every == 0 or number == fed.rounds:
         with comm.phase("eval"):
-            num_correct = evaluate.count_correct(fed.method, state.adapter, fed.test.inputs, fed.test.labels, comm.rank, comm.size)
-    report = RankReport(rank_row(comm, number, len(rows)), rows, num_correct, digest(state.adapter))
+            correct = evaluate.count_correct(fed.method, state.adapter, fed.inputs, fed.labels, fed.test, comm.rank, comm.size)
+    report = RankReport(rank_row(comm, number, len(rows)), rows, correct, digest(state.adapter))
     reports = comm.gather(report.to_bytes())
     if reports is None:
         return None
-    return merge(number, [RankReport.from_bytes(data) for data in reports], len(fed.test.labels) if evaluated else None)
+    told = [RankReport.from_bytes(data) for data in reports]
+    record = merge(number, told, len(fed.test))
+    if fed.mixes is not None and len(correct):
+        fed.mixes.note(record.row, sum_of([report.correct for report in told]))
+    return record
 
 
 def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> tuple[ExactSum, Rows]:
@@ -99,8 +97,8 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
             fed.method,
             state.adapter,
             batches,
-            fed.train.inputs,
-            fed.train.labels,
+            fed.inputs,
+            fed.labels,
             fed.client,
             held,
             state.optimizers.get(index),
@@ -117,6 +115,14 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
         row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
         rows.append(row)
     return total, np.concatenate(rows)
+
+
+def sum_of(counts: list[Ints]) -> Ints:
+    """The sum of counts of classes, of which some lists end before the others."""
+    total = np.zeros(max(map(len, counts)), np.int64)
+    for part in counts:
+        total[: len(part)] += part
+    return total
 
 
 def norms(updates: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Build everything from a Config and play the rounds."""
+"""The jobs that ranks do together: run an experiment, test an adapter, compute all features."""
 
-import hashlib
+import json
 import os
 import platform
 import time
@@ -8,30 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 
-from flora_hpc import __version__, cohort, evaluate, plugins, seeds
-from flora_hpc.clip import adapters, weights
-from flora_hpc.clip.load import Clip, load
+from flora_hpc import __version__, embed, evaluate, prepare
+from flora_hpc.clip import adapters
+from flora_hpc.clip.load import load
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import Communicator, same_everywhere, together
-from flora_hpc.comm.exact import MAX_CLIENTS
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import Config
-from flora_hpc.data import features, shards
-from flora_hpc.data.images import Dataset, Images
-from flora_hpc.data.inputs import Features, Pixels
-from flora_hpc.data.shards import PartitionOptions
-from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Setting
+from flora_hpc.data.images import Dataset
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import TOPOLOGY, Rows
-from flora_hpc.round import Examples, Federation, State, play
+from flora_hpc.round import play
 
 
 def run(
@@ -41,24 +34,27 @@ def run(
     out: Path,
     make_observers: Callable[[], Sequence[Observer]],
     started: float,
+    progress: embed.Progress,
 ) -> None:
     """Run an experiment on all ranks of `comm` and leave its adapter in `out`.
 
-    Observers are made and told on rank 0. `started` is when the program began, by time.perf_counter. Raises UserError, on
-    every rank, for what the user must change; nothing is written then.
+    Observers are made and told on rank 0, and so is the `progress` of features. `started` is when the program began, by
+    time.perf_counter. Raises UserError, on every rank, for what the user must change; nothing is written then.
     """
-    device = together(comm, lambda: devices.pick(launch, config.comm))
-    num_threads = devices.share_cores(comm, launch)
-    meter = Meter(comm, idle=torch.cuda.synchronize if device.type == "cuda" else lambda: None)
-    fill_cache(config, comm)
-    dataset, clip, fed = together(comm, lambda: prepare(config, device))
-    same_everywhere(comm, identity(config, dataset, clip))
-    train, test = (examples(images, fed.method, clip, comm, device) for images in (dataset.train, dataset.test))
-    fed = replace(fed, train=train, test=test)
-    state = first_state(fed, comm, device)
+    place = prepare.settle(config, comm, launch)
+    meter = Meter(comm, idle=torch.cuda.synchronize if place.device.type == "cuda" else lambda: None)
+    dataset, clip, fed = together(comm, lambda: prepare.everything(config, place.device))
+    same_everywhere(comm, prepare.identity(config, dataset, clip, fed.shards))
+    inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, progress))
+    if features.damaged:
+        dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
+        fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device))
+    mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
+    fed = replace(fed, inputs=inputs, mixes=mixes)
+    state = prepare.first_state(fed, comm, place.device)
     if fed.method.sees == "features":
         del clip.model.visual  # its work is done, for all rounds
-    topology = place_rows(devices.places(comm, launch, device, num_threads))
+    topology = place_rows(devices.places(comm, launch, place.device, place.num_threads))
     observers = make_observers() if comm.rank == 0 else []
     info = RunInfo(
         seed=config.seed,
@@ -68,6 +64,10 @@ def run(
         backend=comm.name,
         world_size=comm.size,
         dataset=dataset.name,
+        features=features.place,
+        features_made_by=json.dumps({name: text for name, text in features.facts.items() if name != "damaged"}),
+        num_features_computed=features.num_computed,
+        num_damaged=len(features.damaged),
         topology=topology,
         num_rounds=config.rounds,
         num_clients=fed.shards.num_clients,
@@ -101,103 +101,38 @@ def run(
             observer.ended(status)
 
 
-def fill_cache(config: Config, comm: Communicator) -> None:
-    """Rank 0 fetches the weights, while the others wait; they then find them in the cache."""
-    together(comm, lambda: weights.fetch(weights.find(config.model)) if comm.rank == 0 else None)
+def embed_all(config: Config, comm: Communicator, launch: Launch, progress: embed.Progress) -> tuple[Dataset, embed.Embedded]:
+    """Compute and keep the features of all images that `config` names, on all ranks of `comm`. No method is needed for it.
+
+    Raises UserError, on every rank, also when images cannot be decoded and `data.damaged` does not say to skip them; the features
+    of the others are kept even so.
+    """
+    place = prepare.settle(config, comm, launch)
+    dataset, clip = together(comm, lambda: (prepare.dataset(config), load(config.model, config.seed, place.device)))
+    same_everywhere(comm, prepare.identity(config, dataset, clip))
+    embedded = embed.embed(dataset.images, dataset.name, place.work(config, clip, progress))
+    together(comm, lambda: prepare.without(dataset, embedded.damaged, config))
+    return dataset, embedded
 
 
-def measure(config: Config, adapter: Path, comm: Communicator, launch: Launch) -> tuple[str, int, int]:
+def measure(config: Config, adapter: Path, comm: Communicator, launch: Launch, progress: embed.Progress) -> tuple[str, int, int]:
     """Test a finished run's adapter on the data that `config` names, on all ranks of `comm`.
 
     Returns the dataset's name, the test images that get the highest score for their own class, and how many there are. Raises
     UserError, on every rank, when the adapter does not belong to the model, the method or the classes.
     """
-    device = together(comm, lambda: devices.pick(launch, config.comm))
-    devices.share_cores(comm, launch)
-    fill_cache(config, comm)
-    dataset, clip, method = together(comm, lambda: prepare_test(config, device))
+    place = prepare.settle(config, comm, launch)
+    dataset, clip, method = together(comm, lambda: prepare.for_test(config, place.device))
     trained = together(
         comm, lambda: adapters.load(adapter, method.shapes, clip.name, method.alpha, dataset.wordings if method.per_class else ())
     )
-    test = examples(dataset.test, method, clip, comm, device)
-    flat = method.pack(trained).to(device)
-    correct = np.array([evaluate.count_correct(method, flat, test.inputs, test.labels, comm.rank, comm.size)], np.int64)
+    dataset, inputs, features = prepare.see_test(dataset, method, place.work(config, clip, progress))
+    dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
+    flat = method.pack(trained).to(place.device)
+    labels, test = (torch.from_numpy(array).to(place.device) for array in (dataset.images.labels, dataset.test))
+    correct = evaluate.count_correct(method, flat, inputs, labels, test, comm.rank, comm.size).sum(keepdims=True)
     comm.allreduce(correct)
-    return dataset.name, int(correct[0]), len(test.labels)
-
-
-def prepare_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Method]:
-    """Dataset, model and method, where nobody trains: one client stands for all."""
-    dataset: Dataset = plugins.member("datasets", config.data.name).build(config.data)
-    num_images = len(dataset.train.labels)
-    everything = shards.Partition(np.arange(num_images), np.array([0, num_images]))
-    clip = load(config.model, config.seed, device)
-    setting = Setting(clip, dataset.wordings, dataset.captions, everything, dataset.train.labels)
-    method: Method = plugins.member("methods", config.method.name).build(config.method, setting)
-    return dataset, clip, method
-
-
-def prepare(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federation]:
-    """Dataset, model and everything a round needs but the images' features; nothing is sent. On device 'meta', shapes only.
-
-    Raises UserError for what does not exist or does not fit together.
-    """
-    dataset: Dataset = plugins.member("datasets", config.data.name).build(config.data)
-    holders = shards.make(cast(PartitionOptions, config.partition), dataset.train.labels, config.seed)
-    clip = load(config.model, config.seed, device)
-    setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.train.labels)
-    method: Method = plugins.member("methods", config.method.name).build(config.method, setting)
-    rows = method.text_positions + config.client.batch_size * method.image_positions
-    num_clients = config.cohort.num_clients(holders.num_clients)
-    if num_clients > MAX_CLIENTS:
-        raise UserError(
-            f"cohort: {num_clients:,} clients in a round are more than the {MAX_CLIENTS:,} that an exact sum holds; lower it"
-        )
-    fed = Federation(
-        seed=config.seed,
-        rounds=config.rounds,
-        cohort=config.cohort,
-        client=config.client,
-        evaluate=config.evaluate,
-        method=method,
-        aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
-        shards=holders,
-        group_size=config.client.group_size or cohort.default_group_size(num_clients, rows, method.num_params),
-        rows_per_client=rows,
-    )
-    return dataset, clip, fed
-
-
-def identity(config: Config, dataset: Dataset, clip: Clip) -> dict[str, str]:
-    """Digests of what must be alike on all ranks, or their groups and updates would not belong together."""
-    weights = hashlib.blake2b(digest_size=8)
-    for tensor in clip.model.state_dict().values():
-        weights.update(tensor.cpu().numpy().tobytes())
-    labels = hashlib.blake2b(dataset.train.labels.tobytes() + dataset.test.labels.tobytes(), digest_size=8)
-    return {
-        "configuration": config.to_yaml(),
-        "captions": "|".join(dataset.captions),
-        "labels": labels.hexdigest(),
-        "model weights": weights.hexdigest(),
-    }
-
-
-def examples(images: Images, method: Method, clip: Clip, comm: Communicator, device: torch.device) -> Examples:
-    """What `method` sees of the images: features, computed by all ranks together, or pixels, which each rank reads for itself."""
-    labels = torch.from_numpy(images.labels).to(device)
-    if method.sees == "pixels":
-        return Examples(Pixels(images, clip.preprocess, device), labels)
-    mine = together(comm, lambda: features.encode(images, clip.model, clip.preprocess, device, comm.rank, comm.size))
-    everything = features.assemble(comm.allgather(mine.tobytes()), len(images.labels))
-    return Examples(Features(torch.from_numpy(everything).to(device)), labels)
-
-
-def first_state(fed: Federation, comm: Communicator, device: torch.device) -> State:
-    """The adapter before training: rank 0's, sent to all once."""
-    adapter = fed.method.pack(fed.method.init(seeds.generator(fed.seed, "initial adapter")))
-    comm.broadcast(adapter.numpy())
-    adapter = adapter.to(device)
-    return State(adapter, fed.aggregator.init(adapter), {})
+    return dataset.name, int(correct[0]), len(dataset.test)
 
 
 def tell_started(observers: Sequence[Observer], info: RunInfo) -> None:

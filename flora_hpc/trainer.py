@@ -13,7 +13,7 @@ from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Inputs
 from flora_hpc.data.shards import Shards
 from flora_hpc.losses import LOSSES
-from flora_hpc.methods._method import Method
+from flora_hpc.methods._method import Method, Noise, Tensors
 
 Bools = npt.NDArray[np.bool_]
 
@@ -98,8 +98,11 @@ def train(
         noise = None if noise_seeds is None else noise_seeds[step][:n]
         leaf = params[:n].detach().requires_grad_()
         tensors = method.unpack(leaf)
-        scores = method.logits(tensors, method.classes(tensors, noise), inputs(rows), noise)
-        loss = LOSSES[config.loss](scores.expand(n, -1, -1), labels[rows], there)
+        classes, targets = choices(method, tensors, noise, labels[rows])
+        scores = method.logits(tensors, classes, inputs(rows), noise)
+        if method.paired:  # captions that only fill up a short batch compete with nobody
+            scores = scores.masked_fill(~there[:, None], torch.finfo(scores.dtype).min / 4)
+        loss = LOSSES[config.loss](scores.expand(n, -1, -1), targets, there)
         loss_sum[:n] += loss.detach() * there.sum(1)
         if not loss.requires_grad:  # nothing is trained
             continue
@@ -109,6 +112,16 @@ def train(
         adam(params[:n], gradient, AdamState(*(part[:n] for part in optimizer)), config)
     losses = loss_sum / torch.from_numpy(batches.present.sum((0, 2))).to(device)
     return Trained(params.sub_(adapter), losses, batches.num_steps, optimizer)
+
+
+def choices(method: Method, tensors: Tensors, noise: Noise, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What images are scored against, and which of it is right for each, for labels (num_clients, batch) int64.
+
+    That is all classes; but where every image has a caption of its own, the captions of the batch.
+    """
+    if not method.paired:
+        return method.classes(tensors, noise), labels
+    return method.classes(tensors, noise, labels), torch.arange(labels.shape[1], device=labels.device).expand(len(labels), -1)
 
 
 def draw_noise_seeds(batches: Batches) -> list[list[int]]:

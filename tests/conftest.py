@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -56,6 +56,15 @@ def setting(model: open_clip.CLIP, captions: torch.Tensor, known: dict[str, torc
     clip = Clip(split(model), lambda image: image, tokenize, "small")
     names, texts = (tuple(f"{word} {i}" for i in range(len(captions))) for word in ("name", "caption"))
     return Setting(clip, names, texts, Partition(np.arange(15), np.array([0, 8, 13, 15])), np.arange(15) % len(captions))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Features that tests compute stay in a folder of theirs."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLORA_HPC_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from flora_hpc import plugins
 from flora_hpc.config import Config
 from flora_hpc.configfile import load
 from flora_hpc.errors import UserError
@@ -49,7 +50,8 @@ def test_what_is_left_out_has_defaults(read: Load) -> None:
 
 def test_a_member_is_chosen_by_name_and_has_its_own_options(read: Load) -> None:
     config, _ = read("partition: {name: dirichlet, num_clients: 7, beta: 0.3}")
-    assert config.partition.model_dump() == {"name": "dirichlet", "num_clients": 7, "examples_per_client": None, "beta": 0.3}
+    expected = {"name": "dirichlet", "num_clients": 7, "examples_per_client": None, "beta": 0.3, "min_examples": 1}
+    assert config.partition.model_dump() == expected
 
 
 @pytest.mark.parametrize("text", ["5e-5", "5.0e-5", "0.00005"])
@@ -190,7 +192,7 @@ def test_a_key_in_the_wrong_place_is_answered_with_the_right_place(problems: Pro
 
 
 def test_a_key_near_to_nothing_is_answered_with_all_of_its_section(problems: Problems) -> None:
-    assert problems("evaluate: {zzz: 1}") == ["run.yaml: evaluate.zzz: unknown key (known here: every)"]
+    assert problems("evaluate: {zzz: 1}") == ["run.yaml: evaluate.zzz: unknown key (known here: every, per_client)"]
 
 
 # Overrides
@@ -241,10 +243,10 @@ def test_another_member_drops_the_old_ones_keys_and_says_so(read: Load) -> None:
 
 
 def test_a_member_that_the_file_left_to_the_default_drops_its_keys_too(read: Load) -> None:
-    """`digits` is the default dataset; `hdf5` has no test_fraction."""
-    config, notes = read("data: {test_fraction: 0.3}", "data.name=hdf5", "data.path=images.h5")
-    assert config.data.name == "hdf5"
-    assert "test_fraction" in notes[0]
+    """`flora` is the default method; `fedlc` has no rank."""
+    config, notes = read("method: {rank: 4}", "method.name=fedlc")
+    assert config.method.name == "fedlc"
+    assert "rank" in notes[0]
 
 
 def test_a_key_nobody_knows_is_refused_with_another_member_as_well(problems: Problems) -> None:
@@ -259,7 +261,7 @@ def test_a_foreign_key_given_with_the_new_member_is_refused(problems: Problems) 
 
 def test_an_unknown_new_member_is_refused(problems: Problems) -> None:
     assert problems("partition: {name: dirichlet, beta: 0.3}", "partition.name=idd") == [
-        "-s partition.name: no partitioner 'idd'; did you mean 'iid'? (dirichlet, iid)"
+        f"-s partition.name: no partitioner 'idd'; did you mean 'iid'? ({', '.join(plugins.members('partitioners'))})"
     ]
 
 

@@ -9,10 +9,11 @@ PACKAGE = Path(flora_hpc.__file__).parent
 ROWS = [  # from the top down; names on a row do not import each other
     ["__main__"],
     ["cli"],
-    ["bench"],
+    ["bench", "report"],
     ["simulation"],
+    ["prepare"],
     ["round"],
-    ["evaluate", "trainer", "cohort", "aggregators", "observers", "plain"],
+    ["embed", "evaluate", "trainer", "cohort", "aggregators", "observers", "plain"],
     ["methods", "losses"],
     ["comm", "data", "clip", "records"],
     ["configfile"],

@@ -28,8 +28,9 @@ def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
         method=linear_method(),
         aggregator=fedavg.build(fedavg.Options(name="fedavg")),
         shards=Partition(np.arange(12), np.array([0, 5, 8, 11, 12])),
-        train=rounds.Examples(Features(features), labels),
-        test=rounds.Examples(Features(features[:4]), labels[:4]),
+        labels=labels,
+        test=torch.arange(4),
+        inputs=Features(features),
         group_size=2,
         rows_per_client=1,
     )
@@ -37,8 +38,8 @@ def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
 
 
 def values(fed: rounds.Federation) -> torch.Tensor:
-    assert isinstance(fed.train.inputs, Features)
-    return fed.train.inputs.values
+    assert isinstance(fed.inputs, Features)
+    return fed.inputs.values
 
 
 def play(fed: rounds.Federation, state: rounds.State, number: int = 1) -> RoundRecord:
@@ -49,7 +50,7 @@ def play(fed: rounds.Federation, state: rounds.State, number: int = 1) -> RoundR
 
 def train_alone(fed: rounds.Federation, client: int) -> torch.Tensor:
     batches = rounds.trainer.make_batches(np.array([client]), fed.shards, fed.client, fed.seed, 1)
-    result = rounds.trainer.train(fed.method, torch.zeros(6), batches, fed.train.inputs, fed.train.labels, fed.client)
+    result = rounds.trainer.train(fed.method, torch.zeros(6), batches, fed.inputs, fed.labels, fed.client)
     return result.updates[0].double()
 
 

@@ -9,10 +9,14 @@ import h5py
 import numpy as np
 import pytest
 
+from flora_hpc.data import store as stores
+
 pytestmark = pytest.mark.mpi
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["-s", "rounds=2", "-s", "partition.num_clients=5", "-s", "client.group_size=2"]  # 3 groups
+
+KEEP_NOTHING = ("mpi-1", "mpi-3")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,8 @@ def runs(flora: Flora, mpiexec: list[str], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("runs")
     for name, way in ways.items():
         out = folder / name
-        arguments = ["run", "configs/quickstart.yaml", *SMALL, "--out", str(out)]
+        store = "none" if name in KEEP_NOTHING else str(folder / f"{name}-store")  # every one computes all features itself
+        arguments = ["run", "configs/quickstart.yaml", *SMALL, "-s", f"features.store={store}", "--out", str(out)]
         if way == "torchrun":
             result = subprocess.run([*torchrun, "-m", "flora_hpc", *arguments], capture_output=True, text=True, timeout=240)
         else:
@@ -36,6 +41,17 @@ def test_adapters_are_byte_identical(runs: dict[str, Path]) -> None:
     files = {name: (path / "adapter" / "adapter_model.safetensors").read_bytes() for name, path in runs.items()}
     assert len(files["alone"]) > 16_000
     assert [name for name, data in files.items() if data != files["alone"]] == []
+
+
+def test_features_in_the_store_are_byte_identical(runs: dict[str, Path]) -> None:
+    found = set()
+    for name, path in runs.items():
+        if name not in KEEP_NOTHING:
+            (file,) = path.with_name(f"{name}-store").glob("features/*")
+            values, _ = stores.read(file) or pytest.fail(f"{file} cannot be read")
+            assert values.shape == (1797, 128)
+            found.add((file.stem, values.numpy().tobytes()))
+    assert len(found) == 1
 
 
 def test_what_clients_and_rounds_report_is_identical(runs: dict[str, Path]) -> None:

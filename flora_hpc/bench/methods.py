@@ -1,6 +1,6 @@
 """Seconds per client step and peak memory of methods, each in a process of its own, so that its peak is its own.
 
-What runs is what a run does with a group of clients: `simulation.examples`, then `trainer.train`. Weights and images are random.
+What runs is what a run does with a group of clients: `prepare.see`, then `trainer.train`. Weights and images are random.
 """
 
 import json
@@ -17,20 +17,20 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from PIL import Image
 
-from flora_hpc import cohort, plugins, seeds, simulation, trainer
+from flora_hpc import cohort, embed, plugins, prepare, seeds, trainer
 from flora_hpc.clip import weights
 from flora_hpc.clip.load import load
 from flora_hpc.comm import devices, launch
 from flora_hpc.comm.backends.serial import Serial
-from flora_hpc.config import ClientConfig, CommConfig, ModelConfig
+from flora_hpc.config import ClientConfig, CommConfig, FeaturesConfig, ModelConfig
 from flora_hpc.data import features
-from flora_hpc.data.images import Images, Ints
-from flora_hpc.data.shards import Population, Shards
+from flora_hpc.data.images import Dataset, Images, Ints, Raw
+from flora_hpc.data.inputs import Inputs
+from flora_hpc.data.shards import Partitioner, Population, Shards
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method, Setting
-from flora_hpc.round import Examples, peak_memory_bytes
+from flora_hpc.round import peak_memory_bytes
 
 COHORT = 10_000  # clients of a round: so many that a group is as large as it gets
 LOWER = "lower --batch-size, --classes or --clients, or leave the method out of --methods"
@@ -104,17 +104,26 @@ def measure(task: Task) -> Measured:
     before = 0 if device.type == "cuda" else resident_bytes()
     clip, names = load(model_config(task.model), 0, device), class_names(task.classes)
     num_images = max(task.batch_size, features.BLOCK)  # a whole block, so that features take the memory that they take in a run
-    images = Images(seeds.generator(0, "bench labels").integers(task.classes, size=num_images), random_images)
-    shards = Population(max(COHORT, task.clients or 0), task.batch_size, 0, lambda n, rng: rng.permutation(num_images)[:n])
-    setting = Setting(clip, names, tuple(f"a photo of a {name}." for name in names), shards, images.labels)
+    labels = seeds.generator(0, "bench labels").integers(task.classes, size=num_images)
+    images = Images(labels, random_images, lambda row: f"random image {row}")
+    everyone = np.arange(num_images)
+    captions = tuple(f"a photo of a {name}." for name in names)
+    dataset = Dataset("random", names, names, captions, images, everyone, everyone[:0])
+
+    def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
+        return rng.permutation(num_images)[:num_drawn]
+
+    shards = Population(max(COHORT, task.clients or 0), task.batch_size, 0, Partitioner(draw, draw), everyone)
+    setting = Setting(clip, names, captions, shards, labels)
     member = plugins.member("methods", task.method)
     method: Method = member.build(member.Options(name=task.method), setting)
     rows = method.text_positions + task.batch_size * method.image_positions
     clients = np.arange(task.clients or cohort.default_group_size(COHORT, rows, method.num_params))
-    train = simulation.examples(images, method, clip, comm, device)
+    work = embed.Work(clip, FeaturesConfig(store="none"), comm, device, num_threads)
+    inputs, _ = prepare.see(dataset, method, work)
     if method.sees == "features":
         del clip.model.visual  # as in a run
-    seconds = train_repeatedly(task, method, clients, shards, train, device)
+    seconds = train_repeatedly(task, method, clients, shards, inputs, torch.from_numpy(labels).to(device))
     return Measured(
         num_params=method.num_params,
         payload_bytes=method.payload_bytes,
@@ -130,9 +139,10 @@ def measure(task: Task) -> Measured:
 
 
 def train_repeatedly(
-    task: Task, method: Method, clients: Ints, shards: Shards, train: Examples, device: torch.device
+    task: Task, method: Method, clients: Ints, shards: Shards, inputs: Inputs, labels: torch.Tensor
 ) -> list[float]:
     """Seconds of each repeat of the training of a group, after a repeat of one step that warms up and does not count."""
+    device = labels.device
     adapter = method.pack(method.init(seeds.generator(0, "initial adapter"))).to(device)
     held = method.holds(clients).to(device) if method.holds else None
     seconds = []
@@ -140,7 +150,7 @@ def train_repeatedly(
         config = ClientConfig(batch_size=task.batch_size, epochs=task.steps if number else 1)  # a client holds one batch
         batches = trainer.make_batches(clients, shards, config, 0, number)
         started = time.perf_counter()
-        trainer.train(method, adapter, batches, train.inputs, train.labels, config, held)
+        trainer.train(method, adapter, batches, inputs, labels, config, held)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -172,9 +182,9 @@ def class_names(count: int) -> tuple[str, ...]:
     return tuple(words[:count])
 
 
-def random_images(rows: Sequence[int]) -> list[Image.Image]:
+def random_images(rows: Sequence[int]) -> list[Raw]:
     """Noise of 256 x 256 pixels, the same for a row whenever it is read."""
-    return [Image.fromarray(seeds.generator(0, "bench image", row).integers(0, 256, (256, 256, 3), np.uint8)) for row in rows]
+    return [seeds.generator(0, "bench image", row).integers(0, 256, (256, 256, 3), np.uint8) for row in rows]
 
 
 def resident_bytes() -> int:

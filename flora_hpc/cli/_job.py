@@ -35,6 +35,7 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
                 raise
             where = f"flora-hpc: rank {comm.rank} of {comm.size} on {socket.gethostname()}"
             print(f"{where}: {error if mistake else traceback.format_exc()}", file=sys.stderr, flush=True)
+            time.sleep(1)  # an abort may overtake what was said: MPICH's launcher then drops it
             comm.abort(2 if mistake else 1)
 
 

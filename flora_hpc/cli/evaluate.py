@@ -1,6 +1,7 @@
 """`flora-hpc evaluate`: the accuracy of a finished run's adapter, on its own data or any other."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from flora_hpc import configfile
 from flora_hpc.cli._args import Overrides, Run
 from flora_hpc.cli._job import job_with_config
+from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
 from flora_hpc.records import hdf5file
@@ -17,7 +19,11 @@ def evaluate(
     run: Run,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="a dataset's name, or an HDF5 file; the run's own when not given", show_default=False),
+        typer.Option(
+            metavar="DATA",
+            help="a name, an HDF5 file, a folder or a file of pairs; the run's own by default",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
@@ -36,7 +42,7 @@ def evaluate(
     with job_with_config(me, load, lambda: configfile.load_comm(folder / "config.yaml", chosen)) as (comm, config):
         from flora_hpc import simulation  # torch and open_clip take seconds to import
 
-        dataset, correct, total = simulation.measure(config, folder / "adapter", comm, me)
+        dataset, correct, total = simulation.measure(config, folder / "adapter", comm, me, Bar("features"))
         if comm.rank == 0:
             facts = {"run": str(run), "dataset": dataset, "num_images": total, "num_correct": correct, "accuracy": correct / total}
             text = f"{config.method.name} of {run} on {dataset}: {correct:,} of {total:,} test images right, {correct / total:.4f}"
@@ -44,6 +50,7 @@ def evaluate(
 
 
 def of_data(data: str) -> str:
-    """The override that puts another dataset in place of the run's, with none of its options."""
-    named = {"name": "hdf5", "path": data} if data.endswith((".h5", ".hdf5")) else {"name": data}
-    return f"data={json.dumps(named)}"
+    """The override that puts another dataset in place of the run's, with none of its options: a name, a file or a folder."""
+    kinds = {".h5": "hdf5", ".hdf5": "hdf5", ".csv": "pairs", ".tsv": "pairs", ".jsonl": "pairs", ".tar": "pairs"}
+    kind = "imagefolder" if Path(data).is_dir() else kinds.get(Path(data).suffix.lower())
+    return f"data={json.dumps({'name': kind, 'path': data} if kind else {'name': data})}"

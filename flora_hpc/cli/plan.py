@@ -14,10 +14,10 @@ from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides
 
 
-def memory(clip: Any, fed: Any, num_images: int, kept_clients: int) -> dict[str, int]:
+def memory(clip: Any, fed: Any, num_images: int, kept_clients: int, num_bytes: int = 4) -> dict[str, int]:
     """About how many bytes a rank needs: what stays, and the larger of two peaks, which do not meet.
 
-    `kept_clients` are those whose Adam moments stay with the rank.
+    `kept_clients` are those whose Adam moments stay with the rank; a number of a feature has `num_bytes`.
     """
     import torch
 
@@ -29,11 +29,15 @@ def memory(clip: Any, fed: Any, num_images: int, kept_clients: int) -> dict[str,
     lasting = {"weights": sum(p.numel() * p.element_size() for p in model.parameters())}
     # trained numbers, gradients and two moments of each client; the adapter, the mean update and an exact sum of 16 bytes a
     # number; and what blocks keep for the backward pass, about twenty rows of a tower's width for each position
-    positions = (method.text_positions * prod(text), fed.client.batch_size * method.image_positions * prod(image))
+    batch = fed.client.batch_size
+    positions = (
+        (method.text_positions + batch * method.caption_positions) * prod(text),
+        batch * method.image_positions * prod(image),
+    )
     peaks = {"training a group": (4 * fed.group_size + 6) * method.payload_bytes + fed.group_size * 4 * 20 * sum(positions)}
     if method.sees == "features":
         values = method.unpack(torch.empty(1, method.num_params, device="meta"))
-        lasting["features"] = 4 * method.classes(values, None).shape[-1] * num_images
+        lasting["features"] = num_bytes * method.classes(values, None).shape[-1] * num_images
         size = model.visual.image_size
         pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)
         # pixels of a block of images, twice, and what one layer makes of them
@@ -63,16 +67,16 @@ def plan(
 
     import torch
 
-    from flora_hpc import cohort, simulation
+    from flora_hpc import cohort, prepare
     from flora_hpc.round import cost
 
-    dataset, clip, fed = simulation.prepare(resolved, torch.device("meta"))
+    dataset, clip, fed = prepare.everything(resolved, torch.device("meta"))
     clients = cohort.sample(resolved.cohort, fed.shards.num_clients, resolved.seed, 1)
     sizes = fed.shards.sizes(clients)
     groups = cohort.make_groups(clients, sizes, fed.group_size)
     costs = [cost(fed, group) for group in groups]
-    num_images = len(dataset.train.labels) + len(dataset.test.labels)
-    needed = memory(clip, fed, num_images, -(-len(clients) // ranks))
+    num_bytes = 2 if resolved.features.precision == "bf16" else 4
+    needed = memory(clip, fed, len(dataset.images), -(-len(clients) // ranks), num_bytes)
 
     table = Table(title=f"plan of {Path(config).name}", title_justify="left", show_header=False)
     table.add_column(style="dim")
@@ -82,7 +86,7 @@ def plan(
     table.add_row("method", f"{resolved.method.name}, {fed.method.num_params:,} trained numbers per client")
     table.add_row("computed", fed.method.how)
     table.add_row("payload", f"{fed.method.payload_bytes:,} bytes per update")
-    table.add_row("data", f"{dataset.name}: {len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images")
+    table.add_row("data", f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images")
     table.add_row("captions", f"{len(dataset.captions)}, such as '{dataset.captions[0]}'")
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
     table.add_row("clients", f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}")

@@ -12,6 +12,7 @@ import typer
 from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides
 from flora_hpc.cli._job import job_with_config
+from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import together
 from flora_hpc.config import Config
@@ -57,7 +58,10 @@ def run(
 
         seen = sys.stdout.isatty() and me.launcher != "openmpi"  # its ranks always have a terminal, even when a log file is read
         live = view == View.live or (view == View.auto and seen)
-        simulation.run(resolved, comm, me, out, lambda: [hdf5.build(out), (terminal if live else plain).build(out)], STARTED)
+        observers = (hdf5, terminal if live else plain)
+        simulation.run(
+            resolved, comm, me, out, lambda: [each.build(out) for each in observers], STARTED, Bar("features", live=live)
+        )
 
 
 def refuse_used(out: Path) -> None:

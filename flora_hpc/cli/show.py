@@ -72,14 +72,20 @@ def show(
             "data": f"{attributes['dataset']}, {config['partition']['name']} over {attributes['num_clients']:,} clients",
             "ranks": f"{attributes['world_size']} (launcher: {attributes['launcher']}), backend {attributes['backend']}",
         }
+        if attributes.get("num_damaged"):
+            facts["left out"] = f"{attributes['num_damaged']:,} images that cannot be decoded"
         Console().print(views.summary(tables["rounds"], facts, str(run)))
     else:
         show_table(Console(), tables[part.value][-last if last else 0 :])
 
 
 def show_table(console: Console, rows: Rows) -> None:
-    """Print every row; on a terminal too narrow for every column, the less telling ones are left out, and that is said."""
-    names = list(rows.dtype.names or ())
+    """Print every row, without columns of what was not asked for.
+
+    On a terminal too narrow for the others, the less telling ones are left out, and that is said.
+    """
+    optional = () if views.per_client(rows) else views.PER_CLIENT
+    names = [name for name in rows.dtype.names or () if name not in optional]
     unbounded = console.options.update(max_width=10_000)
     hidden = []
     while (width := Measurement.get(console, unbounded, as_table(rows, names)).maximum) > console.width:

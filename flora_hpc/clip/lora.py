@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from flora_hpc.clip.steady import product
+
 Drop = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -22,7 +24,7 @@ class Lora(NamedTuple):
         """What is added to W x + b: (num_clients or 1, length, in) -> (num_clients, length, out)."""
         if self.drop is not None:
             x = self.drop(x)
-        return (x @ self.down.transpose(1, 2) * self.alpha) @ self.up.transpose(1, 2)
+        return product(product(x, self.down.transpose(1, 2)) * self.alpha, self.up.transpose(1, 2))
 
 
 def dropout(probability: float, seeds: Sequence[int]) -> Drop:

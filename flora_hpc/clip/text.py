@@ -9,7 +9,7 @@ features as encoding every padded caption by itself, to rounding. In the last bl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import open_clip
 import torch
@@ -19,7 +19,9 @@ from torch import nn
 
 from flora_hpc.clip.attention import Projection, SplitAttention, attend
 from flora_hpc.clip.lora import Lora
+from flora_hpc.clip.steady import product
 
+FEW = 16  # rows of a lone client's product that MKL may cut by threads
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -74,72 +76,121 @@ def text_root(model: Any) -> tuple[Any, str]:
     return (model, "") if isinstance(model, open_clip.CLIP) else (model.text, "text.")
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The text tower's own layers and tables."""
+
+    prefix: str  # of their names in the model
+    table: torch.Tensor  # (vocab_size, width)
+    positions: torch.Tensor  # (context_length, width)
+    blocks: Any
+    ln_final: Any
+    projection: Any
+
+    @classmethod
+    def of(cls, model: Any) -> "Parts":
+        """Those of a split open_clip model for which `why_not` is None."""
+        root, prefix = text_root(model)
+        embedding = root.token_embedding.weight
+        return cls(prefix, embedding, root.positional_embedding, root.transformer.resblocks, root.ln_final, root.text_projection)
+
+
+class Layout(Protocol):
+    """Where captions lie among the positions that are computed."""
+
+    def at_ends(self, x: torch.Tensor) -> torch.Tensor:
+        """(num_clients or 1, num_positions, width) -> those of the end tokens, (num_clients or 1, num_captions, width)."""
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, last: bool) -> torch.Tensor:
+        """Attention within captions; if `last`, `q` holds the end tokens alone."""
+
+
 class TextTower:
     """Encodes a fixed list of captions under the trained tensors of many clients, on the device of `model`.
 
     `model` is a split open_clip model for which `why_not` is None; `tokens` (num_captions, context_length) int64.
     """
 
+    caption_positions = 0  # that a client computes for an image's own caption
+
     def __init__(self, model: Any, tokens: torch.Tensor) -> None:
-        root, self.prefix = text_root(model)
-        trie, device = build_trie(tokens), root.positional_embedding.device
+        self.parts = Parts.of(model)
+        trie, device = build_trie(tokens), self.parts.table.device
         self.num_positions = len(trie.tokens)  # text positions that each client computes
         self.tokens, self.depths = trie.tokens.to(device), trie.depths.to(device)
         self.sees, self.ends = trie.sees.to(device), trie.ends.to(device)
-        self.table, self.positions = root.token_embedding.weight, root.positional_embedding
         with torch.no_grad():
-            self.embedded = (self.table[self.tokens] + self.positions[self.depths])[None]  # alike for all clients
-        self.blocks, self.ln_final, self.projection = root.transformer.resblocks, root.ln_final, root.text_projection
+            self.embedded = (self.parts.table[self.tokens] + self.parts.positions[self.depths])[None]  # alike for all clients
 
     def __call__(
-        self, adapters: Mapping[str, Lora] = NONE, weights: Mapping[str, torch.Tensor] = NONE, context: torch.Tensor | None = None
+        self,
+        adapters: Mapping[str, Lora] = NONE,
+        weights: Mapping[str, torch.Tensor] = NONE,
+        *,
+        context: torch.Tensor | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Unit-length features (num_clients, num_captions, embed_dim) of all captions.
 
         `adapters` maps a Linear layer of the model, such as `transformer.resblocks.0.attn.out_proj`, to its updates; `weights` maps
         names of the tower's parameters to each client's own values (num_clients, *shape), all of them or none. Where neither is
         given, all clients share one row of the batch. `context` (num_clients, n, width) stands in for the embeddings of tokens
-        1..n, which must be alike in all captions.
+        1..n, which must be alike in all captions. All captions are computed: `wanted` is for `OwnCaptions`.
         """
-        tower = _Layers(self.prefix, adapters, weights)
-        x, sees = self._embed(tower, context), self.sees
-        for i, block in enumerate(self.blocks):
-            at = f"transformer.resblocks.{i}"
-            last = i == len(self.blocks) - 1
-            normed = tower.norm(x, block.ln_1, f"{at}.ln_1")
-            asking = normed[:, self.ends] if last else normed
-            mixed = attend_across(
-                tower.linear(asking, block.attn.q_proj, f"{at}.attn.q_proj"),
-                tower.linear(normed, block.attn.k_proj, f"{at}.attn.k_proj"),
-                tower.linear(normed, block.attn.v_proj, f"{at}.attn.v_proj"),
-                block.attn.num_heads,
-                sees[self.ends] if last else sees,
-            )
-            mixed = tower.linear(mixed, block.attn.out_proj, f"{at}.attn.out_proj")
-            x = (x[:, self.ends] if last else x) + tower.scale(mixed, block.ls_1, f"{at}.ls_1")
-            hidden = tower.linear(tower.norm(x, block.ln_2, f"{at}.ln_2"), block.mlp.c_fc, f"{at}.mlp.c_fc")
-            hidden = tower.linear(block.mlp.gelu(hidden), block.mlp.c_proj, f"{at}.mlp.c_proj")
-            x = x + tower.scale(hidden, block.ls_2, f"{at}.ls_2")
-        x = tower.norm(x, self.ln_final, "ln_final")
-        if isinstance(self.projection, Projection):
-            x = tower.linear(x, self.projection.linear, "text_projection.linear")
-        elif self.projection is not None:
-            x = tower.linear(x, self.projection, "text_projection")
-        return F.normalize(x, dim=-1)
+        assert wanted is None
+        layers = Layers(self.parts.prefix, adapters, weights)
+        return through(self.parts, layers, self._embed(layers, context), self)
 
-    def _embed(self, tower: "_Layers", context: torch.Tensor | None) -> torch.Tensor:
+    def at_ends(self, x: torch.Tensor) -> torch.Tensor:
+        """(num_clients or 1, num_nodes, width) -> (num_clients or 1, num_captions, width)."""
+        return x[:, self.ends]
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, last: bool) -> torch.Tensor:
+        """A node attends to itself and its ancestors."""
+        return attend_across(q, k, v, num_heads, self.sees[self.ends] if last else self.sees)
+
+    def _embed(self, layers: "Layers", context: torch.Tensor | None) -> torch.Tensor:
         """What the first block sees: (num_clients or 1, num_positions, width)."""
         if context is not None:
             n = context.shape[1]
             head, tail = (part.expand(len(context), -1, -1) for part in (self.embedded[:, :1], self.embedded[:, n + 1 :]))
-            return torch.cat([head, context + self.positions[1 : n + 1], tail], dim=1)
-        table, positions = tower.own("token_embedding.weight"), tower.own("positional_embedding")
-        if table is None or positions is None:
-            return self.embedded  # type: ignore[no-any-return]
-        return table[:, self.tokens] + positions[:, self.depths]
+            return torch.cat([head, context + self.parts.positions[1 : n + 1], tail], dim=1)
+        if not layers.weights:
+            return self.embedded
+        return layers.embed(self.parts, self.tokens[None], self.depths)
 
 
-class _Layers:
+def through(parts: Parts, layers: "Layers", x: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """All blocks and the projection: (num_clients or 1, num_positions, width) -> (num_clients or 1, num_captions, embed_dim).
+
+    The features have unit length. In the last block only the end tokens are computed further.
+    """
+    for i, block in enumerate(parts.blocks):
+        at = f"transformer.resblocks.{i}"
+        last = i == len(parts.blocks) - 1
+        normed = layers.norm(x, block.ln_1, f"{at}.ln_1")
+        asking = layout.at_ends(normed) if last else normed
+        mixed = layout.attend(
+            layers.linear(asking, block.attn.q_proj, f"{at}.attn.q_proj"),
+            layers.linear(normed, block.attn.k_proj, f"{at}.attn.k_proj"),
+            layers.linear(normed, block.attn.v_proj, f"{at}.attn.v_proj"),
+            block.attn.num_heads,
+            last,
+        )
+        mixed = layers.linear(mixed, block.attn.out_proj, f"{at}.attn.out_proj")
+        x = (layout.at_ends(x) if last else x) + layers.scale(mixed, block.ls_1, f"{at}.ls_1")
+        hidden = layers.linear(layers.norm(x, block.ln_2, f"{at}.ln_2"), block.mlp.c_fc, f"{at}.mlp.c_fc")
+        hidden = layers.linear(block.mlp.gelu(hidden), block.mlp.c_proj, f"{at}.mlp.c_proj")
+        x = x + layers.scale(hidden, block.ls_2, f"{at}.ls_2")
+    x = layers.norm(x, parts.ln_final, "ln_final")
+    if isinstance(parts.projection, Projection):
+        x = layers.linear(x, parts.projection.linear, "text_projection.linear")
+    elif parts.projection is not None:
+        x = layers.linear(x, parts.projection, "text_projection")
+    return F.normalize(x, dim=-1)
+
+
+class Layers:
     """The text tower's layers: frozen ones for all clients at once, or each client's own, with or without a low-rank update."""
 
     def __init__(self, prefix: str, adapters: Mapping[str, Lora], weights: Mapping[str, torch.Tensor]) -> None:
@@ -149,13 +200,21 @@ class _Layers:
         """Each client's own values of a parameter."""
         return self.weights.get(self.prefix + name)
 
+    def embed(self, parts: Parts, tokens: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:
+        """Tokens (num_clients or 1, num_positions) int64 at `depths` (num_positions,) -> (same, num_positions, width)."""
+        table, positions = self.own("token_embedding.weight"), self.own("positional_embedding")
+        if table is None or positions is None:
+            return parts.table[tokens] + parts.positions[depths]
+        clients = torch.arange(len(table), device=table.device)[:, None]
+        return table[clients, tokens.expand(len(table), -1)] + positions[:, depths]
+
     def linear(self, x: torch.Tensor, layer: nn.Module, path: str) -> torch.Tensor:
         """(num_clients or 1, length, in) -> the same with out: one large product for a frozen W, batched ones for the rest."""
         weight, bias, lora = self.own(f"{path}.weight"), self.own(f"{path}.bias"), self.adapters.get(self.prefix + path)
         if weight is None:
             y: torch.Tensor = layer(x)
-        elif bias is None:
-            y = x @ weight.transpose(1, 2)
+        elif bias is None or (len(weight) == 1 and x.shape[1] <= FEW):
+            y = product(x, weight.transpose(1, 2)) if bias is None else product(x, weight.transpose(1, 2)) + bias[:, None]
         else:
             y = torch.baddbmm(bias[:, None], x.expand(len(weight), -1, -1), weight.transpose(1, 2))
         return y if lora is None else y + lora(x)

@@ -19,6 +19,8 @@ from flora_hpc.clip.text import NONE, TextTower, why_not
 class PlainText:
     """The interface of TextTower for any text tower: each distinct caption at full length, through the model's own code."""
 
+    caption_positions = 0
+
     def __init__(self, model: Any, tokens: torch.Tensor) -> None:
         self.model, self.reason = model, why_not(model)
         distinct, rows = torch.unique(tokens, dim=0, return_inverse=True)
@@ -27,10 +29,10 @@ class PlainText:
         self.num_positions = distinct.numel()
 
     def __call__(
-        self, adapters: Mapping[str, Lora] = NONE, weights: Mapping[str, torch.Tensor] = NONE, context: torch.Tensor | None = None
+        self, adapters: Mapping[str, Lora] = NONE, weights: Mapping[str, torch.Tensor] = NONE, *, wanted: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Unit-length features (num_clients, num_captions, embed_dim), as TextTower; `context` cannot be given."""
-        assert context is None
+        """Unit-length features (num_clients, num_captions, embed_dim), as TextTower."""
+        assert wanted is None
         features = encode(self.model, "encode_text", self.tokens[None], adapters, weights)
         return F.normalize(features, dim=-1)[:, self.rows]
 

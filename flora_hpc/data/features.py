@@ -1,45 +1,95 @@
-"""Every image's feature, computed once, by all ranks together.
+"""The features of images, block by block: what a frozen image tower makes of each, once for all rounds, epochs and clients."""
 
-A frozen image tower without augmentation gives one feature per image, for all rounds, epochs and clients.
-"""
-
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from flora_hpc.data.decode import DamagedError, Loader, fetch
 from flora_hpc.data.images import Images
+from flora_hpc.data.store import Damage
 
-Floats = npt.NDArray[np.float32]
 BLOCK = 256  # images encoded at once; fixed, because the shape of a matrix product may decide its last bits
+READERS = 8  # threads that read files to digest them: most of the time goes into waiting for the file system
+
+
+def sizes(num_images: int) -> list[int]:
+    """Number of images of each block."""
+    return [min(BLOCK, num_images - start) for start in range(0, num_images, BLOCK)]
+
+
+def rows(number: int, num_images: int) -> range:
+    """The images of a block."""
+    return range(number * BLOCK, min((number + 1) * BLOCK, num_images))
 
 
 def encode(
-    images: Images, model: Any, preprocess: Callable[[Any], torch.Tensor], device: torch.device, rank: int, size: int
-) -> Floats:
-    """This rank's share of the features as the tower gives them, (num_encoded, embed_dim) float32. Blocks go to ranks in turn.
+    images: Images,
+    numbers: Iterable[int],
+    model: Any,
+    preprocess: Callable[[Any], torch.Tensor],
+    device: torch.device,
+    num_threads: int,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[int, torch.Tensor, Damage]]:
+    """Each of these blocks: its features as the tower gives them (num_images_of_it, embed_dim), and its damaged images.
 
-    `model` is an open_clip model on `device`; `preprocess` makes (3, height, width) float32 from an RGB image.
+    `model` is an open_clip model on `device`; `preprocess` makes (3, height, width) float32 from an RGB image. Damaged images have
+    features NaN. The next blocks are read and decoded by `num_threads` threads while one is encoded.
     """
-    starts = range(0, len(images.labels), BLOCK)[rank::size]
-    encoded = [np.empty((0, 0), np.float32)]
-    with torch.inference_mode():
-        for start in starts:
-            pixels = torch.stack([preprocess(image) for image in images.read(range(start, min(start + BLOCK, len(images.labels))))])
-            encoded.append(model.encode_image(pixels.to(device), normalize=False).float().cpu().numpy())
-    return np.concatenate(encoded[1:] or encoded)
+    size = model.visual.image_size
+    blank = torch.zeros(3, *(size if isinstance(size, tuple) else (size, size)))
+    loader, listed = Loader(images, preprocess, num_threads), list(numbers)
+    try:
+        blocks = loader.blocks(rows(number, len(images)) for number in listed)
+        for number, (of_block, read) in zip(listed, blocks, strict=True):
+            damaged = {row: str(image) for row, image in zip(of_block, read, strict=True) if isinstance(image, DamagedError)}
+            pixels = torch.stack([blank if isinstance(image, DamagedError) else image for image in read])
+            with torch.inference_mode():
+                values = model.encode_image(pixels.to(device), normalize=False).float().cpu()
+                values[[row - of_block[0] for row in damaged]] = torch.nan
+            yield number, values.to(dtype), damaged
+    finally:
+        loader.close()
 
 
-def assemble(shares: list[bytes], num_images: int) -> Floats:
-    """Put every rank's share (float32 bytes, by rank) in the order of the images: (num_images, embed_dim) float32."""
-    features = np.empty((num_images, sum(map(len, shares)) // 4 // num_images), np.float32)
-    for rank, share in enumerate(shares):
-        rows = np.frombuffer(share, np.float32).reshape(-1, features.shape[1])
-        taken = 0
-        for start in range(0, num_images, BLOCK)[rank :: len(shares)]:
-            block = features[start : start + BLOCK]
-            block[:] = rows[taken : taken + len(block)]
-            taken += len(block)
-    return features
+def find_damage(
+    images: Images,
+    numbers: Iterable[int],
+    num_threads: int,
+    preprocess: Callable[[Any], torch.Tensor] = lambda image: torch.empty(0),
+) -> Damage:
+    """Which images of these blocks cannot be decoded."""
+    loader = Loader(images, preprocess, num_threads)
+    try:
+        blocks = loader.blocks(rows(number, len(images)) for number in numbers)
+        return {
+            row: str(image)
+            for of_block, read in blocks
+            for row, image in zip(of_block, read, strict=True)
+            if isinstance(image, DamagedError)
+        }
+    finally:
+        loader.close()
+
+
+def digests(images: Images, numbers: Iterable[int]) -> list[bytes]:
+    """A digest of the stored bytes of each of these blocks."""
+    with ThreadPoolExecutor(READERS, "digest") as readers:
+        return list(readers.map(lambda number: _digest(images, rows(number, len(images))), numbers))
+
+
+def _digest(images: Images, wanted: range) -> bytes:
+    result = hashlib.blake2b(digest_size=16)
+    for raw in fetch(images, wanted):
+        if isinstance(raw, OSError):
+            result.update(b"unreadable;")
+        elif isinstance(raw, bytes):
+            result.update(b"file %d;" % len(raw))
+            result.update(raw)
+        else:
+            result.update(f"pixels {raw.shape};".encode())
+            result.update(raw.tobytes())
+    return result.digest()

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
+from flora_hpc.data.decode import DamagedError, Loader
 from flora_hpc.data.images import Images
+from flora_hpc.errors import UserError
 
 MAX_KEPT_BYTES = 2**30  # of preprocessed pixels; more than this is read again whenever it is needed
 
@@ -24,35 +26,48 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """Features of all images (num_images, embed_dim) float32, on the device that trains."""
+    """Features of all images (num_images, embed_dim), float32 or bfloat16, on the device that trains or mapped from a file."""
 
     values: torch.Tensor
     block: int = 16384
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """(...) int64 -> (..., embed_dim)."""
-        return self.values[rows]
+        return self.values[rows].float()
 
 
 class Pixels:
-    """Preprocessed pixels, read when first needed, and kept if all of them fit into a gibibyte."""
+    """Preprocessed pixels, read by `num_threads` threads when first needed, and kept if all of them fit into a gibibyte."""
 
     block = 256
 
-    def __init__(self, images: Images, preprocess: Callable[[Any], torch.Tensor], device: torch.device) -> None:
-        self._images, self._preprocess, self._device = images, preprocess, device
+    def __init__(
+        self, images: Images, preprocess: Callable[[Any], torch.Tensor], device: torch.device, num_threads: int = 1
+    ) -> None:
+        self._images, self._device = images, device
+        self._loader = Loader(images, preprocess, num_threads)
         self._kept: dict[int, torch.Tensor] | None = None  # None until the size of an image is known
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """(...) int64 -> (..., 3, height, width)."""
+        """(...) int64 -> (..., 3, height, width). Raises UserError for an image that has been damaged since the run began."""
         wanted = rows.flatten().tolist()
         kept = self._kept or {}
-        missing = sorted({row for row in wanted if row not in kept})
-        read = dict(zip(missing, map(self._preprocess, self._images.read(missing)), strict=True))
+        read = self._read(sorted({row for row in wanted if row not in kept}))
         if self._kept is None and read:
-            size = next(iter(read.values())).nbytes * len(self._images.labels)
+            size = next(iter(read.values())).nbytes * len(self._images)
             self._kept = {} if size <= MAX_KEPT_BYTES else None
         if self._kept is not None:
             self._kept.update(read)
         pixels = torch.stack([kept[row] if row in kept else read[row] for row in wanted])
         return pixels.to(self._device).view(*rows.shape, *pixels.shape[1:])
+
+    def _read(self, missing: list[int]) -> dict[int, torch.Tensor]:
+        found = {}
+        for rows, images in self._loader.blocks([missing] if missing else []):
+            for row, image in zip(rows, images, strict=True):
+                if isinstance(image, DamagedError):
+                    raise UserError(
+                        f"{self._images.where(row)} can no longer be decoded: {image}; the data must not change in a run"
+                    )
+                found[row] = image
+        return found

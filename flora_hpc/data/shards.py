@@ -1,4 +1,4 @@
-"""Which examples each client holds: a true partition, or a population whose clients draw their own."""
+"""Which images each client holds: a true partition, or a population whose clients draw their own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from flora_hpc import plugins, seeds
-from flora_hpc.data.images import Ints
+from flora_hpc.data.images import Images, Ints
 from flora_hpc.errors import UserError
 from flora_hpc.plugins import BaseOptions
 
@@ -18,23 +18,28 @@ class PartitionOptions(BaseOptions):
 
     num_clients: int = Field(10, ge=1, le=10**12, description="registered clients")
     examples_per_client: int | None = Field(
-        None, ge=1, description="each client draws its own n examples (clients may overlap); without it, examples are split"
+        None,
+        ge=1,
+        description="each client draws its own n (quantity: in the mean) and may overlap; else examples are split",
     )
 
 
 class Partitioner(NamedTuple):
-    """A rule for a given set of labels, in its two forms.
+    """A rule for a given set of training images, in its two forms.
 
-    `split(num_clients, rng)` gives the client (num_examples,) int64 of each example, 0..num_clients-1.
+    `split(num_clients, rng)` gives the client (num_examples,) int64 of each example, 0..num_clients-1, or -1 for nobody's; every
+    client gets an example. It raises UserError where the examples do not suffice.
     `draw(num_drawn, rng)` gives one client's examples (num_drawn,) int64, none twice.
+    `size(mean, rng)` gives the number of examples that one client of a population draws, 1 or more; all draw `mean` without it.
     """
 
     split: Callable[[int, np.random.Generator], Ints]
     draw: Callable[[int, np.random.Generator], Ints]
+    size: Callable[[int, np.random.Generator], int] | None = None
 
 
 class Shards(Protocol):
-    """Client -> examples."""
+    """Client -> images."""
 
     @property
     def num_clients(self) -> int:
@@ -44,12 +49,12 @@ class Shards(Protocol):
         """Number of examples of each of `clients` (n,) int64 -> (n,) int64."""
 
     def examples(self, client: int) -> Ints:
-        """Indices (num_examples,) int64 of one client's training examples."""
+        """Rows (num_examples,) int64 of the dataset that one client trains on."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Every example belongs to one client: `order[starts[i] : starts[i + 1]]` are those of client i."""
+    """No image belongs to two clients: `order[starts[i] : starts[i + 1]]` are those of client i."""
 
     order: Ints
     starts: Ints
@@ -72,33 +77,43 @@ class Population:
     num_clients: int
     examples_per_client: int
     seed: int
-    draw: Callable[[int, np.random.Generator], Ints]
+    partitioner: Partitioner
+    rows: Ints  # of the dataset, among which clients draw
 
     def sizes(self, clients: Ints) -> Ints:
-        return np.full(len(clients), self.examples_per_client, np.int64)
+        if self.partitioner.size is None:
+            return np.full(len(clients), self.examples_per_client, np.int64)
+        return np.array([self._size(client) for client in clients.tolist()], np.int64)
 
     def examples(self, client: int) -> Ints:
-        return self.draw(self.examples_per_client, seeds.generator(self.seed, "population", client))
+        return self.rows[self.partitioner.draw(self._size(client), seeds.generator(self.seed, "population", client))]
+
+    def _size(self, client: int) -> int:
+        if self.partitioner.size is None:
+            return self.examples_per_client
+        size = self.partitioner.size(self.examples_per_client, seeds.generator(self.seed, "population size", client))
+        return min(size, len(self.rows))
 
 
-def make(options: PartitionOptions, labels: Ints, seed: int) -> Shards:
-    """Shards of the training examples with these labels (num_examples,). Raises UserError when there are too few."""
-    partitioner: Partitioner = plugins.member("partitioners", options.name).build(options, labels)
+def make(options: PartitionOptions, images: Images, rows: Ints, seed: int) -> Shards:
+    """Shards of the images `rows` (num_examples,), which clients may train on. Raises UserError when there are too few."""
+    partitioner: Partitioner = plugins.member("partitioners", options.name).build(options, images.take(rows))
     wanted = options.examples_per_client
     if wanted is not None:
-        if wanted > len(labels):
+        if wanted > len(rows):
             raise UserError(
-                f"partition.examples_per_client: {wanted} examples for each client, but there are only {len(labels)}; lower it"
+                f"partition.examples_per_client: {wanted} examples for each client, but there are only {len(rows)}; lower it"
             )
-        return Population(options.num_clients, wanted, seed, partitioner.draw)
-    if options.num_clients > len(labels):
+        return Population(options.num_clients, wanted, seed, partitioner, rows)
+    if options.num_clients > len(rows):
         raise UserError(
-            f"partition.num_clients: {options.num_clients} clients for {len(labels)} training examples leaves some without any; "
+            f"partition.num_clients: {options.num_clients} clients for {len(rows)} training examples leaves some without any; "
             "lower it, or set partition.examples_per_client to let clients draw overlapping examples"
         )
     rng = seeds.generator(seed, "partition")
     clients = partitioner.split(options.num_clients, rng)
-    mixed = rng.permutation(len(labels))  # so that a client's examples are in random order
+    mixed = rng.permutation(len(rows))  # so that a client's examples are in random order
     order = mixed[np.argsort(clients[mixed], kind="stable")]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(clients, minlength=options.num_clients))])
-    return Partition(order, starts)
+    counts = np.bincount(clients + 1, minlength=options.num_clients + 1)
+    nobodys = counts[0]  # they come first
+    return Partition(rows[order[nobodys:]], np.cumsum(counts) - nobodys)

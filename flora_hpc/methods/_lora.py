@@ -13,7 +13,16 @@ from flora_hpc.clip.lora import Drop, Lora, dropout
 from flora_hpc.clip.towers import encode, num_image_positions
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe
+from flora_hpc.methods._method import (
+    Method,
+    Noise,
+    Setting,
+    Tensors,
+    Wanted,
+    cosine_scores,
+    describe,
+    fixed,
+)
 from flora_hpc.plugins import BaseOptions
 
 PROJECTIONS = {  # of a target, without its tower: layers of every block
@@ -111,14 +120,11 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
 
     if text_layers:
 
-        def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
-            return text(adapters(text_layers, tensors, noise))
+        def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+            return text(adapters(text_layers, tensors, noise), wanted=wanted)
     else:
         with torch.no_grad():
-            fixed = text()
-
-        def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
-            return fixed
+            classes = fixed(text())
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         if image_layers:
@@ -133,6 +139,7 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
         how=describe(bool(image_layers), text if text_layers else None),
         sees="pixels" if image_layers else "features",
         text_positions=text.num_positions if text_layers else 0,
+        caption_positions=text.caption_positions if text_layers else 0,
         image_positions=num_image_positions(model) if image_layers else 0,
         alpha=options.alpha,
         noisy=options.dropout > 0,

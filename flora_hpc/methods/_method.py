@@ -10,14 +10,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from flora_hpc.clip.captions import OwnCaptions
 from flora_hpc.clip.load import Clip
+from flora_hpc.clip.steady import product
 from flora_hpc.clip.text import TextTower
 from flora_hpc.clip.towers import PlainText, text_tower
 from flora_hpc.data.images import Ints
 from flora_hpc.data.shards import Shards
+from flora_hpc.errors import UserError
 
 Tensors = Mapping[str, torch.Tensor]
 Noise = Sequence[int] | None  # a seed of each client for this step, where random numbers are drawn; None when evaluating
+Wanted = torch.Tensor | None  # captions (num_clients or 1, batch) int64, where only some are needed; None: all
+Text = TextTower | PlainText | OwnCaptions
 UNUSED = ("logit_bias", "text_decoder.")  # parameters that no score depends on, so that training them would only decay them
 Init = Callable[[np.random.Generator], dict[str, torch.Tensor]]
 
@@ -30,12 +35,22 @@ class Setting:
     wordings: tuple[str, ...]  # the names of the classes as captions say them
     captions: tuple[str, ...]  # one per class
     shards: Shards
-    labels: Ints  # (num_training_examples,) int64
+    labels: Ints  # (num_images,) int64, of all images of the dataset
+    paired: bool = False  # whether every image has a caption of its own instead of a class
 
     @cached_property
-    def text(self) -> TextTower | PlainText:
+    def text(self) -> Text:
         """The text tower on the captions."""
-        return text_tower(self.clip.model, self.clip.tokenize(list(self.captions)))
+        tokens = self.clip.tokenize(list(self.captions))
+        return OwnCaptions(self.clip.model, tokens) if self.paired else text_tower(self.clip.model, tokens)
+
+    def needs_classes(self, method: str) -> None:
+        """Raise UserError, for a method that learns something of each class, when there are none."""
+        if self.paired:
+            raise UserError(
+                f"method.name: {method} learns something of each class, but in these data every image has a caption of its own; "
+                "take flora, or data with classes"
+            )
 
 
 @dataclass(frozen=True)
@@ -46,18 +61,22 @@ class Method:
     `classes(tensors, noise)` turns tensors (num_clients, *shape) by name into what is known of each class, usually text
     features (num_clients or 1, num_classes, embed_dim); `logits(tensors, classes, inputs, noise)` turns a batch of
     inputs (num_clients, batch, ...) into scores (num_clients, batch, num_classes), each client under its own tensors.
+
+    Where every image has a caption of its own, `classes(tensors, noise, wanted)` is asked for the captions of a batch alone.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     init: Init
-    classes: Callable[[Tensors, Noise], torch.Tensor]
+    classes: Callable[..., torch.Tensor]
     logits: Callable[[Tensors, torch.Tensor, torch.Tensor, Noise], torch.Tensor]
     how: str  # one sentence on what is computed how, for `plan` and the log
     sees: Literal["features", "pixels"] = "features"  # inputs: the frozen image tower's features (embed_dim), or its pixels
     text_positions: int = 0  # that each client computes in a step
+    caption_positions: int = 0  # that each client computes for an image's own caption
     image_positions: int = 0  # that each client computes for an image
     alpha: float | None = None  # scale of low-rank updates; None where the trained tensors are of another kind
     per_class: bool = False  # whether trained tensors belong to the classes, so that other classes cannot use them
+    paired: bool = False  # whether every image has a caption of its own, so that scores are for the captions of a batch
     noisy: bool = False  # whether training draws random numbers
     holds: Callable[[Ints], torch.Tensor] | None = None  # clients (n,) -> (n, num_params) bool, where some hold only a part
     sends: Callable[[Ints], Ints] | None = None  # clients (n,) -> (n,) int64, trained numbers of each, where some hold only a part
@@ -92,13 +111,24 @@ class Method:
         return torch.cat([torch.empty(0), *(tensors[name].reshape(-1).cpu() for name in self.shapes)]).float()
 
 
-def describe(image_trained: bool, text: TextTower | PlainText | None) -> str:
+def fixed(features: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """`classes` of a method that leaves the text tower as it is: features (1, num_classes, embed_dim), or those wanted."""
+
+    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+        return features if wanted is None else features[0][wanted]
+
+    return classes
+
+
+def describe(image_trained: bool, text: Text | None) -> str:
     """What is computed how. `text` is the text tower, if it is trained."""
     images = "every image in every step, since the image tower is trained" if image_trained else "each image once for all rounds"
     if text is None:
         return f"{images}; captions once for all rounds"
     if isinstance(text, TextTower):
         return f"{images}; captions as a tree of {text.num_positions:,} tokens"
+    if isinstance(text, OwnCaptions):
+        return f"{images}; the captions of a batch, of {text.caption_positions} tokens at most"
     return f"{images}; distinct captions at full length ({text.num_positions:,} tokens), since {text.reason}"
 
 
@@ -111,14 +141,8 @@ def cosine_scores(scale: torch.Tensor, images: torch.Tensor, classes: torch.Tens
 
 
 def products(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """images (num_clients, batch, dim) times classes (num_clients or 1, C, dim) -> (num_clients, batch, C).
-
-    A lone small product is cut by threads in MKL, in spite of MKL_CBWR, and comes out differently for one and two of them; products
-    in a batch are not. So a lone client is computed twice.
-    """
-    if len(images) > 1:
-        return images @ classes.transpose(1, 2)
-    return (images.expand(2, -1, -1) @ classes.transpose(1, 2).expand(2, -1, -1))[:1]
+    """images (num_clients, batch, dim) times classes (num_clients or 1, C, dim) -> (num_clients, batch, C)."""
+    return product(images, classes.transpose(1, 2))
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> torch.Tensor:

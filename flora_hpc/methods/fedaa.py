@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe, uniform
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe, fixed, uniform
 from flora_hpc.plugins import BaseOptions
 
 
@@ -38,4 +38,4 @@ def build(options: Options, setting: Setting) -> Method:
         attention = torch.baddbmm(second_bias[:, None], inner, second.transpose(1, 2)).softmax(-1)
         return cosine_scores(scale, inputs * attention, classes)
 
-    return Method(shapes, init, lambda tensors, noise: text, logits, how=describe(False, None))
+    return Method(shapes, init, fixed(text), logits, how=describe(False, None))

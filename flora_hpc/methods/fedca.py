@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe, uniform
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe, fixed, uniform
 from flora_hpc.plugins import BaseOptions
 
 
@@ -33,4 +33,4 @@ def build(options: Options, setting: Setting) -> Method:
         adapted = (inner @ tensors["adapter.1.weight"].transpose(1, 2)).relu()
         return cosine_scores(scale, options.ratio * adapted + (1 - options.ratio) * inputs, classes)
 
-    return Method(shapes, init, lambda tensors, noise: text, logits, how=describe(False, None))
+    return Method(shapes, init, fixed(text), logits, how=describe(False, None))

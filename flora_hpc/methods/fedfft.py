@@ -4,7 +4,16 @@ import numpy as np
 import torch
 
 from flora_hpc.clip.towers import encode, num_image_positions
-from flora_hpc.methods._method import UNUSED, Method, Noise, Setting, Tensors, cosine_scores, describe
+from flora_hpc.methods._method import (
+    UNUSED,
+    Method,
+    Noise,
+    Setting,
+    Tensors,
+    Wanted,
+    cosine_scores,
+    describe,
+)
 from flora_hpc.plugins import BaseOptions
 
 
@@ -21,8 +30,8 @@ def build(options: Options, setting: Setting) -> Method:
     def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         return weights
 
-    def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
-        return text(weights={name: tensors[name] for name in of_text})
+    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+        return text(weights={name: tensors[name] for name in of_text}, wanted=wanted)
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         features = encode(model, "encode_image", inputs, weights={name: tensors[name] for name in of_image})
@@ -36,5 +45,6 @@ def build(options: Options, setting: Setting) -> Method:
         how=describe(True, text),
         sees="pixels",
         text_positions=text.num_positions,
+        caption_positions=text.caption_positions,
         image_positions=num_image_positions(model),
     )

@@ -17,6 +17,7 @@ class Options(BaseOptions):
 
 
 def build(options: Options, setting: Setting) -> Method:
+    setting.needs_classes("fedlc")
     shapes, init = head(setting)
     return Method(shapes, init, classes, logits, how=describe(False, None), per_class=True)
 

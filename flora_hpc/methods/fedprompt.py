@@ -31,6 +31,7 @@ class Options(BaseOptions):
 
 
 def build(options: Options, setting: Setting) -> Method:
+    setting.needs_classes("fedprompt")
     clip = setting.clip
     if (reason := why_not(clip.model)) is not None:
         raise UserError(f"method.name: fedprompt needs CLIP's own text tower, but of {clip.name} {reason}; take another model")

@@ -3,7 +3,16 @@
 import numpy as np
 import torch
 
-from flora_hpc.methods._method import UNUSED, Method, Noise, Setting, Tensors, cosine_scores, describe
+from flora_hpc.methods._method import (
+    UNUSED,
+    Method,
+    Noise,
+    Setting,
+    Tensors,
+    Wanted,
+    cosine_scores,
+    describe,
+)
 from flora_hpc.plugins import BaseOptions
 
 NOT_TEXT = ("visual.", "logit_scale", *UNUSED)
@@ -21,8 +30,8 @@ def build(options: Options, setting: Setting) -> Method:
     def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         return weights
 
-    def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
-        return text(weights=tensors)
+    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+        return text(weights=tensors, wanted=wanted)
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         return cosine_scores(scale, inputs, classes)
@@ -34,4 +43,5 @@ def build(options: Options, setting: Setting) -> Method:
         logits,
         how=describe(False, text),
         text_positions=text.num_positions,
+        caption_positions=text.caption_positions,
     )

@@ -14,6 +14,7 @@ class Options(BaseOptions):
 
 
 def build(options: Options, setting: Setting) -> Method:
+    setting.needs_classes("fedvmlc")
     model = setting.clip.model
     tower = {name: value for name, value in model.named_parameters() if name.startswith("visual.")}
     shapes, start = fedlc.head(setting)

@@ -2,7 +2,7 @@
 
 import torch
 
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe, fixed
 from flora_hpc.plugins import BaseOptions
 
 
@@ -17,4 +17,4 @@ def build(options: Options, setting: Setting) -> Method:
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         return cosine_scores(scale, inputs, classes)
 
-    return Method({}, lambda rng: {}, lambda tensors, noise: text, logits, how=describe(False, None))
+    return Method({}, lambda rng: {}, fixed(text), logits, how=describe(False, None))

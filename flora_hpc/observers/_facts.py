@@ -17,7 +17,7 @@ def facts(info: RunInfo) -> dict[str, str]:
     groups = f"{info.num_groups:,} a round, up to {info.group_size} client{'s' * (info.group_size > 1)} in one batch of tensors"
     if info.world_size > info.num_groups:
         groups += f"; {info.world_size - info.num_groups} ranks have none (a lower client.group_size makes more groups)"
-    return {
+    facts = {
         "model": config["model"]["name"],
         "method": f"{config['method']['name']}, {info.num_params:,} trained numbers, {decimal(info.payload_bytes)} per update",
         "computed": info.how,
@@ -25,3 +25,10 @@ def facts(info: RunInfo) -> dict[str, str]:
         "ranks": f"{ranks}{started}, backend {info.backend}, {'/'.join(devices)} x {'/'.join(map(str, threads))} threads",
         "groups": groups,
     }
+    if info.num_features_computed:
+        facts["features"] = f"{info.num_features_computed:,} images encoded, kept in {info.features}"
+    elif info.features:
+        facts["features"] = f"from an earlier run, in {info.features}"
+    if info.num_damaged:
+        facts["left out"] = f"{info.num_damaged:,} images that cannot be decoded"
+    return facts

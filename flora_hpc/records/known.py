@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
 
@@ -18,6 +19,10 @@ class RunInfo:
     backend: str
     world_size: int
     dataset: str
+    features: str  # where the features of images lie: a file, 'memory', or '' for a method that reads pixels
+    features_made_by: str  # JSON: the versions and the device that computed the features, and when
+    num_features_computed: int  # images that went through the image tower before round 0; the others came from the store
+    num_damaged: int  # images left out since they cannot be decoded
     topology: Rows
     num_rounds: int
     num_clients: int  # registered
@@ -44,26 +49,26 @@ class RankReport:
 
     rank: Rows  # shape (1,), of RANKS
     clients: Rows  # of CLIENTS
-    num_correct: int  # of its test images; 0 when not evaluated
+    correct: npt.NDArray[np.int64]  # of its test images, those of each class that were right; empty when not evaluated
     digest: int  # of the adapter it holds
 
     def to_bytes(self) -> bytes:
         """For a collective; `from_bytes` is its inverse."""
-        header = np.array([self.num_correct, self.digest], np.int64)
-        return header.tobytes() + self.rank.tobytes() + self.clients.tobytes()
+        header = np.array([self.digest, len(self.correct)], np.int64)
+        return header.tobytes() + self.correct.tobytes() + self.rank.tobytes() + self.clients.tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RankReport":
-        num_correct, digest = np.frombuffer(data, np.int64, 2).tolist()
-        rank = np.frombuffer(data, RANKS, 1, 16)
-        return cls(rank, np.frombuffer(data, CLIENTS, -1, 16 + RANKS.itemsize), num_correct, digest)
+        digest, num_classes = np.frombuffer(data, np.int64, 2).tolist()
+        correct, start = np.frombuffer(data, np.int64, num_classes, 16), 16 + 8 * num_classes
+        return cls(np.frombuffer(data, RANKS, 1, start), np.frombuffer(data, CLIENTS, -1, start + RANKS.itemsize), correct, digest)
 
 
 SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]
 
 
-def merge(round_number: int, reports: list[RankReport], num_test: int | None) -> RoundRecord:
-    """The record of a round from every rank's report. `num_test` is None when nothing was evaluated.
+def merge(round_number: int, reports: list[RankReport], num_test: int) -> RoundRecord:
+    """The record of a round from every rank's report; there are `num_test` test images.
 
     Raises RuntimeError when ranks hold different adapters.
     """
@@ -79,7 +84,11 @@ def merge(round_number: int, reports: list[RankReport], num_test: int | None) ->
     row["num_examples"] = clients["num_examples"].sum()
     kept = clients[clients["weight"] > 0]
     row["train_loss"] = np.average(kept["train_loss"], weights=kept["weight"]) if len(kept) else np.nan
-    row["test_accuracy"] = np.nan if num_test is None else sum(report.num_correct for report in reports) / num_test
+    evaluated = any(len(report.correct) for report in reports)
+    row["test_accuracy"] = sum(int(report.correct.sum()) for report in reports) / num_test if evaluated else np.nan
+    for name in ("client_accuracy_mean", "client_accuracy_std", "client_accuracy_min"):
+        row[name] = np.nan
+    row["worst_client"] = -1
     row["uplink_bytes"], row["downlink_bytes"] = clients["uplink_bytes"].sum(), clients["downlink_bytes"].sum()
     row["collective_bytes"] = ranks["collective_bytes"].sum()
     for name in SECONDS:

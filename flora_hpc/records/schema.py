@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-SCHEMA = 1
+SCHEMA = 2
 TEXT = h5py.string_dtype("utf-8", 64)
 
 # `round` 0 is the state before training. Seconds are means over ranks and cover all wall time since the round before:
@@ -24,6 +24,10 @@ ROUNDS = np.dtype(
         ("num_examples", "i8"),
         ("train_loss", "f8"),  # mean over examples; NaN in round 0
         ("test_accuracy", "f8"),  # 0..1; NaN when not evaluated
+        ("client_accuracy_mean", "f8"),  # of clients tested on their own mix of classes; NaN without evaluate.per_client
+        ("client_accuracy_std", "f8"),
+        ("client_accuracy_min", "f8"),
+        ("worst_client", "i8"),  # who has that minimum; -1 when not evaluated
         ("uplink_bytes", "i8"),
         ("downlink_bytes", "i8"),
         ("collective_bytes", "i8"),

@@ -11,6 +11,7 @@ from rich.text import Text
 from flora_hpc.records.schema import Rows
 
 PHASES = {"train": "green", "wait": "yellow", "comm": "magenta", "server": "cyan", "eval": "blue", "log": "white"}
+PER_CLIENT = ("client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "worst_client")  # with evaluate.per_client
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
@@ -31,6 +32,11 @@ def accuracies(rounds: Rows) -> Rows:
     """The rows of /rounds in which the test accuracy was measured."""
     measured: Rows = rounds[~np.isnan(rounds["test_accuracy"])]
     return measured
+
+
+def per_client(rounds: Rows) -> bool:
+    """Whether clients were tested on their own, which runs do when asked, and those of old versions never."""
+    return "worst_client" in (rounds.dtype.names or ()) and bool((rounds["worst_client"] >= 0).any())
 
 
 def curve(values: Sequence[float], width: int, height: int = 6) -> Text:
@@ -80,6 +86,9 @@ def summary(rounds: Rows, facts: dict[str, str], title: str, caption: str | None
         before, after = 1 - first["test_accuracy"], 1 - last["test_accuracy"]
         if 0 < after < before:
             table.add_row("test error", f"{before:.4f} → {after:.4f}  ({before / after:.1f} times smaller)")
+    if per_client(measured):
+        mean, spread, least, worst = (measured[-1][name] for name in PER_CLIENT)
+        table.add_row("clients' accuracy", f"mean {mean:.4f}, standard deviation {spread:.4f}, worst {least:.4f} (client {worst})")
     if len(trained):
         table.add_row("rounds", f"{len(trained)}, {seconds(float(np.median(trained['round_seconds'])))} each (median)")
         table.add_row("time", seconds(float(rounds["round_seconds"].sum())) + " in rounds")

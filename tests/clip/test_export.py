@@ -22,6 +22,7 @@ from flora_hpc.clip.attention import split
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.config import ModelConfig
 from flora_hpc.data.datasets import digits
+from flora_hpc.data.decode import rgb
 from flora_hpc.errors import UserError
 from flora_hpc.methods._lora import find_layers
 from tests.conftest import CONTEXT, END, VOCABULARY, WIDTH, small_model
@@ -69,7 +70,8 @@ def tiny() -> Clip:
 def real(tiny: Clip) -> Examples:
     """Some digits and their captions."""
     data = digits.build(digits.Options(name="digits"))
-    return torch.stack([tiny.preprocess(image) for image in data.test.read(range(20))]), tiny.tokenize(list(data.captions))
+    images = [rgb(image) for image in data.images.raw(data.test[:20].tolist())]
+    return torch.stack([tiny.preprocess(image) for image in images]), tiny.tokenize(list(data.captions))
 
 
 def opened(folder: Path, clip: Clip, config: ModelConfig, tensors: dict[str, torch.Tensor], alpha: float | None) -> Any:

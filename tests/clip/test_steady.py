@@ -15,6 +15,8 @@ GRADIENTS = """
 import flora_hpc, hashlib, sys, torch
 from torch import nn
 from flora_hpc.clip.steady import Patches, SteadyNorm
+from flora_hpc.clip.lora import Lora
+from flora_hpc.clip.text import Layers
 from flora_hpc.methods._method import cosine_scores, products
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
@@ -25,6 +27,12 @@ parameters = [*norm.parameters(), *patches.parameters(), scale]
 gradients = torch.autograd.grad(sum(output.sum(-1).sum(-1).sum() for output in outputs), parameters)
 small = [products(torch.randn(1, n, 128), torch.randn(1, c, 128)) for n in (1, 4, 8, 32) for c in (10, 47)]
 gradients = [*gradients, *small]
+for n in (1, 2, 3, 7, 21):  # a lone client's low-rank update, and the weights of its own
+    x, down, up = torch.randn(1, n, 128), torch.randn(1, 4, 128, requires_grad=True), torch.randn(1, 512, 4, requires_grad=True)
+    lora = Lora(down, up, 2.0)
+    own = {"p.weight": torch.randn(1, 512, 128, requires_grad=True), "p.bias": torch.randn(1, 512, requires_grad=True)}
+    for result, leaves in ((lora(x), lora[:2]), (Layers("", {}, own).linear(x, None, "p"), own.values())):
+        gradients += [result.detach(), *torch.autograd.grad(result.sin().sum(-1).sum(), leaves)]
 print(*(hashlib.sha256(gradient.numpy().tobytes()).hexdigest()[:12] for gradient in gradients))
 """
 

@@ -61,6 +61,10 @@ def run_info(**changes: Any) -> RunInfo:
         "group_size": 2,
         "num_groups": 2,
         "dataset": "digits",
+        "features": "memory",
+        "features_made_by": "{}",
+        "num_features_computed": 1797,
+        "num_damaged": 0,
         "setup_seconds": 1.5,
     }
     return RunInfo(**facts | changes)
@@ -89,6 +93,10 @@ def round_record(number: int, accuracy: float = NAN, num_rejected: int = 0, num_
             "num_examples": 10 * num_clients,
             "train_loss": 1.25 if num_clients > num_rejected else NAN,
             "test_accuracy": accuracy,
+            "client_accuracy_mean": NAN,
+            "client_accuracy_std": NAN,
+            "client_accuracy_min": NAN,
+            "worst_client": -1,
             "uplink_bytes": 100 * num_clients,
             "downlink_bytes": 100 * num_clients,
             "collective_bytes": 4000,

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flora_hpc import plugins
 from flora_hpc.data.images import Ints
 from flora_hpc.data.shards import Partitioner, PartitionOptions
+from flora_hpc.errors import UserError
+from tests.data.made_images import made
 
 NUM_EXAMPLES = 300
 LABELS = {
@@ -14,38 +18,105 @@ LABELS = {
     "only the last class": np.full(NUM_EXAMPLES, 4),
     "absent classes": np.arange(NUM_EXAMPLES) % 3 * 2,  # 0, 2 and 4
 }
+MEMBERS = plugins.members("partitioners")
+INCOMPLETE = {"fewshot", "fewshot_pathological"}  # they leave examples to nobody
+CHOSEN = {  # options of those that need some, or whose defaults do not suit every set of labels here
+    "fewshot": {"shots": 2},
+    "fewshot_pathological": {"shots": 2, "classes_per_client": 1},
+    "natural": {"column": "writer"},
+    "pathological": {"classes_per_client": 1},
+}
 
 
-def build(name: str, labels: Ints) -> Partitioner:
+def build(name: str, labels: Ints, **options: int) -> Partitioner:
     module = plugins.member("partitioners", name)
-    return module.build(module.Options(name=name), labels)
+    writers = np.arange(len(labels)) % 40
+    return module.build(module.Options(name=name, **(CHOSEN.get(name, {}) | options)), made(labels, writer=writers))
 
 
-@pytest.fixture(params=plugins.members("partitioners"))
+def build_population(name: str, labels: Ints, num_drawn: int) -> Partitioner:
+    """Few-shot ones take either `shots` or `examples_per_client`."""
+    return build(name, labels, examples_per_client=num_drawn, **({"shots": None} if name in INCOMPLETE else {}))
+
+
+def check(name: str, clients: Ints, num_examples: int, num_clients: int) -> None:
+    """Every client has an example, and every example a client unless the partitioner says otherwise."""
+    assert clients.shape == (num_examples,)
+    assert clients.dtype == np.int64
+    held = set(np.unique(clients).tolist())
+    assert held - ({-1} if name in INCOMPLETE else set()) == set(range(num_clients))
+
+
+@pytest.fixture(params=MEMBERS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(params=LABELS)
-def partitioner(name: str, request: pytest.FixtureRequest) -> Partitioner:
-    return build(name, LABELS[request.param])
+def labels(request: pytest.FixtureRequest) -> Ints:
+    return LABELS[request.param]
 
 
-@pytest.mark.parametrize("num_clients", [1, 7, NUM_EXAMPLES])
-def test_split_gives_every_example_to_one_client_and_every_client_an_example(partitioner: Partitioner, num_clients: int) -> None:
-    clients = partitioner.split(num_clients, np.random.default_rng(0))
-    assert clients.shape == (NUM_EXAMPLES,)
-    assert clients.dtype == np.int64
-    assert np.unique(clients).tolist() == list(range(num_clients))
+@pytest.mark.parametrize("num_clients", [5, 7, 40])
+def test_split_gives_every_client_an_example_and_every_example_one_client(name: str, labels: Ints, num_clients: int) -> None:
+    if name == "fewshot":
+        num_clients = min(num_clients, 20)  # with two of each class; "mixed" has 50 of one
+    check(name, build(name, labels).split(num_clients, np.random.default_rng(0)), NUM_EXAMPLES, num_clients)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@settings(deadline=None, max_examples=50)
+@given(
+    labels=st.lists(st.sampled_from([0, 2, 3, 5]), min_size=1, max_size=60),
+    num_clients=st.integers(1, 12),
+    seed=st.integers(0, 2**32),
+)
+def test_split_keeps_its_promises_or_says_what_to_change(name: str, labels: list[int], num_clients: int, seed: int) -> None:
+    partitioner = build(name, np.array(labels))
+    num_clients = min(num_clients, len(labels))  # shards.make refuses more
+    refusal = ""
+    try:
+        clients = partitioner.split(num_clients, np.random.default_rng(seed))
+    except UserError as error:
+        refusal = str(error)
+    if not refusal:
+        check(name, clients, len(labels), num_clients)
+        np.testing.assert_array_equal(partitioner.split(num_clients, np.random.default_rng(seed)), clients)
+        return
+    assert name in CHOSEN  # the others can always be split
+    assert refusal.startswith("partition.")
+    assert "; lower " in refusal or "; raise " in refusal
 
 
 @pytest.mark.parametrize("num_drawn", [1, 5, NUM_EXAMPLES])
-def test_draw_gives_distinct_examples(partitioner: Partitioner, num_drawn: int) -> None:
-    examples = partitioner.draw(num_drawn, np.random.default_rng(0))
+def test_draw_gives_distinct_examples(name: str, labels: Ints, num_drawn: int) -> None:
+    examples = build_population(name, labels, num_drawn).draw(num_drawn, np.random.default_rng(0))
     assert examples.shape == (num_drawn,)
     assert examples.dtype == np.int64
     assert len(np.unique(examples)) == num_drawn
     assert 0 <= examples.min() <= examples.max() < NUM_EXAMPLES
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@settings(deadline=None, max_examples=50)
+@given(labels=st.lists(st.sampled_from([0, 2, 3, 5]), min_size=1, max_size=60), seed=st.integers(0, 2**32), data=st.data())
+def test_draw_gives_distinct_examples_whatever_the_labels(name: str, labels: list[int], seed: int, data: st.DataObject) -> None:
+    num_drawn = data.draw(st.integers(1, len(labels)))
+    partitioner = build_population(name, np.array(labels), num_drawn)
+    examples = partitioner.draw(num_drawn, np.random.default_rng(seed))
+    assert len(set(examples.tolist()) & set(range(len(labels)))) == len(examples) == num_drawn
+    np.testing.assert_array_equal(partitioner.draw(num_drawn, np.random.default_rng(seed)), examples)
+
+
+@pytest.mark.parametrize("mean", [1, 20, NUM_EXAMPLES])
+def test_size_is_one_or_more_and_decided_by_the_generator(name: str, mean: int) -> None:
+    size = build_population(name, LABELS["mixed"], mean).size
+    if size is None:
+        return  # all clients draw alike
+    sizes = [size(mean, np.random.default_rng(client)) for client in range(50)]
+    assert all(type(one) is int for one in sizes)
+    assert 1 <= min(sizes) < max(sizes)
+    assert [size(mean, np.random.default_rng(client)) for client in range(50)] == sizes
 
 
 def test_split_is_decided_by_the_generator(name: str) -> None:
@@ -58,18 +129,19 @@ def test_split_is_decided_by_the_generator(name: str) -> None:
 
 def test_draw_is_decided_by_the_generator(name: str) -> None:
     def draw(seed: int) -> Ints:
-        return build(name, LABELS["mixed"]).draw(20, np.random.default_rng(seed))
+        return build_population(name, LABELS["mixed"], 20).draw(20, np.random.default_rng(seed))
 
     np.testing.assert_array_equal(draw(0), draw(0))
     assert set(draw(0).tolist()) != set(draw(1).tolist())
 
 
 def test_labels_are_not_changed(name: str) -> None:
-    labels = LABELS["mixed"].copy()
-    partitioner = build(name, labels)
-    partitioner.split(7, np.random.default_rng(0))
-    partitioner.draw(20, np.random.default_rng(0))
-    np.testing.assert_array_equal(labels, LABELS["mixed"])
+    images = made(LABELS["mixed"], writer=np.arange(NUM_EXAMPLES) % 40)
+    images.labels.flags.writeable = False
+    module = plugins.member("partitioners", name)
+    module.build(module.Options(name=name, **CHOSEN.get(name, {})), images).split(7, np.random.default_rng(0))
+    build_population(name, images.labels, 20).draw(20, np.random.default_rng(0))
+    np.testing.assert_array_equal(images.labels, LABELS["mixed"])
 
 
 def test_it_says_what_it_does(name: str) -> None:

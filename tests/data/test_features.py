@@ -1,18 +1,22 @@
-from typing import Any
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flora_hpc.data import features
-from flora_hpc.data.images import Images
+from flora_hpc.data.images import Images, Raw
 
 NUM_IMAGES = 11
-EXPECTED = np.array([[i, i * i, -i] for i in range(NUM_IMAGES)], np.float32)
+CPU = torch.device("cpu")
 
 
 class Model:
     """Gives (v, v^2, -v) for an image whose first pixel is v, and notes which images it saw together."""
+
+    visual = SimpleNamespace(image_size=2)
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
@@ -24,18 +28,17 @@ class Model:
         return torch.stack([value, value * value, -value], 1)
 
 
-def numbers(num_images: int = NUM_IMAGES) -> Images:
-    """Images that are their own index."""
-    read: Any = list
-    return Images(np.zeros(num_images, np.int64), read)
+def numbers(*damaged: int) -> Images:
+    """Images whose pixels are their own index, some of them damaged."""
+
+    def raw(rows: Sequence[int]) -> list[Raw]:
+        return [b"" if row in damaged else np.full((2, 2), row, np.uint8) for row in rows]
+
+    return Images(np.zeros(NUM_IMAGES, np.int64), raw, lambda row: f"image {row}")
 
 
-def preprocess(image: int) -> torch.Tensor:
-    return torch.full((3, 2, 2), float(image))
-
-
-def encode(model: Model, rank: int, size: int, images: Images | None = None) -> features.Floats:
-    return features.encode(images or numbers(), model, preprocess, torch.device("cpu"), rank, size)
+def preprocess(image: Image.Image) -> torch.Tensor:
+    return torch.full((3, 2, 2), float(np.asarray(image)[0, 0, 0]))
 
 
 @pytest.fixture(autouse=True)
@@ -44,35 +47,61 @@ def blocks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "BLOCK", 2)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
-def test_any_number_of_ranks_gives_every_images_feature_in_order(size: int) -> None:
-    """Eight ranks are more than there are blocks."""
-    shares = [encode(Model(), rank, size).tobytes() for rank in range(size)]
-    found = features.assemble(shares, NUM_IMAGES)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, EXPECTED)
+def test_sizes_of_blocks() -> None:
+    assert features.sizes(NUM_IMAGES) == [2, 2, 2, 2, 2, 1]
+    assert [list(features.rows(number, NUM_IMAGES)) for number in (0, 4, 5)] == [[0, 1], [8, 9], [10]]
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
-def test_the_same_images_are_encoded_together_whatever_the_number_of_ranks(size: int) -> None:
-    """The shape of a matrix product may decide its last bits."""
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_features_come_block_by_block_in_order(num_threads: int) -> None:
     model = Model()
-    for rank in range(size):
-        encode(model, rank, size)
-    assert sorted(model.seen) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
+    blocks = list(features.encode(numbers(), [0, 3, 5], model, preprocess, CPU, num_threads))
+    assert [number for number, _, _ in blocks] == [0, 3, 5]
+    assert model.seen == [[0, 1], [6, 7], [10]]
+    assert torch.cat([values for _, values, _ in blocks]).tolist() == [[v, v * v, -v] for v in (0, 1, 6, 7, 10)]
+    assert [damaged for _, _, damaged in blocks] == [{}, {}, {}]
 
 
-def test_blocks_go_to_ranks_in_turn() -> None:
-    model = Model()
-    encode(model, rank=1, size=4)
-    assert model.seen == [[2, 3], [10]]
+def test_no_block() -> None:
+    assert list(features.encode(numbers(), [], Model(), preprocess, CPU, 1)) == []
 
 
-def test_a_rank_without_a_block_has_nothing_to_send() -> None:
-    assert encode(Model(), rank=6, size=8).nbytes == 0
+def test_a_damaged_image_has_no_feature_and_is_told() -> None:
+    ((_, values, damaged),) = features.encode(numbers(3), [1], Model(), preprocess, CPU, 1)
+    assert values[0].tolist() == [2, 4, -2]
+    assert values[1].isnan().all()
+    assert damaged == {3: "it is empty"}
 
 
-def test_fewer_images_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "BLOCK", 256)
-    shares = [encode(Model(), rank, 2, numbers(3)).tobytes() for rank in range(2)]
-    np.testing.assert_array_equal(features.assemble(shares, 3), EXPECTED[:3])
+def test_features_in_half_the_size() -> None:
+    ((_, values, _),) = features.encode(numbers(), [5], Model(), preprocess, CPU, 1, torch.bfloat16)
+    assert values.dtype == torch.bfloat16
+
+
+def test_damage_is_found_without_a_model() -> None:
+    assert features.find_damage(numbers(3, 4, 10), range(6), 2) == dict.fromkeys((3, 4, 10), "it is empty")
+    assert features.find_damage(numbers(3, 4, 10), [0, 2], 2) == {4: "it is empty"}
+
+
+# --- what decides whether features can be used again
+
+
+def test_a_digest_depends_on_all_bytes_of_its_block_alone() -> None:
+    before = features.digests(numbers(), range(6))
+    assert len(set(before)) == 6
+    after = features.digests(numbers(3), range(6))
+    assert [number for number in range(6) if before[number] != after[number]] == [1]
+    assert features.digests(numbers(), [4, 1]) == [before[4], before[1]]
+
+
+def test_a_digest_tells_where_an_image_ends() -> None:
+    def digest(*stored: Raw) -> bytes:
+        images = Images(np.zeros(len(stored), np.int64), lambda rows: [stored[row] for row in rows], str)
+        return features.digests(images, [0])[0]
+
+    pixels = np.zeros((2, 3), np.uint8)
+    found = [
+        digest(b"ab", b"c"), digest(b"a", b"bc"), digest(b"abc", b""), digest(OSError("gone"), b""),
+        digest(pixels, b""), digest(pixels.T, b""), digest(pixels.tobytes(), b""),
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from flora_hpc import configfile
 from flora_hpc.data.datasets import hdf5
+from flora_hpc.data.decode import DamagedError, decode, rgb
 from flora_hpc.data.images import Dataset
 from flora_hpc.errors import UserError
 
@@ -49,7 +50,16 @@ def build(path: Path, **options: object) -> Dataset:
 
 
 def pixels(dataset: Dataset) -> Any:
-    return np.stack([np.asarray(image) for image in dataset.test.read(range(0, 6))])
+    """The test images, decoded."""
+    return np.stack([np.asarray(rgb(raw)) for raw in dataset.images.raw(dataset.test.tolist())])
+
+
+def damage(dataset: Dataset) -> dict[str, str]:
+    """Which test images are damaged: where they lie, and why."""
+    found = {
+        dataset.images.where(row): image for row, image in zip(dataset.test, decode(dataset.images, dataset.test), strict=True)
+    }
+    return {where: str(image) for where, image in found.items() if isinstance(image, DamagedError)}
 
 
 @pytest.fixture
@@ -91,14 +101,51 @@ def test_jpeg_rows_some_of_them_gray(path: Path) -> None:
 
 def test_train_and_test_have_their_own_labels(path: Path) -> None:
     dataset = build(write(path))
-    assert dataset.train.labels.tolist() == [0, 1, 2, 0]
-    assert dataset.test.labels.tolist() == LABELS
-    assert dataset.test.labels.dtype == np.int64
+    assert dataset.images.labels[dataset.train].tolist() == [0, 1, 2, 0]
+    assert dataset.images.labels[dataset.test].tolist() == LABELS
+    assert dataset.images.labels.dtype == np.int64
 
 
-def test_some_images_can_be_read_alone(path: Path) -> None:
-    images = build(write(path)).test.read(range(2, 4))
-    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), COLOUR[2:4])
+def test_images_can_be_read_in_any_order(path: Path) -> None:
+    """Four training images come first."""
+    images = build(write(path)).images.raw([6, 7, 1, 9, 0])
+    np.testing.assert_array_equal(np.stack(images), COLOUR[[2, 3, 1, 5, 0]])
+
+
+def test_files_of_any_kind_as_they_are(path: Path) -> None:
+    rows = np.concatenate([encode(COLOUR[:2], "PNG"), encode(COLOUR[2:4], "BMP"), encode(COLOUR[4:], "TIFF")])
+    dataset = build(write(path, rows, dtype=h5py.vlen_dtype(np.uint8), encoding="files"))
+    np.testing.assert_array_equal(pixels(dataset), COLOUR)
+    assert dataset.images.raw([6]) == [rows[2].tobytes()]
+
+
+def test_other_tables_as_long_are_columns(path: Path) -> None:
+    """Of both parts; `note` is in one only, `mean` has another length."""
+    with h5py.File(write(path), "r+") as file:
+        file["train/client"], file["test/client"] = np.arange(4), np.arange(6) + 10
+        file["train/place"], file["test/place"] = ["a", "b", "ç", ""], ["x"] * 6
+        file["train/note"] = np.arange(4)
+        file["train/mean"], file["test/mean"] = np.zeros(3), np.zeros(3)
+    images = build(path).images
+    assert sorted(images.columns) == ["client", "place"]
+    assert images.column("client", "key").tolist() == [0, 1, 2, 3, 10, 11, 12, 13, 14, 15]
+    assert images.column("place", "key").tolist() == ["a", "b", "ç", "", *["x"] * 6]
+
+
+def test_a_merged_split_is_drawn_from_both_parts(path: Path) -> None:
+    """Of 4, 3 and 3 images of the classes, half each: 2, 2 and 2 (rounded half to even)."""
+    dataset = build(write(path), split="merged", test_fraction=0.5)
+    assert np.bincount(dataset.images.labels[dataset.test]).tolist() == [2, 2, 2]
+    assert sorted([*dataset.train, *dataset.test]) == list(range(10))
+
+
+def test_the_stamp_changes_with_the_file(path: Path) -> None:
+    stamp = build(write(path)).images.stamp
+    assert stamp is not None
+    before = stamp()
+    assert stamp() == before
+    path.write_bytes(b"another")
+    assert stamp() != before
 
 
 def test_captions_use_the_class_names(path: Path) -> None:
@@ -111,6 +158,12 @@ def test_captions_use_the_prompt_names_where_there_are_any(path: Path) -> None:
     dataset = build(write(path, prompt_names=json.dumps(["tabby", "hound", "barn owl"])), caption="a {}, a type of pet.")
     assert dataset.class_names == ("cat", "dog", "owl")
     assert dataset.captions == ("a tabby, a type of pet.", "a hound, a type of pet.", "a barn owl, a type of pet.")
+
+
+def test_the_file_may_bring_its_caption(path: Path) -> None:
+    write(path, caption="a {} in the wild")
+    assert build(path).captions[0] == "a cat in the wild"
+    assert build(path, caption="the {}").captions[0] == "the cat"
 
 
 def test_the_name_is_the_attribute_or_else_the_files(path: Path) -> None:
@@ -182,9 +235,14 @@ def test_an_encoding_that_does_not_exist(path: Path) -> None:
 
 def test_raw_images_that_are_not_uint8(path: Path) -> None:
     """Gray levels 0..1 would all become black."""
-    write(path, GRAY / np.float32(255))
-    with pytest.raises(UserError, match=r"animals\.h5: train/images"):
-        build(path).train.read(range(0, 1))
+    assert "train/images are float32 of shape (4, 4, 5, 1); raw images must be uint8" in mistake(
+        write(path, GRAY / np.float32(255))
+    )
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png", "files"])
+def test_pixels_are_no_files(path: Path, encoding: str) -> None:
+    assert f"{encoding} images must be variable-length rows of uint8" in mistake(write(path, encoding=encoding))
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
@@ -192,11 +250,7 @@ def test_a_damaged_image_is_named_by_table_and_index(path: Path, form: str) -> N
     rows = encode(COLOUR, form)
     rows[3] = rows[3][: len(rows[3]) // 2]
     dataset = build(write(path, rows, dtype=h5py.vlen_dtype(np.uint8), encoding=form.lower()))
-    assert len(dataset.test.read(range(0, 3))) == 3
-    with pytest.raises(UserError) as caught:
-        dataset.test.read(range(2, 6))
-    assert f"{path}: test/images[3] is not an image that can be decoded" in str(caught.value)
-    assert "mend or remove it" in str(caught.value)
+    assert list(damage(dataset)) == [f"{path}: test/images[3]"]
 
 
 def test_damaged_compression_is_told_like_a_damaged_image(path: Path) -> None:
@@ -207,10 +261,9 @@ def test_damaged_compression_is_told_like_a_damaged_image(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(where.byte_offset)
         file.write(b"\0" * where.size)
-    dataset = build(path)
-    with pytest.raises(UserError) as caught:
-        dataset.test.read(range(0, 2))
-    assert f"{path}: test/images" in str(caught.value)
+    found = damage(build(path))
+    assert list(found) == [f"{path}: test/images[{row}]" for row in range(6)]
+    assert "filter returned failure" in found[f"{path}: test/images[0]"]
 
 
 # --- captions

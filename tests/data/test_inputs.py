@@ -1,26 +1,32 @@
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flora_hpc.data import inputs
-from flora_hpc.data.images import Images
+from flora_hpc.data.images import Images, Raw
 from flora_hpc.data.inputs import Features, Pixels
+from flora_hpc.errors import UserError
 
 
 class Counting:
-    """Ten images that are their own index; notes what is read."""
+    """Ten images whose pixels are their index; notes what is read. Image 9 can be damaged."""
 
-    def __init__(self) -> None:
+    def __init__(self, damaged: bool = False) -> None:
         self.read: list[int] = []
-        images: Any = self.images
-        self.pixels = Pixels(Images(np.zeros(10, np.int64), images), lambda i: torch.full((3, 2, 2), float(i)), torch.device("cpu"))
+        self.damaged = damaged
+        images = Images(np.zeros(10, np.int64), self.raw, lambda row: f"image {row}")
+        self.pixels = Pixels(images, first_pixel, torch.device("cpu"), num_threads=2)
 
-    def images(self, rows: Sequence[int]) -> list[int]:
+    def raw(self, rows: Sequence[int]) -> list[Raw]:
         self.read += rows
-        return list(rows)
+        return [b"" if self.damaged and row == 9 else np.full((2, 2), row, np.uint8) for row in rows]
+
+
+def first_pixel(image: Image.Image) -> torch.Tensor:
+    return torch.full((3, 2, 2), float(np.asarray(image)[0, 0, 0]))
 
 
 def test_features_by_index() -> None:
@@ -45,3 +51,14 @@ def test_only_what_is_missing_is_read() -> None:
     source.pixels(torch.tensor([3, 4]))
     source.pixels(torch.tensor([4, 5]))
     assert source.read == [3, 4, 5]
+
+
+def test_an_image_that_was_damaged_meanwhile_is_named() -> None:
+    with pytest.raises(UserError, match="image 9 can no longer be decoded: it is empty; the data must not change in a run"):
+        Counting(damaged=True).pixels(torch.tensor([8, 9]))
+
+
+def test_features_kept_in_bfloat16_come_as_float32() -> None:
+    given = Features(torch.tensor([[1.0], [1.001]], dtype=torch.bfloat16))(torch.tensor([1]))
+    assert given.dtype == torch.float32
+    assert given.tolist() == [[1.0]]  # what 8 bits of mantissa leave

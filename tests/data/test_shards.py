@@ -6,15 +6,24 @@ import pytest
 
 from flora_hpc import plugins
 from flora_hpc.data import shards
-from flora_hpc.data.shards import Partition, Population, Shards
+from flora_hpc.data.images import Images
+from flora_hpc.data.shards import Partition, Partitioner, Population, Shards
 from flora_hpc.errors import UserError
+from tests.data.made_images import made as images_of
 
-LABELS = np.random.default_rng(0).integers(0, 4, 200)
+ROWS = np.arange(200) * 3 + 1000  # the training images, among others of a dataset
+LABELS = np.random.default_rng(0).integers(0, 4, 2000)
+IMAGES = images_of(LABELS, writer=np.arange(2000) % 60)
 PARTITIONERS = plugins.members("partitioners")
+SHOTS = {"fewshot", "fewshot_pathological"}  # they leave images to nobody, and take shots or examples_per_client
+CHOSEN: dict[str, dict[str, Any]] = {"natural": {"column": "writer"}}
 
 
 def make(name: str = "iid", seed: int = 0, **options: Any) -> Shards:
-    return shards.make(plugins.member("partitioners", name).Options(name=name, **options), LABELS, seed)
+    """Shards of the images ROWS, two shots where they are split by shots."""
+    shots = {"shots": 2} if name in SHOTS and "examples_per_client" not in options else {}
+    chosen = plugins.member("partitioners", name).Options(name=name, **CHOSEN.get(name, {}), **shots, **options)
+    return shards.make(chosen, IMAGES, ROWS, seed)
 
 
 def everything(made: Shards, num_clients: int) -> list[list[int]]:
@@ -32,13 +41,54 @@ def test_a_client_holds_the_stretch_between_two_starts() -> None:
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
-def test_a_partition_gives_every_example_to_one_client(name: str) -> None:
+def test_a_partition_gives_rows_to_one_client_each(name: str) -> None:
+    """All rows, except few-shot ones: with 40 to 60 examples of each of four classes, they can give two to each of 12 clients."""
     made = make(name, num_clients=12)
     held = everything(made, 12)
     assert made.num_clients == 12
-    assert sorted(example for examples in held for example in examples) == list(range(200))
+    given = sorted(row for rows in held for row in rows)
+    if name in SHOTS:
+        assert len(given) == len(set(given)) == 12 * 2 * {"fewshot": 4, "fewshot_pathological": 2}[name]
+        assert set(given) < set(ROWS.tolist())
+    else:
+        assert given == ROWS.tolist()
     assert made.sizes(np.arange(12)).tolist() == [len(examples) for examples in held]
     assert min(map(len, held)) >= 1
+
+
+def test_examples_of_nobody_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows 7, 5, 3, 2 and 9 the second and the last are nobody's, client 1 has one and client 0 two, in any order."""
+
+    class Rule:
+        @staticmethod
+        def build(options: object, images: Images) -> Partitioner:
+            assert images.labels.tolist() == [70, 50, 30, 20, 90]
+            clients = np.array([0, -1, 1, 0, -1])
+            return Partitioner(lambda num_clients, rng: clients, lambda num_drawn, rng: clients)
+
+    monkeypatch.setattr(plugins, "member", lambda family, name: Rule)
+    made = shards.make(
+        shards.PartitionOptions(name="rule", num_clients=2), images_of(np.arange(10) * 10), np.array([7, 5, 3, 2, 9]), seed=0
+    )
+    assert made.sizes(np.array([0, 1])).tolist() == [2, 1]
+    assert sorted(made.examples(0).tolist()) == [2, 7]
+    assert made.examples(1).tolist() == [3]
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_columns_and_labels_are_those_of_the_rows(name: str) -> None:
+    """What the partitioner sees of a row is what the dataset says of it: few-shot clients have two of each class, writers stay
+    whole, others keep to two classes."""
+    made = make(name, num_clients=12)
+    for client in range(12):
+        rows = made.examples(client)
+        if name == "fewshot":
+            assert np.bincount(LABELS[rows]).tolist() == [2, 2, 2, 2]
+        if name in ("pathological", "fewshot_pathological"):
+            assert len(set(LABELS[rows].tolist())) == 2
+        if name == "natural":
+            others = np.setdiff1d(ROWS, rows)
+            assert not set((rows % 60).tolist()) & set((others % 60).tolist())
 
 
 def test_a_partition_depends_on_the_seed_alone() -> None:
@@ -67,13 +117,15 @@ def test_as_many_clients_as_examples() -> None:
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
-def test_every_client_of_a_population_draws_as_many_examples(name: str) -> None:
+def test_every_client_of_a_population_draws_as_many_rows_as_its_size(name: str) -> None:
     made = make(name, num_clients=1000, examples_per_client=32)
     assert isinstance(made, Population)
     assert made.num_clients == 1000
-    assert made.sizes(np.array([0, 999])).tolist() == [32, 32]
-    for client in (0, 17, 999):
-        assert len(set(made.examples(client).tolist())) == 32
+    sizes = made.sizes(np.array([0, 17, 999])).tolist()
+    if made.partitioner.size is None:
+        assert sizes == [32, 32, 32]
+    for client, size in zip((0, 17, 999), sizes, strict=True):
+        assert len(set(made.examples(client).tolist()) & set(ROWS.tolist())) == len(made.examples(client)) == size
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)
@@ -96,7 +148,7 @@ def test_more_examples_per_client_than_there_are() -> None:
 
 
 def test_each_client_may_draw_everything() -> None:
-    assert sorted(make(num_clients=300, examples_per_client=200).examples(299).tolist()) == list(range(200))
+    assert sorted(make(num_clients=300, examples_per_client=200).examples(299).tolist()) == ROWS.tolist()
 
 
 @pytest.mark.parametrize("name", PARTITIONERS)

@@ -10,7 +10,9 @@ from flora_hpc import round as rounds
 from flora_hpc import trainer
 from flora_hpc.clip.attention import split
 from flora_hpc.config import ClientConfig
+from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Features
+from flora_hpc.data.shards import Partition, Partitioner, Population
 from flora_hpc.errors import UserError
 from flora_hpc.methods import feddylora, flora
 from flora_hpc.methods._method import Method
@@ -103,8 +105,6 @@ def test_ranks_by_divergence_by_hand(captions: torch.Tensor) -> None:
 def test_equal_clients_get_the_rank_in_the_middle(captions: torch.Tensor) -> None:
     assert ranks(captions, min_rank=3, max_rank=7, by="share", normalized=True)[1] == 5
     case = feddylora.Options(name="feddylora", min_rank=2, max_rank=6)
-    from flora_hpc.data.shards import Partition
-
     assert feddylora.choose_ranks(case, Partition(np.arange(4), np.array([0, 2, 4])), np.zeros(4, np.int64), 1).tolist() == [4, 4]
 
 
@@ -126,9 +126,10 @@ def test_bounds_in_the_wrong_order_are_refused() -> None:
 
 
 def test_more_clients_than_can_be_looked_at_are_refused(captions: torch.Tensor) -> None:
-    from flora_hpc.data.shards import Population
+    def draw(count: int, rng: np.random.Generator) -> Ints:
+        return np.arange(count)
 
-    many = Population(10**9, 5, 0, lambda count, rng: np.arange(count))
+    many = Population(10**9, 5, 0, Partitioner(draw, draw), np.arange(5))
     with pytest.raises(UserError, match="1,000,000,000 are more than 100,000"):
         feddylora.choose_ranks(feddylora.Options(name="feddylora"), many, np.arange(5), 5)
 

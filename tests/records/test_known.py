@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ FIRST = RankReport(
         {"round": 3, "client": 9, "num_examples": 20, "weight": 0, "train_loss": np.inf, "uplink_bytes": 8, "downlink_bytes": 80},
         {"round": 3, "client": 4, "num_examples": 10, "weight": 10, "train_loss": 2.0, "uplink_bytes": 8, "downlink_bytes": 80},
     ),
-    num_correct=30,
+    correct=np.array([10, 0, 20]),
     digest=-5,
 )
 SECOND = RankReport(
@@ -31,10 +33,10 @@ SECOND = RankReport(
         {"round": 3, "client": 7, "rank": 1, "num_examples": 30, "weight": 30, "train_loss": 1.0}
         | {"uplink_bytes": 8, "downlink_bytes": 80},
     ),
-    num_correct=45,
+    correct=np.array([5, 40]),
     digest=-5,
 )
-IDLE = RankReport(rows(RANKS, {"round": 3, "rank": 2}), np.zeros(0, CLIENTS), 0, -5)
+IDLE = RankReport(rows(RANKS, {"round": 3, "rank": 2}), np.zeros(0, CLIENTS), np.array([0]), -5)
 
 
 @pytest.mark.parametrize("report", [FIRST, SECOND, IDLE], ids=["two clients", "one client", "no client"])
@@ -42,7 +44,8 @@ def test_a_report_survives_the_way_to_rank_0(report: RankReport) -> None:
     again = RankReport.from_bytes(report.to_bytes())
     np.testing.assert_array_equal(again.rank, report.rank)
     np.testing.assert_array_equal(again.clients, report.clients)
-    assert (again.num_correct, again.digest) == (report.num_correct, report.digest)
+    np.testing.assert_array_equal(again.correct, report.correct)
+    assert again.digest == report.digest
 
 
 def test_the_row_of_a_round_adds_up_its_clients() -> None:
@@ -58,7 +61,7 @@ def test_the_loss_is_weighted_and_leaves_out_rejected_clients() -> None:
 
 
 def test_without_a_kept_client_there_is_no_loss() -> None:
-    rejected = RankReport(FIRST.rank, FIRST.clients[:1], 0, -5)
+    rejected = RankReport(FIRST.rank, FIRST.clients[:1], np.array([0]), -5)
     assert np.isnan(merge(3, [rejected], 100).row["train_loss"]).all()
     assert np.isnan(merge(0, [IDLE], 100).row["train_loss"]).all()
 
@@ -82,7 +85,10 @@ def test_accuracy_is_all_ranks_correct_answers_over_all_test_images() -> None:
 
 
 def test_accuracy_is_nan_when_nothing_was_evaluated() -> None:
-    assert np.isnan(merge(3, [FIRST, SECOND], None).row["test_accuracy"]).all()
+    silent = [replace(report, correct=np.zeros(0, np.int64)) for report in (FIRST, SECOND)]
+    row = merge(3, silent, 100).row
+    assert np.isnan([row["test_accuracy"], row["client_accuracy_mean"], row["client_accuracy_min"]]).all()
+    assert row["worst_client"] == -1
 
 
 def test_clients_come_in_order_and_ranks_as_they_are() -> None:
@@ -93,6 +99,6 @@ def test_clients_come_in_order_and_ranks_as_they_are() -> None:
 
 
 def test_ranks_whose_adapters_differ_are_an_error() -> None:
-    drifted = RankReport(SECOND.rank, SECOND.clients, SECOND.num_correct, digest=6)
+    drifted = RankReport(SECOND.rank, SECOND.clients, SECOND.correct, digest=6)
     with pytest.raises(RuntimeError, match="round 3: the ranks' adapters drifted apart"):
         merge(3, [FIRST, drifted], 100)

@@ -1,17 +1,17 @@
-"""One HDF5 file: {train,test}/{images,labels}, raw uint8 NHWC or encoded JPEG/PNG rows; docs/data-format.md describes it."""
+"""One HDF5 file: {train,test}/{images,labels}, raw uint8 NHWC or the bytes of image files; docs/data-format.md describes it."""
 
-import io
 import json
 from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from flora_hpc.data.images import Dataset, DatasetOptions, Images
+from flora_hpc.data.images import CAPTION, Column, Dataset, DatasetOptions, Images, Raw, assemble, stamp
 from flora_hpc.errors import UserError, did_you_mean
 
 
@@ -22,7 +22,7 @@ class Options(DatasetOptions):
 
 
 def build(options: Options) -> Dataset:
-    """Open the file and check its layout; images are decoded when they are read. Raises UserError for a wrong file."""
+    """Open the file and check its layout; images are read when they are needed. Raises UserError for a wrong file."""
     path = options.path.expanduser()
     if not path.is_file():
         nearby = [p.name for p in path.parent.glob("*.h5")] if path.parent.is_dir() else []
@@ -42,11 +42,11 @@ def build(options: Options) -> Dataset:
     if len(wordings) != len(class_names):
         raise UserError(f"data.path: {path} has {len(class_names)} class_names but {len(wordings)} prompt_names; make them as many")
     encoding = _text(file.attrs["encoding"])
-    if encoding not in ("raw", "jpeg", "png"):
-        raise UserError(f"data.path: {path}: encoding is '{encoding}'; it must be raw, jpeg or png")
-    captions = tuple(options.caption.format(name) for name in wordings)
+    if encoding not in ("raw", "jpeg", "png", "files"):
+        raise UserError(f"data.path: {path}: encoding is '{encoding}'; it must be raw, jpeg, png or files")
     train, test = (_images(path, file, part, len(class_names), encoding) for part in ("train", "test"))
-    return Dataset(_text(file.attrs.get("name", path.stem)), class_names, wordings, captions, train, test)
+    name, caption = _text(file.attrs.get("name", path.stem)), _text(file.attrs.get("caption", CAPTION))
+    return assemble(options, name, class_names, wordings, train, test, caption)
 
 
 def _text(value: Any) -> str:
@@ -72,30 +72,45 @@ def _images(path: Path, file: h5py.File, part: str, num_classes: int, encoding: 
         raise UserError(
             f"data.path: {path}: {part}/labels go from {labels.min()} to {labels.max()}, but there are {num_classes} classes"
         )
-    if encoding == "raw" and rows.dtype != np.uint8:
-        raise UserError(f"data.path: {path}: {part}/images are {rows.dtype}; raw images must be uint8, 0 to 255")
+    fits = rows.dtype == np.uint8 and (rows.ndim == 3 or (rows.ndim == 4 and rows.shape[3] in (1, 3)))
+    if encoding == "raw" and not fits:
+        raise UserError(
+            f"data.path: {path}: {part}/images are {rows.dtype} of shape {rows.shape}; "
+            "raw images must be uint8, 0 to 255, of shape (n, height, width, 1 or 3)"
+        )
+    if encoding != "raw" and h5py.check_vlen_dtype(rows.dtype) != np.uint8:
+        raise UserError(
+            f"data.path: {path}: {part}/images are {rows.dtype}; {encoding} images must be variable-length rows of uint8"
+        )
 
-    def read(wanted: Sequence[int]) -> list[Image.Image]:
-        if not wanted:
-            return []
-        first, last = wanted[0], wanted[-1]
-        try:
-            in_a_row = list(wanted) == list(range(first, last + 1))
-            block = rows[first : last + 1] if in_a_row else [rows[row] for row in wanted]
-        except OSError as error:
-            raise UserError(
-                f"data.path: {path}: {part}/images[{first}:{last + 1}] cannot be read ({error}); fetch the file anew"
-            ) from None
-        return [_decode(row, encoding, f"{path}: {part}/images[{i}]") for i, row in zip(wanted, block, strict=True)]
+    def raw(wanted: Sequence[int]) -> list[Raw]:
+        """In stretches of neighbours, since one read of a compressed block costs as much as one of a single row."""
+        result: list[Raw] = []
+        for _, stretch in groupby(enumerate(wanted), lambda pair: pair[1] - pair[0]):
+            numbers = [number for _, number in stretch]
+            try:
+                found = rows[numbers[0] : numbers[-1] + 1]
+            except OSError:
+                found = [_one(rows, number) for number in numbers]
+            result += [row.tobytes() if encoding != "raw" and isinstance(row, np.ndarray) else row for row in found]
+        return result
 
-    return Images(labels, read)
+    columns = {
+        name: partial(_column, column)
+        for name, column in ((name, file[part].get(name)) for name in file[part])
+        if name not in ("images", "labels") and isinstance(column, h5py.Dataset) and column.shape == labels.shape
+    }
+    return Images(labels, raw, lambda row: f"{path}: {part}/images[{row}]", columns, lambda: stamp([path], part))
 
 
-def _decode(row: Any, encoding: str, where: str) -> Image.Image:
+def _column(column: h5py.Dataset) -> Column:
+    values: Column = column.asstr()[:] if h5py.check_string_dtype(column.dtype) else column[:]
+    return values
+
+
+def _one(rows: h5py.Dataset, number: int) -> Raw:
+    """A single row, or why it cannot be read."""
     try:
-        image = Image.fromarray(row.squeeze()) if encoding == "raw" else Image.open(io.BytesIO(row.tobytes()))
-        return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise UserError(f"data.path: {where} is not an image that can be decoded; mend or remove it") from None
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"data.path: {where} is not an image that can be decoded ({error}); mend or remove it") from None
+        return rows[number]  # type: ignore[no-any-return]
+    except OSError as error:
+        return error

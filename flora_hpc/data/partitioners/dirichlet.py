@@ -1,56 +1,57 @@
 """Clients differ in their mix of classes, by a Dirichlet distribution: the smaller beta, the more they differ.
 
 Split: the examples of each class are dealt out in shares p ~ Dir(beta, ..., beta) over the clients (Yurochkin et al., "Bayesian
-Nonparametric Federated Learning of Neural Networks", ICML 2019), then every client without an example gets one from the
-largest. Population: a client's classes have shares q ~ Dir(beta, ..., beta) weighted by class size (Hsu, Qi and Brown,
-"Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019).
+Nonparametric Federated Learning of Neural Networks", ICML 2019); a share has mean 1/K and variance (1/K) (1 - 1/K) / (K beta + 1)
+for K clients. Then clients with less than `min_examples` get what they lack from the largest ones.
+
+Population: the shares of C classes in a client are q ~ Dir(C beta s), where s are the classes' shares in the data (Hsu, Qi and
+Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019, with alpha = C beta);
+that is Dir(beta, ..., beta) where all classes are as large, and always has mean s. A class that runs out is made up for by others.
 """
 
 import numpy as np
 from pydantic import Field
 
-from flora_hpc.data.images import Ints
+from flora_hpc.data.images import Images, Ints
+from flora_hpc.data.partitioners._counts import check_least, deal, raised
+from flora_hpc.data.partitioners._groups import group
 from flora_hpc.data.shards import Partitioner, PartitionOptions
 
 
 class Options(PartitionOptions):
     """How much clients differ."""
 
-    beta: float = Field(0.1, gt=0, le=1e6, description="concentration: 0.1 is strongly skewed, 100 is nearly IID")
+    beta: float = Field(0.1, ge=1e-6, le=1e6, description="concentration: 0.1 is strongly skewed, 100 is nearly IID")
+    min_examples: int = Field(1, ge=1, description="when examples are split: the least that a client gets")
 
 
-def build(options: Options, labels: Ints) -> Partitioner:
-    sizes = np.bincount(labels)
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
+def build(options: Options, images: Images) -> Partitioner:
+    classes = group(images.labels)
+    sizes = classes.sizes
 
     def split(num_clients: int, rng: np.random.Generator) -> Ints:
-        clients = np.empty(len(labels), np.int64)
-        for members in by_class:
-            shares = rng.dirichlet(np.full(num_clients, options.beta))
-            cuts = np.floor(np.cumsum(shares)[:-1] * len(members) + 0.5)
-            clients[rng.permutation(members)] = np.searchsorted(cuts, np.arange(len(members)), side="right")
-        _give_everyone_one(clients, num_clients)
+        check_least(options.min_examples, num_clients, len(images))
+        clients = np.empty(len(images), np.int64)
+        for members in np.split(classes.shuffled(rng), classes.starts[1:-1]):
+            clients[members] = deal(rng.dirichlet(np.full(num_clients, options.beta)), len(members), rng)
+        _give_everyone(options.min_examples, clients, num_clients, rng)
         return clients
 
     def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
-        shares = rng.dirichlet(np.full(len(sizes), options.beta)) * sizes
-        if shares.sum() == 0:  # the drawn classes are empty in this dataset
-            shares = sizes.astype(float)
-        counts = rng.multinomial(num_drawn, shares / shares.sum())
+        counts = rng.multinomial(num_drawn, rng.dirichlet(options.beta * len(classes) * sizes / len(images)))
         surplus = int((counts - sizes).clip(min=0).sum())  # more than a class has: taken from what the others have left
         counts = counts.clip(max=sizes)
-        counts += rng.multivariate_hypergeometric(sizes - counts, surplus)
-        parts = [rng.choice(members, count, replace=False) for members, count in zip(by_class, counts, strict=True)]
-        return rng.permutation(np.concatenate(parts))
+        return classes.draw(counts + rng.multivariate_hypergeometric(sizes - counts, surplus), rng)
 
     return Partitioner(split, draw)
 
 
-def _give_everyone_one(clients: Ints, num_clients: int) -> None:
-    """Move single examples from the largest clients to those without any, in place. Needs an example per client."""
+def _give_everyone(least: int, clients: Ints, num_clients: int, rng: np.random.Generator) -> None:
+    """Move random examples from the largest clients to those with less than `least`, in place."""
     counts = np.bincount(clients, minlength=num_clients)
-    for empty in np.flatnonzero(counts == 0):
-        largest = int(counts.argmax())
-        clients[np.flatnonzero(clients == largest)[0]] = empty
-        counts[largest] -= 1
-        counts[empty] += 1
+    change = raised(counts, least, rng) - counts
+    mixed = rng.permutation(len(clients))
+    order = mixed[np.argsort(clients[mixed], kind="stable")]
+    owners = clients[order]
+    moved = order[np.arange(len(order)) - (np.cumsum(counts) - counts)[owners] < -change[owners]]
+    clients[rng.permutation(moved)] = np.repeat(np.arange(num_clients), change.clip(min=0))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from flora_hpc.data.images import Ints
+from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.shards import Partitioner, PartitionOptions
 
 
@@ -10,11 +10,11 @@ class Options(PartitionOptions):
     """Nothing beyond what every partitioner has."""
 
 
-def build(options: Options, labels: Ints) -> Partitioner:
+def build(options: Options, images: Images) -> Partitioner:
     def split(num_clients: int, rng: np.random.Generator) -> Ints:
-        return rng.permutation(np.arange(len(labels)) % num_clients)
+        return rng.permutation(np.arange(len(images)) % num_clients)
 
     def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
-        return rng.choice(len(labels), num_drawn, replace=False)
+        return rng.choice(len(images), num_drawn, replace=False)
 
     return Partitioner(split, draw)

@@ -1,0 +1,137 @@
+"""Stored images become RGB ones, many at a time; what cannot be decoded is told with the reason, never skipped in silence."""
+
+import errno
+import io
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from threadpoolctl import threadpool_limits
+
+from flora_hpc.data.images import Images, Raw
+from flora_hpc.errors import UserError
+
+# PIL remarks on large images and odd metadata. Switched off here, once: filters belong to the process, and threads that each
+# switch them off and on again leave them as another thread had them.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+LASTING = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}  # what a stamp sees
+AHEAD = 2  # blocks that are read and decoded while one is computed
+MOST_STRETCHED = 1000  # how much longer than wide an image may be: its shorter side is scaled to the model's, the other with it
+STRETCH = 16  # images that one thread reads at once
+
+
+class DamagedError(Exception):
+    """Why an image cannot be decoded."""
+
+
+Decoded = list[torch.Tensor | DamagedError]
+
+
+def rgb(raw: Raw) -> Image.Image:
+    """An 8-bit RGB image from an image file's bytes or from uint8 pixels (height, width[, 1 or 3]).
+
+    Gray and palette images, CMYK and transparency become RGB as PIL converts them; of 16 bits the upper 8 are kept (PIL would
+    clip them to white). Raises DamagedError for what is no image, is truncated, or holds numbers without a known range.
+    """
+    try:
+        image = _convert(raw)
+    except UnidentifiedImageError:
+        raise DamagedError("it is no image that can be decoded" if raw else "it is empty") from None
+    except Exception as error:  # PIL lets anything through on broken files: SyntaxError, struct.error, EOFError, IndexError, ...
+        raise DamagedError(" ".join(str(error).split()) or type(error).__name__) from None
+    if min(image.size) == 0 or max(image.size) > MOST_STRETCHED * min(image.size):
+        raise DamagedError(f"it is {image.width} x {image.height} pixels, which no preprocessing can make a square of")
+    return image
+
+
+def _convert(raw: Raw) -> Image.Image:
+    if isinstance(raw, OSError):
+        raise raw
+    if isinstance(raw, np.ndarray):
+        return Image.fromarray(raw.squeeze(2) if raw.ndim == 3 and raw.shape[2] == 1 else raw).convert("RGB")
+    image: Image.Image = Image.open(io.BytesIO(raw))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # these two have 16 bits at most
+        return Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range")
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA").convert("RGB")  # PIL asks for this detour where the palette is transparent
+    return image.convert("RGB")
+
+
+def fetch(images: Images, rows: Sequence[int]) -> list[Raw]:
+    """These images as they are stored. Raises UserError when one cannot be read now but may be later: that is no damage."""
+    found = images.raw(rows)
+    for row, raw in zip(rows, found, strict=True):
+        if isinstance(raw, OSError) and raw.errno is not None and raw.errno not in LASTING:
+            raise UserError(
+                f"{images.where(row)} cannot be read now ({raw.strerror or raw}); look after the file system, try again"
+            )
+    return found
+
+
+def decode(images: Images, rows: Sequence[int]) -> list[Image.Image | DamagedError]:
+    """These images, or why they cannot be decoded. Raises UserError like `fetch`."""
+    result: list[Image.Image | DamagedError] = []
+    for raw in fetch(images, rows):
+        try:
+            result.append(rgb(raw))
+        except DamagedError as damage:
+            result.append(damage)
+    return result
+
+
+class Loader:
+    """Reads, decodes and preprocesses images in `num_threads` threads: files, PIL and torchvision work outside Python's lock.
+
+    `preprocess` makes (3, height, width) float32 from an RGB image.
+    """
+
+    def __init__(self, images: Images, preprocess: Callable[[Any], torch.Tensor], num_threads: int) -> None:
+        self._images, self._preprocess = images, preprocess
+        self._pool = ThreadPoolExecutor(max(1, num_threads), "decode", one_core)
+
+    def blocks(self, blocks: Iterable[Sequence[int]]) -> Iterator[tuple[Sequence[int], Decoded]]:
+        """Each block of rows with its preprocessed images, or why one cannot be decoded; the next ones are under way."""
+        coming: deque[tuple[Sequence[int], list[Future[Decoded]]]] = deque()
+        for block in blocks:
+            stretches = [block[start : start + STRETCH] for start in range(0, len(block), STRETCH)]
+            coming.append((block, [self._pool.submit(self._some, stretch) for stretch in stretches]))
+            if len(coming) > AHEAD:
+                yield _finished(*coming.popleft())
+        while coming:
+            yield _finished(*coming.popleft())
+
+    def _some(self, rows: Sequence[int]) -> Decoded:
+        result: Decoded = []
+        for image in decode(self._images, rows):
+            result.append(image if isinstance(image, DamagedError) else self._preprocess(image))
+        return result
+
+    def close(self) -> None:
+        """End the threads; what is under way is given up."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def one_core() -> None:
+    """Keep PyTorch's operators in this thread to this thread: each would bring a team of its own."""
+    torch.get_num_threads()  # from now on PyTorch leaves this thread's team as it is
+    threadpool_limits(1, "openmp")
+
+
+def _finished(rows: Sequence[int], stretches: list[Future[Decoded]]) -> tuple[Sequence[int], Decoded]:
+    return rows, [image for stretch in stretches for image in stretch.result()]

@@ -1,0 +1,41 @@
+"""Clients differ in their number of examples, by a Dirichlet distribution: the smaller beta, the more; classes are mixed alike.
+
+Split: client k of K gets the share p_k of all examples, p ~ Dir(beta, ..., beta), drawn from all classes alike (Li, Diao, Chen and
+He, "Federated Learning on Non-IID Data Silos: An Experimental Study", ICDE 2022). A share has mean 1/K and variance
+(1/K) (1 - 1/K) / (K beta + 1). Then clients with less than `min_examples` get what they lack from the largest ones.
+
+Population: a client draws n = m g / beta examples, g ~ Gamma(beta), where m is `examples_per_client`; n has mean m and variance
+m^2 / beta. This is the same distribution for very many clients, whose shares are independent Gamma variables over their sum. It is
+at least `min_examples` and at most the number of examples.
+"""
+
+import numpy as np
+from pydantic import Field
+
+from flora_hpc.data.images import Images, Ints
+from flora_hpc.data.partitioners._counts import check_least, deal, raised
+from flora_hpc.data.shards import Partitioner, PartitionOptions
+
+
+class Options(PartitionOptions):
+    """How much sizes differ."""
+
+    beta: float = Field(0.5, ge=1e-6, le=1e6, description="concentration: 0.1 is strongly skewed, 100 is nearly equal sizes")
+    min_examples: int = Field(1, ge=1, description="the least that a client gets")
+
+
+def build(options: Options, images: Images) -> Partitioner:
+    def split(num_clients: int, rng: np.random.Generator) -> Ints:
+        check_least(options.min_examples, num_clients, len(images))
+        owners = deal(rng.dirichlet(np.full(num_clients, options.beta)), len(images), rng)
+        counts = raised(np.bincount(owners, minlength=num_clients), options.min_examples, rng)
+        return rng.permutation(np.repeat(np.arange(num_clients), counts))
+
+    def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
+        return rng.choice(len(images), num_drawn, replace=False)
+
+    def size(mean: int, rng: np.random.Generator) -> int:
+        drawn = round(mean * rng.standard_gamma(options.beta) / options.beta)
+        return min(max(drawn, options.min_examples), len(images))
+
+    return Partitioner(split, draw, size)

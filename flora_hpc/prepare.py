@@ -1,0 +1,180 @@
+"""Build everything a job needs from its Config: dataset, model, method, and what they see of the images."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+
+from flora_hpc import cohort, embed, evaluate, plugins, seeds
+from flora_hpc.clip import identity as model_identity
+from flora_hpc.clip import weights
+from flora_hpc.clip.load import Clip, load
+from flora_hpc.comm import devices
+from flora_hpc.comm.communicator import Communicator, together
+from flora_hpc.comm.exact import MAX_CLIENTS
+from flora_hpc.comm.launch import Launch
+from flora_hpc.config import Config
+from flora_hpc.data import shards
+from flora_hpc.data.images import Dataset
+from flora_hpc.data.inputs import Features, Inputs, Pixels
+from flora_hpc.data.shards import PartitionOptions
+from flora_hpc.data.store import Damage
+from flora_hpc.errors import UserError
+from flora_hpc.methods._method import Method, Setting
+from flora_hpc.round import Federation, State
+
+SHOWN = 10  # damaged images named in a message
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank works: its communicator, its device and its share of the cores."""
+
+    comm: Communicator
+    launch: Launch
+    device: torch.device
+    num_threads: int
+
+    def work(self, config: Config, clip: Clip, progress: embed.Progress) -> embed.Work:
+        """What this rank needs to make features with `clip`."""
+        return embed.Work(clip, config.features, self.comm, self.device, self.num_threads, self.launch.local_rank == 0, progress)
+
+
+def settle(config: Config, comm: Communicator, launch: Launch) -> Place:
+    """Find this rank's device and cores, and have rank 0 fetch the weights while the others wait."""
+    device = together(comm, lambda: devices.pick(launch, config.comm))
+    place = Place(comm, launch, device, devices.share_cores(comm, launch))
+    fill_cache(config, comm)
+    return place
+
+
+def fill_cache(config: Config, comm: Communicator) -> None:
+    """Rank 0 fetches the weights, while the others wait; they then find them in the cache."""
+    together(comm, lambda: weights.fetch(weights.find(config.model)) if comm.rank == 0 else None)
+
+
+def everything(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federation]:
+    """Dataset, model and everything a round needs but the images themselves; nothing is sent. On device 'meta', shapes only.
+
+    Raises UserError for what does not exist or does not fit together.
+    """
+    images, clip = dataset(config), load(config.model, config.seed, device)
+    return images, clip, federation(config, images, clip, device)
+
+
+def dataset(config: Config) -> Dataset:
+    """The dataset that `config` names. Raises UserError when it is not there, or not what it should be."""
+    found: Dataset = plugins.member("datasets", config.data.name).build(config.data)
+    return found
+
+
+def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.device) -> Federation:
+    """What stays the same in every round, but for the images. Raises UserError for what does not fit together."""
+    images = dataset.images
+    holders = shards.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed)
+    method = build_method(config, dataset, clip, holders)
+    rows = method.text_positions + config.client.batch_size * (method.caption_positions + method.image_positions)
+    if config.evaluate.per_client and dataset.paired:
+        raise UserError("evaluate.per_client: tests clients on their mix of classes, but pairs have none; leave it away")
+    num_clients = config.cohort.num_clients(holders.num_clients)
+    if num_clients > MAX_CLIENTS:
+        raise UserError(
+            f"cohort: {num_clients:,} clients in a round are more than the {MAX_CLIENTS:,} that an exact sum holds; lower it"
+        )
+    return Federation(
+        seed=config.seed,
+        rounds=config.rounds,
+        cohort=config.cohort,
+        client=config.client,
+        evaluate=config.evaluate,
+        method=method,
+        aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
+        shards=holders,
+        group_size=config.client.group_size or cohort.default_group_size(num_clients, rows, method.num_params),
+        rows_per_client=rows,
+        labels=torch.from_numpy(images.labels).to(device),
+        test=torch.from_numpy(dataset.test).to(device),
+    )
+
+
+def for_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Method]:
+    """Dataset, model and method, where nobody trains: one client stands for all."""
+    images, clip = dataset(config), load(config.model, config.seed, device)
+    everyone = shards.Partition(images.train, np.array([0, len(images.train)]))
+    return images, clip, build_method(config, images, clip, everyone)
+
+
+def build_method(config: Config, dataset: Dataset, clip: Clip, holders: shards.Shards) -> Method:
+    """The method that `config` names. Raises UserError when it does not fit the model, the data or its options."""
+    setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired)
+    method: Method = plugins.member("methods", config.method.name).build(config.method, setting)
+    return replace(method, paired=dataset.paired)
+
+
+def see(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Inputs, embed.Embedded]:
+    """What `method` sees of the images: features, from the store or computed by all ranks together, or pixels, read by each rank.
+
+    Also how the features were come by, and which images cannot be decoded.
+    """
+    if method.sees == "pixels":
+        damaged = embed.find_damage(dataset.images, work)
+        pixels = Pixels(dataset.images, work.clip.preprocess, work.device, work.num_threads)
+        return pixels, embed.Embedded(torch.empty(0), damaged, place="")
+    embedded = embed.embed(dataset.images, dataset.name, work)
+    return Features(embedded.values.to(work.device)), embedded
+
+
+def see_test(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Dataset, Inputs, embed.Embedded]:
+    """What `method` sees of the test images, and a dataset whose rows belong to that: the whole one where its features are kept."""
+    kept = embed.find(dataset.images, work) if method.sees == "features" else None
+    if kept is not None:
+        damaged = {row: why for row, why in kept.damaged.items() if row in set(dataset.test.tolist())}
+        return dataset, Features(kept.values.to(work.device)), replace(kept, damaged=damaged)
+    alone = replace(dataset, images=dataset.images.take(dataset.test), train=dataset.train[:0], test=np.arange(len(dataset.test)))
+    return alone, *see(alone, method, work)
+
+
+def mixes(config: Config, dataset: Dataset, fed: Federation) -> evaluate.Mixes | None:
+    """The mixes of clients that are tested on their own, if any are."""
+    if not config.evaluate.per_client:
+        return None
+    return evaluate.mixes(fed.shards, dataset.images.labels, dataset.test, len(dataset.captions))
+
+
+def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
+    """The dataset without images that cannot be decoded. Raises UserError, naming them, unless `data.damaged` says to skip them."""
+    if damaged and getattr(config.data, "damaged", "refuse") == "refuse":
+        named = [f"{dataset.images.where(row)}: {why}" for row, why in sorted(damaged.items())]
+        more = f"; and {len(named) - SHOWN:,} more" if len(named) > SHOWN else ""
+        raise UserError(
+            f"data: {len(named):,} of {len(dataset.images):,} images cannot be decoded ({'; '.join(named[:SHOWN])}{more}); "
+            "mend or remove them, or set data.damaged: skip to leave them out"
+        )
+    kept = dataset.drop(list(damaged))
+    if len(kept.test) == 0 or (len(dataset.train) and len(kept.train) == 0):
+        raise UserError(f"data: {len(damaged):,} of {len(dataset.images):,} images cannot be decoded; too few are left")
+    return kept
+
+
+def identity(config: Config, dataset: Dataset, clip: Clip, holders: shards.Shards | None = None) -> dict[str, str]:
+    """Digests of what must be alike on all ranks, or their groups and updates would not belong together."""
+    split = hashlib.blake2b(digest_size=8)
+    held = [holders.order, holders.starts] if isinstance(holders, shards.Partition) else []
+    for rows in (dataset.images.labels, dataset.train, dataset.test, *held):
+        split.update(rows.tobytes())
+    return {
+        "configuration": config.to_yaml(),
+        "captions": hashlib.blake2b("|".join(dataset.captions).encode(), digest_size=8).hexdigest(),
+        "labels or split": split.hexdigest(),
+        "model weights": model_identity.module(clip.model),
+    }
+
+
+def first_state(fed: Federation, comm: Communicator, device: torch.device) -> State:
+    """The adapter before training: rank 0's, sent to all once."""
+    adapter = fed.method.pack(fed.method.init(seeds.generator(fed.seed, "initial adapter")))
+    comm.broadcast(adapter.numpy())
+    adapter = adapter.to(device)
+    return State(adapter, fed.aggregator.init(adapter), {})

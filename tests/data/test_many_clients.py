@@ -1,0 +1,46 @@
+"""A million examples are split among up to a million clients in memory for a few numbers each."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flora_hpc import plugins
+from flora_hpc.data import shards
+from tests.data.made_images import made
+
+MILLION = 1_000_000
+LABELS = np.random.default_rng(0).integers(0, 10, MILLION)
+IMAGES = made(LABELS, writer=np.random.default_rng(1).permutation(MILLION))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_clients", "options"),
+    [
+        ("iid", MILLION, {}),
+        ("dirichlet", MILLION, {"beta": 0.1}),
+        ("dirichlet", MILLION, {"beta": 100}),
+        ("dirichlet", MILLION // 5, {"beta": 0.1, "min_examples": 2}),
+        ("quantity", MILLION, {"beta": 0.1}),
+        ("quantity", MILLION // 5, {"beta": 0.1, "min_examples": 2}),
+        ("pathological", MILLION, {"classes_per_client": 1}),
+        ("pathological", MILLION // 2, {"classes_per_client": 2}),
+        ("natural", MILLION, {"column": "writer"}),
+        ("natural", MILLION // 5 * 4, {"column": "writer"}),
+        ("fewshot", MILLION // 20, {"shots": 1}),
+        ("fewshot_pathological", MILLION // 5, {"shots": 2, "classes_per_client": 2}),
+    ],
+)
+def test_a_million_examples_are_split_in_200_megabytes(name: str, num_clients: int, options: dict[str, Any]) -> None:
+    chosen = plugins.member("partitioners", name).Options(name=name, num_clients=num_clients, **options)
+    rows = np.arange(MILLION)
+    tracemalloc.start()
+    try:
+        result = shards.make(chosen, IMAGES, rows, 0)
+        kept_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 200e6
+    assert kept_bytes < 17e6  # a row for each example, and a start for each client
+    assert result.sizes(np.arange(num_clients)).min() >= options.get("min_examples", 1)
