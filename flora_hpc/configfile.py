@@ -52,6 +52,21 @@ def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
         return CommConfig()
 
 
+def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
+    """The section `data` alone, of a YAML file, or of a dataset's name and nothing else. Raises UserError like `load`."""
+    tree: dict[str, Any] = _read_all(Path(what))[0] if what.endswith((".yaml", ".yml")) else {"data": {"name": what}}
+    given = dict(_split_override(text) for text in overrides or [])
+    if foreign := [key for key in given if key.partition(".")[0] != "data"]:
+        raise UserError(f"-s {foreign[0]}: has nothing to do with the data; give keys such as data.root")
+    _apply(tree, given)
+    problems: list[tuple[str, str]] = []
+    known = [key for key in _known_keys(tree) if key.startswith("data.")]
+    options = _member_options("data", "datasets", tree.get("data", {}), known, problems)
+    if problems:
+        raise UserError("\n".join(text for _, text in problems))
+    return options
+
+
 def _source(key: str, given: dict[str, Any], origin: dict[str, str]) -> str | None:
     """Where a mistake at `key` came from: '-s' for an override of it, of a key above it, or of one below that no file has."""
     above = any(key == name or key.startswith(f"{name}.") for name in given)
@@ -91,6 +106,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
+        if str(path) in plugins.members("datasets"):
+            raise UserError(f"{path}: give a configuration; for example configs/quickstart.yaml -s data.name={path}") from None
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: there is no such file{did_you_mean(path.name, nearby)}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -1,11 +1,13 @@
 """Families of interchangeable parts: a member is a file, its name is the file's name.
 
 A file offers `Options` (a pydantic model, where it has options) and `build`. There is no list to edit: dropping a file into
-the family's folder is enough.
+the family's folder is enough. Members that differ in facts alone need no files: the family's package may have a mapping `TABLE`
+from names to modules made in memory.
 """
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,7 +35,8 @@ class BaseOptions(BaseModel):
 def members(family: str) -> list[str]:
     """Names of all members of a family, sorted; nothing is imported but the family's package."""
     package = importlib.import_module(FAMILIES[family])
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    files = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
+    return sorted(files | set(_table(package)))
 
 
 def member(family: str, name: str) -> ModuleType:
@@ -41,4 +44,10 @@ def member(family: str, name: str) -> ModuleType:
     names = members(family)
     if name not in names:
         raise UserError(f"no {family[:-1]} '{name}'{did_you_mean(name, names)} ({', '.join(names)})")
-    return importlib.import_module(f"{FAMILIES[family]}.{name}")
+    table = _table(importlib.import_module(FAMILIES[family]))
+    return table[name] if name in table else importlib.import_module(f"{FAMILIES[family]}.{name}")
+
+
+def _table(package: ModuleType) -> Mapping[str, ModuleType]:
+    table: Mapping[str, ModuleType] = getattr(package, "TABLE", {})
+    return table

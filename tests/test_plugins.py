@@ -82,3 +82,13 @@ def test_options_are_frozen() -> None:
 def test_options_refuse_unknown_keys() -> None:
     with pytest.raises(ValidationError, match="legs"):
         BaseOptions(name="cat", legs=4)
+
+
+def test_a_package_may_hold_members_in_a_table(family: Callable[..., str]) -> None:
+    source = "from types import ModuleType\nTABLE = {'heron': ModuleType('heron', 'A bird.')}\n"
+    animals = family(__init__=source, cat="legs = 4")
+    assert plugins.members(animals) == ["cat", "heron"]
+    assert plugins.member(animals, "heron").__doc__ == "A bird."
+    assert plugins.member(animals, "cat").legs == 4
+    with pytest.raises(UserError, match=r"no animal 'herron'; did you mean 'heron'\?"):
+        plugins.member(animals, "herron")

@@ -1,0 +1,31 @@
+"""What datasets made of image files share: which files are images, and their bytes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flora_hpc.data.images import Column
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
+
+
+def read(path: Path) -> bytes | OSError:
+    """A file's bytes, or why it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return error
+
+
+def columns(rows: Sequence[Mapping[str, object]]) -> dict[str, Column]:
+    """What every row says in one word, by name: numbers as int64 or float64, truths as bool, anything else as text."""
+    result: dict[str, Column] = {}
+    for name in filter(None, rows[0] if rows else ()):  # pandas writes row numbers into a column without a name
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values}
+        if kinds == {bool} or kinds == {int} or kinds <= {int, float}:
+            result[name] = np.array(values)
+        elif kinds <= {str, int, float, bool}:
+            result[name] = np.array([str(value) for value in values], object)
+    return result

@@ -1,0 +1,80 @@
+"""Image-caption pairs: a CSV, TSV or JSONL file that names image files, or WebDataset shards; no classes.
+
+A step scores the images of a batch against the captions of that batch. Test accuracy is retrieval: the share of test images whose
+own caption scores highest among all distinct captions of test images.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from flora_hpc.data.datasets import _table, _webdataset
+from flora_hpc.data.datasets._pairs import Pairs
+from flora_hpc.data.images import Dataset, DatasetOptions, draw_test, join
+from flora_hpc.errors import UserError, did_you_mean
+
+TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson")
+
+
+class Options(DatasetOptions):
+    """Which files, and what they call images and captions."""
+
+    path: Path = Field(
+        description="a .csv, .tsv or .jsonl file; or .tar shards: one, their folder, or a pattern: 'cc-{000..331}.tar'"
+    )
+    test_path: Path | None = Field(None, description="pairs for testing alone, of any of these forms; otherwise some are drawn")
+    caption: str | None = Field(None, description="leave this out: every image of pairs brings its own")
+    image_column: str = Field("image", description="column with the path of the image")
+    caption_column: str = Field("caption", description="column with the caption; in shards, the key of it in .json")
+    images_root: Path | None = Field(
+        None, description="folder that paths of images are relative to; by default the one of the file that names them"
+    )
+
+    @field_validator("caption", mode="before")
+    @classmethod
+    def _every_image_has_its_own(cls, caption: object) -> object:
+        if caption is not None:
+            raise ValueError("every image of pairs brings its own caption; leave this out")
+        return caption
+
+
+def build(options: Options) -> Dataset:
+    """Read the captions and where the images lie. Raises UserError for what is no file of pairs.
+
+    Test images are drawn over all pairs at once, for each caption is a class; but an image with several captions goes with all of
+    them, so that none is trained on with one caption and tested with another.
+    """
+    given = {"data.path": options.path, "data.test_path": options.test_path}
+    parts = [_read(options, key, path.expanduser()) for key, path in given.items() if path is not None]
+    captions = tuple(dict.fromkeys(caption for part in parts for caption in part.captions))
+    number = {caption: i for i, caption in enumerate(captions)}
+    images = join([part.images(np.array([number[caption] for caption in part.captions], np.int64)) for part in parts])
+    name = options.path.stem or "pairs"
+    if len(parts) == 2 and options.split == "official":
+        is_test = np.arange(len(images)) >= len(parts[0].captions)
+        if both := sorted(set(parts[0].pictures) & set(parts[1].pictures)):
+            raise UserError(
+                f"data.test_path: {len(both):,} images are in data.path, too, such as {both[0]}; take them out of one of the two"
+            )
+    else:
+        pictures: dict[str, int] = {}
+        of = np.array([pictures.setdefault(picture, len(pictures)) for part in parts for picture in part.pictures])
+        if len(pictures) == 1:
+            raise UserError(
+                f"data.path: {options.path} has a single image; it needs another one for testing, or set data.test_path"
+            )
+        is_test = draw_test(np.zeros(len(pictures), np.int64), options.test_fraction, name)[of]
+    return Dataset(name, captions, captions, captions, images, np.flatnonzero(~is_test), np.flatnonzero(is_test), True)
+
+
+def _read(options: Options, key: str, path: Path) -> Pairs:
+    if path.suffix.lower() in TABLES:
+        if not path.is_file():
+            nearby = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"{key}: there is no file {path}{did_you_mean(path.name, nearby)}")
+        root = options.images_root.expanduser() if options.images_root else None
+        return _table.pairs(key, path, root, options.image_column, options.caption_column)
+    if path.is_file() and path.suffix.lower() != ".tar":
+        raise UserError(f"{key}: {path} is of no known kind; pairs come from {', '.join(TABLES)} or .tar files")
+    return _webdataset.pairs(key, path, options.caption_column)
