@@ -1,0 +1,136 @@
+"""`flora-hpc data cache`: the features that are kept for later runs."""
+
+import json
+import sys
+import time
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from flora_hpc.config import FeaturesConfig
+from flora_hpc.errors import UserError, did_you_mean
+
+UNFINISHED_SECONDS = 3600.0  # features that nobody has added to for this long are no longer under way
+
+
+def cache(
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", metavar="KEY", help="remove these features; the first letters suffice")
+    ] = None,
+    unused_days: Annotated[
+        float | None, typer.Option(min=0, help="remove features that no run has used for so many days", show_default=False)
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="read all of it, and compare it with its digest")] = False,
+    store: Annotated[str, typer.Option(metavar="FOLDER", help="as features.store in a configuration")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """List the features that are kept for later runs; remove some of them."""
+    from flora_hpc.data import store as features  # torch takes seconds to import
+    from flora_hpc.embed import folder_of
+
+    folder = folder_of(FeaturesConfig(store=store))
+    if folder is None:
+        raise UserError("--store: none keeps nothing; give a folder")
+    if store != "auto" and not folder.is_dir():
+        raise UserError(f"--store: there is no folder {folder}")
+    entries = features.Store(folder).entries() if folder.is_dir() else []
+    now = time.time()
+    old = [entry for entry in entries if unused_days is not None and now - entry.used > max(unused_days * 86400, busy(entry))]
+    gone = {entry.path: entry for entry in [*old, *chosen(entries, remove or [])]}
+    for entry in gone.values():
+        try:
+            features.remove(entry)
+        except OSError as error:  # another user's
+            raise UserError(f"{entry.path}: cannot be removed ({error.strerror or error}); ask whose it is") from None
+    kept = [entry for entry in entries if entry.path not in gone]
+    rows = [
+        {
+            "key": entry.key,
+            "dataset": entry.facts.get("dataset", ""),
+            "model": entry.facts.get("model", ""),
+            "images": int(entry.facts.get("images", 0)),
+            "precision": entry.facts.get("precision", ""),
+            "bytes": entry.num_bytes,
+            "used": datetime.fromtimestamp(entry.used).astimezone().isoformat(timespec="seconds"),
+            "state": state(entry, features.is_sound if check else None),
+        }
+        for entry in kept
+    ]
+    if as_json:
+        freed = sum(entry.num_bytes for entry in gone.values())
+        json.dump(
+            {
+                "store": str(folder),
+                "removed": sorted({entry.key for entry in gone.values()}),
+                "freed_bytes": freed,
+                "features": rows,
+            },
+            sys.stdout,
+        )
+        print()
+        return
+    show(Console(highlight=False), str(folder), rows)
+    if gone:
+        print(f"removed {len(gone)}, {decimal(sum(entry.num_bytes for entry in gone.values()))}")
+    elif unused_days is not None:
+        print(f"removed nothing: all of it was used in the last {unused_days:g} days")
+
+
+def busy(entry: Any) -> float:
+    """For how many seconds features may still be under way, though nothing is written."""
+    return 0.0 if entry.complete else UNFINISHED_SECONDS
+
+
+def chosen(entries: list[Any], wanted: list[str]) -> list[Any]:
+    """The entries whose keys begin so. Raises UserError for a beginning that none or several have."""
+    found = []
+    for start in wanted:
+        fitting = [entry for entry in entries if entry.key.startswith(start)]
+        if len({entry.key for entry in fitting}) != 1 or not start:
+            nearest = did_you_mean(start, [entry.key for entry in entries])
+            many = f"{len(fitting)} features begin so; give more letters" if fitting else f"there are no such features{nearest}"
+            raise UserError(f"--remove {start}: {many}")
+        found += fitting
+    return found
+
+
+def state(entry: Any, is_sound: Any) -> str:
+    """Whether features are complete and, if `is_sound` may read them, as they were written."""
+    if not entry.complete:
+        return "unfinished"
+    if is_sound is None:
+        return "complete"
+    return "sound" if is_sound(entry.path) else "DAMAGED: remove it"
+
+
+def ago(seconds: float) -> str:
+    """90 -> '1 min ago', 7200 -> '2 h ago', 259200 -> '3 days ago'."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return "just now"
+
+
+def show(console: Console, folder: str, rows: list[dict[str, Any]]) -> None:
+    """The features as a table."""
+    table = Table(title=Text(f"features in {folder}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("key", "dataset", "model", "images", "size", "used", "state"):
+        table.add_column(heading, justify="right" if heading in ("images", "size", "used") else "left", no_wrap=heading != "model")
+    for row in rows:
+        model = ", ".join(filter(None, [row["model"] or "?", "" if row["precision"] == "fp32" else row["precision"]]))
+        images = f"{row['images']:,}" if row["images"] else "?"
+        used = ago(time.time() - datetime.fromisoformat(row["used"]).timestamp())
+        names = Text(row["dataset"] or "?"), Text(model)  # brackets in them are no markup
+        table.add_row(row["key"][:12], *names, images, decimal(row["bytes"]), used, row["state"])
+    if rows:
+        console.print(table)
+    total = decimal(sum(row["bytes"] for row in rows))
+    console.print(
+        f"{len(rows)} sets of features, {total}" if rows else "nothing is kept here; `flora-hpc run` and `data embed` fill it"
+    )

@@ -1,0 +1,223 @@
+"""`flora-hpc data`: fetch, pack and look at datasets; compute and manage the features of their images."""
+
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from flora_hpc import configfile
+from flora_hpc.cli._args import ConfigFile, Overrides
+from flora_hpc.cli._cache import cache
+from flora_hpc.cli._job import job_with_config
+from flora_hpc.cli._progress import Bar
+from flora_hpc.comm import launch
+from flora_hpc.config import Config
+from flora_hpc.errors import UserError
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def data() -> None:
+    """Fetch, pack and look at datasets; compute and manage the features of their images."""
+
+
+def embed(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Compute the features of all images, so that runs find them. Any launcher will do: all ranks work on it.
+
+    May be stopped and started again at any time; what was computed is kept.
+    """
+    me, started = launch.detect(), time.perf_counter()
+
+    def load() -> Config:
+        resolved, notes = configfile.load(config, overrides)
+        if resolved.features.store == "none":
+            raise UserError("features.store: is none, so that nothing would be kept; set it to a folder, or leave it away")
+        for note in notes:
+            print(f"note: {note}")
+        return resolved
+
+    with job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
+        from flora_hpc import simulation  # torch and open_clip take seconds to import
+
+        bar = Bar("features", live=sys.stderr.isatty() and me.launcher != "openmpi")  # its ranks always have a terminal
+        try:
+            dataset, embedded = simulation.embed_all(resolved, comm, me, bar)
+        finally:
+            bar.close()
+        total, seconds = len(dataset.images), time.perf_counter() - started
+        size = decimal(embedded.values.nbytes)
+        print(f"{dataset.name} through {resolved.model.name}: {total:,} images, {embedded.num_computed:,} of them computed now")
+        if embedded.damaged:
+            print(f"left out: {len(embedded.damaged):,} images that cannot be decoded; their features are NaN")
+        print(f"kept: {embedded.place} ({size}), after {seconds:.1f} s")
+
+
+def inspect(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="also draw it into a .png or .svg file", show_default=False)
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="decode every image, and name those that cannot be")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Show which client holds which images: sizes, classes, how far each client is from the whole. Needs no model."""
+    resolved, notes = configfile.load(config, overrides)
+    for note in [] if as_json else notes:
+        print(f"note: {note}")
+
+    from flora_hpc import plugins
+    from flora_hpc.data import shards
+    from flora_hpc.data.mix import mix_of
+    from flora_hpc.report import split, words
+
+    if picture is not None:  # a wrong name must not be told after an hour of decoding
+        split.check(picture)
+    dataset = plugins.member("datasets", resolved.data.name).build(resolved.data)
+    skips = resolved.data.damaged == "skip"  # type: ignore[attr-defined]
+    where = find_damage(dataset) if check or skips else None
+    if where and skips:
+        dataset = dataset.drop(list(where))
+    damaged = None if where is None else list(where.values())
+    holders = shards.make(resolved.partition, dataset.images, dataset.train, resolved.seed)  # type: ignore[arg-type]
+    mix = mix_of(holders, dataset.images.labels, dataset.train, dataset.wordings)
+    options = resolved.partition.model_dump(exclude={"name", "num_clients"}, exclude_none=True)
+    told = (f"{name.replace('_', ' ')} {value}" for name, value in options.items() if (name, value) != ("min_examples", 1))
+    rule = ", ".join([resolved.partition.name, *told])
+    if as_json:
+        found = words.numbers(mix) | {"dataset": dataset.name, "partition": rule, "num_test": len(dataset.test)}
+        json.dump(found if damaged is None else found | {"damaged": damaged}, sys.stdout)
+        print()
+    else:
+        console = Console(highlight=False)
+        images = f"{dataset.name}, {len(dataset.train):,} training images; {len(dataset.test):,} test images, which no client holds"
+        facts = {"data": images, "partition": rule} | ({} if where is not None else {"checked": "no; --check decodes every image"})
+        console.print(split.terminal(mix, console.width, facts))
+        for text in damaged or []:
+            console.print(f"cannot be decoded: {text}", style="red", markup=False, soft_wrap=True)
+        if damaged is not None:
+            some = f"{len(damaged):,} of {len(dataset.images):,} images cannot be decoded"
+            console.print(some if damaged else f"all {len(dataset.images):,} images can be decoded")
+    if picture is not None:
+        split.figure(mix, picture, f"{dataset.name} over {mix.num_clients:,} clients: {rule}")
+        print(f"drawn: {picture}", file=sys.stderr)
+    if damaged and not skips:
+        raise typer.Exit(2)
+
+
+def find_damage(dataset: Any) -> dict[int, str]:
+    """Decode every image: the rows that cannot be decoded, with where they lie and why."""
+    from flora_hpc.data import features
+
+    images, bar = dataset.images, Bar("decoding")
+    found: dict[int, str] = {}
+    numbers = range(len(features.sizes(len(images))))
+    try:
+        for number in numbers:
+            found |= features.find_damage(images, [number], len(os.sched_getaffinity(0)))
+            bar(min((number + 1) * features.BLOCK, len(images)), len(images))
+    finally:
+        bar.close()
+    return {row: f"{images.where(row)}: {why}" for row, why in sorted(found.items())}
+
+
+def list_(
+    root: Annotated[
+        Path | None, typer.Option(help="as data.root; $FLORA_HPC_DATA or ~/.cache/flora_hpc/data by default", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """List the datasets that have a name: which are here, which are not, and how to get them."""
+    from flora_hpc import plugins
+    from flora_hpc.data import fetch as fetching
+    from flora_hpc.data.datasets._catalog import CATALOG
+
+    rows = [(facts, fetching.missing(name, root)) for name, facts in sorted(CATALOG.items())]
+    if as_json:
+        found = {facts.name: {"here": missing is None, "images": facts.num_images, "missing": missing} for facts, missing in rows}
+        json.dump(found, sys.stdout)
+        print()
+        return
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", "name", "images", "classes", "download"):
+        table.add_column(heading, justify="right" if heading in ("images", "classes", "download") else "left", no_wrap=True)
+    table.add_column("what it is", no_wrap=True, overflow="ellipsis", max_width=max(20, console.width - 58))
+    for facts, missing in rows:
+        here = "[green]here[/]" if missing is None else "fetch" if facts.archives else "[yellow]by hand[/]"
+        table.add_row(here, facts.name, f"{facts.num_images:,}", f"{facts.num_classes}", decimal(facts.download_bytes), facts.about)
+    console.print(table)
+    for facts, missing in rows:
+        if missing is not None and not facts.archives:
+            console.print(missing, style="yellow", markup=False, soft_wrap=True)
+    console.print("fetch: `flora-hpc data fetch NAME`, where there is a network; `flora-hpc list datasets` says what each is")
+    console.print(f"nothing to fetch for: {', '.join(name for name in plugins.members('datasets') if name not in CATALOG)}")
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="one of `flora-hpc data list`")],
+    root: Annotated[
+        Path | None, typer.Option(help="as data.root; $FLORA_HPC_DATA or ~/.cache/flora_hpc/data by default", show_default=False)
+    ] = None,
+) -> None:
+    """Download a dataset where there is a network, check it, unpack it. May be interrupted and started again."""
+    from flora_hpc.data import fetch as fetching
+
+    bar = Bar(name, "bytes")
+    try:
+        dataset = fetching.fetch(name, root, lambda done, total: bar(done, total or 0), print)
+    finally:
+        bar.close()
+    images = f"{len(dataset.train):,} training and {len(dataset.test):,} test images"
+    print(f"{name}: {images} of {len(dataset.captions):,} classes are here")
+
+
+def pack(
+    what: Annotated[str, typer.Argument(metavar="DATA", help="a dataset's name, or a configuration whose data is meant")],
+    out: Annotated[Path, typer.Option(metavar="FILE.h5", help="the file to write")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="such as data.root=...; may be repeated")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="write over a file that is there")] = False,
+) -> None:
+    """Write a dataset into one HDF5 file, instead of 100,000 small ones; every image is decoded once and checked."""
+    options = configfile.load_data(what, overrides)
+
+    from flora_hpc import plugins
+    from flora_hpc.data import pack as packing
+
+    dataset = plugins.member("datasets", options.name).build(options)
+    bar = Bar(f"packing {dataset.name}")
+    try:
+        packed = packing.pack(
+            dataset,
+            out,
+            options.damaged,  # type: ignore[attr-defined]
+            bar,
+            replace=replace,
+            num_threads=len(os.sched_getaffinity(0)),
+        )
+    finally:
+        bar.close()
+    for text in packed.damaged:
+        print(f"left out: {text}")
+    for name in packed.without:
+        print(f"note: column {name} is neither numbers nor texts, and is not in the file")
+    images = f"{packed.num_train:,} training and {packed.num_test:,} test images"
+    print(f"{out}: {images} as {packed.encoding}, {decimal(out.stat().st_size)}")
+    print(f"use it: -s data.name=hdf5 -s {shlex.quote(f'data.path={out}')}")
+
+
+app.command("list")(list_)
+for command in (fetch, pack, inspect, embed, cache):
+    app.command()(command)

@@ -1,0 +1,113 @@
+"""A split in words: one sentence that says what kind it is, and the facts behind it."""
+
+from typing import Any
+
+import numpy as np
+
+from flora_hpc.data.images import Ints
+from flora_hpc.data.mix import Mix
+
+ALIKE = 0.02  # mean divergence beyond that of chance, as a share of what is left to 1, up to which clients have the same mix
+EVEN = 0.3  # standard deviation of sizes, in their means, up to which clients count as of one size
+NO_TELLING = 0.3  # divergence by chance alone, beyond which clients that look alike say nothing
+KINDS = ((0.1, "Mildly skewed"), (0.35, "Skewed"), (1.0, "Strongly skewed"))  # and from there on, up to this
+
+
+def sentence(mix: Mix) -> str:
+    """What kind of split this is, in one sentence."""
+    if mix.num_clients == 1:
+        return f"One client: it holds {_sizes(mix)} of {_classes(mix)}."
+    return f"{_kind(mix)}: {_classes(mix)}; {_sizes(mix)}."
+
+
+def facts(mix: Mix) -> dict[str, str]:
+    """The numbers: what is counted, and on how many clients it rests."""
+    rows = {"clients": f"{mix.num_clients:,}", "examples": _examples(mix)}
+    if not mix.examined_all:
+        rows["clients"] += f"; what follows is of {mix.num_examined:,} of them, spread evenly over all"
+    if mix.num_clients > 1:
+        least, most = int(mix.sizes.min()), int(mix.sizes.max())
+        spread = f"{least:,} and {most:,} examples (median {np.median(mix.sizes):,.0f})"
+        rows["smallest, largest"] = spread if least < most else f"{_num(least, 'example')} each"
+    rows["classes per client"] = f"{_range(mix.classes)} of {mix.num_classes} (median {np.median(mix.classes):.0f})"
+    rows["divergence"] = (
+        f"{mix.divergences.mean():.2f} in the mean, {mix.divergences.max():.2f} at worst; {mix.by_chance:.2f} by chance alone"
+    )
+    if mix.num_nobodys is None:
+        rows["nobody's"] = "not known: too many clients draw their own images"
+    else:
+        rows["nobody's"] = f"{mix.num_nobodys:,} of {mix.available.sum():,} training images" if mix.num_nobodys else "none"
+    return rows
+
+
+def numbers(mix: Mix) -> dict[str, Any]:
+    """The same for programs; `counts` are those of `clients`, which may be a part of all."""
+    return {
+        "sentence": sentence(mix),
+        "num_clients": mix.num_clients,
+        "num_examined": mix.num_examined,
+        "num_examples": mix.num_examples,
+        "num_nobodys": mix.num_nobodys,
+        "smallest": int(mix.sizes.min()),
+        "median": float(np.median(mix.sizes)),
+        "largest": int(mix.sizes.max()),
+        "divergence_mean": float(mix.divergences.mean()),
+        "divergence_max": float(mix.divergences.max()),
+        "divergence_by_chance": mix.by_chance,
+        "classes": list(mix.class_names),
+        "clients": mix.clients.tolist(),
+        "counts": mix.counts.tolist(),
+    }
+
+
+def plain(text: str, most: int) -> str:
+    """A name on one line, at most `most` characters long, without anything that could steer a terminal."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    tail = (most - 1) // 3  # long names often differ at their ends
+    return text if len(text) <= most else f"{text[: most - 1 - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
+
+
+def _kind(mix: Mix) -> str:
+    """Small clients differ by chance, and their mean does; only what is beyond both counts."""
+    excess = float(mix.divergences.mean() - mix.by_chance) / max(1 - mix.by_chance, 1e-9)
+    if excess > ALIKE + 0.5 * mix.by_chance / mix.num_examined**0.5:  # a client's divergence by chance varies by about half of it
+        return next(words for most, words in KINDS if excess <= most)
+    if mix.by_chance > NO_TELLING:
+        return "Too few examples to tell from chance"
+    return "IID" if mix.sizes.std() <= EVEN * mix.sizes.mean() else "Alike in classes, not in size"
+
+
+def _classes(mix: Mix) -> str:
+    least, most, every = int(mix.classes.min()), int(mix.classes.max()), mix.num_classes
+    of = f"all {every} classes" if least == every else f"{_range(mix.classes)} of {every} classes"
+    of = of if every > 1 else "the only class"
+    return of if mix.num_clients == 1 else f"{'every client holds' if least == most else 'clients hold'} {of}"
+
+
+def _sizes(mix: Mix) -> str:
+    least, most = int(mix.sizes.min()), int(mix.sizes.max())
+    if mix.num_clients == 1:
+        return _num(least, "example")
+    if most - least <= 1:
+        return f"each has {_num(least, 'example') if least == most else f'{least:,} or {most:,} examples'}"
+    if most / least < 2:
+        return f"each has {least:,} to {most:,} examples"
+    ratio = most / least
+    times = f"{ratio:,.0f}" if ratio >= 9.95 else f"{ratio:.1f}".removesuffix(".0")
+    return f"the largest holds {times} times as much as the smallest"
+
+
+def _examples(mix: Mix) -> str:
+    about = "" if mix.examined_all else "about "
+    if mix.overlap == 1:
+        return f"{mix.held.sum() if mix.exact else mix.num_examples:,}, each in one client"
+    text = f"{about}{mix.num_examples:,}, drawn by each client from {mix.available.sum():,} images"
+    return f"{text}; one that is held is in {mix.overlap:,.1f} clients in the mean" if mix.examined_all else text
+
+
+def _range(values: Ints) -> str:
+    return f"{values.min():,}" if values.min() == values.max() else f"{values.min():,} to {values.max():,}"
+
+
+def _num(count: int, word: str) -> str:
+    return f"{count:,} {word}{'s' * (count != 1)}"

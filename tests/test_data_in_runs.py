@@ -1,0 +1,217 @@
+"""Whole runs on data of every kind: damaged images, pairs, folders, every split, clients tested on their own."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from flora_hpc import plugins
+from flora_hpc.errors import UserError
+from flora_hpc.records import hdf5file
+from tests.conftest import ROOT
+
+Invoke = Callable[..., str]
+QUICK = ["-s", "rounds=1", "-s", "partition.num_clients=4"]
+
+
+def encoded(shade: int, form: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (12, 12), (shade, 255 - shade, 90)).save(stream, form)
+    return stream.getvalue()
+
+
+def run(invoke: Invoke, out: Path, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    settings = [word for override in overrides for word in ("-s", override)]
+    invoke("run", ROOT / "configs/quickstart.yaml", *QUICK, *settings, "--out", out)
+    return hdf5file.read(out)
+
+
+# --- damage
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Twenty training and ten test images of two classes; training image 3 is cut, 5 is no image, test image 2 is empty."""
+    path = tmp_path / "pictures.h5"
+    with h5py.File(path, "w") as file:
+        for part, count in (("train", 20), ("test", 10)):
+            images = [encoded(10 * i) for i in range(count)]
+            if part == "train":
+                images[3], images[5] = images[3][:50], b"not an image"
+            else:
+                images[2] = b""
+            rows = file.create_dataset(f"{part}/images", (count,), h5py.vlen_dtype(np.uint8))
+            for i, image in enumerate(images):
+                rows[i] = np.frombuffer(image, np.uint8)
+            file[f"{part}/labels"] = np.arange(count) % 2
+        file.attrs.update(class_names=json.dumps(["dark", "bright"]), encoding="png")
+    return path
+
+
+@pytest.mark.parametrize("targets", ["text.out_proj", "image.out_proj"], ids=["features", "pixels"])
+def test_damaged_images_are_named_before_the_first_round(invoke: Invoke, damaged: Path, tmp_path: Path, targets: str) -> None:
+    data = ["data.name=hdf5", f"data.path={damaged}", f"method.targets=[{targets}]"]
+    for _ in range(2):  # the second time it is known from the store
+        with pytest.raises(UserError) as caught:
+            run(invoke, tmp_path / "out", *data)
+        assert str(caught.value).startswith("data: 3 of 30 images cannot be decoded (")
+        for name in ("train/images[3]: ", "train/images[5]: it is no image", "test/images[2]: it is empty"):
+            assert f"{damaged}: {name}" in str(caught.value)
+        assert "set data.damaged: skip to leave them out" in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("targets", ["text.out_proj", "image.out_proj"], ids=["features", "pixels"])
+@pytest.mark.parametrize("store", ["auto", "none"])
+def test_damaged_images_are_left_out_if_asked(invoke: Invoke, damaged: Path, tmp_path: Path, targets: str, store: str) -> None:
+    data = ["data.name=hdf5", f"data.path={damaged}", f"method.targets=[{targets}]", "data.damaged=skip", f"features.store={store}"]
+    attributes, tables = run(invoke, tmp_path / "out", *data)
+    assert attributes["num_damaged"] == 3
+    assert tables["rounds"]["num_examples"].tolist() == [0, 18]
+    assert not np.isnan(tables["rounds"]["train_loss"][1])
+    assert np.allclose(tables["rounds"]["test_accuracy"] * 9, np.round(tables["rounds"]["test_accuracy"] * 9))
+    told = invoke("evaluate", tmp_path / "out", "--json")
+    assert json.loads(told)["num_images"] == 9
+    assert json.loads(told)["accuracy"] == pytest.approx(tables["rounds"]["test_accuracy"][-1])
+
+
+def test_nothing_is_left(invoke: Invoke, damaged: Path, tmp_path: Path) -> None:
+    with h5py.File(damaged, "r+") as file:
+        for i in range(10):
+            file["test/images"][i] = np.zeros(0, np.uint8)
+    with pytest.raises(UserError, match="12 of 30 images cannot be decoded; too few are left"):
+        run(invoke, tmp_path / "out", "data.name=hdf5", f"data.path={damaged}", "data.damaged=skip")
+
+
+# --- folders and pairs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of shades, drawn by three people each."""
+    for name, shades in (("dark", (10, 20, 30, 40, 50, 60)), ("bright", (200, 210, 220, 230, 240, 250))):
+        for number, shade in enumerate(shades):
+            path = tmp_path / "shades" / name / f"person{number % 3}" / f"{shade}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(shade))
+    return tmp_path / "shades"
+
+
+def test_a_folder_split_by_who_drew_it(invoke: Invoke, folder: Path, tmp_path: Path) -> None:
+    data = ["data.name=imagefolder", f"data.path={folder}", "partition.name=natural", "partition.column=folder"]
+    _, tables = run(invoke, tmp_path / "out", *data, "partition.num_clients=3")
+    assert tables["rounds"]["num_examples"][1] == 10, "one of six of each class is kept for testing"
+    assert len(tables["clients"]) == 3
+
+
+def write_pairs(folder: Path, path: Path) -> None:
+    """Every picture has a caption of its own."""
+    lines = [
+        f"{file.relative_to(path.parent)},a {file.parent.parent.name} shade of {file.stem}"
+        for file in sorted(folder.rglob("*.png"))
+    ]
+    path.write_text("\n".join(["image,caption", *lines]))
+
+
+def test_pairs_train_contrastively_and_are_tested_by_retrieval(invoke: Invoke, folder: Path, tmp_path: Path) -> None:
+    write_pairs(folder, tmp_path / "pairs.csv")
+    data = ["data.name=pairs", f"data.path={tmp_path / 'pairs.csv'}", "data.test_fraction=0.34", "client.loss=contrastive"]
+    attributes, tables = run(invoke, tmp_path / "out", *data, "rounds=20", "partition.num_clients=2", "client.lr=1e-3")
+    assert "the captions of a batch" in attributes["how"]
+    losses = tables["rounds"]["train_loss"]
+    assert losses[-1] < losses[1] - 0.1
+    assert set(np.round(tables["rounds"]["test_accuracy"] * 4, 6)) <= {0, 1, 2, 3, 4}
+
+
+@pytest.mark.mpi
+def test_pairs_give_the_same_bits_on_two_ranks(
+    flora: Callable[..., CompletedProcess[str]], mpiexec: list[str], folder: Path, tmp_path: Path
+) -> None:
+    write_pairs(folder, tmp_path / "pairs.csv")
+    data = ["-s", "data.name=pairs", "-s", f"data.path={tmp_path / 'pairs.csv'}", "-s", "client.loss=contrastive"]
+    adapters = []
+    for under in (None, [*mpiexec, "-n", "2"]):
+        out = tmp_path / f"out{len(adapters)}"
+        result = flora("run", "configs/quickstart.yaml", *QUICK, *data, "--out", out, under=under)
+        assert result.returncode == 0, result.stderr
+        adapters.append((out / "adapter/adapter_model.safetensors").read_bytes())
+    assert adapters[0] == adapters[1]
+
+
+# --- splits
+
+SPLITS = {
+    "iid": [],
+    "dirichlet": ["partition.beta=0.1"],
+    "pathological": ["partition.classes_per_client=5"],
+    "fewshot": ["partition.shots=2"],
+    "fewshot_pathological": ["partition.shots=2", "partition.classes_per_client=3"],
+    "quantity": ["partition.beta=0.5"],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in plugins.members("partitioners") if name != "natural"])
+def test_every_split_runs(invoke: Invoke, tmp_path: Path, name: str) -> None:
+    _, tables = run(invoke, tmp_path / "out", f"partition.name={name}", *SPLITS[name])
+    examples = {"fewshot": 4 * 10 * 2, "fewshot_pathological": 4 * 3 * 2}.get(name, 1438)
+    assert tables["rounds"]["num_examples"][1] == examples
+
+
+@pytest.mark.parametrize("name", [name for name in plugins.members("partitioners") if name != "natural"])
+def test_every_population_runs(invoke: Invoke, tmp_path: Path, name: str) -> None:
+    options = [option for option in SPLITS[name] if "shots" not in option]
+    population = ["partition.num_clients=1000000", "partition.examples_per_client=20", "cohort.size=5"]
+    _, tables = run(invoke, tmp_path / "out", f"partition.name={name}", *options, *population)
+    assert len(tables["clients"]) == 5
+    assert name == "quantity" or tables["clients"]["num_examples"].tolist() == [20] * 5
+
+
+def test_the_papers_split_draws_its_test_images_from_all(invoke: Invoke, squares: Path, tmp_path: Path) -> None:
+    data = ["data.name=hdf5", f"data.path={squares}", "data.split=merged", "data.test_fraction=0.5", "partition.num_clients=2"]
+    _, tables = run(invoke, tmp_path / "out", *data)
+    assert tables["rounds"]["num_examples"][1] == 10, "of two images of each of ten classes one is kept for testing"
+
+
+# --- clients tested on their own
+
+
+def test_clients_are_tested_on_their_own_mix_of_classes(invoke: Invoke, tmp_path: Path) -> None:
+    split = ["partition.name=pathological", "partition.classes_per_client=5", "evaluate.per_client=true"]
+    _, tables = run(invoke, tmp_path / "out", *split)
+    for row in tables["rounds"]:
+        assert 0 < row["client_accuracy_min"] < row["client_accuracy_mean"] < 1
+        assert row["client_accuracy_std"] > 0
+        assert row["worst_client"] in range(4)
+    assert "clients' accuracy" in invoke("show", tmp_path / "out")
+
+
+def test_a_client_that_holds_everything_is_as_good_as_the_test(invoke: Invoke, tmp_path: Path) -> None:
+    """Its mix is that of the test images, up to the rounding of a fifth of each class."""
+    _, tables = run(invoke, tmp_path / "out", "partition.name=iid", "partition.num_clients=1", "evaluate.per_client=true")
+    np.testing.assert_allclose(tables["rounds"]["client_accuracy_mean"], tables["rounds"]["test_accuracy"], atol=1e-3)
+    assert tables["rounds"]["worst_client"].tolist() == [0, 0]
+
+
+def test_pairs_have_no_mix_of_classes(invoke: Invoke, folder: Path, tmp_path: Path) -> None:
+    write_pairs(folder, tmp_path / "pairs.csv")
+    data = ["data.name=pairs", f"data.path={tmp_path / 'pairs.csv'}", "evaluate.per_client=true", "partition.num_clients=2"]
+    with pytest.raises(UserError, match=r"evaluate\.per_client: tests clients on their mix of classes, but pairs have none"):
+        run(invoke, tmp_path / "out", *data)
+
+
+def test_evaluate_uses_the_features_of_the_run(invoke: Invoke, folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    data = ["data.name=imagefolder", f"data.path={folder}", "partition.num_clients=2", f"features.store={store}"]
+    _, tables = run(invoke, tmp_path / "out", *data)
+    told = json.loads(invoke("evaluate", tmp_path / "out", "--json"))
+    assert told["accuracy"] == pytest.approx(tables["rounds"]["test_accuracy"][-1])
+    assert len(list(store.glob("features/*"))) == 1
+    invoke("evaluate", tmp_path / "out", "--data", folder.parent / "shades")
+    assert len(list(store.glob("features/*"))) == 1, "the same folder by another way"
