@@ -155,8 +155,8 @@ class Store:
             return ""
 
     def remember(self, stamp: str, digest: str) -> None:
-        """Note the digest of images whose files have this stamp."""
-        with _told(self.folder):
+        """Note the digest of images whose files have this stamp; where nothing can be written, it is worked out again next time."""
+        with suppress(OSError):
             (self.folder / "images").mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / "images" / stamp, digest.encode())
 
@@ -168,8 +168,8 @@ class Store:
             return None
 
     def note_damage(self, digest: str, damaged: Damage) -> None:
-        """All images with this digest have been looked at, and these cannot be decoded."""
-        with _told(self.folder):
+        """All images with this digest have been looked at, and these cannot be decoded; see `remember`."""
+        with suppress(OSError):
             (self.folder / "damage").mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / "damage" / f"{digest}.json", json.dumps(damaged).encode())
 

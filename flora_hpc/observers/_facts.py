@@ -1,5 +1,7 @@
 """What a person wants to know about a run before it starts."""
 
+from pathlib import Path
+
 import yaml
 from rich.filesize import decimal
 
@@ -25,10 +27,11 @@ def facts(info: RunInfo) -> dict[str, str]:
         "ranks": f"{ranks}{started}, backend {info.backend}, {'/'.join(devices)} x {'/'.join(map(str, threads))} threads",
         "groups": groups,
     }
+    place = info.features if info.features in ("", "memory") else str(Path(info.features).parent.parent)
     if info.num_features_computed:
-        facts["features"] = f"{info.num_features_computed:,} images encoded, kept in {info.features}"
-    elif info.features:
-        facts["features"] = f"from an earlier run, in {info.features}"
+        facts["features"] = f"{info.num_features_computed:,} images encoded, kept in {place}"
+    elif place:
+        facts["features"] = f"from an earlier run, in {place}"
     if info.num_damaged:
         facts["left out"] = f"{info.num_damaged:,} images that cannot be decoded"
     return facts
