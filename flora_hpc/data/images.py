@@ -31,7 +31,7 @@ class Images:
     labels: Ints  # (num_images,) int64, indices into the class names
     raw: Callable[[Sequence[int]], list[Raw]]  # the images of these indices as they are stored
     where: Callable[[int], str]  # where image i lies, for people: its path, and its index within a file
-    columns: Mapping[str, Callable[[], Column]] = field(default_factory=dict)  # what else is known of each image, (num_images,)
+    columns: Mapping[str, Callable[[], Column]] = field(default_factory=dict)  # (num_images,) each; texts as Python's own objects
     stamp: Callable[[], str] | None = None  # changes whenever a file does, and is quick; None where nothing is on disk
 
     def __len__(self) -> int:

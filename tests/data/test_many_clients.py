@@ -12,7 +12,8 @@ from tests.data.made_images import made
 
 MILLION = 1_000_000
 LABELS = np.random.default_rng(0).integers(0, 10, MILLION)
-IMAGES = made(LABELS, writer=np.random.default_rng(1).permutation(MILLION))
+WRITERS = np.random.default_rng(1).permutation(MILLION)
+IMAGES = made(LABELS, writer=WRITERS, named=np.array([f"writer number {number}" for number in WRITERS], object))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ IMAGES = made(LABELS, writer=np.random.default_rng(1).permutation(MILLION))
         ("pathological", MILLION // 2, {"classes_per_client": 2}),
         ("natural", MILLION, {"column": "writer"}),
         ("natural", MILLION // 5 * 4, {"column": "writer"}),
+        ("natural", MILLION, {"column": "named"}),
         ("fewshot", MILLION // 20, {"shots": 1}),
         ("fewshot_pathological", MILLION // 5, {"shots": 2, "classes_per_client": 2}),
     ],

@@ -100,4 +100,4 @@ def from_pixels(pixels: Sequence[Raw], labels: Ints, place: str, files: Sequence
 
 def _below(paths: Sequence[str], root: Path) -> Column:
     """The paths as seen from the root, which are the same on every machine."""
-    return np.array([Path(path).relative_to(root).as_posix() for path in paths])
+    return np.array([Path(path).relative_to(root).as_posix() for path in paths], object)
