@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import torch
 
 from flora_hpc.clip import identity
 from flora_hpc.clip.load import Clip
+from flora_hpc.clip.towers import image_features
 from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.config import FeaturesConfig
 from flora_hpc.data import features
 from flora_hpc.data.images import Images
 from flora_hpc.data.store import DTYPES, Damage, Store
 
-FORMAT = 1  # raise it when features come out differently for the same image, tower and preprocessing
+FORMAT = 2  # raise it when features come out differently for the same image, tower and preprocessing
 
 DIFFERENT = "the nodes have different images; give every node the same files"
 
@@ -51,7 +53,9 @@ class Work:
 
     def encode(self, images: Images, numbers: Iterable[int]) -> Iterator[tuple[int, torch.Tensor, Damage]]:
         """These blocks' features and damage, one block after the other."""
-        return features.encode(images, numbers, self.clip.model, self.clip.preprocess, self.device, self.num_threads, self.dtype)
+        model = self.clip.model
+        tower, size = partial(image_features, model), model.visual.image_size
+        return features.encode(images, numbers, tower, size, self.clip.preprocess, self.device, self.num_threads, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:

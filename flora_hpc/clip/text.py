@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
+from flora_hpc.clip import frozen
 from flora_hpc.clip.attention import Projection, SplitAttention, attend
 from flora_hpc.clip.lora import Lora
 from flora_hpc.clip.steady import product
@@ -212,7 +213,7 @@ class Layers:
         """(num_clients or 1, length, in) -> the same with out: one large product for a frozen W, batched ones for the rest."""
         weight, bias, lora = self.own(f"{path}.weight"), self.own(f"{path}.bias"), self.adapters.get(self.prefix + path)
         if weight is None:
-            y: torch.Tensor = layer(x)
+            y = frozen.linear(x, layer)
         elif bias is None or (len(weight) == 1 and x.shape[1] <= FEW):
             y = product(x, weight.transpose(1, 2)) if bias is None else product(x, weight.transpose(1, 2)) + bias[:, None]
         else:

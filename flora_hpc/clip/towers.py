@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from flora_hpc.clip.frozen import FrozenProducts
 from flora_hpc.clip.lora import Lora, attached
 from flora_hpc.clip.text import NONE, TextTower, why_not
+
+IMAGES_AT_ONCE = {"cpu": 32, "cuda": 256}  # on a CPU more of them leave the cache, and take more memory
 
 
 class PlainText:
@@ -53,7 +56,7 @@ def encode(
     num_clients = max([len(x)] + [len(lora.down) for lora in adapters.values()] + [len(own) for own in weights.values()])
     if not weights:
         folded = x.expand(num_clients, *x.shape[1:]).flatten(0, 1)
-        with attached(model, adapters, num_clients):
+        with attached(model, adapters, num_clients), FrozenProducts():
             features: torch.Tensor = getattr(model, entry)(folded, normalize=False)
         return features.view(num_clients, -1, features.shape[-1])
     x = x.expand(num_clients, *x.shape[1:])
@@ -71,6 +74,14 @@ class _Entry(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = getattr(self.model, self.entry)(x, normalize=False)
         return features
+
+
+def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The frozen image tower's features (num_images, embed_dim), not normalised, of pixels (num_images, 3, height, width)."""
+    with torch.inference_mode(), FrozenProducts():
+        return torch.cat(
+            [model.encode_image(part, normalize=False) for part in torch.split(pixels, IMAGES_AT_ONCE[pixels.device.type])]
+        )
 
 
 def num_image_positions(model: Any) -> int:

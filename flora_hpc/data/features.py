@@ -28,7 +28,8 @@ def rows(number: int, num_images: int) -> range:
 def encode(
     images: Images,
     numbers: Iterable[int],
-    model: Any,
+    tower: Callable[[torch.Tensor], torch.Tensor],
+    image_size: int | tuple[int, int],
     preprocess: Callable[[Any], torch.Tensor],
     device: torch.device,
     num_threads: int,
@@ -36,11 +37,11 @@ def encode(
 ) -> Iterator[tuple[int, torch.Tensor, Damage]]:
     """Each of these blocks: its features as the tower gives them (num_images_of_it, embed_dim), and its damaged images.
 
-    `model` is an open_clip model on `device`; `preprocess` makes (3, height, width) float32 from an RGB image. Damaged images have
-    features NaN. The next blocks are read and decoded by `num_threads` threads while one is encoded.
+    `tower` turns pixels (num_images, 3, height, width) float32 on `device` into features; `preprocess` makes (3, height, width)
+    from an RGB image. Damaged images have features NaN. The next blocks are read and decoded by `num_threads` threads while one
+    is encoded.
     """
-    size = model.visual.image_size
-    blank = torch.zeros(3, *(size if isinstance(size, tuple) else (size, size)))
+    blank = torch.zeros(3, *(image_size if isinstance(image_size, tuple) else (image_size, image_size)))
     loader, listed = Loader(images, preprocess, num_threads), list(numbers)
     try:
         blocks = loader.blocks(rows(number, len(images)) for number in listed)
@@ -48,7 +49,7 @@ def encode(
             damaged = {row: str(image) for row, image in zip(of_block, read, strict=True) if isinstance(image, DamagedError)}
             pixels = torch.stack([blank if isinstance(image, DamagedError) else image for image in read])
             with torch.inference_mode():
-                values = model.encode_image(pixels.to(device), normalize=False).float().cpu()
+                values = tower(pixels.to(device)).float().cpu()
                 values[[row - of_block[0] for row in damaged]] = torch.nan
             yield number, values.to(dtype), damaged
     finally:

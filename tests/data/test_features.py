@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,16 +12,13 @@ NUM_IMAGES = 11
 CPU = torch.device("cpu")
 
 
-class Model:
+class Tower:
     """Gives (v, v^2, -v) for an image whose first pixel is v, and notes which images it saw together."""
-
-    visual = SimpleNamespace(image_size=2)
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
 
-    def encode_image(self, pixels: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        assert not normalize, "some methods want features as they are"
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         value = pixels[:, 0, 0, 0]
         self.seen.append(value.int().tolist())
         return torch.stack([value, value * value, -value], 1)
@@ -54,27 +50,27 @@ def test_sizes_of_blocks() -> None:
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_features_come_block_by_block_in_order(num_threads: int) -> None:
-    model = Model()
-    blocks = list(features.encode(numbers(), [0, 3, 5], model, preprocess, CPU, num_threads))
+    tower = Tower()
+    blocks = list(features.encode(numbers(), [0, 3, 5], tower, 2, preprocess, CPU, num_threads))
     assert [number for number, _, _ in blocks] == [0, 3, 5]
-    assert model.seen == [[0, 1], [6, 7], [10]]
+    assert tower.seen == [[0, 1], [6, 7], [10]]
     assert torch.cat([values for _, values, _ in blocks]).tolist() == [[v, v * v, -v] for v in (0, 1, 6, 7, 10)]
     assert [damaged for _, _, damaged in blocks] == [{}, {}, {}]
 
 
 def test_no_block() -> None:
-    assert list(features.encode(numbers(), [], Model(), preprocess, CPU, 1)) == []
+    assert list(features.encode(numbers(), [], Tower(), 2, preprocess, CPU, 1)) == []
 
 
 def test_a_damaged_image_has_no_feature_and_is_told() -> None:
-    ((_, values, damaged),) = features.encode(numbers(3), [1], Model(), preprocess, CPU, 1)
+    ((_, values, damaged),) = features.encode(numbers(3), [1], Tower(), 2, preprocess, CPU, 1)
     assert values[0].tolist() == [2, 4, -2]
     assert values[1].isnan().all()
     assert damaged == {3: "it is empty"}
 
 
 def test_features_in_half_the_size() -> None:
-    ((_, values, _),) = features.encode(numbers(), [5], Model(), preprocess, CPU, 1, torch.bfloat16)
+    ((_, values, _),) = features.encode(numbers(), [5], Tower(), 2, preprocess, CPU, 1, torch.bfloat16)
     assert values.dtype == torch.bfloat16
 
 
