@@ -1,34 +1,114 @@
 """The plain path: one client at a time, every image, full-length captions, peft's own LoRA, torch's own Adam.
 
-This is what a straightforward implementation does. It is the oracle that tests hold the fast path against.
+This is what a straightforward implementation does with open_clip and peft. It is the oracle that tests hold the fast path against,
+and the baseline of `flora-hpc bench step`. Nothing here uses the fast products of clip/frozen.py.
 """
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from flora_hpc.clip.adapters import attach
 from flora_hpc.clip.load import Clip
+from flora_hpc.clip.text import text_root
 from flora_hpc.config import ClientConfig
 
 
-def loss_of_batch(
-    model: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor, class_tokens: torch.Tensor, kind: str
-) -> torch.Tensor:
+def loss_of_batch(model: Any, pixels: torch.Tensor, labels: torch.Tensor, class_tokens: torch.Tensor, kind: str) -> torch.Tensor:
     """The loss of one batch: pixels (batch, 3, height, width), labels (batch,), class_tokens (num_classes, context_length).
 
     `contrastive` encodes the caption of every image and builds the batch x batch matrix; `classification` scores all classes.
     """
-    images = model.encode_image(pixels, normalize=True)  # type: ignore[operator]
+    images = model.encode_image(pixels, normalize=True)
     if kind == "contrastive":
-        texts = model.encode_text(class_tokens[labels], normalize=True)  # type: ignore[operator]
-        scores = model.logit_scale.exp() * images @ texts.T  # type: ignore[operator]
-        targets = torch.arange(len(labels))
+        texts = model.encode_text(class_tokens[labels], normalize=True)
+        scores = model.logit_scale.exp() * images @ texts.T
+        targets = torch.arange(len(labels), device=labels.device)
         return (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
-    texts = model.encode_text(class_tokens, normalize=True)  # type: ignore[operator]
-    return F.cross_entropy(model.logit_scale.exp() * images @ texts.T, labels)  # type: ignore[operator]
+    texts = model.encode_text(class_tokens, normalize=True)
+    return F.cross_entropy(model.logit_scale.exp() * images @ texts.T, labels)
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """An open_clip model in which learned vectors stand where tokens 1..n of every caption would be embedded (CoOp)."""
+
+    model: Any
+    context: torch.Tensor  # (n, width)
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """The model's own."""
+        scale: torch.Tensor = self.model.logit_scale
+        return scale
+
+    def encode_image(self, pixels: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+        """The model's own."""
+        features: torch.Tensor = self.model.encode_image(pixels, normalize=normalize)
+        return features
+
+    def encode_text(self, tokens: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+        """Captions (num_captions, context_length) int64 -> (num_captions, embed_dim), every position computed."""
+        root, _ = text_root(self.model)
+        embedded = root.token_embedding(tokens)
+        context = self.context.expand(len(tokens), -1, -1)
+        x = torch.cat([embedded[:, :1], context, embedded[:, 1 + len(self.context) :]], 1) + root.positional_embedding
+        x = root.ln_final(root.transformer(x, attn_mask=root.attn_mask))
+        x = x[torch.arange(len(x), device=x.device), tokens.argmax(1)]
+        projected = root.text_projection(x) if isinstance(root.text_projection, nn.Linear) else x @ root.text_projection
+        return F.normalize(projected, dim=-1) if normalize else projected
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client: a model of its own, the tensors in it that are trained, and torch's optimizer."""
+
+    model: Any  # with encode_image, encode_text and logit_scale
+    trained: Mapping[str, torch.Tensor]
+    class_tokens: torch.Tensor  # (num_classes, context_length) int64
+    kind: str  # of loss
+    optimizer: torch.optim.Optimizer
+
+    def step(self, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+        """Take one step; the gradients stay in the trained tensors. Returns the loss."""
+        loss = loss_of_batch(self.model, pixels, labels, self.class_tokens, self.kind)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.item()
+
+    def assign(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Give the trained tensors these values."""
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self.trained[name].copy_(tensor)
+
+
+def lora_client(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float, class_tokens: torch.Tensor, config: ClientConfig
+) -> Client:
+    """A client that trains peft's LoRA (`<layer>.lora_A`, `<layer>.lora_B`) on `model`, which is changed.
+
+    The attention of `model` must be split (clip.attention.split), since peft does not reach the output projection of
+    nn.MultiheadAttention: an adapter put there takes no part. All else may be as open_clip makes it.
+    """
+    wrapped = attach(model, tensors, alpha)
+    inner = wrapped.base_model.model
+    trained = {name: inner.get_parameter(f"{name}.default.weight") for name in tensors}
+    return Client(inner, trained, class_tokens, config.loss, make_optimizer(list(trained.values()), config))
+
+
+def prompt_client(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], class_tokens: torch.Tensor, config: ClientConfig
+) -> Client:
+    """A client that trains the vectors `context` in front of the class names; `model` is as open_clip makes it, or split."""
+    context = tensors["context"].detach().clone().requires_grad_()
+    return Client(Prompted(model, context), {"context": context}, class_tokens, config.loss, make_optimizer([context], config))
 
 
 def train_client(
@@ -43,17 +123,11 @@ def train_client(
 
     Returns the update of every tensor and the loss of every step; `clip` is left as it was.
     """
-    wrapped = attach(deepcopy(clip.model), tensors, alpha)
-    model = wrapped.base_model.model
-    trained = {name: model.get_parameter(f"{name}.default.weight") for name in tensors}
-    optimizer = torch.optim.Adam(
-        trained.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
-    losses = []
-    for pixels, labels in batches:
-        loss = loss_of_batch(model, pixels, labels, class_tokens, config.loss)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(loss.item())
-    return {name: parameter.detach() - tensors[name] for name, parameter in trained.items()}, losses
+    client = lora_client(deepcopy(clip.model), tensors, alpha, class_tokens, config)
+    losses = [client.step(pixels, labels) for pixels, labels in batches]
+    return {name: parameter.detach() - tensors[name] for name, parameter in client.trained.items()}, losses
+
+
+def make_optimizer(params: list[torch.Tensor], config: ClientConfig) -> torch.optim.Optimizer:
+    """The one of `config`, from torch.optim."""
+    return torch.optim.Adam(params, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)

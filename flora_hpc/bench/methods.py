@@ -9,30 +9,26 @@ import re
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import open_clip
 import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
 
-from flora_hpc import cohort, embed, plugins, prepare, seeds, trainer
+from flora_hpc import plugins
+from flora_hpc.bench import workload
 from flora_hpc.clip import weights
-from flora_hpc.clip.load import load
+from flora_hpc.clip.load import load, untouched
 from flora_hpc.comm import devices, launch
 from flora_hpc.comm.backends.serial import Serial
-from flora_hpc.config import ClientConfig, CommConfig, FeaturesConfig, ModelConfig
-from flora_hpc.data import features
-from flora_hpc.data.images import Dataset, Images, Ints, Raw
-from flora_hpc.data.inputs import Inputs
-from flora_hpc.data.shards import Partitioner, Population, Shards
+from flora_hpc.config import CommConfig, ModelConfig
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Setting
 from flora_hpc.round import peak_memory_bytes
 
-COHORT = 10_000  # clients of a round: so many that a group is as large as it gets
 LOWER = "lower --batch-size, --classes or --clients, or leave the method out of --methods"
 
 
@@ -48,6 +44,7 @@ class Task:
     steps: int  # of each client, in a repeat
     repeats: int
     device: str  # auto, cpu or cuda
+    weights_file: str | None = None  # of random weights, to be mapped; None: they are drawn in memory, or bundled
 
 
 @dataclass(frozen=True)
@@ -102,34 +99,18 @@ def measure(task: Task) -> Measured:
     me, comm = launch.detect(), Serial()
     device, num_threads = devices.pick(me, CommConfig(device=task.device)), devices.share_cores(comm, me)
     before = 0 if device.type == "cuda" else resident_bytes()
-    clip, names = load(model_config(task.model), 0, device), class_names(task.classes)
-    num_images = max(task.batch_size, features.BLOCK)  # a whole block, so that features take the memory that they take in a run
-    labels = seeds.generator(0, "bench labels").integers(task.classes, size=num_images)
-    images = Images(labels, random_images, lambda row: f"random image {row}")
-    everyone = np.arange(num_images)
-    captions = tuple(f"a photo of a {name}." for name in names)
-    dataset = Dataset("random", names, names, captions, images, everyone, everyone[:0])
-
-    def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
-        return rng.permutation(num_images)[:num_drawn]
-
-    shards = Population(max(COHORT, task.clients or 0), task.batch_size, 0, Partitioner(draw, draw), everyone)
-    setting = Setting(clip, names, captions, shards, labels)
-    member = plugins.member("methods", task.method)
-    method: Method = member.build(member.Options(name=task.method), setting)
-    rows = method.text_positions + task.batch_size * method.image_positions
-    clients = np.arange(task.clients or cohort.default_group_size(COHORT, rows, method.num_params))
-    work = embed.Work(clip, FeaturesConfig(store="none"), comm, device, num_threads)
-    inputs, _ = prepare.see(dataset, method, work)
-    if method.sees == "features":
+    clip = load(model_config(task.model, weights_file=task.weights_file), 0, device)
+    group = workload.set_up(clip, task.method, task.classes, task.batch_size, task.clients, (device, num_threads))
+    if group.method.sees == "features":
         del clip.model.visual  # as in a run
-    seconds = train_repeatedly(task, method, clients, shards, inputs, torch.from_numpy(labels).to(device))
+    group.train(task.batch_size, 1)  # warms up
+    seconds = [group.train(task.batch_size, task.steps, number) for number in range(1, task.repeats + 1)]
     return Measured(
-        num_params=method.num_params,
-        payload_bytes=method.payload_bytes,
-        sees=method.sees,
-        clients_at_once=len(clients),
-        seconds_per_client_step=statistics.median(seconds) / (len(clients) * task.steps),
+        num_params=group.method.num_params,
+        payload_bytes=group.method.payload_bytes,
+        sees=group.method.sees,
+        clients_at_once=len(group.clients),
+        seconds_per_client_step=statistics.median(seconds) / (len(group.clients) * task.steps),
         repeat_seconds=seconds,
         peak_memory_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory_bytes(),
         resident_before_bytes=before,
@@ -138,53 +119,51 @@ def measure(task: Task) -> Measured:
     )
 
 
-def train_repeatedly(
-    task: Task, method: Method, clients: Ints, shards: Shards, inputs: Inputs, labels: torch.Tensor
-) -> list[float]:
-    """Seconds of each repeat of the training of a group, after a repeat of one step that warms up and does not count."""
-    device = labels.device
-    adapter = method.pack(method.init(seeds.generator(0, "initial adapter"))).to(device)
-    held = method.holds(clients).to(device) if method.holds else None
-    seconds = []
-    for number in range(task.repeats + 1):
-        config = ClientConfig(batch_size=task.batch_size, epochs=task.steps if number else 1)  # a client holds one batch
-        batches = trainer.make_batches(clients, shards, config, 0, number)
-        started = time.perf_counter()
-        trainer.train(method, adapter, batches, inputs, labels, config, held)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return seconds[1:]
-
-
 def ratios(measured: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
-    """How many times less time per client step, and less memory, each method takes than the last one."""
+    """How many times less time per client step, and less memory, each method takes than the last one.
+
+    Memory of the whole process, and of what came on top of the libraries, which are the same for all.
+    """
     *others, last = measured.values()
     return {
         name: {
             "time": last.seconds_per_client_step / one.seconds_per_client_step,
             "memory": last.peak_memory_bytes / one.peak_memory_bytes,
+            "memory_above_libraries": above_libraries(last) / above_libraries(one),
         }
         for name, one in zip(measured, others, strict=False)
     }
 
 
-def model_config(name: str) -> ModelConfig:
-    """Random weights, but for the model that comes with its own."""
-    return ModelConfig(name=name, pretrained=None if name == weights.BUNDLED else "none")
+def above_libraries(one: Measured) -> int:
+    """Bytes that the model and the method themselves took."""
+    return one.peak_memory_bytes - one.resident_before_bytes
 
 
-def class_names(count: int) -> tuple[str, ...]:
-    """The commonest words of four letters and more in CLIP's vocabulary. Raises UserError when it has fewer than `count`."""
-    words = [token.removesuffix("</w>") for token in open_clip.SimpleTokenizer().encoder if re.fullmatch(r"[a-z]{4,}</w>", token)]
-    if count > len(words):
-        raise UserError(f"--classes: there are names for at most {len(words):,} classes, not for {count:,}; lower it")
-    return tuple(words[:count])
+def model_config(name: str, precision: str = "fp32", weights_file: str | None = None) -> ModelConfig:
+    """Random weights, or those in `weights_file`; the bundled model has its own. Raises UserError for an unknown precision."""
+    pretrained = None if name == weights.BUNDLED else weights_file or "none"
+    try:
+        return ModelConfig.model_validate({"name": name, "pretrained": pretrained, "precision": precision})
+    except ValidationError as error:
+        raise UserError(f"--precision: {precision!r}: {error.errors()[0]['msg']}") from None
 
 
-def random_images(rows: Sequence[int]) -> list[Raw]:
-    """Noise of 256 x 256 pixels, the same for a row whenever it is read."""
-    return [seeds.generator(0, "bench image", row).integers(0, 256, (256, 256, 3), np.uint8) for row in rows]
+@contextmanager
+def weights_file(model: str) -> Iterator[str | None]:
+    """Random weights of `model` in a file that is gone afterwards; None for the bundled model, which has a file of its own.
+
+    A run maps its weights from a file, and only the pages that it touches count as its memory.
+    """
+    if model == weights.BUNDLED:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
+        file = str(Path(folder) / "random.safetensors")
+        built, _ = untouched(model_config(model), 0, torch.device("cpu"))
+        save_file({name: tensor.clone() for name, tensor in built.state_dict().items()}, file)
+        del built
+        yield file
 
 
 def resident_bytes() -> int:

@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from flora_hpc.cli import _bench_comm, _bench_step
+from flora_hpc.cli._args import Device
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import seconds
 
@@ -19,19 +20,13 @@ PAPER = {("flora", "fedfft"): " (the FLoRA paper: up to 34.72 and 2.47)"}
 BUSY = 1.2  # longest repeat over shortest; on a machine that does nothing else they are alike
 
 app = typer.Typer(no_args_is_help=True)
+app.command("step")(_bench_step.step)
+app.command("comm")(_bench_comm.comm)
 
 
 @app.callback()
 def bench() -> None:
     """Measure parts of the program on this machine."""
-
-
-class Device(StrEnum):
-    """What is computed on."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 @app.command()
@@ -64,9 +59,11 @@ def methods(
 
     part.check(model, chosen, device.value)
     measured = {}
-    for number, name in enumerate(chosen, 1):
-        print(f"measuring {name} ({number} of {len(chosen)}): one step, then {repeats} x {steps}", file=sys.stderr, flush=True)
-        measured[name] = part.measure_alone(part.Task(name, model, classes, batch_size, clients, steps, repeats, device.value))
+    with part.weights_file(model) as file:
+        for number, name in enumerate(chosen, 1):
+            print(f"measuring {name} ({number} of {len(chosen)}): one step, then {repeats} x {steps}", file=sys.stderr, flush=True)
+            task = part.Task(name, model, classes, batch_size, clients, steps, repeats, device.value, file)
+            measured[name] = part.measure_alone(task)
     last = measured[chosen[-1]]
     result = {
         "model": model,
@@ -103,12 +100,13 @@ def show(console: Console, result: dict[str, Any]) -> None:
         sizes = decimal(one["payload_bytes"]), f"{one['clients_at_once']}", time, decimal(one["peak_memory_bytes"])
         table.add_row(name, f"{one['num_params']:,}", *sizes)
     console.print(table)
+    libraries = max(one["resident_before_bytes"] for one in result["methods"].values())
     for name, ratio in result["ratios"].items():
         against = result["against"]
         text = f"{times(ratio['time'])} time per client step, {times(ratio['memory'])} peak memory"
-        console.print(f"[bold]{name}[/] against {against}: [bold]{text}[/]{PAPER.get((name, against), '')}")
+        own = f"; {times(ratio['memory_above_libraries'])} memory on top of the libraries" if libraries else ""
+        console.print(f"[bold]{name}[/] against {against}: [bold]{text}[/]{PAPER.get((name, against), '')}{own}")
 
-    libraries = max(one["resident_before_bytes"] for one in result["methods"].values())
     whose = f"the method's whole process, of which {decimal(libraries)} are libraries" if libraries else "tensors on the GPU"
     stored = [name for name, one in result["methods"].items() if one["sees"] == "features"]
     once = f"image features of {', '.join(stored)}, made once for all rounds (in the peak, not in a step); " if stored else ""

@@ -34,6 +34,13 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
 
     Raises UserError for a name, tag or file that does not exist or does not fit.
     """
+    model, tokenize = untouched(config, seed, device)
+    preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    return Clip(steady(split(model)).to(device), preprocess, tokenize, config.name)
+
+
+def untouched(config: ModelConfig, seed: int, device: torch.device) -> tuple[Any, Any]:
+    """The same model as open_clip makes it, frozen and in evaluation mode, and its tokenizer. It is not on `device` yet."""
     source = weights.find(config)
     try:
         with _quiet():
@@ -51,9 +58,7 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
     except Exception as error:  # open_clip, timm and transformers raise whatever a broken or unreachable part makes them raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"model: {config.name} cannot be built here: {reason}") from None
-    model.eval().requires_grad_(False)
-    preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    return Clip(steady(split(model)).to(device), preprocess, tokenize, config.name)
+    return model.eval().requires_grad_(False), tokenize
 
 
 def _build(source: weights.Source, device: str) -> Any:

@@ -1,0 +1,98 @@
+"""What is trained in a measurement: a group of clients, set up as a run does it, on random images."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import open_clip
+import torch
+
+from flora_hpc import cohort, embed, plugins, prepare, seeds, trainer
+from flora_hpc.clip.load import Clip
+from flora_hpc.comm.backends.serial import Serial
+from flora_hpc.config import ClientConfig, FeaturesConfig
+from flora_hpc.data import features
+from flora_hpc.data.images import Dataset, Images, Ints, Raw
+from flora_hpc.data.inputs import Inputs
+from flora_hpc.data.shards import Partitioner, Population, Shards
+from flora_hpc.errors import UserError
+from flora_hpc.methods._method import Method, Setting
+
+COHORT = 10_000  # clients of a round: so many that a group is as large as it gets
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clients that train together, each on one batch of examples, and what their method sees."""
+
+    method: Method
+    clients: Ints  # (num_clients,) int64
+    shards: Shards
+    images: Images
+    captions: tuple[str, ...]
+    names: tuple[str, ...]  # of the classes
+    inputs: Inputs
+    labels: torch.Tensor  # (num_images,) int64, on the device
+
+    def batches(self, batch_size: int, steps: int, number: int) -> trainer.Batches:
+        """`steps` epochs of one batch for each client."""
+        return trainer.make_batches(self.clients, self.shards, ClientConfig(batch_size=batch_size, epochs=steps), 0, number)
+
+    def train(self, batch_size: int, steps: int, number: int = 0) -> float:
+        """Train every client for `steps` steps, as a run does: the seconds it took."""
+        device = self.labels.device
+        adapter = self.method.pack(self.method.init(seeds.generator(0, "initial adapter"))).to(device)
+        held = self.method.holds(self.clients).to(device) if self.method.holds else None
+        batches, config = self.batches(batch_size, steps, number), ClientConfig(batch_size=batch_size, epochs=steps)
+        started = clock(device)
+        trainer.train(self.method, adapter, batches, self.inputs, self.labels, config, held)
+        return clock(device) - started
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def set_up(clip: Clip, method: str, classes: int, batch_size: int, clients: int | None, place: tuple[torch.device, int]) -> Group:
+    """Build `method` and what it sees for a group of `clients`, or of as many as in a run with a large cohort.
+
+    `place` is the device of `clip` and the number of threads.
+    """
+    device, num_threads = place
+    names = class_names(classes)
+    num_images = max(batch_size, features.BLOCK)  # a whole block, so that features take the memory that they take in a run
+    labels = seeds.generator(0, "bench labels").integers(classes, size=num_images)
+    images = Images(labels, random_images, lambda row: f"random image {row}")
+    everyone = np.arange(num_images)
+    captions = tuple(f"a photo of a {name}." for name in names)
+    dataset = Dataset("random", names, names, captions, images, everyone, everyone[:0])
+
+    def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
+        return rng.permutation(num_images)[:num_drawn]
+
+    shards = Population(max(COHORT, clients or 0), batch_size, 0, Partitioner(draw, draw), everyone)
+    member = plugins.member("methods", method)
+    built: Method = member.build(member.Options(name=method), Setting(clip, names, captions, shards, labels))
+    rows = built.text_positions + batch_size * built.image_positions
+    chosen = np.arange(clients or cohort.default_group_size(COHORT, rows, built.num_params))
+    work = embed.Work(clip, FeaturesConfig(store="none"), Serial(), device, num_threads)
+    inputs, _ = prepare.see(dataset, built, work)
+    return Group(built, chosen, shards, images, captions, names, inputs, torch.from_numpy(labels).to(device))
+
+
+def class_names(count: int) -> tuple[str, ...]:
+    """The commonest words of four letters and more in CLIP's vocabulary. Raises UserError when it has fewer than `count`."""
+    words = [token.removesuffix("</w>") for token in open_clip.SimpleTokenizer().encoder if re.fullmatch(r"[a-z]{4,}</w>", token)]
+    if count > len(words):
+        raise UserError(f"--classes: there are names for at most {len(words):,} classes, not for {count:,}; lower it")
+    return tuple(words[:count])
+
+
+def random_images(rows: Sequence[int]) -> list[Raw]:
+    """Noise of 256 x 256 pixels, the same for a row whenever it is read."""
+    return [seeds.generator(0, "bench image", row).integers(0, 256, (256, 256, 3), np.uint8) for row in rows]

@@ -1,0 +1,108 @@
+"""`flora-hpc bench comm`: a round's allreduce against the library's own."""
+
+import json
+import re
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.cli._job import job
+from flora_hpc.comm import launch
+from flora_hpc.config import CommConfig
+from flora_hpc.errors import UserError
+from flora_hpc.records.views import seconds
+
+DEFAULT = "1KiB,64KiB,98312,1MiB,16MiB,64MiB"  # 98,312: about flora's adapter on ViT-B-32
+UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def comm(
+    sizes: Annotated[str, typer.Option(metavar="A,B,...", help="bytes of the buffers: 98312, 64KiB, 1MiB, ...")] = DEFAULT,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="timed repeats of each size; by default more for small ones", show_default=False)
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, serial, mpi, gloo or nccl")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Compare a round's allreduce with the library's own. Start it like a run: with srun, mpiexec or torchrun."""
+    me = launch.detect()
+    wanted = parse_sizes(sizes)
+    try:
+        config = CommConfig(backend=backend)
+    except ValueError as error:
+        raise UserError(f"--backend: {str(error).splitlines()[2].strip()}") from None
+
+    def tell(text: str) -> None:
+        if me.rank == 0:
+            print(text, file=sys.stderr, flush=True)
+
+    with job(me, config) as ranks:
+        from flora_hpc.bench import comm as part  # torch takes seconds to import
+
+        result = part.measure(ranks, me, config, wanted, repeats, tell)
+    if as_json:
+        json.dump(result, sys.stdout)
+        print()
+    else:
+        show(Console(highlight=False), result)
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Bytes of '1KiB,98312'. Raises UserError for what is no size, or no whole number of int64."""
+    found = []
+    for word in filter(None, map(str.strip, text.split(","))):
+        match = re.fullmatch(r"(\d+)\s*([a-z]*)", word.lower())
+        if match is None or match[2] not in UNITS:
+            raise UserError(f"--sizes: {word!r} is no size; give for example --sizes 98312,64KiB,1MiB")
+        num_bytes = int(match[1]) * UNITS[match[2]]
+        if num_bytes < 8 or num_bytes % 8:
+            raise UserError(f"--sizes: {word} is no whole number of int64, of 8 bytes each; take {num_bytes // 8 * 8 + 8} bytes")
+        found.append(num_bytes)
+    if not found:
+        raise UserError("--sizes: names no size; give for example --sizes 98312,64KiB,1MiB")
+    return found
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The measurement as a table, and what the numbers mean."""
+    ranks, hosts = result["world_size"], result["num_hosts"]
+    where = f"{ranks} rank{'s' * (ranks > 1)} on {hosts} host{'s' * (hosts > 1)}"
+    console.print(f"{where}, backend {result['backend']}, started by {result['launcher']}", style="italic")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("bytes", "ours", "metered", "library", "ratio", "difference", "bus"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    spread = {}
+    for one in result["sizes"]:
+        raw, rate = one["raw_seconds"], one["ours_bus_bytes_per_second"]
+        table.add_row(
+            f"{one['bytes']:,}",
+            seconds(one["ours_seconds"]),
+            seconds(one["comm_seconds"]),
+            "-" if raw is None else seconds(raw),
+            "-" if raw is None else f"[bold]{one['ratio']:.2f}[/]",
+            f"{one['difference_seconds'] * 1e6:+,.0f} µs",
+            "-" if rate is None else f"{decimal(round(rate))}/s",
+        )
+        low, high = one["ours_quartiles"]
+        spread[f"{one['bytes']:,} bytes"] = high / low
+    console.print(table)
+    named = {
+        "ours": "a round's allreduce as it is run: ranks meet in a barrier, then add up int64 numbers",
+        "metered": "the part of it that a run's log calls comm_seconds, without the barrier",
+        "library": "the library's own call on the same bytes; before either call ranks meet, which is not timed",
+        "bus": "2 (n - 1) / n times the bytes over the seconds of ours",
+        "measured": "the two in turn; of each repeat the slowest rank, of the repeats the median",
+        "machine": machine(result),
+    }
+    if ranks == 1:
+        alone = (
+            "one process has nobody to add up with: this is what the simulator's own code costs; start it with mpiexec or torchrun"
+        )
+        named = {"alone": alone, "ours": named["ours"], "machine": named["machine"]}
+    console.print(remarks(named | (beware(spread) if ranks > 1 else {})))

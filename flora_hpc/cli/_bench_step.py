@@ -1,0 +1,86 @@
+"""`flora-hpc bench step`: the plain step against the fast one."""
+
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flora_hpc.cli._args import Device
+from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.records.views import seconds
+
+
+SIDES = {"plain": "plain", "fast": "step"}  # and what their keys begin with
+
+
+class Precision(StrEnum):
+    """Number formats of the fast side."""
+
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
+def step(
+    model: Annotated[str, typer.Option(help="'flora-tiny' or a name of open_clip.list_models(), with random weights")] = "ViT-B-32",
+    classes: Annotated[int, typer.Option(min=1, help="captions of the task")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="images of a client step")] = 128,
+    method: Annotated[str, typer.Option(help="flora or fedprompt")] = "flora",
+    precision: Annotated[
+        Precision, typer.Option(help="number format of the fast side's frozen weights; the plain side is fp32")
+    ] = Precision.fp32,
+    clients: Annotated[
+        int | None,
+        typer.Option(min=1, help="clients trained at once; by default as many as in a run with many", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps of each client in a repeat of the fast side")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="timed repeats, of which the median counts")] = 3,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU when there is one")] = Device.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Compare the plain training step with the fast one: time, gradients, share of the peak.
+
+    On two cores the default takes two minutes, nearly all of them for four plain steps.
+    """
+    from flora_hpc.bench import step as part  # torch and open_clip take seconds to import
+
+    task = part.Task(model, method, classes, batch_size, precision.value, clients, steps, repeats, device.value)
+    part.check(task)
+    result = part.measure(task, lambda text: print(text, file=sys.stderr, flush=True))
+    if as_json:
+        json.dump(result, sys.stdout)
+        print()
+    else:
+        show(Console(highlight=False), result)
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The measurement as a table, and what each number means."""
+    task = f"{result['classes']:,} classes, {result['batch_size']:,} images a step, {result['precision']}"
+    console.print(f"{result['model']}, {result['method']}, {task}", style="italic")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right", style="bold", no_wrap=True)
+    table.add_column(style="dim")
+    plain, fast = result["plain_seconds"], result["step_seconds"]
+    table.add_row("plain step", seconds(plain), "one client, open_clip and peft alone")
+    table.add_row("fast step", seconds(fast), f"a client's share, {result['clients_per_step']} at once")
+    table.add_row("ratio", f"{plain / fast:,.1f}", "plain over fast")
+    table.add_row("gradient error", f"{result['grad_rel_err']:.1e}", "largest, over the largest gradient")
+    table.add_row("operations", f"{result['step_gflop']:,.3g} GFLOP", "that the fast step executes")
+    table.add_row("peak", f"{result['peak_gflops']:,.0f} GFLOP/s", "of a large product, measured just now")
+    table.add_row("share of the peak", f"{result['peak_fraction']:.0%}", "that the fast step reaches")
+    console.print(table)
+    spread = {side: max(result[f"{key}_repeat_seconds"]) / min(result[f"{key}_repeat_seconds"]) for side, key in SIDES.items()}
+    named = {
+        "measured": f"in turn in one process, medians of {result['repeats']} after one to warm up; the fast side starts from image "
+        f"features, which a run computes once for all rounds; gradients of {result['gradients_compared']} clients, each with "
+        "tensors of its own; operations of products and attention alone",
+        "machine": machine(result),
+    }
+    console.print(remarks(named | beware(spread)))
