@@ -134,15 +134,8 @@ def image_tower_and_classifier(case: Case, client: int, leaves: dict[str, torch.
 
 
 def prompts(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
-    """CoOp: the vectors stand between the start token and the name, at full length, through the model's own transformer."""
-    model = case.fused
-    embedded = model.token_embedding(PROMPTS)
-    context = leaves["context"].expand(len(PROMPTS), -1, -1)
-    x = torch.cat([embedded[:, :1], context, embedded[:, 1 + CONTEXT_LENGTH :]], 1) + model.positional_embedding
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
-    text = F.normalize(x[torch.arange(len(x)), PROMPTS.argmax(1)] @ model.text_projection, dim=-1)
-    images = model.logit_scale.exp() * model.encode_image(case.pixels[client], normalize=True)
-    return direct_loss(images, text, case.labels[client], kind)
+    model = plain.Prompted(case.fused, leaves["context"])
+    return plain.loss_of_batch(model, case.pixels[client], case.labels[client], PROMPTS, kind)
 
 
 def peft_lora(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:

@@ -14,7 +14,6 @@ from flora_hpc.cli._args import Device
 from flora_hpc.cli._bench_page import beware, machine, remarks
 from flora_hpc.records.views import seconds
 
-
 SIDES = {"plain": "plain", "fast": "step"}  # and what their keys begin with
 
 

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from flora_hpc.bench import methods
+from flora_hpc.bench import methods, workload
 from flora_hpc.cli.bench import app, times
 from flora_hpc.clip.load import load
 from flora_hpc.errors import UserError
+from tests.conftest import small_model
 
 TINY = ["--model", "flora-tiny", "--classes", "3", "--batch-size", "4", "--clients", "2", "--steps", "1", "--repeats", "1"]
 SLOW = methods.Measured(1000, 4000, "pixels", 1, 2.0, [4.0], 15_000_000_000, 800_000_000, "cpu", 2)
@@ -47,6 +49,8 @@ def test_two_methods_are_measured_in_processes_of_their_own() -> None:
         "flora": {
             "time": fedfft["seconds_per_client_step"] / flora["seconds_per_client_step"],
             "memory": fedfft["peak_memory_bytes"] / flora["peak_memory_bytes"],
+            "memory_above_libraries": (fedfft["peak_memory_bytes"] - fedfft["resident_before_bytes"])
+            / (flora["peak_memory_bytes"] - flora["resident_before_bytes"]),
         }
     }
     assert (found["device"], found["precision"]) == ("cpu", "fp32")
@@ -74,6 +78,7 @@ def test_the_table_and_the_ratios_for_people(monkeypatch: pytest.MonkeyPatch) ->
     text = " ".join(result.stdout.split())
     assert "flora against fedfft: 500 times less time per client step, 7.5 times less peak memory" in text
     assert "(the FLoRA paper: up to 34.72 and 2.47)" in text
+    assert "11.8 times less memory on top of the libraries" in text
     assert "image features of flora, made once for all rounds" in text
     assert "beware repeats differ (flora 2 times): the machine was busy" in text
 
@@ -88,7 +93,10 @@ def test_one_method_alone_is_compared_with_nothing(monkeypatch: pytest.MonkeyPat
 
 def test_ratios_are_taken_against_the_last_method() -> None:
     found = methods.ratios({"a": FAST, "b": SLOW, "c": SLOW})
-    assert found == {"a": {"time": 500.0, "memory": 7.5}, "b": {"time": 1.0, "memory": 1.0}}
+    assert found == {  # (15 - 0.8) / (2 - 0.8)
+        "a": {"time": 500.0, "memory": 7.5, "memory_above_libraries": pytest.approx(14.2 / 1.2)},
+        "b": {"time": 1.0, "memory": 1.0, "memory_above_libraries": 1.0},
+    }
     expected = {1234.5: "1,234 times less", 34.72: "34.7 times less", 0.999: "the same", 0.5: "2 times more"}
     assert {ratio: times(ratio) for ratio in expected} == expected
 
@@ -98,8 +106,19 @@ def test_a_group_is_that_of_a_large_cohort() -> None:
     assert one.clients_at_once == 32
 
 
+def test_random_weights_are_mapped_from_a_file_that_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "untouched", lambda *rest: (small_model(), None))
+    with methods.weights_file("ViT-B-32") as file:
+        assert file is not None
+        assert methods.model_config("ViT-B-32", weights_file=file).pretrained == file
+        assert set(load_file(file)) == set(small_model().state_dict())
+    assert not Path(file).parent.exists()
+    with methods.weights_file("flora-tiny") as file:
+        assert file is None
+
+
 def test_class_names_are_distinct_words() -> None:
-    names = methods.class_names(1000)
+    names = workload.class_names(1000)
     assert len(set(names)) == 1000
     assert all(name.isalpha() and name.islower() for name in names)
 
@@ -145,4 +164,4 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(
 
 def test_more_classes_than_there_are_words_are_refused() -> None:
     with pytest.raises(UserError, match="--classes: there are names for at most"):
-        methods.class_names(10**6)
+        workload.class_names(10**6)
