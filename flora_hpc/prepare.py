@@ -126,7 +126,7 @@ def see(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Inputs, emb
         pixels = Pixels(dataset.images, work.clip.preprocess, work.device, work.num_threads)
         return pixels, embed.Embedded(torch.empty(0), damaged, place="")
     embedded = embed.embed(dataset.images, dataset.name, work)
-    return Features(embedded.values.to(work.device)), embedded
+    return Features.near(embedded.values, work.device), embedded
 
 
 def see_test(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Dataset, Inputs, embed.Embedded]:
@@ -134,7 +134,7 @@ def see_test(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Datase
     kept = embed.find(dataset.images, work) if method.sees == "features" else None
     if kept is not None:
         damaged = {row: why for row, why in kept.damaged.items() if row in set(dataset.test.tolist())}
-        return dataset, Features(kept.values.to(work.device)), replace(kept, damaged=damaged)
+        return dataset, Features.near(kept.values, work.device), replace(kept, damaged=damaged)
     alone = replace(dataset, images=dataset.images.take(dataset.test), train=dataset.train[:0], test=np.arange(len(dataset.test)))
     return alone, *see(alone, method, work)
 

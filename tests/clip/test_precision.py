@@ -40,7 +40,7 @@ def test_fp32_leaves_everything_as_it_is() -> None:
 
 
 def test_weights_that_are_trained_are_not_lowered() -> None:
-    with pytest.raises(UserError, match="bf16 is for frozen weights, but fedtext trains them; set model.precision: fp32"):
+    with pytest.raises(UserError, match=r"bf16 is for frozen weights, but fedtext trains them; set model.precision: fp32"):
         precision.lower("bf16", split(small_model()), "small", "fedtext", {"ln_final.weight"}, True, False)
 
 
