@@ -33,7 +33,9 @@ class ModelConfig(Section):
     pretrained: Annotated[str | None, BeforeValidator(_absolute)] = Field(
         None, description="open_clip tag, weights file, open_clip directory, or 'none' for seeded random weights"
     )
-    precision: Literal["fp32"] = Field("fp32", description="number format of the frozen weights")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of products with frozen weights: fp32; bf16, adapters stay fp32; tf32, on NVIDIA GPUs"
+    )
 
 
 def _folder(value: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 from flora_hpc import cohort, embed, evaluate, plugins, seeds
 from flora_hpc.clip import identity as model_identity
-from flora_hpc.clip import weights
+from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import Communicator, together
@@ -45,6 +45,7 @@ class Place:
 def settle(config: Config, comm: Communicator, launch: Launch) -> Place:
     """Find this rank's device and cores, and have rank 0 fetch the weights while the others wait."""
     device = together(comm, lambda: devices.pick(launch, config.comm))
+    together(comm, lambda: precision.settle(config.model.precision, device))
     place = Place(comm, launch, device, devices.share_cores(comm, launch))
     fill_cache(config, comm)
     return place
@@ -110,6 +111,8 @@ def build_method(config: Config, dataset: Dataset, clip: Clip, holders: shards.S
     """The method that `config` names. Raises UserError when it does not fit the model, the data or its options."""
     setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired)
     method: Method = plugins.member("methods", config.method.name).build(config.method, setting)
+    text, image = method.text_positions + method.caption_positions > 0, method.image_positions > 0
+    precision.lower(config.model.precision, clip.model, clip.name, config.method.name, set(method.shapes), text, image)
     return replace(method, paired=dataset.paired)
 
 
@@ -123,7 +126,7 @@ def see(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Inputs, emb
         pixels = Pixels(dataset.images, work.clip.preprocess, work.device, work.num_threads)
         return pixels, embed.Embedded(torch.empty(0), damaged, place="")
     embedded = embed.embed(dataset.images, dataset.name, work)
-    return Features(embedded.values.to(work.device)), embedded
+    return Features.near(embedded.values, work.device), embedded
 
 
 def see_test(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Dataset, Inputs, embed.Embedded]:
@@ -131,7 +134,7 @@ def see_test(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Datase
     kept = embed.find(dataset.images, work) if method.sees == "features" else None
     if kept is not None:
         damaged = {row: why for row, why in kept.damaged.items() if row in set(dataset.test.tolist())}
-        return dataset, Features(kept.values.to(work.device)), replace(kept, damaged=damaged)
+        return dataset, Features.near(kept.values, work.device), replace(kept, damaged=damaged)
     alone = replace(dataset, images=dataset.images.take(dataset.test), train=dataset.train[:0], test=np.arange(len(dataset.test)))
     return alone, *see(alone, method, work)
 

@@ -23,12 +23,16 @@ def linear(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     """
     assert isinstance(layer, nn.Linear)
     assert not layer.weight.requires_grad
-    if layer.weight.dtype != x.dtype:
-        y: torch.Tensor = _Cast.apply(x, layer.weight, layer.bias)
-    elif _through_onednn(x, layer.weight):
-        y = _Product.apply(x, layer.weight, layer.bias)
+    return _linear(x, layer.weight, layer.bias)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    if weight.dtype == torch.bfloat16 != x.dtype:
+        y: torch.Tensor = _Cast.apply(x, weight, bias)
+    elif _through_onednn(x, weight):
+        y = _Product.apply(x, weight, bias)
     else:
-        y = F.linear(x, layer.weight, layer.bias)
+        y = F.linear(x, weight, bias)
     return y
 
 
@@ -73,8 +77,7 @@ class FrozenProducts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.linear or kwargs or args[1].requires_grad:
             return func(*args, **(kwargs or {}))
-        x, weight, bias = args if len(args) == 3 else (*args, None)
-        return _Product.apply(x, weight, bias) if _through_onednn(x, weight) else func(x, weight, bias)
+        return _linear(*args)
 
 
 def _through_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Any
 
+import torch
 from torch import nn
 
 from flora_hpc.clip.load import Clip
@@ -24,7 +25,7 @@ def module(root: nn.Module, *also: str) -> str:
         digest.update(f"{path}={type(layer).__qualname__}{json.dumps(settings, sort_keys=True)}".encode())
     for path, tensor in root.state_dict().items():
         digest.update(f"{path}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,9 +1,9 @@
 """The text tower for many clients at once: each distinct token of each distinct caption is encoded once.
 
 A CLIP text tower is causal and reads its feature at the end token, so what a position holds depends on the tokens before it and on
-nothing after it. The captions of a run are therefore laid out as a trie: captions that begin alike share the nodes of their common
-beginning, equal captions share all, and padding does not occur. A node attends to itself and its ancestors. This gives the same
-features as encoding every padded caption by itself, to rounding. In the last block only the end nodes are computed further.
+nothing after it. The captions of a run are therefore laid out as a trie (`trie.py`): captions that begin alike share the nodes of
+their common beginning, and padding does not occur. A node attends to itself and its ancestors. This gives the same features as
+encoding every padded caption by itself, to rounding. In the last block only the end nodes are computed further.
 """
 
 from collections.abc import Mapping
@@ -18,43 +18,13 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
 from flora_hpc.clip import frozen
-from flora_hpc.clip.attention import Projection, SplitAttention, attend
+from flora_hpc.clip.attention import Projection, SplitAttention
 from flora_hpc.clip.lora import Lora
 from flora_hpc.clip.steady import product
+from flora_hpc.clip.trie import Attention, build_trie
 
 FEW = 16  # rows of a lone client's product that MKL may cut by threads
 NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Trie:
-    """Captions as a tree of tokens; a node comes after its parent."""
-
-    tokens: torch.Tensor  # (num_nodes,) int64
-    depths: torch.Tensor  # (num_nodes,) int64, the position in the caption
-    sees: torch.Tensor  # (num_nodes, num_nodes) bool: row attends to column
-    ends: torch.Tensor  # (num_captions,) int64, the node of each caption's end token
-
-
-def build_trie(tokens: torch.Tensor) -> Trie:
-    """Tokenized captions (num_captions, context_length) int64 -> their trie. The end token is the largest of its row."""
-    nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node
-    depths, parents, ends = [], [], []
-    for row, end in zip(tokens.tolist(), tokens.argmax(1).tolist(), strict=True):
-        node = -1
-        for depth, token in enumerate(row[: end + 1]):
-            key = (node, token)
-            if key not in nodes:
-                nodes[key] = len(nodes)
-                depths.append(depth)
-                parents.append(node)
-            node = nodes[key]
-        ends.append(node)
-    sees = torch.eye(len(nodes), dtype=torch.bool)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            sees[node] |= sees[parent]
-    return Trie(torch.tensor([token for _, token in nodes]), torch.tensor(depths), sees, torch.tensor(ends))
 
 
 def why_not(model: Any) -> str | None:
@@ -119,7 +89,7 @@ class TextTower:
         trie, device = build_trie(tokens), self.parts.table.device
         self.num_positions = len(trie.tokens)  # text positions that each client computes
         self.tokens, self.depths = trie.tokens.to(device), trie.depths.to(device)
-        self.sees, self.ends = trie.sees.to(device), trie.ends.to(device)
+        self.ends, self._attend = trie.ends.to(device), Attention(trie, device)
         with torch.no_grad():
             self.embedded = (self.parts.table[self.tokens] + self.parts.positions[self.depths])[None]  # alike for all clients
 
@@ -148,7 +118,7 @@ class TextTower:
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, last: bool) -> torch.Tensor:
         """A node attends to itself and its ancestors."""
-        return attend_across(q, k, v, num_heads, self.sees[self.ends] if last else self.sees)
+        return self._attend(q, k, v, num_heads, last)
 
     def _embed(self, layers: "Layers", context: torch.Tensor | None) -> torch.Tensor:
         """What the first block sees: (num_clients or 1, num_positions, width)."""
@@ -231,10 +201,3 @@ class Layers:
         gamma = self.own(f"{path}.gamma")
         y: torch.Tensor = layer(x) if gamma is None else x * gamma[:, None]
         return y
-
-
-def attend_across(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, sees: torch.Tensor) -> torch.Tensor:
-    """`attend` where some of the three still have one row for all clients."""
-    num_clients = max(len(q), len(k), len(v))
-    q, k, v = (x.expand(num_clients, -1, -1) for x in (q, k, v))
-    return attend(q, k, v, num_heads, sees)

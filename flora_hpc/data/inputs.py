@@ -26,14 +26,26 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """Features of all images (num_images, embed_dim), float32 or bfloat16, on the device that trains or mapped from a file."""
+    """Features of all images (num_images, embed_dim), float32 or bfloat16: on the device that trains, or mapped from a file.
+
+    Those that lie on the host of a GPU, because they do not fit into it, are fetched by number, which makes the host wait.
+    """
 
     values: torch.Tensor
     block: int = 16384
 
+    @classmethod
+    def near(cls, values: torch.Tensor, device: torch.device) -> "Features":
+        """On `device` when they take at most half of what is free there, else where they are."""
+        if device.type == "cuda" and values.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+            return cls(values)
+        return cls(values.to(device))
+
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """(...) int64 -> (..., embed_dim)."""
-        return self.values[rows].float()
+        """(...) int64 -> (..., embed_dim) on the device of `rows`."""
+        if rows.device == self.values.device:
+            return self.values[rows].float()
+        return self.values[rows.cpu()].pin_memory().to(rows.device, non_blocking=True).float()
 
 
 class Pixels:

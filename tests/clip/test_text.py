@@ -4,10 +4,11 @@ import open_clip
 import pytest
 import torch
 
+from flora_hpc.clip import trie
 from flora_hpc.clip.adapters import attach
 from flora_hpc.clip.attention import split
 from flora_hpc.clip.lora import Lora
-from flora_hpc.clip.text import TextTower, build_trie, why_not
+from flora_hpc.clip.text import TextTower, why_not
 from tests.conftest import small_model
 
 TARGETS = ["attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"]
@@ -24,19 +25,6 @@ def random_adapters(model: open_clip.CLIP, targets: list[str], num_clients: int,
             up = torch.randn(num_clients, layer.out_features, 2, generator=generator, dtype=torch.float64)
             adapters[path] = Lora(down * 0.3, up * 0.3, alpha)
     return adapters
-
-
-def test_captions_that_begin_alike_share_nodes(captions: torch.Tensor) -> None:
-    trie = build_trie(captions)
-    assert trie.tokens.tolist() == [1, 5, 6, 39, 7, 8, 39, 9, 39, 2, 39]
-    assert trie.depths.tolist() == [0, 1, 2, 3, 2, 3, 4, 3, 4, 1, 2]
-    assert trie.ends.tolist() == [3, 6, 8, 10, 3]
-
-
-def test_a_node_sees_itself_and_its_ancestors(captions: torch.Tensor) -> None:
-    trie = build_trie(captions)
-    assert trie.sees[8].nonzero().flatten().tolist() == [0, 1, 2, 7, 8]
-    assert trie.sees[10].nonzero().flatten().tolist() == [0, 9, 10]
 
 
 def test_features_without_adapters_are_those_of_open_clip(split_model: open_clip.CLIP, captions: torch.Tensor) -> None:
@@ -56,6 +44,23 @@ def test_features_of_every_client_are_those_of_peft(
         wrapped = attach(deepcopy(split_model), tensors, 4.0)
         expected = wrapped.base_model.model.encode_text(captions, normalize=True)
         torch.testing.assert_close(features[client], expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("own", [1, 3, 4])
+def test_cut_into_blocks_features_and_gradients_stay_the_same(
+    split_model: open_clip.CLIP, captions: torch.Tensor, own: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed() -> list[torch.Tensor]:
+        adapters = random_adapters(split_model, TARGETS, num_clients=3)
+        leaves = [tensor.requires_grad_() for lora in adapters.values() for tensor in (lora.down, lora.up)]
+        features = TextTower(split_model, captions)(adapters)
+        return [features.detach(), *torch.autograd.grad(features.sin().sum(), leaves)]
+
+    whole = computed()
+    monkeypatch.setattr(trie, "OWN", own)
+    assert len(trie.build_trie(captions).starts) > 2, "there are several blocks"
+    for one, other in zip(whole, computed(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 def test_quick_gelu_is_respected(captions: torch.Tensor) -> None:

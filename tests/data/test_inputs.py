@@ -62,3 +62,21 @@ def test_features_kept_in_bfloat16_come_as_float32() -> None:
     given = Features(torch.tensor([[1.0], [1.001]], dtype=torch.bfloat16))(torch.tensor([1]))
     assert given.dtype == torch.float32
     assert given.tolist() == [[1.0]]  # what 8 bits of mantissa leave
+
+
+@pytest.mark.parametrize(("free", "resident"), [(8 * 40, True), (8 * 40 - 1, False)])
+def test_features_that_fit_twice_into_the_gpu_lie_there(free: int, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: (moved.append(device), tensor)[1])
+    values = torch.zeros(10, 4)  # 160 bytes
+    assert Features.near(values, torch.device("cuda")).values is values
+    assert moved == ([torch.device("cuda")] if resident else [])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_features_on_the_host_are_fetched_to_the_gpu() -> None:
+    values = torch.arange(40.0).view(10, 4)
+    rows = torch.tensor([[3, 0], [9, 3]], device="cuda")
+    assert torch.equal(Features(values)(rows).cpu(), values[rows.cpu()])

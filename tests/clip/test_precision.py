@@ -1,0 +1,111 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from flora_hpc import plugins
+from flora_hpc.clip import precision
+from flora_hpc.clip.attention import split
+from flora_hpc.errors import UserError
+from tests.conftest import setting, small_model
+
+CPU = torch.device("cpu")
+native = pytest.mark.skipif(
+    not precision.NATIVE_BF16 & precision.processor_flags(), reason="this processor does not multiply in bfloat16"
+)
+
+
+def types(module: nn.Module) -> set[torch.dtype]:
+    return {layer.weight.dtype for layer in module.modules() if isinstance(layer, nn.Linear)}
+
+
+@pytest.mark.parametrize(("text", "image"), [(True, False), (False, True), (True, True)])
+def test_the_towers_that_take_part_are_lowered(text: bool, image: bool) -> None:
+    model = split(small_model())
+    precision.lower("bf16", model, "small", "flora", {"transformer.resblocks.0.attn.out_proj.lora_A"}, text, image)
+    assert types(model.transformer) == {torch.bfloat16 if text else torch.float32}
+    assert types(model.visual) == {torch.bfloat16 if image else torch.float32}
+    assert model.token_embedding.weight.dtype == model.ln_final.weight.dtype == torch.float32
+
+
+def test_fp32_leaves_everything_as_it_is() -> None:
+    model = split(small_model())
+    precision.lower("fp32", model, "small", "fedfft", {"transformer.resblocks.0.attn.out_proj.weight"}, True, True)
+    assert types(model) == {torch.float32}
+
+
+def test_weights_that_are_trained_are_not_lowered() -> None:
+    with pytest.raises(UserError, match=r"bf16 is for frozen weights, but fedtext trains them; set model.precision: fp32"):
+        precision.lower("bf16", split(small_model()), "small", "fedtext", {"ln_final.weight"}, True, False)
+
+
+def test_a_text_tower_of_another_kind_is_refused() -> None:
+    with torch.device("meta"):
+        other = open_clip.create_model("ViT-B-32-SigLIP2-256", load_weights=False, device="meta")
+    with pytest.raises(UserError, match="bf16 cannot be had with other, since its text tower is not both causal"):
+        precision.lower("bf16", other, "other", "flora", set(), True, False)
+
+
+def test_tf32_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match="tf32 is for NVIDIA GPUs"):
+        precision.settle("tf32", CPU)
+
+
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [("flags : fpu avx512f", True), ("flags\t\t: fpu avx512_bf16", False), ("Features\t: fp asimd bf16", False)],
+)
+def test_bf16_is_refused_where_it_would_be_slower(line: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: f"model name : some processor with bf16\n{line}\n")
+    if refused:
+        with pytest.raises(UserError, match="does not multiply in bfloat16"):
+            precision.settle("bf16", CPU)
+    else:
+        precision.settle("bf16", CPU)
+
+
+@native
+@pytest.mark.parametrize("targets", [("text.out_proj",), ("image.out_proj",), ("text.mlp", "image.q_proj")])
+def test_gradients_are_near_those_of_fp32(captions: torch.Tensor, targets: tuple[str, ...]) -> None:
+    def gradient(kind: str) -> torch.Tensor:
+        model = setting(small_model(), captions)
+        module = plugins.member("methods", "flora")
+        method = module.build(module.Options(name="flora", targets=targets, alpha=4), model)
+        precision.lower(
+            kind, model.clip.model, "small", "flora", set(method.shapes), "text" in str(targets), "image" in str(targets)
+        )
+        flat = method.pack(method.init(np.random.default_rng(0)))
+        generator = torch.Generator().manual_seed(0)
+        leaf = (flat + 0.1 * torch.randn(2, len(flat), generator=generator)).requires_grad_()
+        tensors = method.unpack(leaf)
+        inputs = torch.randn(2, 4, *((3, 8, 8) if method.sees == "pixels" else (8,)), generator=generator)
+        scores = method.logits(tensors, method.classes(tensors, None), inputs, None)
+        result: torch.Tensor = torch.autograd.grad(scores.sin().sum(), leaf)[0]
+        return result
+
+    exact, half = gradient("fp32"), gradient("bf16")
+    assert half.dtype == torch.float32
+    assert 1e-5 < (exact - half).norm() / exact.norm() < 0.1
+
+
+@native
+@pytest.mark.mpi
+def test_one_rank_and_two_give_the_same_bits_and_adapters_stay_fp32(
+    flora: Callable[..., object], mpiexec: list[str], tmp_path: Path
+) -> None:
+    options = ["-s", "model.precision=bf16", "-s", "rounds=2", "-s", "client.lr=1e-3"]
+    adapters = []
+    for name, under in (("one", None), ("two", [*mpiexec, "-n", "2"])):
+        result = flora("run", "configs/quickstart.yaml", *options, "--out", tmp_path / name, under=under)
+        assert result.returncode == 0, result  # type: ignore[attr-defined]
+        adapters.append((tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert adapters[0] == adapters[1]
+    assert b'"F32"' in adapters[0][:4096]
+    assert b'"BF16"' not in adapters[0][:4096]
+    with h5py.File(tmp_path / "one" / "run.h5") as file:
+        assert np.isfinite(file["rounds"]["train_loss"][1:]).all()
