@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench format clean
 
 demo: $(INSTALLED)  ## ten clients on two MPI ranks adapt a CLIP to handwritten digits
 	@view=plain; if [ -t 1 ]; then view=live; COLUMNS=$$(tput cols 2>/dev/null || echo 80); export COLUMNS; fi; \
@@ -17,6 +17,13 @@ check: $(INSTALLED)  ## formatting, lint, strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## parts of the program, measured on this machine in some two minutes; docs/performance.md says what they mean
+	$(BIN)/flora-hpc bench step --model flora-tiny
+	$(BIN)/flora-hpc bench methods --model flora-tiny --methods flora,fedlc
+	$(BIN)/mpiexec -n 2 $(BIN)/flora-hpc bench comm
+	$(BIN)/flora-hpc bench round --repeats 1
+	$(BIN)/flora-hpc bench features --model flora-tiny
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -23,6 +23,7 @@ from flora_hpc.data.shards import PartitionOptions
 from flora_hpc.data.store import Damage
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method, Setting
+from flora_hpc.plugins import BaseOptions
 from flora_hpc.round import Federation, State
 
 SHOWN = 10  # damaged images named in a message
@@ -75,7 +76,7 @@ def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
     """What stays the same in every round, but for the images. Raises UserError for what does not fit together."""
     images = dataset.images
     holders = shards.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed)
-    method = build_method(config, dataset, clip, holders)
+    method = build_method(config.method, config.model.precision, dataset, clip, holders)
     rows = method.text_positions + config.client.batch_size * (method.caption_positions + method.image_positions)
     if config.evaluate.per_client and dataset.paired:
         raise UserError("evaluate.per_client: tests clients on their mix of classes, but pairs have none; leave it away")
@@ -104,15 +105,18 @@ def for_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Metho
     """Dataset, model and method, where nobody trains: one client stands for all."""
     images, clip = dataset(config), load(config.model, config.seed, device)
     everyone = shards.Partition(images.train, np.array([0, len(images.train)]))
-    return images, clip, build_method(config, images, clip, everyone)
+    return images, clip, build_method(config.method, config.model.precision, images, clip, everyone)
 
 
-def build_method(config: Config, dataset: Dataset, clip: Clip, holders: shards.Shards) -> Method:
-    """The method that `config` names. Raises UserError when it does not fit the model, the data or its options."""
+def build_method(options: BaseOptions, number_format: str, dataset: Dataset, clip: Clip, holders: shards.Shards) -> Method:
+    """The method that `options` are of, and the frozen layers of `clip` in its `number_format`, model.precision.
+
+    Raises UserError when it does not fit the model, the data or its options.
+    """
     setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired)
-    method: Method = plugins.member("methods", config.method.name).build(config.method, setting)
+    method: Method = plugins.member("methods", options.name).build(options, setting)
     text, image = method.text_positions + method.caption_positions > 0, method.image_positions > 0
-    precision.lower(config.model.precision, clip.model, clip.name, config.method.name, set(method.shapes), text, image)
+    precision.lower(number_format, clip.model, clip.name, options.name, set(method.shapes), text, image)
     return replace(method, paired=dataset.paired)
 
 

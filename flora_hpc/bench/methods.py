@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from flora_hpc import plugins
@@ -100,7 +99,7 @@ def measure(task: Task) -> Measured:
     device, num_threads = devices.pick(me, CommConfig(device=task.device)), devices.share_cores(comm, me)
     before = 0 if device.type == "cuda" else resident_bytes()
     clip = load(model_config(task.model, weights_file=task.weights_file), 0, device)
-    group = workload.set_up(clip, task.method, task.classes, task.batch_size, task.clients, (device, num_threads))
+    group = workload.set_up(clip, task.method, task.classes, task.batch_size, task.clients, device, num_threads)
     if group.method.sees == "features":
         del clip.model.visual  # as in a run
     group.train(task.batch_size, 1)  # warms up
@@ -140,13 +139,9 @@ def above_libraries(one: Measured) -> int:
     return one.peak_memory_bytes - one.resident_before_bytes
 
 
-def model_config(name: str, precision: str = "fp32", weights_file: str | None = None) -> ModelConfig:
-    """Random weights, or those in `weights_file`; the bundled model has its own. Raises UserError for an unknown precision."""
-    pretrained = None if name == weights.BUNDLED else weights_file or "none"
-    try:
-        return ModelConfig.model_validate({"name": name, "pretrained": pretrained, "precision": precision})
-    except ValidationError as error:
-        raise UserError(f"--precision: {precision!r}: {error.errors()[0]['msg']}") from None
+def model_config(name: str, weights_file: str | None = None) -> ModelConfig:
+    """Random weights, or those in `weights_file`; the bundled model has its own."""
+    return ModelConfig(name=name, pretrained=None if name == weights.BUNDLED else weights_file or "none")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backwa
 from flora_hpc import plain, plugins, seeds, simulation
 from flora_hpc.bench import methods, workload
 from flora_hpc.bench.workload import Group, clock
-from flora_hpc.clip import frozen
+from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.attention import split
 from flora_hpc.clip.load import load, untouched
 from flora_hpc.comm import devices, launch
@@ -53,9 +53,11 @@ def check(task: Task) -> None:
     methods.check(task.model, [task.method], task.device)
     if task.method not in METHODS:
         raise UserError(f"--method: {task.method} has no plain step to be measured against; take {' or '.join(METHODS)}")
-    if task.precision == "tf32" and (task.device == "cpu" or torch.cuda.device_count() == 0):
-        raise UserError("--precision: tf32 is a number format of NVIDIA GPUs, and this would run on a CPU; take fp32 or bf16")
-    methods.model_config(task.model, task.precision)
+    try:
+        precision.settle(task.precision, torch.device("cuda" if task.device != "cpu" and torch.cuda.device_count() else "cpu"))
+    except UserError as error:
+        told = str(error).replace("set model.precision: fp32", "take --precision fp32").replace("model.precision:", "--precision:")
+        raise UserError(told) from None
 
 
 def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -63,8 +65,11 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
     me, comm = launch.detect(), Serial()
     device, num_threads = devices.pick(me, CommConfig(device=task.device)), devices.share_cores(comm, me)
     tell("building the model, and the features of random images")
-    clip = load(methods.model_config(task.model, task.precision), 0, device)
-    group = workload.set_up(clip, task.method, task.classes, task.batch_size, task.clients, (device, num_threads))
+    precision.settle(task.precision, device)
+    clip = load(methods.model_config(task.model), 0, device)
+    group = workload.set_up(
+        clip, task.method, task.classes, task.batch_size, task.clients, device, num_threads, precision=task.precision
+    )
     client = plain_client(task, group, device)
     params = different_tensors(group, task.repeats + 1, device)
     rows = torch.from_numpy(group.batches(task.batch_size, 1, 0).examples[0]).to(device)  # (num_clients, batch)
@@ -179,12 +184,12 @@ def onednn_operations(x: torch.Size, weight: torch.Size, *rest: Any, **named: An
     return 2 * prod(x[:-1]) * weight[0] * weight[1]
 
 
-def peak(device: torch.device, precision: str, repeats: int) -> float:
+def peak(device: torch.device, number_format: str, repeats: int) -> float:
     """The best rate seen of a large square product on this device and these threads, in GFLOP/s."""
-    left, right = (torch.randn(SIDE, SIDE, device=device).to(TYPES[precision]) for _ in range(2))
+    left, right = (torch.randn(SIDE, SIDE, device=device).to(TYPES[number_format]) for _ in range(2))
     ways: list[Callable[[], torch.Tensor]] = [lambda: torch.mm(left, right), lambda: frozen.product(left, right, None)]
     seconds = []
-    with torch.inference_mode(), tensor_cores(precision == "tf32"):
+    with torch.inference_mode(), tensor_cores(number_format == "tf32"):
         for way in ways:
             for _ in range(repeats + 1):
                 started = clock(device)
@@ -195,10 +200,11 @@ def peak(device: torch.device, precision: str, repeats: int) -> float:
 
 @contextmanager
 def tensor_cores(tf32: bool) -> Iterator[None]:
-    """Inside, float32 products on a GPU are tf32, or are not."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+    """Inside, float32 products and convolutions on a GPU are tf32, or are not."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = tf32
     try:
         yield
     finally:
-        matmul.allow_tf32 = before
+        products.allow_tf32, convolutions.allow_tf32 = before

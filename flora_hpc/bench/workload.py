@@ -18,7 +18,7 @@ from flora_hpc.data.images import Dataset, Images, Ints, Raw
 from flora_hpc.data.inputs import Inputs
 from flora_hpc.data.shards import Partitioner, Population, Shards
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Setting
+from flora_hpc.methods._method import Method
 
 COHORT = 10_000  # clients of a round: so many that a group is as large as it gets
 
@@ -58,12 +58,20 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def set_up(clip: Clip, method: str, classes: int, batch_size: int, clients: int | None, place: tuple[torch.device, int]) -> Group:
+def set_up(
+    clip: Clip,
+    method: str,
+    classes: int,
+    batch_size: int,
+    clients: int | None,
+    device: torch.device,
+    num_threads: int,
+    precision: str = "fp32",
+) -> Group:
     """Build `method` and what it sees for a group of `clients`, or of as many as in a run with a large cohort.
 
-    `place` is the device of `clip` and the number of threads.
+    `clip` is on `device`; its frozen layers are brought to `precision` as in a run.
     """
-    device, num_threads = place
     names = class_names(classes)
     num_images = max(batch_size, features.BLOCK)  # a whole block, so that features take the memory that they take in a run
     labels = seeds.generator(0, "bench labels").integers(classes, size=num_images)
@@ -76,8 +84,8 @@ def set_up(clip: Clip, method: str, classes: int, batch_size: int, clients: int 
         return rng.permutation(num_images)[:num_drawn]
 
     shards = Population(max(COHORT, clients or 0), batch_size, 0, Partitioner(draw, draw), everyone)
-    member = plugins.member("methods", method)
-    built: Method = member.build(member.Options(name=method), Setting(clip, names, captions, shards, labels))
+    options = plugins.member("methods", method).Options(name=method)
+    built = prepare.build_method(options, precision, dataset, clip, shards)
     rows = built.text_positions + batch_size * built.image_positions
     chosen = np.arange(clients or cohort.default_group_size(COHORT, rows, built.num_params))
     work = embed.Work(clip, FeaturesConfig(store="none"), Serial(), device, num_threads)

@@ -44,7 +44,7 @@ def step(
 ) -> None:
     """Compare the plain training step with the fast one: time, gradients, share of the peak.
 
-    On two cores the default takes two minutes, nearly all of them for four plain steps.
+    On two cores the default takes some minutes, nearly all of them for plain steps.
     """
     from flora_hpc.bench import step as part  # torch and open_clip take seconds to import
 

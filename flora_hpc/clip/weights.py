@@ -17,8 +17,7 @@ import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.transform import PreprocessCfg
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from flora_hpc.config import ModelConfig
 from flora_hpc.errors import UserError, did_you_mean
@@ -139,8 +138,7 @@ def read(file: Path) -> dict[str, torch.Tensor]:
     """
     try:
         if file.suffix == ".safetensors":
-            mapped: dict[str, torch.Tensor] = load_file(file)
-            return mapped
+            return _map(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
             zipped = zipfile.is_zipfile(file)  # torch's old format is none, and cannot be mapped
@@ -155,6 +153,18 @@ def read(file: Path) -> dict[str, torch.Tensor]:
     tensors = {WRAPPERS.sub("", str(name)): value for name, value in named if isinstance(value, torch.Tensor)}
     if not tensors:
         raise UserError(f"model.pretrained: {file} holds no tensors by name; save a model's state dict")
+    return tensors
+
+
+def _map(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, in one mapping for each tower.
+
+    A mapping lasts as long as any of its tensors. A run that drops the image tower then holds no pages of it any more.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for visual in (True, False):
+        with safe_open(file, "pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys() if name.startswith("visual.") == visual}  # noqa: SIM118
     return tensors
 
 

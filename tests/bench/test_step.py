@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from flora_hpc import plain
 from flora_hpc.bench import methods, step, workload
 from flora_hpc.cli.bench import app
-from flora_hpc.clip import frozen
+from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.load import load
 from flora_hpc.errors import UserError
 
@@ -62,6 +62,14 @@ def test_a_group_is_as_large_as_in_a_run() -> None:
     assert found["clients_per_step"] == 32
 
 
+def test_bf16_is_measured_against_a_plain_side_in_fp32() -> None:
+    if not precision.NATIVE_BF16 & precision.processor_flags():
+        pytest.skip("this processor does not multiply in bfloat16")
+    exact, rounded = (step.measure(task(precision=name)) for name in ("fp32", "bf16"))
+    assert exact["grad_rel_err"] < 1e-4 < 1e-3 < rounded["grad_rel_err"] < 0.2  # bfloat16 has eight bits
+    assert rounded["step_gflop"] == exact["step_gflop"]
+
+
 def stronger_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     attach = plain.attach
     monkeypatch.setattr(plain, "attach", lambda model, tensors, alpha: attach(model, tensors, 1.1 * alpha))
@@ -88,7 +96,7 @@ def test_the_error_is_the_largest_difference_over_the_largest_gradient() -> None
 
 def test_clients_that_are_compared_differ_and_train_adapters_that_take_part() -> None:
     clip = load(methods.model_config("flora-tiny"), 0, torch.device("cpu"))
-    group = workload.set_up(clip, "flora", 3, 4, 2, (torch.device("cpu"), 1))
+    group = workload.set_up(clip, "flora", 3, 4, 2, torch.device("cpu"), 1)
     params = step.different_tensors(group, 2, torch.device("cpu"))
     for name, both in group.method.unpack(params).items():
         assert both.abs().amax() > 0, name
@@ -97,7 +105,7 @@ def test_clients_that_are_compared_differ_and_train_adapters_that_take_part() ->
 
 def test_the_plain_side_is_open_clips_own_model_but_for_its_split_attention_and_heads() -> None:
     clip = load(methods.model_config("flora-tiny"), 0, torch.device("cpu"))
-    group = workload.set_up(clip, "flora", 3, 4, 2, (torch.device("cpu"), 1))
+    group = workload.set_up(clip, "flora", 3, 4, 2, torch.device("cpu"), 1)
     modules = list(step.plain_client(task(), group, torch.device("cpu")).model.modules())
     ours = {type(module).__name__ for module in modules if type(module).__module__.startswith("flora_hpc")}
     assert ours == {"SplitAttention", "Projection"}
@@ -150,7 +158,9 @@ def test_mistakes_are_answered_before_anything_is_measured(monkeypatch: pytest.M
     assert refusal("--method", "fedlc") == "--method: fedlc has no plain step to be measured against; take flora or fedprompt"
     assert "no method 'flore'; did you mean 'flora'?" in refusal("--method", "flore")
     assert "--model: no model 'ViT-B-3'; did you mean 'ViT-B-32'?" in refusal("--model", "ViT-B-3")
-    assert refusal("--precision", "tf32").endswith("and this would run on a CPU; take fp32 or bf16")
+    assert refusal("--precision", "tf32") == (
+        "--precision: tf32 is for NVIDIA GPUs, and there is none in this run; take --precision fp32"
+    )
     assert refusal("--device", "cuda").endswith("take --device auto or cpu")
     for option in ("--classes", "--batch-size", "--clients", "--steps", "--repeats"):
         assert bench(option, "0").exit_code == 2

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -243,3 +244,17 @@ def test_ranks_of_a_node_share_the_pages_of_the_weights(tmp_path: Path) -> None:
         assert own < 0.02 * size
     for rank in ranks:
         rank.communicate()
+
+
+def test_an_image_tower_that_is_dropped_leaves_no_mapping_behind(tmp_path: Path) -> None:
+    path = Path(shutil.copy(TINY / "open_clip_model.safetensors", tmp_path))
+    state = weights.read(path)
+    assert set(state) == set(STATE)
+
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(str(path))
+
+    assert mappings() == 2
+    for name in [name for name in state if name.startswith("visual.")]:
+        del state[name]
+    assert mappings() == 1
