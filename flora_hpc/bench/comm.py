@@ -70,6 +70,7 @@ def measure_size(comm: Communicator, me: Launch, device: torch.device, num_bytes
         "comm_seconds": metered,
         "raw_seconds": library if raw else None,
         "ratio": ours / library if raw else None,
+        "comm_ratio": metered / library if raw else None,
         "difference_seconds": ours - library,
         "ours_bus_bytes_per_second": bus_rate(num_bytes, comm.size, ours),
         "raw_bus_bytes_per_second": bus_rate(num_bytes, comm.size, library),

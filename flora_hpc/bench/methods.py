@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from flora_hpc import plugins
@@ -75,7 +76,7 @@ def check(model: str, methods: Sequence[str], device: str) -> None:
     if device == "cuda" and torch.cuda.device_count() == 0:
         raise UserError("--device cuda: PyTorch sees no GPU here; take --device auto or cpu")
     if (size := launch.detect().size) > 1:
-        raise UserError(f"bench starts its processes itself, but the launcher started {size} of it; start one")
+        raise UserError(f"this part of bench is for one process, but the launcher started {size}; start it without a launcher")
 
 
 def measure_alone(task: Task) -> Measured:
@@ -156,7 +157,10 @@ def weights_file(model: str) -> Iterator[str | None]:
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         file = str(Path(folder) / "random.safetensors")
         built, _ = untouched(model_config(model), 0, torch.device("cpu"))
-        save_file({name: tensor.clone() for name, tensor in built.state_dict().items()}, file)
+        try:
+            save_file({name: tensor.clone() for name, tensor in built.state_dict().items()}, file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"random weights cannot be written to {folder}: {error}; set TMPDIR to a folder with room") from None
         del built
         yield file
 

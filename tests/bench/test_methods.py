@@ -117,6 +117,19 @@ def test_random_weights_are_mapped_from_a_file_that_is_gone_afterwards(monkeypat
         assert file is None
 
 
+def test_weights_that_find_no_room_are_told_with_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*rest: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(methods, "untouched", lambda *rest: (small_model(), None))
+    monkeypatch.setattr(methods, "save_file", fail)
+    with (
+        pytest.raises(UserError, match="No space left on device; set TMPDIR to a folder with room"),
+        methods.weights_file("ViT-B-32"),
+    ):
+        pytest.fail("went on")
+
+
 def test_class_names_are_distinct_words() -> None:
     names = workload.class_names(1000)
     assert len(set(names)) == 1000
