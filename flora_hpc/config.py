@@ -50,10 +50,15 @@ class FeaturesConfig(Section):
 
 
 class CohortConfig(Section):
-    """Who takes part in a round: a share of the clients, or a number of them."""
+    """Who takes part in a round, a share of the clients or a number of them, and on which rank."""
 
     fraction: float | None = Field(None, gt=0, le=1, description="share of the clients, 0..1; 1.0 when nothing is said")
     size: int | None = Field(None, ge=1, description="number of clients")
+    assignment: Literal["static", "balanced", "dynamic"] = Field(
+        "balanced",
+        description="groups of clients go to ranks in turn (static), by their cost (balanced), or to whoever is idle (dynamic); "
+        "the results are the same",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "CohortConfig":
@@ -125,6 +130,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
+        if self.client.optimizer_state == "keep" and self.cohort.assignment == "dynamic":
+            raise ValueError(
+                "client.optimizer_state: 'keep' needs clients that stay on their rank, which cohort.assignment: dynamic moves; "
+                "set cohort.assignment: balanced"
+            )
         registered: int | None = getattr(self.partition, "num_clients", None)
         if registered is None:  # a stand-in for a partition that has mistakes of its own
             return self

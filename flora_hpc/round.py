@@ -1,7 +1,7 @@
 """One round of federated learning, as every rank plays it.
 
 every rank holds the same adapter and server state
-    cohort -> groups of clients -> my groups          the same answer on every rank, nothing is sent
+    cohort -> groups of clients -> my groups          the same answer on every rank, nothing is sent (unless dynamic)
     each group trains; its weighted updates are added to a running sum
     the sum is added up over ranks                    one allreduce, exact
     the server's rule makes the next adapter          on every rank, sent to none
@@ -9,6 +9,7 @@ every rank holds the same adapter and server state
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from flora_hpc import cohort, evaluate, trainer
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.comm.exact import ExactSum
 from flora_hpc.comm.meter import Meter
+from flora_hpc.comm.tickets import Tickets
 from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
 from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Features, Inputs
@@ -47,6 +49,7 @@ class Federation:
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
     mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # what the method sees of all images
+    tickets: Tickets = field(default_factory=Tickets)  # for work that goes to idle ranks
 
 
 @dataclass
@@ -89,7 +92,7 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
     clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
     groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
     total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
-    for index in cohort.assign([cost(fed, group) for group in groups], comm.size)[comm.rank]:
+    for index in my_groups(fed, comm, [cost(fed, group) for group in groups], number):
         members, started = groups[index], comm.clock()
         held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
         batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
@@ -115,6 +118,14 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
         row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
         rows.append(row)
     return total, np.concatenate(rows)
+
+
+def my_groups(fed: Federation, comm: Meter, costs: list[int], number: int) -> Iterable[int]:
+    """Numbers of the groups that this rank trains. With dynamic assignment, the next one is settled when this rank asks for it."""
+    if fed.cohort.assignment == "dynamic":
+        order = cohort.costliest_first(costs)
+        return (order[ticket] for ticket in fed.tickets.draw("groups", number, len(order)))
+    return cohort.assign(costs, comm.size, fed.cohort.assignment)[comm.rank]
 
 
 def sum_of(counts: list[Ints]) -> Ints:

@@ -15,7 +15,7 @@ import torch
 from flora_hpc import __version__, embed, evaluate, prepare
 from flora_hpc.clip import adapters
 from flora_hpc.clip.load import load
-from flora_hpc.comm import devices
+from flora_hpc.comm import devices, tickets
 from flora_hpc.comm.communicator import Communicator, same_everywhere, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
@@ -51,6 +51,8 @@ def run(
         fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device))
     mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
     fed = replace(fed, inputs=inputs, mixes=mixes)
+    if config.cohort.assignment == "dynamic":
+        fed = replace(fed, tickets=tickets.share(comm, config.comm.timeout_seconds))
     state = prepare.first_state(fed, comm, place.device)
     if fed.method.sees == "features":
         del clip.model.visual  # its work is done, for all rounds
