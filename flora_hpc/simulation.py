@@ -21,6 +21,7 @@ from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import Config
 from flora_hpc.data.images import Dataset
+from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import TOPOLOGY, Rows
@@ -38,8 +39,9 @@ def run(
 ) -> None:
     """Run an experiment on all ranks of `comm` and leave its adapter in `out`.
 
-    Observers are made and told on rank 0, and so is the `progress` of features. `started` is when the program began, by
-    time.perf_counter. Raises UserError, on every rank, for what the user must change; nothing is written then.
+    Observers are made and told on rank 0, of each round while the next one is played. The `progress` of features is shown there,
+    too. `started` is when the program began, by time.perf_counter. Raises UserError, on every rank, for what the user must change;
+    nothing is written then.
     """
     place = prepare.settle(config, comm, launch)
     meter = Meter(comm, idle=torch.cuda.synchronize if place.device.type == "cuda" else lambda: None)
@@ -57,7 +59,7 @@ def run(
     if fed.method.sees == "features":
         del clip.model.visual  # its work is done, for all rounds
     topology = place_rows(devices.places(comm, launch, place.device, place.num_threads))
-    observers = make_observers() if comm.rank == 0 else []
+    observers = Background(make_observers() if comm.rank == 0 else [])
     info = RunInfo(
         seed=config.seed,
         config=config.to_yaml(),
@@ -82,14 +84,14 @@ def run(
     )
     status = "failed"
     try:
-        together(comm, lambda: tell_started(observers, info))
+        together(comm, lambda: observers.started(info))
         meter.lap()
         for number in range(config.rounds + 1):
             record = play(fed, meter, state, number)
             with meter.phase("log"):
                 if record is not None:
-                    for observer in observers:
-                        observer.round(record)
+                    observers.round(record)
+        observers.settle()
         if comm.rank == 0:
             trained = fed.method.unpack(state.adapter.cpu())
             classes = dataset.wordings if fed.method.per_class else ()
@@ -99,8 +101,7 @@ def run(
         status = "interrupted"
         raise
     finally:
-        for observer in observers:
-            observer.ended(status)
+        observers.ended(status)
 
 
 def embed_all(config: Config, comm: Communicator, launch: Launch, progress: embed.Progress) -> tuple[Dataset, embed.Embedded]:
@@ -135,12 +136,6 @@ def measure(config: Config, adapter: Path, comm: Communicator, launch: Launch, p
     correct = evaluate.count_correct(method, flat, inputs, labels, test, comm.rank, comm.size).sum(keepdims=True)
     comm.allreduce(correct)
     return dataset.name, int(correct[0]), len(dataset.test)
-
-
-def tell_started(observers: Sequence[Observer], info: RunInfo) -> None:
-    """Tell every observer; it may raise UserError, for example when the run directory cannot be written."""
-    for observer in observers:
-        observer.started(info)
 
 
 def place_rows(places: list[devices.Place]) -> Rows:

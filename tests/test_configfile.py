@@ -122,6 +122,11 @@ MISTAKES = {
         "client.optimizer_state: 'keep' needs every client in every round (cohort.fraction: 1.0); "
         "set client.optimizer_state: reset",
     ),
+    "moments of clients that change their rank": (
+        "cohort: {assignment: dynamic}\nclient: {optimizer_state: keep}",
+        "client.optimizer_state: 'keep' needs clients that stay on their rank, which cohort.assignment: dynamic moves; "
+        "set cohort.assignment: balanced",
+    ),
 }
 
 

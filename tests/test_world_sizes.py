@@ -21,14 +21,17 @@ KEEP_NOTHING = ("mpi-1", "mpi-3")
 
 @pytest.fixture(scope="module")
 def runs(flora: Flora, mpiexec: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same experiment, started in every way. With 4 ranks and 3 groups, one rank has no client."""
+    """The same experiment, started in every way. With 4 ranks and 3 groups, one rank at least has no client."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ways = {"alone": None, "gloo": "torchrun"} | {f"mpi-{n}": n for n in (1, 2, 3, 4)}
+    ways |= {"mpi-3-static": 3, "gloo-dynamic": "torchrun"} | {f"mpi-{n}-dynamic": n for n in (1, 2, 4)}
     folder = tmp_path_factory.mktemp("runs")
     for name, way in ways.items():
         out = folder / name
         store = "none" if name in KEEP_NOTHING else str(folder / f"{name}-store")  # every one computes all features itself
-        arguments = ["run", "configs/quickstart.yaml", *SMALL, "-s", f"features.store={store}", "--out", str(out)]
+        kind = [text for text in ("static", "dynamic") if name.endswith(text)] or ["balanced"]
+        special = ["-s", f"features.store={store}", "-s", f"cohort.assignment={kind[0]}"]
+        arguments = ["run", "configs/quickstart.yaml", *SMALL, *special, "--out", str(out)]
         if way == "torchrun":
             result = subprocess.run([*torchrun, "-m", "flora_hpc", *arguments], capture_output=True, text=True, timeout=240)
         else:
@@ -81,12 +84,22 @@ def test_the_file_says_how_it_was_started(runs: dict[str, Path], name: str, back
         assert len(file["ranks"]) == 3 * size
 
 
-def test_a_rank_without_clients_takes_part(runs: dict[str, Path]) -> None:
-    with h5py.File(runs["mpi-4"] / "run.h5", swmr=True) as file:
+@pytest.mark.parametrize("name", ["mpi-4", "mpi-4-dynamic"])
+def test_a_rank_without_clients_takes_part(runs: dict[str, Path], name: str) -> None:
+    with h5py.File(runs[name] / "run.h5", swmr=True) as file:
         ranks = file["ranks"][:]
     per_rank = [int(ranks["num_clients"][(ranks["rank"] == rank) & (ranks["round"] == 1)][0]) for rank in range(4)]
     assert sum(per_rank) == 5
     assert 0 in per_rank
+
+
+def test_every_group_is_trained_on_one_rank(runs: dict[str, Path]) -> None:
+    """Together with the clients' rows, which are those of the lone rank, that is: once."""
+    for path in runs.values():
+        with h5py.File(path / "run.h5", swmr=True) as file:
+            clients = file["clients"][:]
+        places = {(row["round"], row["group"], row["rank"]) for row in clients}
+        assert len(places) == 2 * 3
 
 
 def test_sums_over_clients_and_ranks_equal_the_rounds(runs: dict[str, Path]) -> None:
