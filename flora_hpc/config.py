@@ -91,9 +91,10 @@ class ClientConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """How often the test accuracy is measured."""
+    """When the test accuracy is measured."""
 
     every: int = Field(1, ge=1, description="rounds between evaluations; rounds 0 and the last are always evaluated")
+    overlap: bool = Field(False, description="test a round's adapter during the next round, on ranks that would wait for others")
     per_client: bool = Field(False, description="also test each client on its own mix of classes: mean, spread and worst client")
 
 

@@ -53,7 +53,7 @@ def run(
         fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device))
     mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
     fed = replace(fed, inputs=inputs, mixes=mixes)
-    if config.cohort.assignment == "dynamic":
+    if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
         fed = replace(fed, tickets=tickets.share(comm, config.comm.timeout_seconds))
     state = prepare.first_state(fed, comm, place.device)
     if fed.method.sees == "features":
@@ -87,9 +87,9 @@ def run(
         together(comm, lambda: observers.started(info))
         meter.lap()
         for number in range(config.rounds + 1):
-            record = play(fed, meter, state, number)
+            records = play(fed, meter, state, number)
             with meter.phase("log"):
-                if record is not None:
+                for record in records:
                     observers.round(record)
         observers.settle()
         if comm.rank == 0:
@@ -133,9 +133,10 @@ def measure(config: Config, adapter: Path, comm: Communicator, launch: Launch, p
     dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
     flat = method.pack(trained).to(place.device)
     labels, test = (torch.from_numpy(array).to(place.device) for array in (dataset.images.labels, dataset.test))
-    correct = evaluate.count_correct(method, flat, inputs, labels, test, comm.rank, comm.size).sum(keepdims=True)
-    comm.allreduce(correct)
-    return dataset.name, int(correct[0]), len(dataset.test)
+    correct = evaluate.count_correct(method, flat, inputs, labels, test, lambda n: range(comm.rank, n, comm.size))
+    total = correct.sum(keepdims=True)
+    comm.allreduce(total)
+    return dataset.name, int(total[0]), len(dataset.test)
 
 
 def place_rows(places: list[devices.Place]) -> Rows:

@@ -17,6 +17,15 @@ Flora = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["-s", "rounds=2", "-s", "partition.num_clients=5", "-s", "client.group_size=2"]  # 3 groups
 
 KEEP_NOTHING = ("mpi-1", "mpi-3")
+DYNAMIC, OVERLAP = "cohort.assignment=dynamic", "evaluate.overlap=true"
+OTHERWISE = {  # what changes where and when work is done, and no bit of it
+    "gloo-2-dynamic": [DYNAMIC],
+    "mpi-1-dynamic": [DYNAMIC, OVERLAP],
+    "mpi-2-dynamic": [DYNAMIC],
+    "mpi-3-static": ["cohort.assignment=static"],
+    "mpi-3-overlap": [OVERLAP],
+    "mpi-4-dynamic": [DYNAMIC, OVERLAP],
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +33,13 @@ def runs(flora: Flora, mpiexec: list[str], tmp_path_factory: pytest.TempPathFact
     """The same experiment, started in every way. With 4 ranks and 3 groups, one rank at least has no client."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ways = {"alone": None, "gloo": "torchrun"} | {f"mpi-{n}": n for n in (1, 2, 3, 4)}
-    ways |= {"mpi-3-static": 3, "gloo-dynamic": "torchrun"} | {f"mpi-{n}-dynamic": n for n in (1, 2, 4)}
+    ways |= {name: "torchrun" if name.startswith("gloo") else int(name[4]) for name in OTHERWISE}
     folder = tmp_path_factory.mktemp("runs")
     for name, way in ways.items():
         out = folder / name
         store = "none" if name in KEEP_NOTHING else str(folder / f"{name}-store")  # every one computes all features itself
-        kind = [text for text in ("static", "dynamic") if name.endswith(text)] or ["balanced"]
-        special = ["-s", f"features.store={store}", "-s", f"cohort.assignment={kind[0]}"]
+        settings = [f"features.store={store}", *OTHERWISE.get(name, [])]
+        special = [word for setting in settings for word in ("-s", setting)]
         arguments = ["run", "configs/quickstart.yaml", *SMALL, *special, "--out", str(out)]
         if way == "torchrun":
             result = subprocess.run([*torchrun, "-m", "flora_hpc", *arguments], capture_output=True, text=True, timeout=240)

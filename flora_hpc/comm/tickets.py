@@ -68,7 +68,7 @@ def connect(host: str, port: int, limit: timedelta) -> TCPStore:
         socket.create_connection((host, port), min(REACH_SECONDS, limit.total_seconds() / 2)).close()
     except OSError as error:
         raise UserError(
-            f"cohort.assignment: 'dynamic' needs a connection from {socket.gethostname()} to port {port} of {host} ({error}); "
-            "set cohort.assignment: balanced"
+            f"cohort.assignment: dynamic and evaluate.overlap need a connection to port {port} of {host}, which "
+            f"{socket.gethostname()} does not get ({error}); set cohort.assignment: balanced and evaluate.overlap: false"
         ) from None
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)

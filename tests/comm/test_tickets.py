@@ -85,5 +85,5 @@ def test_a_rank_that_cannot_reach_rank_0_is_told_what_to_do() -> None:
     with socket.socket() as nobody:  # listens to no one
         nobody.bind(("localhost", 0))
         port = nobody.getsockname()[1]
-        with pytest.raises(UserError, match=rf"to port {port} of localhost .*; set cohort\.assignment: balanced"):
+        with pytest.raises(UserError, match=rf"to port {port} of localhost, .*; set cohort\.assignment: balanced"):
             tickets.connect(socket.gethostname(), port, LIMIT)
