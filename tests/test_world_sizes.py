@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flora_hpc.data import store as stores
+from flora_hpc.records import hdf5file
 
 pytestmark = pytest.mark.mpi
 
@@ -135,10 +136,14 @@ def test_phases_add_up_to_the_round(runs: dict[str, Path]) -> None:
 def test_methods_with_pixels_or_with_clients_of_several_ranks_give_the_same_bits_too(
     flora: Flora, mpiexec: list[str], tmp_path: Path, method: str
 ) -> None:
+    """And the same accuracies, although ranks share two blocks of pixels during the next round."""
     few = ["-s", f"method.name={method}", "-s", "rounds=1", "-s", "partition.num_clients=20", "-s", "cohort.size=3"]
-    for name, under in {"alone": None, "mpi-2": [*mpiexec, "-n", "2"]}.items():
-        result = flora("run", "configs/quickstart.yaml", *few, "--out", tmp_path / name, under=under)
+    idle = ["-s", DYNAMIC, "-s", OVERLAP]
+    for name, under, special in [("alone", None, []), ("mpi-2", [*mpiexec, "-n", "2"], idle)]:
+        result = flora("run", "configs/quickstart.yaml", *few, *special, "--out", tmp_path / name, under=under)
         assert result.returncode == 0, result.stdout + result.stderr
     alone, together = (sorted((tmp_path / name / "adapter").glob("*.safetensors")) for name in ("alone", "mpi-2"))
     assert len(alone) == 1
     assert alone[0].read_bytes() == together[0].read_bytes()
+    measured = [hdf5file.read(tmp_path / name)[1]["rounds"]["test_accuracy"].tolist() for name in ("alone", "mpi-2")]
+    assert measured[0] == measured[1]
