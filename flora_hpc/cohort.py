@@ -37,11 +37,22 @@ def make_groups(clients: Ints, sizes: Ints, group_size: int) -> list[Ints]:
     return [by_size[i : i + group_size] for i in range(0, len(by_size), group_size)]
 
 
-def assign(costs: list[int], num_ranks: int) -> list[list[int]]:
-    """Group numbers of each rank: the costliest group first, each to the rank with the least so far. A rank may get none."""
+def costliest_first(costs: list[int]) -> list[int]:
+    """Group numbers, in the order in which groups are given to ranks."""
+    return sorted(range(len(costs)), key=lambda group: (-costs[group], group))
+
+
+def assign(costs: list[int], num_ranks: int, assignment: str = "balanced") -> list[list[int]]:
+    """Group numbers of each rank, which may get none.
+
+    static: in turn; balanced: the costliest group first, each to the rank with the least so far, which is also what ranks of the
+    same speed take by themselves (dynamic).
+    """
+    if assignment == "static":
+        return [list(range(rank, len(costs), num_ranks)) for rank in range(num_ranks)]
     loads = [(0, rank) for rank in range(num_ranks)]
     result: list[list[int]] = [[] for _ in range(num_ranks)]
-    for group in sorted(range(len(costs)), key=lambda g: (-costs[g], g)):
+    for group in costliest_first(costs):
         load, rank = heapq.heappop(loads)
         result[rank].append(group)
         heapq.heappush(loads, (load + costs[group], rank))

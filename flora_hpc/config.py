@@ -52,10 +52,15 @@ class FeaturesConfig(Section):
 
 
 class CohortConfig(Section):
-    """Who takes part in a round: a share of the clients, or a number of them."""
+    """Who takes part in a round, a share of the clients or a number of them, and on which rank."""
 
     fraction: float | None = Field(None, gt=0, le=1, description="share of the clients, 0..1; 1.0 when nothing is said")
     size: int | None = Field(None, ge=1, description="number of clients")
+    assignment: Literal["static", "balanced", "dynamic"] = Field(
+        "balanced",
+        description="groups of clients go to ranks in turn (static), by their cost (balanced), or to whoever is idle (dynamic); "
+        "the results are the same",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "CohortConfig":
@@ -88,9 +93,10 @@ class ClientConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """How often the test accuracy is measured."""
+    """When the test accuracy is measured."""
 
     every: int = Field(1, ge=1, description="rounds between evaluations; rounds 0 and the last are always evaluated")
+    overlap: bool = Field(False, description="test a round's adapter during the next round, on ranks that would wait for others")
     per_client: bool = Field(False, description="also test each client on its own mix of classes: mean, spread and worst client")
 
 
@@ -127,6 +133,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
+        if self.client.optimizer_state == "keep" and self.cohort.assignment == "dynamic":
+            raise ValueError(
+                "client.optimizer_state: 'keep' needs clients that stay on their rank, which cohort.assignment: dynamic moves; "
+                "set cohort.assignment: balanced"
+            )
         registered: int | None = getattr(self.partition, "num_clients", None)
         if registered is None:  # a stand-in for a partition that has mistakes of its own
             return self

@@ -107,6 +107,11 @@ def test_every_group_is_on_one_rank_and_no_rank_has_a_group_too_many(num_groups:
     assert max(loads) - min(loads) <= max(costs)
 
 
+def test_static_groups_go_to_ranks_in_turn_whatever_they_cost() -> None:
+    assert cohort.assign([3, 5, 2, 4, 1], 2, "static") == [[0, 2, 4], [1, 3]]
+    assert cohort.assign([3], 2, "static") == [[0], []]
+
+
 def test_a_rank_may_get_no_group() -> None:
     assert cohort.assign([4, 6], 4) == [[1], [0], [], []]
     assert cohort.assign([], 2) == [[], []]

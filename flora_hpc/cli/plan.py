@@ -13,6 +13,12 @@ from rich.table import Table
 from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides
 
+ASSIGNMENTS = {
+    "static": "static: groups go to ranks in turn",
+    "balanced": "balanced: the costliest group first, each to the rank with the least so far",
+    "dynamic": "dynamic: an idle rank takes the costliest group that is left; below, what ranks of the same speed take",
+}
+
 
 def memory(clip: Any, fed: Any, num_images: int, kept_clients: int, num_bytes: int = 4) -> dict[str, int]:
     """About how many bytes a rank needs: what stays, and the larger of two peaks, which do not meet.
@@ -92,6 +98,7 @@ def plan(
     table.add_row("clients", f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}")
     table.add_row("groups", f"{len(groups):,} of up to {fed.group_size} clients in one batch of tensors")
     sent = int(fed.method.bytes_of(clients).sum())
+    table.add_row("assignment", ASSIGNMENTS[resolved.cohort.assignment])
     table.add_row("traffic", f"{decimal(sent)} up and as much down, a round, in a federation")
     wire = 8 * (2 * fed.method.num_params + 1)
     table.add_row("allreduce", f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)")
@@ -103,7 +110,7 @@ def plan(
     shares = Table(title=f"round 1 on {ranks} rank{'s' * (ranks > 1)}", title_justify="left")
     for heading in ("rank", "device", "groups", "clients", "client steps", "share"):
         shares.add_column(heading, justify="right")
-    for rank, mine in enumerate(cohort.assign(costs, ranks)):
+    for rank, mine in enumerate(cohort.assign(costs, ranks, resolved.cohort.assignment)):
         steps = sum(costs[g] for g in mine)
         device = f"cuda:{rank % gpus}" if gpus else "cpu"
         count = sum(len(groups[g]) for g in mine)

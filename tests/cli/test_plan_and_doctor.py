@@ -28,6 +28,14 @@ def test_plan_shares_clients_among_ranks() -> None:
     assert sum(int(line.split("│")[4]) for line in lines) == 10
 
 
+def test_plan_tells_the_assignment() -> None:
+    """Ten groups of one client on 3 ranks, in turn: 4, 3 and 3."""
+    text = plan("--ranks", "3", "-s", "cohort.assignment=static", "-s", "client.group_size=1")
+    assert "static: groups go to ranks in turn" in text
+    assert [line.split("│")[3].strip() for line in text.splitlines() if "│ cpu │" in " ".join(line.split())] == ["4", "3", "3"]
+    assert "dynamic: an idle rank takes" in plan("-s", "cohort.assignment=dynamic")
+
+
 @pytest.mark.mpi
 def test_doctor_sees_the_ranks_and_tries_a_collective(flora: Flora, mpiexec: list[str]) -> None:
     result = flora("doctor", under=[*mpiexec, "-n", "2"])
