@@ -62,8 +62,7 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> RoundRecord
     """Play round `number` (0 only evaluates) and move `state` on. Returns the record on rank 0, None elsewhere."""
     rows = np.zeros(0, CLIENTS)
     if number > 0:
-        with comm.phase("train"):
-            total, rows = train_my_groups(fed, comm, state, number)
+        total, rows = train_my_groups(fed, comm, state, number)
         comm.allreduce(total.buffer)
         with comm.phase("server"):
             if total.total:
@@ -86,34 +85,39 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> RoundRecord
 
 def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> tuple[ExactSum, Rows]:
     """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
-    clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
-    groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
-    total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
-    for index in cohort.assign([cost(fed, group) for group in groups], comm.size)[comm.rank]:
+    with comm.phase("batch"):
+        clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
+        groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
+        mine = cohort.assign([cost(fed, group) for group in groups], comm.size)[comm.rank]
+        total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
+    for index in mine:
         members, started = groups[index], comm.clock()
-        held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
-        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
-        result = trainer.train(
-            fed.method,
-            state.adapter,
-            batches,
-            fed.inputs,
-            fed.labels,
-            fed.client,
-            held,
-            state.optimizers.get(index),
-        )
-        weights = fed.shards.sizes(members)
-        kept = total.add(result.updates, torch.from_numpy(weights))
-        if fed.client.optimizer_state == "keep":
-            state.optimizers[index] = result.optimizer if kept.all() else trainer.forget(result.optimizer, ~kept)
-        row = np.zeros(len(members), CLIENTS)
-        row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
-        row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
-        row["train_loss"], row["update_norm"] = result.losses.cpu(), norms(result.updates, held)
-        row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
-        row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
-        rows.append(row)
+        with comm.phase("batch"):
+            held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
+            batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
+        with comm.phase("train"):
+            result = trainer.train(
+                fed.method,
+                state.adapter,
+                batches,
+                fed.inputs,
+                fed.labels,
+                fed.client,
+                held,
+                state.optimizers.get(index),
+            )
+        with comm.phase("sum"):
+            weights = fed.shards.sizes(members)
+            kept = total.add(result.updates, torch.from_numpy(weights))
+            if fed.client.optimizer_state == "keep":
+                state.optimizers[index] = result.optimizer if kept.all() else trainer.forget(result.optimizer, ~kept)
+            row = np.zeros(len(members), CLIENTS)
+            row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
+            row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
+            row["train_loss"], row["update_norm"] = result.losses.cpu(), norms(result.updates, held)
+            row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
+            row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
+            rows.append(row)
     return total, np.concatenate(rows)
 
 
