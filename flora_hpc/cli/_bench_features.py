@@ -1,0 +1,4 @@
+"""x."""
+
+
+def features() -> None: ...
