@@ -24,6 +24,7 @@ from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from flora_hpc.records.schema import Rows
 
+DEFAULT = Path(__file__).with_name("scale.yaml")
 CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -33,7 +34,7 @@ class Played(NamedTuple):
     start_up_seconds: float  # from starting the launcher to round 0
     rounds: Rows  # those that count
     facts: dict[str, Any]
-    device: str
+    places: Rows  # of /topology
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ def play(command: Sequence[str], config: Path, out: Path, on: Sequence[int]) -> 
         raise UserError(f"the run on {len(on)} ranks failed with exit code {ended.returncode}; what it said stands above")
     facts, tables = hdf5file.read(out)
     begun = (out / "config.yaml").stat().st_mtime  # written right before round 0
-    return Played(
-        begun - started, tables["rounds"][tables["rounds"]["round"] >= WARM], facts, tables["topology"]["device"][0].decode()
-    )
+    return Played(begun - started, tables["rounds"][tables["rounds"]["round"] >= WARM], facts, tables["topology"])
 
 
 def measure(
@@ -126,7 +125,7 @@ def measure(
             for number, runs in played.items():
                 tell(f"run of {config.rounds} rounds on {number} rank{'s' * (number > 1)} ({repeat + 1} of {repeats})")
                 runs.append(play(start(number), path, Path(folder) / f"{number}-{repeat}", on[:number]))
-    rounds, facts, device = played[1][0].rounds, played[1][0].facts, played[1][0].device
+    rounds, facts, places = played[1][0].rounds, played[1][0].facts, played[max(ranks)][0].places
     return {
         "model": config.model.name,
         "method": config.method.name,
@@ -139,8 +138,8 @@ def measure(
         "launcher": facts["launcher"],
         "backend": facts["backend"],
         "cores": on[: max(ranks)],
-        "num_threads": 1,
-        "device": device,
+        "num_threads": int(places["num_threads"].max()),  # of a rank
+        "device": places["device"][0].decode(),
         "processor": processor(),
         "versions": simulation.versions(),
         "ranks": [asdict(one) for one in compare(played)],
