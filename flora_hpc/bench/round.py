@@ -92,7 +92,8 @@ def measure(
     facts: dict[str, Any] = {}
     places = np.zeros(0, TOPOLOGY)
     for repeat in range(repeats):
-        for config, tables in zip(configs, played, strict=True):
+        turns = list(zip(configs, played, strict=True))
+        for config, tables in turns if repeat % 2 == 0 else reversed(turns):  # to and fro: who comes first has no advantage
             registered = getattr(config.partition, "num_clients", 0)
             tell(f"run of {config.rounds} rounds, {registered:,} clients registered ({repeat + 1} of {repeats})")
             facts, rounds, places = play(config, comm, me)
@@ -123,9 +124,10 @@ def measure(
             {
                 "registered": getattr(config.partition, "num_clients", 0),
                 "round_seconds": one.round_seconds,
+                "repeat_round_seconds": [split(rounds).round_seconds for rounds in tables],
                 "ratio": one.round_seconds / first.round_seconds,
             }
-            for config, one in zip(configs, splits, strict=True)
+            for config, one, tables in zip(configs, splits, played, strict=True)
         ],
         "bare": against_bare(first, bare_seconds) if bare_seconds else None,
     }

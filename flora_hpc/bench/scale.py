@@ -115,14 +115,15 @@ def play(command: Sequence[str], config: Path, out: Path, on: Sequence[int]) -> 
 def measure(
     config: Config, ranks: Sequence[int], launcher: str | None, repeats: int, tell: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Play the run on each number of ranks, `repeats` times in turn."""
+    """Play the run on each number of ranks, `repeats` times in turn, to and fro."""
     start, on = starter(launcher), cores()
     played: dict[int, list[Played]] = {number: [] for number in ranks}
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(config.to_yaml(), encoding="utf-8")
         for repeat in range(repeats):
-            for number, runs in played.items():
+            turns = list(played.items())
+            for number, runs in turns if repeat % 2 == 0 else reversed(turns):
                 tell(f"run of {config.rounds} rounds on {number} rank{'s' * (number > 1)} ({repeat + 1} of {repeats})")
                 runs.append(play(start(number), path, Path(folder) / f"{number}-{repeat}", on[:number]))
     rounds, facts, places = played[1][0].rounds, played[1][0].facts, played[max(ranks)][0].places

@@ -3,6 +3,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from flora_hpc import configfile, trainer
 from flora_hpc.bench import bare
 from flora_hpc.bench import round as part
 from flora_hpc.cli import app
+from flora_hpc.comm.backends.serial import Serial
+from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.launch import Launch
+from flora_hpc.config import Config
 from flora_hpc.errors import UserError
-from flora_hpc.records.schema import ROUNDS, Rows
+from flora_hpc.records.schema import ROUNDS, TOPOLOGY, Rows
 from flora_hpc.records.views import PHASES
 from tests.contracts.known_helpers import rows
 
@@ -74,6 +78,7 @@ def test_runs_populations_and_a_bare_loop_in_one_process(tmp_path: Path, monkeyp
     assert found["client_updates_per_second"] == pytest.approx(5 / found["round_seconds"])
     few, many = found["populations"]
     assert (few["registered"], few["round_seconds"], few["ratio"]) == (7, found["round_seconds"], 1)
+    assert few["repeat_round_seconds"] == [few["round_seconds"]]
     assert (many["registered"], many["ratio"]) == (5000, many["round_seconds"] / few["round_seconds"])
     loop = found["bare"]
     assert loop["ratio"] == pytest.approx(loop["round_seconds"] / found["round_seconds"])
@@ -84,6 +89,28 @@ def test_runs_populations_and_a_bare_loop_in_one_process(tmp_path: Path, monkeyp
         "run of 3 rounds, 7 clients registered",
         "run of 3 rounds, 5,000 clients registered",
         "bare loop",
+    ]
+
+
+def test_populations_take_turns_to_and_fro(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = []
+
+    def play(config: Config, comm: Communicator, me: Launch) -> tuple[dict[str, Any], Rows, Rows]:
+        played.append(config.partition.num_clients)  # type: ignore[attr-defined]
+        rounds = three_rounds()
+        rounds["round_seconds"] = 2.0 if played[-1] == 50 else 3.0
+        facts = dict.fromkeys(("dataset", "world_size", "launcher", "backend", "group_size", "num_params"), "made up")
+        return facts, rounds, rows(TOPOLOGY, {"device": "cpu", "num_threads": 1})
+
+    monkeypatch.setattr(part, "play", play)
+    changes = (["cohort.size=6", f"partition.num_clients={number}"] for number in (50, 1000))
+    found = part.measure([configfile.load(part.DEFAULT, change)[0] for change in changes], Serial(), Launch(), 2, False)
+    assert played == [50, 1000, 1000, 50]
+    assert found is not None
+    assert found["num_rounds"] == 6
+    assert found["populations"] == [
+        {"registered": 50, "round_seconds": 2, "repeat_round_seconds": [2, 2], "ratio": 1},
+        {"registered": 1000, "round_seconds": 3, "repeat_round_seconds": [3, 3], "ratio": 1.5},
     ]
 
 
