@@ -69,8 +69,7 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> list[RoundR
     """Play round `number` (0 only evaluates) and move `state` on. Returns, on rank 0, the records that are complete now."""
     rows, before, correct = np.zeros(0, CLIENTS), NOTHING, NOTHING
     if number > 0:
-        with comm.phase("train"):
-            total, rows = train_my_groups(fed, comm, state, number)
+        total, rows = train_my_groups(fed, comm, state, number)
         if tested_later(fed, number - 1):
             with comm.phase("eval"):
                 before = count_correct(fed, state, lambda n: fed.tickets.draw("test", number, n))
@@ -123,34 +122,39 @@ def note_accuracy(fed: Federation, record: RoundRecord, counts: list[Ints]) -> N
 
 def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> tuple[ExactSum, Rows]:
     """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
-    clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
-    groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
-    total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
-    for index in my_groups(fed, comm, [cost(fed, group) for group in groups], number):
+    with comm.phase("batch"):
+        clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
+        groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
+        mine = my_groups(fed, comm, [cost(fed, group) for group in groups], number)
+        total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
+    for index in mine:
         members, started = groups[index], comm.clock()
-        held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
-        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
-        result = trainer.train(
-            fed.method,
-            state.adapter,
-            batches,
-            fed.inputs,
-            fed.labels,
-            fed.client,
-            held,
-            state.optimizers.get(index),
-        )
-        weights = fed.shards.sizes(members)
-        kept = total.add(result.updates, torch.from_numpy(weights))
-        if fed.client.optimizer_state == "keep":
-            state.optimizers[index] = result.optimizer if kept.all() else trainer.forget(result.optimizer, ~kept)
-        row = np.zeros(len(members), CLIENTS)
-        row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
-        row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
-        row["train_loss"], row["update_norm"] = result.losses.cpu(), norms(result.updates, held)
-        row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
-        row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
-        rows.append(row)
+        with comm.phase("batch"):
+            held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
+            batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
+        with comm.phase("train"):
+            result = trainer.train(
+                fed.method,
+                state.adapter,
+                batches,
+                fed.inputs,
+                fed.labels,
+                fed.client,
+                held,
+                state.optimizers.get(index),
+            )
+        with comm.phase("sum"):
+            weights = fed.shards.sizes(members)
+            kept = total.add(result.updates, torch.from_numpy(weights))
+            if fed.client.optimizer_state == "keep":
+                state.optimizers[index] = result.optimizer if kept.all() else trainer.forget(result.optimizer, ~kept)
+            row = np.zeros(len(members), CLIENTS)
+            row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
+            row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
+            row["train_loss"], row["update_norm"] = result.losses.cpu(), norms(result.updates, held)
+            row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
+            row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
+            rows.append(row)
     return total, np.concatenate(rows)
 
 

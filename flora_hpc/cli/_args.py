@@ -1,10 +1,37 @@
 """Arguments that several commands share."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flora_hpc.errors import UserError
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")]
+OptionalConfig = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; by default flora-tiny on the digits", show_default=False)
+]
 Overrides = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="override one key; may be repeated")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="run directory, or its run.h5")]
+
+
+class Device(StrEnum):
+    """What is computed on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def whole_numbers(option: str, text: str, example: str) -> list[int]:
+    """The numbers of '1,2,4', each at least 1 and there once. Raises UserError for anything else."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not word.isdecimal() or int(word) < 1:
+            raise UserError(f"{option}: {word!r} is not a whole number of at least 1; give for example {option} {example}")
+    numbers = [int(word) for word in words]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise UserError(f"{option}: names {number} twice; name it once")
+    return numbers

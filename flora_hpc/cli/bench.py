@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from flora_hpc.cli import _bench_features, _bench_round, _bench_scale
+from flora_hpc.cli._args import Device
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import seconds
 
@@ -19,19 +20,14 @@ PAPER = {("flora", "fedfft"): " (the FLoRA paper: up to 34.72 and 2.47)"}
 BUSY = 1.2  # longest repeat over shortest; on a machine that does nothing else they are alike
 
 app = typer.Typer(no_args_is_help=True)
+app.command("round")(_bench_round.round_)
+app.command("scale")(_bench_scale.scale)
+app.command("features")(_bench_features.features)
 
 
 @app.callback()
 def bench() -> None:
     """Measure parts of the program on this machine."""
-
-
-class Device(StrEnum):
-    """What is computed on."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 @app.command()

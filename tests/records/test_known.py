@@ -9,7 +9,8 @@ from tests.contracts.known_helpers import rows
 FIRST = RankReport(
     rank=rows(
         RANKS,
-        {"round": 3, "rank": 0, "num_clients": 2, "train_seconds": 4.0, "wait_seconds": 0.0, "comm_seconds": 0.5}
+        {"round": 3, "rank": 0, "num_clients": 2, "batch_seconds": 0.5, "train_seconds": 3.0, "sum_seconds": 0.25}
+        | {"wait_seconds": 0.0, "comm_seconds": 0.5}
         | {"server_seconds": 0.25, "eval_seconds": 1.0, "log_seconds": 0.25, "round_seconds": 6.0, "collective_bytes": 300},
     ),
     clients=rows(
@@ -23,7 +24,15 @@ FIRST = RankReport(
 SECOND = RankReport(
     rank=rows(
         RANKS,
-        {"round": 3, "rank": 1, "num_clients": 1, "train_seconds": 1.0, "wait_seconds": 3.0, "comm_seconds": 0.5}
+        {
+            "round": 3,
+            "rank": 1,
+            "num_clients": 1,
+            "train_seconds": 1.0,
+            "sum_seconds": 0.25,
+            "wait_seconds": 3.0,
+            "comm_seconds": 0.5,
+        }
         | {"server_seconds": 0.75, "eval_seconds": 0.5, "log_seconds": 0.0, "round_seconds": 6.0, "collective_bytes": 100},
     ),
     clients=rows(
@@ -70,7 +79,9 @@ def test_seconds_are_means_over_ranks() -> None:
     row = merge(3, [FIRST, SECOND]).row[0]
     seconds = {name: row[name].item() for name in row.dtype.names if name.endswith("_seconds")}
     assert seconds == {
-        "train_seconds": 2.5,
+        "batch_seconds": 0.25,
+        "train_seconds": 2.0,
+        "sum_seconds": 0.25,
         "wait_seconds": 1.5,
         "comm_seconds": 0.5,
         "server_seconds": 0.5,

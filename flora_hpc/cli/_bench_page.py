@@ -1,0 +1,31 @@
+"""What the pages of several measurements share: remarks below a table, and where and on what was measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+BUSY = 1.2  # upper over lower quartile of what should be alike; on a machine that does nothing else they are
+
+
+def remarks(named: Mapping[str, str]) -> Table:
+    """Remarks with their names on the left."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    for name, text in named.items():
+        grid.add_row(name, text)
+    return grid
+
+
+def machine(result: Mapping[str, Any]) -> str:
+    """Processor, threads, device and PyTorch of a result."""
+    threads = f"{result['num_threads']} thread{'s' * (result['num_threads'] > 1)}"
+    return f"{result['processor']}, {threads}, {result['device']}, PyTorch {result['versions']['torch']}"
+
+
+def beware(apart: Mapping[str, float]) -> dict[str, str]:
+    """A remark on what lies further apart than on a quiet machine, by how many times; none where nothing does."""
+    busy = [f"{name} {factor:.2g} times" for name, factor in apart.items() if factor > BUSY]
+    text = f"[yellow]repeats differ ({', '.join(busy)}): the machine was busy; measure again when it is quiet[/]"
+    return {"beware": text} if busy else {}
