@@ -7,23 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flora_hpc import seeds
+from flora_hpc import optimizers, seeds
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Inputs
 from flora_hpc.data.shards import Shards
 from flora_hpc.losses import LOSSES
 from flora_hpc.methods._method import Method, Noise, Tensors
+from flora_hpc.optimizers import OPTIMIZERS, State
 
 Bools = npt.NDArray[np.bool_]
-
-
-class AdamState(NamedTuple):
-    """Adam's memory of a group: both moments (num_clients, num_params) float32, steps taken (num_clients, 1) float32."""
-
-    first: torch.Tensor
-    second: torch.Tensor
-    steps: torch.Tensor
 
 
 class Trained(NamedTuple):
@@ -32,7 +25,7 @@ class Trained(NamedTuple):
     updates: torch.Tensor  # (num_clients, num_params) float32
     losses: torch.Tensor  # (num_clients,) float32, mean over the examples seen
     num_steps: Ints  # (num_clients,)
-    optimizer: AdamState
+    optimizer: State  # what it remembers, to go on from
 
 
 @dataclass(frozen=True)
@@ -74,20 +67,20 @@ def train(
     labels: torch.Tensor,
     config: ClientConfig,
     held: torch.Tensor | None = None,
-    optimizer: AdamState | None = None,
+    state: State | None = None,
 ) -> Trained:
     """Train every client of a group from `adapter` (num_params,) float32.
 
     `inputs` and `labels` (num_examples,) int64 are the whole training set, on the adapter's device. A client of which `held`
     (num_clients, num_params) bool is False somewhere starts with zeros there, trains the rest, and ends with zeros there. A client
-    that has made its last step leaves the batch. `optimizer` is moved on in place.
+    that has made its last step leaves the batch. `state`, what the optimizer remembers from an earlier round, is moved on in place.
     """
     num_clients, device = len(batches.num_steps), adapter.device
     params = adapter.repeat(num_clients, 1)
     if held is not None:
         params *= held
-    if optimizer is None:
-        optimizer = AdamState(torch.zeros_like(params), torch.zeros_like(params), torch.zeros(num_clients, 1, device=device))
+    optimizer = OPTIMIZERS[config.optimizer]
+    state = optimizer.init(params, config) if state is None else state
     noise_seeds = draw_noise_seeds(batches) if method.noisy else None
     loss_sum = torch.zeros(num_clients, device=device)
     examples, present = (torch.from_numpy(array).to(device) for array in (batches.examples, batches.present))
@@ -109,9 +102,9 @@ def train(
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         if held is not None:
             gradient *= held[:n]
-        adam(params[:n], gradient, AdamState(*(part[:n] for part in optimizer)), config)
+        optimizer.step(params[:n], gradient, optimizers.first(state, n), config)
     losses = loss_sum / torch.from_numpy(batches.present.sum((0, 2))).to(device)
-    return Trained(params.sub_(adapter), losses, batches.num_steps, optimizer)
+    return Trained(params.sub_(adapter), losses, batches.num_steps, state)
 
 
 def choices(method: Method, tensors: Tensors, noise: Noise, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,26 +122,3 @@ def draw_noise_seeds(batches: Batches) -> list[list[int]]:
     seed, round_number, clients = batches.origin
     sources = [seeds.generator(seed, "noise", round_number, client) for client in clients.tolist()]
     return [[int(source.integers(2**62)) for source in sources] for _ in batches.examples]
-
-
-def adam(params: torch.Tensor, gradient: torch.Tensor, state: AdamState, config: ClientConfig) -> None:
-    """One step of Adam (Kingma and Ba, ICLR 2015) on (num_clients, num_params), L2 penalty added to the gradient.
-
-    Everything happens in place, `gradient` included: with all weights of a CLIP in training, copies are what memory goes into.
-    """
-    beta1, beta2 = config.betas
-    gradient.add_(params, alpha=config.weight_decay)
-    state.first.lerp_(gradient, 1 - beta1)
-    state.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    state.steps.add_(1)
-    corrected1, corrected2 = (
-        (1 - beta ** state.steps.double()).float() for beta in config.betas
-    )  # in float32, 1 - 0.999 loses digits
-    denominator = torch.div(state.second, corrected2, out=gradient).sqrt_().add_(config.eps).mul_(corrected1)
-    params.addcdiv_(state.first, denominator, value=-config.lr)
-
-
-def forget(state: AdamState, clients: torch.Tensor) -> AdamState:
-    """`state` with nothing remembered of `clients` (num_clients,) bool: moments that are not finite would stay so for ever."""
-    clients = clients[:, None].to(state.first.device)
-    return AdamState(*(torch.where(clients, 0.0, part) for part in state))

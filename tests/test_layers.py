@@ -14,7 +14,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["prepare"],
     ["round"],
     ["embed", "evaluate", "trainer", "cohort", "aggregators", "observers", "plain"],
-    ["methods", "losses"],
+    ["methods", "losses", "optimizers"],
     ["comm", "data", "clip", "records"],
     ["configfile"],
     ["config"],
