@@ -1,7 +1,7 @@
 """Train a group of clients from one adapter: updates and records out, nothing else touched."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,23 +40,30 @@ class Batches:
 
 def make_batches(clients: Ints, shards: Shards, config: ClientConfig, seed: int, round_number: int) -> Batches:
     """Lay out the epochs of a group. The order of a client's examples depends on (seed, round, client) alone."""
-    plans = []
-    for client in clients.tolist():
-        examples = shards.examples(client)
-        rng = seeds.generator(seed, "batches", round_number, client)
-        epochs = [rng.permutation(examples) if config.shuffle else examples for _ in range(config.epochs)]
-        plans.append([e[i : i + config.batch_size] for e in epochs for i in range(0, len(e), config.batch_size)])
-    num_steps = np.array([len(plan) for plan in plans])
-    assert (np.diff(num_steps) <= 0).all(), "the clients of a group come in order of their size"
-    width = max(len(batch) for plan in plans for batch in plan)
-    examples = np.zeros((num_steps[0], len(clients), width), np.int64)
+    shards_of = [shards.examples(client) for client in clients.tolist()]
+    sizes = np.array([len(examples) for examples in shards_of])
+    assert (np.diff(sizes) <= 0).all(), "the clients of a group come in order of their size"
+    longest, steps = int(sizes[0]), -(-sizes // config.batch_size)  # of an epoch
+    owned = np.arange(longest) < sizes[:, None]
+    client, place = owned.nonzero()
+    rows = np.zeros(owned.shape, np.int64)
+    rows[owned] = np.concatenate(shards_of)
+    examples = np.zeros((config.epochs * steps[0], len(clients), min(config.batch_size, longest)), np.int64)
     present = np.zeros(examples.shape, bool)
-    for k, plan in enumerate(plans):
-        for step, batch in enumerate(plan):
-            examples[step, k] = batch[0]  # where the batch is short: an example of the client's own, which counts for nothing
-            examples[step, k, : len(batch)] = batch
-            present[step, k, : len(batch)] = True
-    return Batches(examples, present, num_steps, (seed, round_number, clients))
+    for epoch in range(config.epochs):
+        at = (epoch * steps[client] + place // config.batch_size, client, place % config.batch_size)
+        examples[at] = (shuffled(rows, owned, clients, seed, round_number, epoch) if config.shuffle else rows)[owned]
+        present[at] = True
+    # where a batch is short: an example of the client's own, which counts for nothing
+    examples = np.where(present, examples, examples[:, :, :1])
+    return Batches(examples, present, config.epochs * steps, (seed, round_number, clients))
+
+
+def shuffled(rows: Ints, owned: Bools, clients: Ints, seed: int, round_number: int, epoch: int) -> Ints:
+    """`rows` (num_clients, longest) with those that are `owned`, which come first, in an order of the client's own."""
+    numbers = seeds.words(seed, "batches", round_number, epoch, of=clients, count=rows.shape[1])
+    numbers[~owned] = np.iinfo(np.uint64).max  # sorted to the end, behind an equal number that was drawn
+    return np.take_along_axis(rows, np.argsort(numbers, axis=1, kind="stable"), axis=1)
 
 
 def train(
@@ -83,16 +90,18 @@ def train(
     state = optimizer.init(params, config) if state is None else state
     noise_seeds = draw_noise_seeds(batches) if method.noisy else None
     loss_sum = torch.zeros(num_clients, device=device)
-    examples, present = (torch.from_numpy(array).to(device) for array in (batches.examples, batches.present))
+    counts = batches.present.sum(2)  # examples of each step and client; on the host, so that no step waits for the device
+    examples, present = send(batches.examples, device), send(batches.present, device)
     for step in range(len(examples)):
         n = int((batches.num_steps > step).sum())  # clients still at work
-        width = int(batches.present[step].sum(1).max())  # of the longest batch; the last one of an epoch is often short
+        width = int(counts[step].max())  # of the longest batch; the last one of an epoch is often short
         rows, there = examples[step, :n, :width], present[step, :n, :width]
         noise = None if noise_seeds is None else noise_seeds[step][:n]
         leaf = params[:n].detach().requires_grad_()
         tensors = method.unpack(leaf)
         classes, targets = choices(method, tensors, noise, labels[rows])
-        scores = method.logits(tensors, classes, inputs(rows), noise)
+        wanted = rows if method.sees == "features" else torch.from_numpy(batches.examples[step, :n, :width])
+        scores = method.logits(tensors, classes, inputs(wanted), noise)
         if method.paired:  # captions that only fill up a short batch compete with nobody
             scores = scores.masked_fill(~there[:, None], torch.finfo(scores.dtype).min / 4)
         loss = LOSSES[config.loss](scores.expand(n, -1, -1), targets, there)
@@ -103,8 +112,13 @@ def train(
         if held is not None:
             gradient *= held[:n]
         optimizer.step(params[:n], gradient, optimizers.first(state, n), config)
-    losses = loss_sum / torch.from_numpy(batches.present.sum((0, 2))).to(device)
-    return Trained(params.sub_(adapter), losses, batches.num_steps, state)
+    return Trained(params.sub_(adapter), loss_sum / send(counts.sum(0), device), batches.num_steps, state)
+
+
+def send(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """`array` on `device`, for which the host does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def choices(method: Method, tensors: Tensors, noise: Noise, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,5 +134,6 @@ def choices(method: Method, tensors: Tensors, noise: Noise, labels: torch.Tensor
 def draw_noise_seeds(batches: Batches) -> list[list[int]]:
     """A seed for each step and client, from (seed, round, client) alone."""
     seed, round_number, clients = batches.origin
-    sources = [seeds.generator(seed, "noise", round_number, client) for client in clients.tolist()]
-    return [[int(source.integers(2**62)) for source in sources] for _ in batches.examples]
+    numbers = seeds.words(seed, "noise", round_number, of=clients, count=len(batches.examples)) >> np.uint64(2)
+    drawn: list[list[int]] = numbers.T.tolist()
+    return drawn

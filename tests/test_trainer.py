@@ -1,3 +1,4 @@
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,29 @@ def test_the_order_of_examples_depends_on_round_and_client_alone() -> None:
     later = trainer.make_batches(np.array([0]), SHARDS, config, 0, 2)
     assert (in_group.examples[:, 0] == alone.examples[:, 0]).all()
     assert (later.examples != alone.examples).any()
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    batches = trainer.make_batches(np.array([0]), SHARDS, ClientConfig(batch_size=7, epochs=2), 0, 1)
+    assert batches.examples[0].tolist() != batches.examples[1].tolist()
+
+
+def test_every_order_of_examples_is_as_likely_as_every_other() -> None:
+    """Client 2 has three examples: in 3,000 rounds each of 6 orders comes 500 times, give or take 5 x sqrt(500 x 5/6) = 102."""
+    config = ClientConfig(batch_size=3)
+    orders = [tuple(trainer.make_batches(np.array([2]), SHARDS, config, 0, n).examples[0, 0].tolist()) for n in range(3000)]
+    counts = [orders.count(order) for order in permutations([9, 10, 11])]
+    assert sum(counts) == 3000
+    np.testing.assert_allclose(counts, 500, atol=103)
+
+
+def test_a_short_batch_is_filled_up_with_an_example_of_its_own() -> None:
+    batches = trainer.make_batches(np.array([0, 2, 1]), SHARDS, ClientConfig(batch_size=4), 0, 1)
+    assert batches.examples.shape == (2, 3, 4)
+    assert batches.present.sum(2).tolist() == [[4, 3, 2], [3, 0, 0]]
+    for filled, present in zip(batches.examples[:, 0], batches.present[:, 0], strict=True):
+        assert set(filled[~present].tolist()) <= set(filled[present].tolist())
+    assert set(batches.examples[0, 1].tolist()) == {9, 10, 11}
 
 
 def test_without_shuffling_the_order_is_that_of_the_shard() -> None:
