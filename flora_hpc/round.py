@@ -42,7 +42,6 @@ class Federation:
     aggregator: Aggregator
     shards: Shards
     group_size: int
-    rows_per_client: int  # text and image positions that a client computes in a step
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
     mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0

@@ -13,7 +13,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["simulation"],
     ["prepare"],
     ["round"],
-    ["embed", "evaluate", "trainer", "cohort", "aggregators", "observers", "plain"],
+    ["embed", "evaluate", "trainer", "groupsize", "cohort", "aggregators", "observers", "plain"],
     ["methods", "losses", "optimizers"],
     ["comm", "data", "clip", "records"],
     ["configfile"],

@@ -32,7 +32,6 @@ def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
         test=torch.arange(4),
         inputs=Features(features),
         group_size=2,
-        rows_per_client=1,
     )
     return fed, rounds.State(torch.zeros(6), None, {})
 

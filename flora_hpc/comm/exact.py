@@ -32,8 +32,8 @@ class ExactSum:
         scale, kept = weights[:, None].to(updates.device), fits[:, None].to(updates.device)
         for block in _blocks(self._num_params, len(updates)):
             products = torch.where(kept, updates[:, block].double() * scale, 0.0)
-            coarse = torch.round(products * COARSE)
-            fine = torch.round((products - coarse / COARSE) * FINE)
+            coarse = (products * COARSE).round_()
+            fine = products.sub_(coarse / COARSE).mul_(FINE).round_()
             sums = torch.stack([coarse.long().sum(0), fine.long().sum(0)]).cpu()  # at once: each copy waits for the device
             coarse_sum[block] += sums[0]
             fine_sum[block] += sums[1]
