@@ -8,10 +8,6 @@ from flora_hpc import seeds
 from flora_hpc.config import CohortConfig
 from flora_hpc.data.images import Ints
 
-MAX_GROUP = 32  # clients; more gain little speed
-MAX_ROWS = 8192  # text and image positions of a group: bounds the memory of a step
-MAX_NUMBERS = 2**26  # trained numbers of a group: bounds the memory of its weights, gradients and moments
-
 
 def sample(config: CohortConfig, registered: int, seed: int, round_number: int) -> Ints:
     """The clients (num_clients,) int64 of a round, ascending; drawn without replacement from `registered` ones."""
@@ -20,15 +16,6 @@ def sample(config: CohortConfig, registered: int, seed: int, round_number: int) 
         return np.arange(registered, dtype=np.int64)
     drawn = seeds.generator(seed, "cohort", round_number).choice(registered, wanted, replace=False, shuffle=False)
     return np.sort(drawn)
-
-
-def default_group_size(num_clients: int, rows_per_client: int, num_params: int) -> int:
-    """Clients per group for a cohort of `num_clients`: about sixteen groups, so that several ranks find work, none too large.
-
-    It must not depend on the number of ranks, since it is part of what decides the bits.
-    """
-    fits = min(MAX_ROWS // max(1, rows_per_client), MAX_NUMBERS // max(1, num_params))
-    return max(1, min(MAX_GROUP, fits, num_clients // 16))
 
 
 def make_groups(clients: Ints, sizes: Ints, group_size: int) -> list[Ints]:

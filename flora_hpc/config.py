@@ -74,22 +74,35 @@ class CohortConfig(Section):
 
 
 class ClientConfig(Section):
-    """What one client does in one round. The defaults of Adam are those of the FLoRA paper's code."""
+    """What one client does in one round. The defaults are those of the FLoRA paper's code."""
 
     epochs: int = Field(1, ge=1, description="passes over the client's examples in a round")
     batch_size: int = Field(128, ge=1, description="examples per step")
-    lr: Positive = Field(5e-5, description="Adam's learning rate")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="adam (the paper's), adamw or sgd, as in torch.optim")
+    lr: Positive = Field(5e-5, description="learning rate")
     loss: Literal["contrastive", "classification"] = Field("contrastive", description="contrastive (the paper's) or classification")
-    weight_decay: float = Field(0.2, ge=0, allow_inf_nan=False, description="L2 penalty, added to the gradient")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="Adam's decay rates")
-    eps: Positive = Field(1e-6, description="Adam's epsilon")
+    weight_decay: float = Field(
+        0.2, ge=0, allow_inf_nan=False, description="L2 penalty, added to the gradient; adamw: decoupled from it"
+    )
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="adam and adamw: decay rates; sgd has no use for them")
+    eps: Positive = Field(1e-6, description="adam and adamw: epsilon; sgd has no use for it")
+    momentum: Decay = Field(0.0, description="sgd: share of the last step that is kept; the others refuse it")
     shuffle: bool = Field(True, description="a new order of the examples in every epoch")
     optimizer_state: Literal["reset", "keep"] = Field(
-        "reset", description="start Adam afresh in every round, or keep each client's moments (every client in every round)"
+        "reset", description="start the optimizer afresh in every round, or keep each client's state (every client in every round)"
     )
     group_size: int | None = Field(
         None, ge=1, description="clients trained in one batch of tensors; part of what decides the bits; chosen when not given"
     )
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> "ClientConfig":
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"client.momentum: {self.momentum} is for sgd, and {self.optimizer} has betas; "
+                "set client.optimizer: sgd, or leave it away"
+            )
+        return self
 
 
 class EvaluateConfig(Section):

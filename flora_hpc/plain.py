@@ -1,4 +1,4 @@
-"""The plain path: one client at a time, every image, full-length captions, peft's own LoRA, torch's own Adam.
+"""The plain path: one client at a time, every image, full-length captions, peft's own LoRA, torch's own optimizers.
 
 This is what a straightforward implementation does. It is the oracle that tests hold the fast path against.
 """
@@ -46,9 +46,7 @@ def train_client(
     wrapped = attach(deepcopy(clip.model), tensors, alpha)
     model = wrapped.base_model.model
     trained = {name: model.get_parameter(f"{name}.default.weight") for name in tensors}
-    optimizer = torch.optim.Adam(
-        trained.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
+    optimizer = make_optimizer(list(trained.values()), config)
     losses = []
     for pixels, labels in batches:
         loss = loss_of_batch(model, pixels, labels, class_tokens, config.loss)
@@ -57,3 +55,11 @@ def train_client(
         optimizer.step()
         losses.append(loss.item())
     return {name: parameter.detach() - tensors[name] for name, parameter in trained.items()}, losses
+
+
+def make_optimizer(params: list[torch.Tensor], config: ClientConfig) -> torch.optim.Optimizer:
+    """What `config` names, from torch.optim."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(params, config.lr, config.momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(params, config.lr, config.betas, config.eps, config.weight_decay)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import cohort, evaluate, trainer
+from flora_hpc import cohort, evaluate, optimizers, trainer
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.comm.exact import ExactSum
 from flora_hpc.comm.meter import Meter
@@ -47,7 +47,6 @@ class Federation:
     aggregator: Aggregator
     shards: Shards
     group_size: int
-    rows_per_client: int  # text and image positions that a client computes in a step
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
     mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0
@@ -61,7 +60,7 @@ class State:
 
     adapter: torch.Tensor  # (num_params,) float32
     server: Any
-    optimizers: dict[int, trainer.AdamState]  # by group; empty unless client.optimizer_state is 'keep'
+    optimizers: dict[int, optimizers.State]  # by group; empty unless client.optimizer_state is 'keep'
     untested: RoundRecord | None = None  # on rank 0: the round before, if its adapter is tested during this one
 
 
@@ -147,7 +146,8 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
             weights = fed.shards.sizes(members)
             kept = total.add(result.updates, torch.from_numpy(weights))
             if fed.client.optimizer_state == "keep":
-                state.optimizers[index] = result.optimizer if kept.all() else trainer.forget(result.optimizer, ~kept)
+                optimizers.forget(result.optimizer, ~kept)
+                state.optimizers[index] = result.optimizer
             row = np.zeros(len(members), CLIENTS)
             row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
             row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()

@@ -45,12 +45,12 @@ def run(
     """
     place = prepare.settle(config, comm, launch)
     meter = Meter(comm, idle=torch.cuda.synchronize if place.device.type == "cuda" else lambda: None)
-    dataset, clip, fed = together(comm, lambda: prepare.everything(config, place.device))
+    dataset, clip, fed = together(comm, lambda: prepare.everything(config, place.device, place.room))
     same_everywhere(comm, prepare.identity(config, dataset, clip, fed.shards))
     inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, progress))
     if features.damaged:
         dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
-        fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device))
+        fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device, place.room))
     mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
     fed = replace(fed, inputs=inputs, mixes=mixes)
     if config.cohort.assignment == "dynamic" or config.evaluate.overlap:

@@ -34,7 +34,6 @@ def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
         test=torch.arange(4),
         inputs=Features(features),
         group_size=2,
-        rows_per_client=1,
     )
     return fed, rounds.State(torch.zeros(6), None, {})
 
@@ -163,5 +162,5 @@ def test_moments_are_kept_per_group_when_asked_for(kind: str, count: int) -> Non
     play(fed, state, 2)
     assert len(state.optimizers) == count
     if kind == "keep":
-        steps = sorted(int(n) for optimizer in state.optimizers.values() for n in optimizer.steps)
+        steps = sorted(int(n) for optimizer in state.optimizers.values() for n in optimizer[-1])
         assert steps == [2, 4, 4, 6]  # two rounds of 1, 2, 2 and 3 batches

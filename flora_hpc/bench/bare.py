@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from flora_hpc import cohort, prepare, trainer
+from flora_hpc import cohort, optimizers, prepare, trainer
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 from flora_hpc.losses import LOSSES
 from flora_hpc.methods._method import Noise
+from flora_hpc.optimizers import OPTIMIZERS
 from flora_hpc.round import Federation
 
 
@@ -55,7 +56,8 @@ def train(fed: Federation, adapter: torch.Tensor, group: Group) -> torch.Tensor:
     params = adapter.repeat(group.num_clients, 1)
     if group.held is not None:
         params *= group.held
-    moments = torch.zeros_like(params), torch.zeros_like(params), torch.zeros(group.num_clients, 1, device=adapter.device)
+    optimizer = OPTIMIZERS[fed.client.optimizer]
+    state = optimizer.init(params, fed.client)
     for rows, there, noise in group.steps:
         n = len(rows)
         leaf = params[:n].detach().requires_grad_()
@@ -66,7 +68,7 @@ def train(fed: Federation, adapter: torch.Tensor, group: Group) -> torch.Tensor:
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         if group.held is not None:
             gradient *= group.held[:n]
-        trainer.adam(params[:n], gradient, trainer.AdamState(*(part[:n] for part in moments)), fed.client)
+        optimizer.step(params[:n], gradient, optimizers.first(state, n), fed.client)
     return params
 
 
@@ -74,12 +76,12 @@ def build(config: Config, me: Launch) -> tuple[Federation, torch.Tensor, list[Gr
     """What the loop needs, built as a run builds it. Raises UserError like a run."""
     comm = Serial()
     place = prepare.settle(config, comm, me)
-    dataset, clip, fed = prepare.everything(config, place.device)
+    dataset, clip, fed = prepare.everything(config, place.device, place.room)
     if fed.method.num_params == 0:
         raise UserError(f"--bare: {config.method.name} trains nothing, so that there is no loop to compare with; leave it away")
     inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, lambda done, total: None))
     if features.damaged:
-        fed = prepare.federation(config, prepare.without(dataset, features.damaged, config), clip, place.device)
+        fed = prepare.federation(config, prepare.without(dataset, features.damaged, config), clip, place.device, place.room)
     fed = replace(fed, inputs=inputs)
     if fed.method.sees == "features":
         del clip.model.visual  # as in a run

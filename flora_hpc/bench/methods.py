@@ -18,7 +18,7 @@ import numpy as np
 import open_clip
 import torch
 
-from flora_hpc import cohort, embed, plugins, prepare, seeds, trainer
+from flora_hpc import embed, groupsize, plugins, prepare, seeds, trainer
 from flora_hpc.clip import weights
 from flora_hpc.clip.load import load
 from flora_hpc.comm import devices, launch
@@ -117,8 +117,8 @@ def measure(task: Task) -> Measured:
     setting = Setting(clip, names, captions, shards, labels)
     member = plugins.member("methods", task.method)
     method: Method = member.build(member.Options(name=task.method), setting)
-    rows = method.text_positions + task.batch_size * method.image_positions
-    clients = np.arange(task.clients or cohort.default_group_size(COHORT, rows, method.num_params))
+    each = groupsize.load(clip, method, ClientConfig(batch_size=task.batch_size), task.classes)
+    clients = np.arange(task.clients or groupsize.choose(COHORT, each, devices.room(device)).clients)
     work = embed.Work(clip, FeaturesConfig(store="none"), comm, device, num_threads)
     inputs, _ = prepare.see(dataset, method, work)
     if method.sees == "features":

@@ -8,6 +8,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
+from flora_hpc import groupsize
 from flora_hpc.bench import methods
 from flora_hpc.cli.bench import app, times
 from flora_hpc.clip.load import load
@@ -94,8 +95,8 @@ def test_ratios_are_taken_against_the_last_method() -> None:
 
 
 def test_a_group_is_that_of_a_large_cohort() -> None:
-    one = methods.measure(methods.Task("fedlc", "flora-tiny", 10, 8, None, 2, 1, "cpu"))
-    assert one.clients_at_once == 32
+    one = methods.measure(methods.Task("fedlc", "flora-tiny", 10, 8, None, 1, 1, "cpu"))
+    assert one.clients_at_once == groupsize.MAX_CLIENTS
 
 
 def test_class_names_are_distinct_words() -> None:
