@@ -8,10 +8,6 @@ from flora_hpc import seeds
 from flora_hpc.config import CohortConfig
 from flora_hpc.data.images import Ints
 
-MAX_GROUP = 32  # clients; more gain little speed
-MAX_ROWS = 8192  # text and image positions of a group: bounds the memory of a step
-MAX_NUMBERS = 2**26  # trained numbers of a group: bounds the memory of its weights, gradients and moments
-
 
 def sample(config: CohortConfig, registered: int, seed: int, round_number: int) -> Ints:
     """The clients (num_clients,) int64 of a round, ascending; drawn without replacement from `registered` ones."""
@@ -22,26 +18,28 @@ def sample(config: CohortConfig, registered: int, seed: int, round_number: int) 
     return np.sort(drawn)
 
 
-def default_group_size(num_clients: int, rows_per_client: int, num_params: int) -> int:
-    """Clients per group for a cohort of `num_clients`: about sixteen groups, so that several ranks find work, none too large.
-
-    It must not depend on the number of ranks, since it is part of what decides the bits.
-    """
-    fits = min(MAX_ROWS // max(1, rows_per_client), MAX_NUMBERS // max(1, num_params))
-    return max(1, min(MAX_GROUP, fits, num_clients // 16))
-
-
 def make_groups(clients: Ints, sizes: Ints, group_size: int) -> list[Ints]:
     """Clients of like size together, largest first, so that few wait for others of their group. -> clients of each group."""
     by_size = clients[np.lexsort((clients, -sizes))]
     return [by_size[i : i + group_size] for i in range(0, len(by_size), group_size)]
 
 
-def assign(costs: list[int], num_ranks: int) -> list[list[int]]:
-    """Group numbers of each rank: the costliest group first, each to the rank with the least so far. A rank may get none."""
+def costliest_first(costs: list[int]) -> list[int]:
+    """Group numbers, in the order in which groups are given to ranks."""
+    return sorted(range(len(costs)), key=lambda group: (-costs[group], group))
+
+
+def assign(costs: list[int], num_ranks: int, assignment: str = "balanced") -> list[list[int]]:
+    """Group numbers of each rank, which may get none.
+
+    static: in turn; balanced: the costliest group first, each to the rank with the least so far, which is also what ranks of the
+    same speed take by themselves (dynamic).
+    """
+    if assignment == "static":
+        return [list(range(rank, len(costs), num_ranks)) for rank in range(num_ranks)]
     loads = [(0, rank) for rank in range(num_ranks)]
     result: list[list[int]] = [[] for _ in range(num_ranks)]
-    for group in sorted(range(len(costs)), key=lambda g: (-costs[g], g)):
+    for group in costliest_first(costs):
         load, rank = heapq.heappop(loads)
         result[rank].append(group)
         heapq.heappush(loads, (load + costs[group], rank))

@@ -52,10 +52,15 @@ class FeaturesConfig(Section):
 
 
 class CohortConfig(Section):
-    """Who takes part in a round: a share of the clients, or a number of them."""
+    """Who takes part in a round, a share of the clients or a number of them, and on which rank."""
 
     fraction: float | None = Field(None, gt=0, le=1, description="share of the clients, 0..1; 1.0 when nothing is said")
     size: int | None = Field(None, ge=1, description="number of clients")
+    assignment: Literal["static", "balanced", "dynamic"] = Field(
+        "balanced",
+        description="groups of clients go to ranks in turn (static), by their cost (balanced), or to whoever is idle (dynamic); "
+        "the results are the same",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "CohortConfig":
@@ -69,28 +74,42 @@ class CohortConfig(Section):
 
 
 class ClientConfig(Section):
-    """What one client does in one round. The defaults of Adam are those of the FLoRA paper's code."""
+    """What one client does in one round. The defaults are those of the FLoRA paper's code."""
 
     epochs: int = Field(1, ge=1, description="passes over the client's examples in a round")
     batch_size: int = Field(128, ge=1, description="examples per step")
-    lr: Positive = Field(5e-5, description="Adam's learning rate")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="adam (the paper's), adamw or sgd, as in torch.optim")
+    lr: Positive = Field(5e-5, description="learning rate")
     loss: Literal["contrastive", "classification"] = Field("contrastive", description="contrastive (the paper's) or classification")
-    weight_decay: float = Field(0.2, ge=0, allow_inf_nan=False, description="L2 penalty, added to the gradient")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="Adam's decay rates")
-    eps: Positive = Field(1e-6, description="Adam's epsilon")
+    weight_decay: float = Field(
+        0.2, ge=0, allow_inf_nan=False, description="L2 penalty, added to the gradient; adamw: decoupled from it"
+    )
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="adam and adamw: decay rates; sgd has no use for them")
+    eps: Positive = Field(1e-6, description="adam and adamw: epsilon; sgd has no use for it")
+    momentum: Decay = Field(0.0, description="sgd: share of the last step that is kept; the others refuse it")
     shuffle: bool = Field(True, description="a new order of the examples in every epoch")
     optimizer_state: Literal["reset", "keep"] = Field(
-        "reset", description="start Adam afresh in every round, or keep each client's moments (every client in every round)"
+        "reset", description="start the optimizer afresh in every round, or keep each client's state (every client in every round)"
     )
     group_size: int | None = Field(
         None, ge=1, description="clients trained in one batch of tensors; part of what decides the bits; chosen when not given"
     )
 
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> "ClientConfig":
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"client.momentum: {self.momentum} is for sgd, and {self.optimizer} has betas; "
+                "set client.optimizer: sgd, or leave it away"
+            )
+        return self
+
 
 class EvaluateConfig(Section):
-    """How often the test accuracy is measured."""
+    """When the test accuracy is measured."""
 
     every: int = Field(1, ge=1, description="rounds between evaluations; rounds 0 and the last are always evaluated")
+    overlap: bool = Field(False, description="test a round's adapter during the next round, on ranks that would wait for others")
     per_client: bool = Field(False, description="also test each client on its own mix of classes: mean, spread and worst client")
 
 
@@ -127,6 +146,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
+        if self.client.optimizer_state == "keep" and self.cohort.assignment == "dynamic":
+            raise ValueError(
+                "client.optimizer_state: 'keep' needs clients that stay on their rank, which cohort.assignment: dynamic moves; "
+                "set cohort.assignment: balanced"
+            )
         registered: int | None = getattr(self.partition, "num_clients", None)
         if registered is None:  # a stand-in for a partition that has mistakes of its own
             return self

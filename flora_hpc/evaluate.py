@@ -1,5 +1,6 @@
 """The accuracy of an adapter on the test images, of all clients together and of each on its own mix of classes."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,24 +19,29 @@ MANY = 10_000  # clients; of more, this many are tested on their own, evenly spa
 
 
 def count_correct(
-    method: Method, adapter: torch.Tensor, inputs: Inputs, labels: torch.Tensor, test: torch.Tensor, rank: int = 0, size: int = 1
+    method: Method,
+    adapter: torch.Tensor,
+    inputs: Inputs,
+    labels: torch.Tensor,
+    test: torch.Tensor,
+    mine: Callable[[int], Iterable[int]] = range,
 ) -> Ints:
     """How many of this rank's test images of each class get the highest score for it: (num_classes,) int64.
 
-    Blocks of images go to ranks in turn. `adapter` (num_params,) float32, `labels` (num_images,) int64, `test` (num_test_images,)
-    int64 rows of the images. Where every image has a caption of its own, those of the test images compete with each other, and
-    there is one count of all, (1,).
+    `mine` tells which of so many blocks of images are this rank's. `adapter` (num_params,) float32, `labels` (num_images,) int64,
+    `test` (num_test_images,) int64 rows of the images. Where every image has a caption of its own, those of the test images compete
+    with each other, and there is one count of all, (1,).
     """
     competing = torch.from_numpy(np.unique(labels[test].cpu().numpy())).to(labels.device) if method.paired else None
     block = inputs.block if competing is None else max(1, min(inputs.block, MOST_SCORES // len(competing)))
-    starts = range(0, len(test), block)[rank::size]
     correct = [torch.empty(0, dtype=torch.int64)]  # labels of the images that were right
     with torch.inference_mode():
         tensors = method.unpack(adapter[None])
         wanted = () if competing is None else (competing[None],)
-        classes = method.classes(tensors, None, *wanted) if starts else torch.empty(0)
-        for start in starts:
-            rows = test[start : start + block]
+        classes = None
+        for number in mine(-(-len(test) // block)):
+            classes = method.classes(tensors, None, *wanted) if classes is None else classes
+            rows = test[number * block : (number + 1) * block]
             scores = method.logits(tensors, classes, inputs(rows[None]), None)[0]
             best = scores.argmax(1) if competing is None else competing[scores.argmax(1)]
             correct.append(labels[rows][best == labels[rows]].cpu())

@@ -1,4 +1,4 @@
-"""The plain path: one client at a time, every image, full-length captions, peft's own LoRA, torch's own Adam.
+"""The plain path: one client at a time, every image, full-length captions, peft's own LoRA, torch's own optimizers.
 
 This is what a straightforward implementation does with open_clip and peft. It is the oracle that tests hold the fast path against,
 and the baseline of `flora-hpc bench step`. Nothing here uses the fast products of clip/frozen.py.
@@ -129,5 +129,8 @@ def train_client(
 
 
 def make_optimizer(params: list[torch.Tensor], config: ClientConfig) -> torch.optim.Optimizer:
-    """The one of `config`, from torch.optim."""
-    return torch.optim.Adam(params, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+    """What `config` names, from torch.optim."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(params, config.lr, config.momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(params, config.lr, config.betas, config.eps, config.weight_decay)

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from flora_hpc import cohort, embed, evaluate, plugins, seeds
+from flora_hpc import embed, evaluate, groupsize, plugins, seeds
 from flora_hpc.clip import identity as model_identity
 from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip, load
@@ -37,6 +37,7 @@ class Place:
     launch: Launch
     device: torch.device
     num_threads: int
+    room: devices.Room
 
     def work(self, config: Config, clip: Clip, progress: embed.Progress) -> embed.Work:
         """What this rank needs to make features with `clip`."""
@@ -47,7 +48,7 @@ def settle(config: Config, comm: Communicator, launch: Launch) -> Place:
     """Find this rank's device and cores, and have rank 0 fetch the weights while the others wait."""
     device = together(comm, lambda: devices.pick(launch, config.comm))
     together(comm, lambda: precision.settle(config.model.precision, device))
-    place = Place(comm, launch, device, devices.share_cores(comm, launch))
+    place = Place(comm, launch, device, devices.share_cores(comm, launch), devices.least_room(comm, devices.room(device)))
     fill_cache(config, comm)
     return place
 
@@ -57,13 +58,13 @@ def fill_cache(config: Config, comm: Communicator) -> None:
     together(comm, lambda: weights.fetch(weights.find(config.model)) if comm.rank == 0 else None)
 
 
-def everything(config: Config, device: torch.device) -> tuple[Dataset, Clip, Federation]:
+def everything(config: Config, device: torch.device, room: devices.Room) -> tuple[Dataset, Clip, Federation]:
     """Dataset, model and everything a round needs but the images themselves; nothing is sent. On device 'meta', shapes only.
 
-    Raises UserError for what does not exist or does not fit together.
+    `room` is what all ranks have for a group of clients. Raises UserError for what does not exist or does not fit together.
     """
     images, clip = dataset(config), load(config.model, config.seed, device)
-    return images, clip, federation(config, images, clip, device)
+    return images, clip, federation(config, images, clip, device, room)
 
 
 def dataset(config: Config) -> Dataset:
@@ -72,12 +73,11 @@ def dataset(config: Config) -> Dataset:
     return found
 
 
-def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.device) -> Federation:
+def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.device, room: devices.Room) -> Federation:
     """What stays the same in every round, but for the images. Raises UserError for what does not fit together."""
     images = dataset.images
     holders = shards.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed)
     method = build_method(config.method, config.model.precision, dataset, clip, holders)
-    rows = method.text_positions + config.client.batch_size * (method.caption_positions + method.image_positions)
     if config.evaluate.per_client and dataset.paired:
         raise UserError("evaluate.per_client: tests clients on their mix of classes, but pairs have none; leave it away")
     num_clients = config.cohort.num_clients(holders.num_clients)
@@ -94,11 +94,20 @@ def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         method=method,
         aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
         shards=holders,
-        group_size=config.client.group_size or cohort.default_group_size(num_clients, rows, method.num_params),
-        rows_per_client=rows,
+        group_size=group_size(config, dataset, clip, method, num_clients, room)[0].clients,
         labels=torch.from_numpy(images.labels).to(device),
         test=torch.from_numpy(dataset.test).to(device),
     )
+
+
+def group_size(
+    config: Config, dataset: Dataset, clip: Clip, method: Method, num_clients: int, room: devices.Room
+) -> tuple[groupsize.GroupSize, groupsize.Load]:
+    """How many of a cohort's `num_clients` train in one batch of tensors, why no more, and what one of them takes."""
+    load = groupsize.load(clip, method, config.client, len(dataset.captions))
+    if config.client.group_size:
+        return groupsize.GroupSize(config.client.group_size, "as client.group_size says"), load
+    return groupsize.choose(num_clients, load, room), load
 
 
 def for_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Method]:

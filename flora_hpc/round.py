@@ -1,24 +1,27 @@
 """One round of federated learning, as every rank plays it.
 
 every rank holds the same adapter and server state
-    cohort -> groups of clients -> my groups          the same answer on every rank, nothing is sent
+    cohort -> groups of clients -> my groups          the same answer on every rank, nothing is sent (unless dynamic)
     each group trains; its weighted updates are added to a running sum
     the sum is added up over ranks                    one allreduce, exact
     the server's rule makes the next adapter          on every rank, sent to none
+    the adapter is tested, or will be by ranks that have trained their groups of the next round
     reports go to rank 0, which makes the record
 """
 
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from flora_hpc import cohort, evaluate, trainer
+from flora_hpc import cohort, evaluate, optimizers, trainer
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.comm.exact import ExactSum
 from flora_hpc.comm.meter import Meter
+from flora_hpc.comm.tickets import Tickets
 from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
 from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Features, Inputs
@@ -27,6 +30,8 @@ from flora_hpc.evaluate import Mixes
 from flora_hpc.methods._method import Method
 from flora_hpc.records.known import RankReport, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
+
+NOTHING = np.zeros(0, np.int64)  # was tested
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,11 @@ class Federation:
     aggregator: Aggregator
     shards: Shards
     group_size: int
-    rows_per_client: int  # text and image positions that a client computes in a step
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
     mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # what the method sees of all images
+    tickets: Tickets = field(default_factory=Tickets)  # for work that goes to idle ranks
 
 
 @dataclass
@@ -55,66 +60,110 @@ class State:
 
     adapter: torch.Tensor  # (num_params,) float32
     server: Any
-    optimizers: dict[int, trainer.AdamState]  # by group; empty unless client.optimizer_state is 'keep'
+    optimizers: dict[int, optimizers.State]  # by group; empty unless client.optimizer_state is 'keep'
+    untested: RoundRecord | None = None  # on rank 0: the round before, if its adapter is tested during this one
 
 
-def play(fed: Federation, comm: Meter, state: State, number: int) -> RoundRecord | None:
-    """Play round `number` (0 only evaluates) and move `state` on. Returns the record on rank 0, None elsewhere."""
-    rows = np.zeros(0, CLIENTS)
+def play(fed: Federation, comm: Meter, state: State, number: int) -> list[RoundRecord]:
+    """Play round `number` (0 only evaluates) and move `state` on. Returns, on rank 0, the records that are complete now."""
+    rows, before, correct = np.zeros(0, CLIENTS), NOTHING, NOTHING
     if number > 0:
-        with comm.phase("train"):
-            total, rows = train_my_groups(fed, comm, state, number)
+        total, rows = train_my_groups(fed, comm, state, number)
+        if tested_later(fed, number - 1):
+            with comm.phase("eval"):
+                before = count_correct(fed, state, lambda n: fed.tickets.draw("test", number, n))
         comm.allreduce(total.buffer)
         with comm.phase("server"):
             if total.total:
                 mean = total.mean().to(state.adapter.device)
                 state.adapter, state.server = fed.aggregator.apply(state.adapter, mean, state.server)
-    correct = np.zeros(0, np.int64)
-    if number % fed.evaluate.every == 0 or number == fed.rounds:
+    if tested(fed, number) and not tested_later(fed, number):
         with comm.phase("eval"):
-            correct = evaluate.count_correct(fed.method, state.adapter, fed.inputs, fed.labels, fed.test, comm.rank, comm.size)
-    report = RankReport(rank_row(comm, number, len(rows)), rows, correct, digest(state.adapter))
+            correct = count_correct(fed, state, lambda n: range(comm.rank, n, comm.size))
+    report = RankReport(rank_row(comm, number, len(rows)), rows, correct, digest(state.adapter), before)
     reports = comm.gather(report.to_bytes())
     if reports is None:
-        return None
+        return []
     told = [RankReport.from_bytes(data) for data in reports]
-    record = merge(number, told, len(fed.test))
-    if fed.mixes is not None and len(correct):
-        fed.mixes.note(record.row, sum_of([report.correct for report in told]))
-    return record
+    record = merge(number, told)
+    note_accuracy(fed, record, [report.correct for report in told])
+    complete = [record]
+    if state.untested is not None:
+        note_accuracy(fed, state.untested, [report.before for report in told])
+        complete = [state.untested, record]
+    state.untested = complete.pop() if tested_later(fed, number) else None
+    return complete
+
+
+def tested(fed: Federation, number: int) -> bool:
+    """Whether the adapter after round `number` is tested."""
+    return number % fed.evaluate.every == 0 or number == fed.rounds
+
+
+def tested_later(fed: Federation, number: int) -> bool:
+    """Whether the adapter after round `number` is tested during the next round."""
+    return fed.evaluate.overlap and tested(fed, number) and number < fed.rounds
+
+
+def count_correct(fed: Federation, state: State, mine: Callable[[int], Iterable[int]]) -> Ints:
+    """How many test images of each class the adapter gets right, of the blocks that are `mine`."""
+    return evaluate.count_correct(fed.method, state.adapter, fed.inputs, fed.labels, fed.test, mine)
+
+
+def note_accuracy(fed: Federation, record: RoundRecord, counts: list[Ints]) -> None:
+    """Put into a record what the ranks' `counts` of right answers say; they are empty when nothing was tested."""
+    correct = sum_of(counts)
+    if len(correct):
+        record.row["test_accuracy"] = correct.sum() / len(fed.test)
+        if fed.mixes is not None:
+            fed.mixes.note(record.row, correct)
 
 
 def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> tuple[ExactSum, Rows]:
     """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
-    clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
-    groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
-    total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
-    for index in cohort.assign([cost(fed, group) for group in groups], comm.size)[comm.rank]:
+    with comm.phase("batch"):
+        clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
+        groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
+        mine = my_groups(fed, comm, [cost(fed, group) for group in groups], number)
+        total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
+    for index in mine:
         members, started = groups[index], comm.clock()
-        held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
-        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
-        result = trainer.train(
-            fed.method,
-            state.adapter,
-            batches,
-            fed.inputs,
-            fed.labels,
-            fed.client,
-            held,
-            state.optimizers.get(index),
-        )
-        weights = fed.shards.sizes(members)
-        kept = total.add(result.updates, torch.from_numpy(weights))
-        if fed.client.optimizer_state == "keep":
-            state.optimizers[index] = result.optimizer if kept.all() else trainer.forget(result.optimizer, ~kept)
-        row = np.zeros(len(members), CLIENTS)
-        row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
-        row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
-        row["train_loss"], row["update_norm"] = result.losses.cpu(), norms(result.updates, held)
-        row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
-        row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
-        rows.append(row)
+        with comm.phase("batch"):
+            held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
+            batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
+        with comm.phase("train"):
+            result = trainer.train(
+                fed.method,
+                state.adapter,
+                batches,
+                fed.inputs,
+                fed.labels,
+                fed.client,
+                held,
+                state.optimizers.get(index),
+            )
+        with comm.phase("sum"):
+            weights = fed.shards.sizes(members)
+            kept = total.add(result.updates, torch.from_numpy(weights))
+            if fed.client.optimizer_state == "keep":
+                optimizers.forget(result.optimizer, ~kept)
+                state.optimizers[index] = result.optimizer
+            row = np.zeros(len(members), CLIENTS)
+            row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
+            row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
+            row["train_loss"], row["update_norm"] = result.losses.cpu(), norms(result.updates, held)
+            row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
+            row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
+            rows.append(row)
     return total, np.concatenate(rows)
+
+
+def my_groups(fed: Federation, comm: Meter, costs: list[int], number: int) -> Iterable[int]:
+    """Numbers of the groups that this rank trains. With dynamic assignment, the next one is settled when this rank asks for it."""
+    if fed.cohort.assignment == "dynamic":
+        order = cohort.costliest_first(costs)
+        return (order[ticket] for ticket in fed.tickets.draw("groups", number, len(order)))
+    return cohort.assign(costs, comm.size, fed.cohort.assignment)[comm.rank]
 
 
 def sum_of(counts: list[Ints]) -> Ints:

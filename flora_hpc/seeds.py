@@ -3,12 +3,48 @@
 import zlib
 
 import numpy as np
+import numpy.typing as npt
+
+Words = npt.NDArray[np.uint64]
+LOW = np.uint64(2**32 - 1)
+SHIFT = np.uint64(32)
+MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # of Philox4x32, and what its key moves on by
+STRIDES = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+ROUNDS = 10
 
 
 def generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
-    """A generator of its own for (seed, purpose, indices), such as `generator(0, "batches", round, client)`.
+    """A generator of its own for (seed, purpose, indices), such as `generator(0, "partition")`.
 
     The same arguments give the same numbers on every rank and machine (NumPy's Philox, seeded through SeedSequence).
     """
-    sequence = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())], spawn_key=indices)
-    return np.random.Generator(np.random.Philox(sequence))
+    return np.random.Generator(np.random.Philox(_sequence(seed, purpose, indices)))
+
+
+def words(seed: int, purpose: str, *indices: int, of: npt.NDArray[np.int64], count: int) -> Words:
+    """`count` random numbers of 64 bits for each client in `of` (n,) int64 -> (n, count); see `generator` for the other arguments.
+
+    A client's numbers depend on the arguments and the client alone, not on who is beside it nor on how many are asked for. A
+    generator for each client would take longer to make than a small client takes to train on a GPU; here the client is part of a
+    counter, and all are made at once (Philox4x32-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+    """
+    key = _sequence(seed, purpose, indices).generate_state(2, np.uint32).astype(np.uint64)
+    clients = of.astype(np.uint64)[:, None]
+    blocks = np.arange(-(-count // 2), dtype=np.uint64)  # of two numbers each
+    counter = np.broadcast_arrays(blocks & LOW, blocks >> SHIFT, clients & LOW, clients >> SHIFT)
+    a, b, c, d = philox(counter, key)
+    return np.stack([a | b << SHIFT, c | d << SHIFT], axis=-1).reshape(len(of), -1)[:, :count]
+
+
+def philox(counter: list[Words] | tuple[Words, ...], key: Words) -> tuple[Words, Words, Words, Words]:
+    """Philox4x32-10: four words of 32 bits, in uint64 of any shape, for each counter of four such words and a key of two."""
+    a, b, c, d = counter
+    for number in range(ROUNDS):
+        first, second = ((part + np.uint64(number) * stride) & LOW for part, stride in zip(key, STRIDES, strict=True))
+        left, right = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a, b, c, d = (right >> SHIFT) ^ b ^ first, right & LOW, (left >> SHIFT) ^ d ^ second, left & LOW
+    return a, b, c, d
+
+
+def _sequence(seed: int, purpose: str, indices: tuple[int, ...]) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode())], spawn_key=indices)

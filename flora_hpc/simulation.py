@@ -15,12 +15,13 @@ import torch
 from flora_hpc import __version__, embed, evaluate, prepare
 from flora_hpc.clip import adapters
 from flora_hpc.clip.load import load
-from flora_hpc.comm import devices
+from flora_hpc.comm import devices, tickets
 from flora_hpc.comm.communicator import Communicator, same_everywhere, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import Config
 from flora_hpc.data.images import Dataset
+from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import TOPOLOGY, Rows
@@ -38,24 +39,27 @@ def run(
 ) -> None:
     """Run an experiment on all ranks of `comm` and leave its adapter in `out`.
 
-    Observers are made and told on rank 0, and so is the `progress` of features. `started` is when the program began, by
-    time.perf_counter. Raises UserError, on every rank, for what the user must change; nothing is written then.
+    Observers are made and told on rank 0, of each round while the next one is played. The `progress` of features is shown there,
+    too. `started` is when the program began, by time.perf_counter. Raises UserError, on every rank, for what the user must change;
+    nothing is written then.
     """
     place = prepare.settle(config, comm, launch)
     meter = Meter(comm, idle=torch.cuda.synchronize if place.device.type == "cuda" else lambda: None)
-    dataset, clip, fed = together(comm, lambda: prepare.everything(config, place.device))
+    dataset, clip, fed = together(comm, lambda: prepare.everything(config, place.device, place.room))
     same_everywhere(comm, prepare.identity(config, dataset, clip, fed.shards))
     inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, progress))
     if features.damaged:
         dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
-        fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device))
+        fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device, place.room))
     mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
     fed = replace(fed, inputs=inputs, mixes=mixes)
+    if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
+        fed = replace(fed, tickets=tickets.share(comm, config.comm.timeout_seconds))
     state = prepare.first_state(fed, comm, place.device)
     if fed.method.sees == "features":
         del clip.model.visual  # its work is done, for all rounds
     topology = place_rows(devices.places(comm, launch, place.device, place.num_threads))
-    observers = make_observers() if comm.rank == 0 else []
+    observers = Background(make_observers() if comm.rank == 0 else [])
     info = RunInfo(
         seed=config.seed,
         config=config.to_yaml(),
@@ -80,14 +84,14 @@ def run(
     )
     status = "failed"
     try:
-        together(comm, lambda: tell_started(observers, info))
+        together(comm, lambda: observers.started(info))
         meter.lap()
         for number in range(config.rounds + 1):
-            record = play(fed, meter, state, number)
+            records = play(fed, meter, state, number)
             with meter.phase("log"):
-                if record is not None:
-                    for observer in observers:
-                        observer.round(record)
+                for record in records:
+                    observers.round(record)
+        observers.settle()
         if comm.rank == 0:
             trained = fed.method.unpack(state.adapter.cpu())
             classes = dataset.wordings if fed.method.per_class else ()
@@ -97,8 +101,7 @@ def run(
         status = "interrupted"
         raise
     finally:
-        for observer in observers:
-            observer.ended(status)
+        observers.ended(status)
 
 
 def embed_all(config: Config, comm: Communicator, launch: Launch, progress: embed.Progress) -> tuple[Dataset, embed.Embedded]:
@@ -130,15 +133,10 @@ def measure(config: Config, adapter: Path, comm: Communicator, launch: Launch, p
     dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
     flat = method.pack(trained).to(place.device)
     labels, test = (torch.from_numpy(array).to(place.device) for array in (dataset.images.labels, dataset.test))
-    correct = evaluate.count_correct(method, flat, inputs, labels, test, comm.rank, comm.size).sum(keepdims=True)
-    comm.allreduce(correct)
-    return dataset.name, int(correct[0]), len(dataset.test)
-
-
-def tell_started(observers: Sequence[Observer], info: RunInfo) -> None:
-    """Tell every observer; it may raise UserError, for example when the run directory cannot be written."""
-    for observer in observers:
-        observer.started(info)
+    correct = evaluate.count_correct(method, flat, inputs, labels, test, lambda n: range(comm.rank, n, comm.size))
+    total = correct.sum(keepdims=True)
+    comm.allreduce(total)
+    return dataset.name, int(total[0]), len(dataset.test)
 
 
 def place_rows(places: list[devices.Place]) -> Rows:

@@ -1,29 +1,22 @@
 """Train a group of clients from one adapter: updates and records out, nothing else touched."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from flora_hpc import seeds
+from flora_hpc import optimizers, seeds
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Inputs
 from flora_hpc.data.shards import Shards
 from flora_hpc.losses import LOSSES
 from flora_hpc.methods._method import Method, Noise, Tensors
+from flora_hpc.optimizers import OPTIMIZERS, State
 
 Bools = npt.NDArray[np.bool_]
-
-
-class AdamState(NamedTuple):
-    """Adam's memory of a group: both moments (num_clients, num_params) float32, steps taken (num_clients, 1) float32."""
-
-    first: torch.Tensor
-    second: torch.Tensor
-    steps: torch.Tensor
 
 
 class Trained(NamedTuple):
@@ -32,7 +25,7 @@ class Trained(NamedTuple):
     updates: torch.Tensor  # (num_clients, num_params) float32
     losses: torch.Tensor  # (num_clients,) float32, mean over the examples seen
     num_steps: Ints  # (num_clients,)
-    optimizer: AdamState
+    optimizer: State  # what it remembers, to go on from
 
 
 @dataclass(frozen=True)
@@ -47,23 +40,30 @@ class Batches:
 
 def make_batches(clients: Ints, shards: Shards, config: ClientConfig, seed: int, round_number: int) -> Batches:
     """Lay out the epochs of a group. The order of a client's examples depends on (seed, round, client) alone."""
-    plans = []
-    for client in clients.tolist():
-        examples = shards.examples(client)
-        rng = seeds.generator(seed, "batches", round_number, client)
-        epochs = [rng.permutation(examples) if config.shuffle else examples for _ in range(config.epochs)]
-        plans.append([e[i : i + config.batch_size] for e in epochs for i in range(0, len(e), config.batch_size)])
-    num_steps = np.array([len(plan) for plan in plans])
-    assert (np.diff(num_steps) <= 0).all(), "the clients of a group come in order of their size"
-    width = max(len(batch) for plan in plans for batch in plan)
-    examples = np.zeros((num_steps[0], len(clients), width), np.int64)
+    shards_of = [shards.examples(client) for client in clients.tolist()]
+    sizes = np.array([len(examples) for examples in shards_of])
+    assert (np.diff(sizes) <= 0).all(), "the clients of a group come in order of their size"
+    longest, steps = int(sizes[0]), -(-sizes // config.batch_size)  # of an epoch
+    owned = np.arange(longest) < sizes[:, None]
+    client, place = owned.nonzero()
+    rows = np.zeros(owned.shape, np.int64)
+    rows[owned] = np.concatenate(shards_of)
+    examples = np.zeros((config.epochs * steps[0], len(clients), min(config.batch_size, longest)), np.int64)
     present = np.zeros(examples.shape, bool)
-    for k, plan in enumerate(plans):
-        for step, batch in enumerate(plan):
-            examples[step, k] = batch[0]  # where the batch is short: an example of the client's own, which counts for nothing
-            examples[step, k, : len(batch)] = batch
-            present[step, k, : len(batch)] = True
-    return Batches(examples, present, num_steps, (seed, round_number, clients))
+    for epoch in range(config.epochs):
+        at = (epoch * steps[client] + place // config.batch_size, client, place % config.batch_size)
+        examples[at] = (shuffled(rows, owned, clients, seed, round_number, epoch) if config.shuffle else rows)[owned]
+        present[at] = True
+    # where a batch is short: an example of the client's own, which counts for nothing
+    examples = np.where(present, examples, examples[:, :, :1])
+    return Batches(examples, present, config.epochs * steps, (seed, round_number, clients))
+
+
+def shuffled(rows: Ints, owned: Bools, clients: Ints, seed: int, round_number: int, epoch: int) -> Ints:
+    """`rows` (num_clients, longest) with those that are `owned`, which come first, in an order of the client's own."""
+    numbers = seeds.words(seed, "batches", round_number, epoch, of=clients, count=rows.shape[1])
+    numbers[~owned] = np.iinfo(np.uint64).max  # sorted to the end, behind an equal number that was drawn
+    return np.take_along_axis(rows, np.argsort(numbers, axis=1, kind="stable"), axis=1)
 
 
 def train(
@@ -74,32 +74,34 @@ def train(
     labels: torch.Tensor,
     config: ClientConfig,
     held: torch.Tensor | None = None,
-    optimizer: AdamState | None = None,
+    state: State | None = None,
 ) -> Trained:
     """Train every client of a group from `adapter` (num_params,) float32.
 
     `inputs` and `labels` (num_examples,) int64 are the whole training set, on the adapter's device. A client of which `held`
     (num_clients, num_params) bool is False somewhere starts with zeros there, trains the rest, and ends with zeros there. A client
-    that has made its last step leaves the batch. `optimizer` is moved on in place.
+    that has made its last step leaves the batch. `state`, what the optimizer remembers from an earlier round, is moved on in place.
     """
     num_clients, device = len(batches.num_steps), adapter.device
     params = adapter.repeat(num_clients, 1)
     if held is not None:
         params *= held
-    if optimizer is None:
-        optimizer = AdamState(torch.zeros_like(params), torch.zeros_like(params), torch.zeros(num_clients, 1, device=device))
+    optimizer = OPTIMIZERS[config.optimizer]
+    state = optimizer.init(params, config) if state is None else state
     noise_seeds = draw_noise_seeds(batches) if method.noisy else None
     loss_sum = torch.zeros(num_clients, device=device)
-    examples, present = (torch.from_numpy(array).to(device) for array in (batches.examples, batches.present))
+    counts = batches.present.sum(2)  # examples of each step and client; on the host, so that no step waits for the device
+    examples, present = send(batches.examples, device), send(batches.present, device)
     for step in range(len(examples)):
         n = int((batches.num_steps > step).sum())  # clients still at work
-        width = int(batches.present[step].sum(1).max())  # of the longest batch; the last one of an epoch is often short
+        width = int(counts[step].max())  # of the longest batch; the last one of an epoch is often short
         rows, there = examples[step, :n, :width], present[step, :n, :width]
         noise = None if noise_seeds is None else noise_seeds[step][:n]
         leaf = params[:n].detach().requires_grad_()
         tensors = method.unpack(leaf)
         classes, targets = choices(method, tensors, noise, labels[rows])
-        scores = method.logits(tensors, classes, inputs(rows), noise)
+        wanted = rows if method.sees == "features" else torch.from_numpy(batches.examples[step, :n, :width])
+        scores = method.logits(tensors, classes, inputs(wanted), noise)
         if method.paired:  # captions that only fill up a short batch compete with nobody
             scores = scores.masked_fill(~there[:, None], torch.finfo(scores.dtype).min / 4)
         loss = LOSSES[config.loss](scores.expand(n, -1, -1), targets, there)
@@ -109,9 +111,14 @@ def train(
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         if held is not None:
             gradient *= held[:n]
-        adam(params[:n], gradient, AdamState(*(part[:n] for part in optimizer)), config)
-    losses = loss_sum / torch.from_numpy(batches.present.sum((0, 2))).to(device)
-    return Trained(params.sub_(adapter), losses, batches.num_steps, optimizer)
+        optimizer.step(params[:n], gradient, optimizers.first(state, n), config)
+    return Trained(params.sub_(adapter), loss_sum / send(counts.sum(0), device), batches.num_steps, state)
+
+
+def send(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """`array` on `device`, for which the host does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def choices(method: Method, tensors: Tensors, noise: Noise, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,28 +134,6 @@ def choices(method: Method, tensors: Tensors, noise: Noise, labels: torch.Tensor
 def draw_noise_seeds(batches: Batches) -> list[list[int]]:
     """A seed for each step and client, from (seed, round, client) alone."""
     seed, round_number, clients = batches.origin
-    sources = [seeds.generator(seed, "noise", round_number, client) for client in clients.tolist()]
-    return [[int(source.integers(2**62)) for source in sources] for _ in batches.examples]
-
-
-def adam(params: torch.Tensor, gradient: torch.Tensor, state: AdamState, config: ClientConfig) -> None:
-    """One step of Adam (Kingma and Ba, ICLR 2015) on (num_clients, num_params), L2 penalty added to the gradient.
-
-    Everything happens in place, `gradient` included: with all weights of a CLIP in training, copies are what memory goes into.
-    """
-    beta1, beta2 = config.betas
-    gradient.add_(params, alpha=config.weight_decay)
-    state.first.lerp_(gradient, 1 - beta1)
-    state.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    state.steps.add_(1)
-    corrected1, corrected2 = (
-        (1 - beta ** state.steps.double()).float() for beta in config.betas
-    )  # in float32, 1 - 0.999 loses digits
-    denominator = torch.div(state.second, corrected2, out=gradient).sqrt_().add_(config.eps).mul_(corrected1)
-    params.addcdiv_(state.first, denominator, value=-config.lr)
-
-
-def forget(state: AdamState, clients: torch.Tensor) -> AdamState:
-    """`state` with nothing remembered of `clients` (num_clients,) bool: moments that are not finite would stay so for ever."""
-    clients = clients[:, None].to(state.first.device)
-    return AdamState(*(torch.where(clients, 0.0, part) for part in state))
+    numbers = seeds.words(seed, "noise", round_number, of=clients, count=len(batches.examples)) >> np.uint64(2)
+    drawn: list[list[int]] = numbers.T.tolist()
+    return drawn

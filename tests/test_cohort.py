@@ -1,5 +1,3 @@
-import inspect
-
 import numpy as np
 import pytest
 
@@ -66,28 +64,6 @@ def test_every_client_is_in_one_group(group_size: int) -> None:
     assert max(map(len, groups)) <= group_size
 
 
-@pytest.mark.parametrize(
-    ("num_clients", "rows_per_client", "num_params", "expected"),
-    [
-        (80, 50, 4096, 5),  # sixteen groups
-        (10_000, 50, 4096, 32),  # MAX_GROUP
-        (10_000, 1_000, 4096, 8),  # MAX_ROWS / 1,000 = 8.2
-        (10_000, 10_000, 4096, 1),  # one client alone is more than MAX_ROWS
-        (10_000, 50, 10_000_000, 6),  # MAX_NUMBERS / 10 million = 6.7
-        (10_000, 50, 150_000_000, 1),
-        (10_000, 0, 0, 32),  # nothing is trained
-        (3, 50, 4096, 1),
-    ],
-)
-def test_default_group_size(num_clients: int, rows_per_client: int, num_params: int, expected: int) -> None:
-    assert cohort.default_group_size(num_clients, rows_per_client, num_params) == expected
-
-
-def test_default_group_size_is_not_told_the_number_of_ranks() -> None:
-    """It is part of what decides the bits, and those must not depend on ranks."""
-    assert list(inspect.signature(cohort.default_group_size).parameters) == ["num_clients", "rows_per_client", "num_params"]
-
-
 # --- on which rank
 
 
@@ -105,6 +81,11 @@ def test_every_group_is_on_one_rank_and_no_rank_has_a_group_too_many(num_groups:
     assert sorted(group for mine in ranks for group in mine) == list(range(num_groups))
     loads = [sum(costs[group] for group in mine) for mine in ranks]
     assert max(loads) - min(loads) <= max(costs)
+
+
+def test_static_groups_go_to_ranks_in_turn_whatever_they_cost() -> None:
+    assert cohort.assign([3, 5, 2, 4, 1], 2, "static") == [[0, 2, 4], [1, 3]]
+    assert cohort.assign([3], 2, "static") == [[0], []]
 
 
 def test_a_rank_may_get_no_group() -> None:

@@ -122,6 +122,11 @@ MISTAKES = {
         "client.optimizer_state: 'keep' needs every client in every round (cohort.fraction: 1.0); "
         "set client.optimizer_state: reset",
     ),
+    "moments of clients that change their rank": (
+        "cohort: {assignment: dynamic}\nclient: {optimizer_state: keep}",
+        "client.optimizer_state: 'keep' needs clients that stay on their rank, which cohort.assignment: dynamic moves; "
+        "set cohort.assignment: balanced",
+    ),
 }
 
 
@@ -192,7 +197,7 @@ def test_a_key_in_the_wrong_place_is_answered_with_the_right_place(problems: Pro
 
 
 def test_a_key_near_to_nothing_is_answered_with_all_of_its_section(problems: Problems) -> None:
-    assert problems("evaluate: {zzz: 1}") == ["run.yaml: evaluate.zzz: unknown key (known here: every, per_client)"]
+    assert problems("evaluate: {zzz: 1}") == ["run.yaml: evaluate.zzz: unknown key (known here: every, overlap, per_client)"]
 
 
 # Overrides

@@ -1,9 +1,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from flora_hpc.seeds import generator
+from flora_hpc.seeds import generator, philox, words
 
 
 def numbers(*arguments: object) -> list[int]:
@@ -45,3 +46,54 @@ def test_another_process_gives_the_same_numbers() -> None:
     code = "from flora_hpc.seeds import generator; print(generator(5, 'batches', 3, 11).integers(0, 2**63, 4).tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == str(numbers(5, "batches", 3, 11))
+
+
+# --- words of many clients at once
+
+
+def drawn(clients: list[int], count: int = 5, seed: int = 0, purpose: str = "batches", index: int = 3) -> list[list[int]]:
+    return words(seed, purpose, index, of=np.array(clients), count=count).tolist()
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([2**32 - 1] * 4, [2**32 - 1] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+    ids=["zeros", "ones", "pi"],
+)
+def test_philox_is_that_of_its_inventors(counter: list[int], key: list[int], expected: list[int]) -> None:
+    """The known answers that come with their library, Random123."""
+    state = [np.array([word], np.uint64) for word in counter]
+    assert [int(word[0]) for word in philox(state, np.array(key, np.uint64))] == expected
+
+
+def test_a_clients_words_depend_neither_on_its_neighbours_nor_on_how_many_are_asked_for() -> None:
+    together = drawn([7, 10**12, 0, 3])
+    assert [drawn([client])[0] for client in (7, 10**12, 0, 3)] == together
+    assert [row[:2] for row in together] == drawn([7, 10**12, 0, 3], count=2)
+    assert drawn([5], count=0) == [[]]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"purpose": "noise"}, {"index": 4}], ids=str)
+def test_seed_purpose_and_index_give_other_words(other: dict[str, object]) -> None:
+    assert set(drawn([2])[0]).isdisjoint(drawn([2], **other)[0])
+
+
+def test_clients_whose_numbers_agree_in_their_low_32_bits_get_different_words() -> None:
+    assert len({word for row in drawn([1, 1 + 2**32, 2**32, 0], 100) for word in row}) == 400
+
+
+def test_every_bit_is_set_half_the_time_and_neighbours_have_nothing_in_common() -> None:
+    """Of 64,000 words each bit is set 32,000 times, give or take five times sqrt(64,000) / 2 = 126; so are bits that differ between
+    words of neighbouring clients, and between one word and the next."""
+    numbers = words(0, "batches", 1, of=np.arange(1000), count=64)
+    for value in (numbers, numbers[1:] ^ numbers[:-1], numbers[:, 1:] ^ numbers[:, :-1]):
+        counts = [int((value >> np.uint64(bit) & np.uint64(1)).sum()) for bit in range(64)]
+        np.testing.assert_allclose(counts, value.size / 2, atol=5 * value.size**0.5 / 2)

@@ -1,11 +1,16 @@
+from itertools import permutations
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
-from flora_hpc import trainer
+from flora_hpc import plain, trainer
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.inputs import Features
 from flora_hpc.data.shards import Partition
 from flora_hpc.methods._method import Method
+from flora_hpc.optimizers import State
 
 DIM, CLASSES = 3, 2
 
@@ -30,37 +35,47 @@ def examples(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
 SHARDS = Partition(np.arange(12), np.array([0, 7, 9, 12]))  # clients with 7, 2 and 3 examples
 
 
-def train(clients: list[int], config: ClientConfig, optimizer: trainer.AdamState | None = None) -> trainer.Trained:
+def train(clients: list[int], config: ClientConfig, state: State | None = None) -> trainer.Trained:
     features, labels = examples()
     batches = trainer.make_batches(np.array(clients), SHARDS, config, 0, 1)
-    return trainer.train(linear_method(), torch.full((6,), 0.1), batches, Features(features), labels, config, optimizer=optimizer)
+    return trainer.train(linear_method(), torch.full((6,), 0.1), batches, Features(features), labels, config, state=state)
 
 
-def torch_adam(client: int, config: ClientConfig, rounds: int = 1) -> torch.Tensor:
-    """The update of one client by torch.optim.Adam, its state kept over `rounds` rounds that all start from the same weights."""
+def torch_update(client: int, config: ClientConfig, rounds: int = 1) -> torch.Tensor:
+    """The update of one client by torch.optim, its state kept over `rounds` rounds that all start from the same weights."""
     features, labels = examples()
     weight = torch.nn.Parameter(torch.full((CLASSES, DIM), 0.1))
-    optimizer = torch.optim.Adam([weight], config.lr, config.betas, config.eps, config.weight_decay)
+    optimizer = plain.make_optimizer([weight], config)
     for _ in range(rounds):
         weight.data.fill_(0.1)
         batches = trainer.make_batches(np.array([client]), SHARDS, config, 0, 1)
-        for rows in batches.examples[:, 0]:
-            rows = torch.from_numpy(rows[: len(set(rows.tolist()))])
+        for rows, present in zip(batches.examples[:, 0], batches.present[:, 0], strict=True):
+            rows = torch.from_numpy(rows[present])
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(features[rows] @ weight.T, labels[rows]).backward()
             optimizer.step()
     return (weight.detach() - 0.1).flatten()
 
 
-def test_adam_is_that_of_torch_with_weight_decay_in_the_gradient() -> None:
-    config = ClientConfig(lr=0.1, batch_size=7, epochs=5, weight_decay=0.3, loss="classification")
-    torch.testing.assert_close(train([0], config).updates[0], torch_adam(0, config), rtol=1e-5, atol=1e-6)
+KINDS = [{"optimizer": "adam"}, {"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.8}]
 
 
-def test_kept_moments_go_on_where_the_last_round_ended() -> None:
-    config = ClientConfig(lr=0.1, batch_size=7, epochs=2, weight_decay=0, loss="classification", optimizer_state="keep")
-    second = train([0], config, train([0], config).optimizer)
-    torch.testing.assert_close(second.updates[0], torch_adam(0, config, rounds=2), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_group_of_unequal_clients_gets_what_torch_gives_each_alone(kind: dict[str, Any]) -> None:
+    """15, 5 and 5 steps, weights decaying, short last batches."""
+    config = ClientConfig(lr=0.1, batch_size=3, epochs=5, weight_decay=0.3, loss="classification", **kind)
+    together = train([0, 2, 1], config)
+    assert together.num_steps.tolist() == [15, 5, 5]
+    for update, client in zip(together.updates, [0, 2, 1], strict=True):
+        torch.testing.assert_close(update, torch_update(client, config), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_kept_state_goes_on_where_the_last_round_ended(kind: dict[str, Any]) -> None:
+    config = ClientConfig(lr=0.1, batch_size=3, epochs=2, weight_decay=0.3, loss="classification", optimizer_state="keep", **kind)
+    second = train([0, 1], config, train([0, 1], config).optimizer)
+    for update, client in zip(second.updates, [0, 1], strict=True):
+        torch.testing.assert_close(update, torch_update(client, config, rounds=2), rtol=1e-4, atol=1e-6)
 
 
 def test_clients_of_unequal_size_get_what_each_would_get_alone() -> None:
@@ -75,7 +90,7 @@ def test_clients_of_unequal_size_get_what_each_would_get_alone() -> None:
 
 def test_the_moments_of_a_finished_client_stand_still() -> None:
     config = ClientConfig(lr=0.1, batch_size=3, epochs=2, loss="classification")
-    assert train([0, 2, 1], config).optimizer.steps.flatten().tolist() == [6, 2, 2]
+    assert train([0, 2, 1], config).optimizer[-1].flatten().tolist() == [6, 2, 2]
 
 
 def test_an_epoch_sees_every_example_once_in_batches() -> None:
@@ -94,6 +109,29 @@ def test_the_order_of_examples_depends_on_round_and_client_alone() -> None:
     later = trainer.make_batches(np.array([0]), SHARDS, config, 0, 2)
     assert (in_group.examples[:, 0] == alone.examples[:, 0]).all()
     assert (later.examples != alone.examples).any()
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    batches = trainer.make_batches(np.array([0]), SHARDS, ClientConfig(batch_size=7, epochs=2), 0, 1)
+    assert batches.examples[0].tolist() != batches.examples[1].tolist()
+
+
+def test_every_order_of_examples_is_as_likely_as_every_other() -> None:
+    """Client 2 has three examples: in 3,000 rounds each of 6 orders comes 500 times, give or take 5 x sqrt(500 x 5/6) = 102."""
+    config = ClientConfig(batch_size=3)
+    orders = [tuple(trainer.make_batches(np.array([2]), SHARDS, config, 0, n).examples[0, 0].tolist()) for n in range(3000)]
+    counts = [orders.count(order) for order in permutations([9, 10, 11])]
+    assert sum(counts) == 3000
+    np.testing.assert_allclose(counts, 500, atol=103)
+
+
+def test_a_short_batch_is_filled_up_with_an_example_of_its_own() -> None:
+    batches = trainer.make_batches(np.array([0, 2, 1]), SHARDS, ClientConfig(batch_size=4), 0, 1)
+    assert batches.examples.shape == (2, 3, 4)
+    assert batches.present.sum(2).tolist() == [[4, 3, 2], [3, 0, 0]]
+    for filled, present in zip(batches.examples[:, 0], batches.present[:, 0], strict=True):
+        assert set(filled[~present].tolist()) <= set(filled[present].tolist())
+    assert set(batches.examples[0, 1].tolist()) == {9, 10, 11}
 
 
 def test_without_shuffling_the_order_is_that_of_the_shard() -> None:

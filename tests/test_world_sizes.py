@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from flora_hpc.data import store as stores
+from flora_hpc.records import hdf5file
+from flora_hpc.records.views import PHASES
 
 pytestmark = pytest.mark.mpi
 
@@ -17,18 +19,30 @@ Flora = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["-s", "rounds=2", "-s", "partition.num_clients=5", "-s", "client.group_size=2"]  # 3 groups
 
 KEEP_NOTHING = ("mpi-1", "mpi-3")
+DYNAMIC, OVERLAP = "cohort.assignment=dynamic", "evaluate.overlap=true"
+OTHERWISE = {  # what changes where and when work is done, and no bit of it
+    "gloo-2-dynamic": [DYNAMIC],
+    "mpi-1-dynamic": [DYNAMIC, OVERLAP],
+    "mpi-2-dynamic": [DYNAMIC],
+    "mpi-3-static": ["cohort.assignment=static"],
+    "mpi-3-overlap": [OVERLAP],
+    "mpi-4-dynamic": [DYNAMIC, OVERLAP],
+}
 
 
 @pytest.fixture(scope="module")
 def runs(flora: Flora, mpiexec: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same experiment, started in every way. With 4 ranks and 3 groups, one rank has no client."""
+    """The same experiment, started in every way. With 4 ranks and 3 groups, one rank at least has no client."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ways = {"alone": None, "gloo": "torchrun"} | {f"mpi-{n}": n for n in (1, 2, 3, 4)}
+    ways |= {name: "torchrun" if name.startswith("gloo") else int(name[4]) for name in OTHERWISE}
     folder = tmp_path_factory.mktemp("runs")
     for name, way in ways.items():
         out = folder / name
         store = "none" if name in KEEP_NOTHING else str(folder / f"{name}-store")  # every one computes all features itself
-        arguments = ["run", "configs/quickstart.yaml", *SMALL, "-s", f"features.store={store}", "--out", str(out)]
+        settings = [f"features.store={store}", *OTHERWISE.get(name, [])]
+        special = [word for setting in settings for word in ("-s", setting)]
+        arguments = ["run", "configs/quickstart.yaml", *SMALL, *special, "--out", str(out)]
         if way == "torchrun":
             result = subprocess.run([*torchrun, "-m", "flora_hpc", *arguments], capture_output=True, text=True, timeout=240)
         else:
@@ -81,12 +95,22 @@ def test_the_file_says_how_it_was_started(runs: dict[str, Path], name: str, back
         assert len(file["ranks"]) == 3 * size
 
 
-def test_a_rank_without_clients_takes_part(runs: dict[str, Path]) -> None:
-    with h5py.File(runs["mpi-4"] / "run.h5", swmr=True) as file:
+@pytest.mark.parametrize("name", ["mpi-4", "mpi-4-dynamic"])
+def test_a_rank_without_clients_takes_part(runs: dict[str, Path], name: str) -> None:
+    with h5py.File(runs[name] / "run.h5", swmr=True) as file:
         ranks = file["ranks"][:]
     per_rank = [int(ranks["num_clients"][(ranks["rank"] == rank) & (ranks["round"] == 1)][0]) for rank in range(4)]
     assert sum(per_rank) == 5
     assert 0 in per_rank
+
+
+def test_every_group_is_trained_on_one_rank(runs: dict[str, Path]) -> None:
+    """Together with the clients' rows, which are those of the lone rank, that is: once."""
+    for path in runs.values():
+        with h5py.File(path / "run.h5", swmr=True) as file:
+            clients = file["clients"][:]
+        places = {(row["round"], row["group"], row["rank"]) for row in clients}
+        assert len(places) == 2 * 3
 
 
 def test_sums_over_clients_and_ranks_equal_the_rounds(runs: dict[str, Path]) -> None:
@@ -105,7 +129,7 @@ def test_sums_over_clients_and_ranks_equal_the_rounds(runs: dict[str, Path]) -> 
 def test_phases_add_up_to_the_round(runs: dict[str, Path]) -> None:
     with h5py.File(runs["mpi-2"] / "run.h5", swmr=True) as file:
         rounds = file["rounds"][1:]
-    phases = sum(rounds[f"{phase}_seconds"].sum() for phase in ("train", "wait", "comm", "server", "eval", "log"))
+    phases = sum(rounds[f"{phase}_seconds"].sum() for phase in PHASES)
     assert phases == pytest.approx(rounds["round_seconds"].sum(), rel=0.02)
 
 
@@ -113,10 +137,14 @@ def test_phases_add_up_to_the_round(runs: dict[str, Path]) -> None:
 def test_methods_with_pixels_or_with_clients_of_several_ranks_give_the_same_bits_too(
     flora: Flora, mpiexec: list[str], tmp_path: Path, method: str
 ) -> None:
+    """And the same accuracies, although ranks share two blocks of pixels during the next round."""
     few = ["-s", f"method.name={method}", "-s", "rounds=1", "-s", "partition.num_clients=20", "-s", "cohort.size=3"]
-    for name, under in {"alone": None, "mpi-2": [*mpiexec, "-n", "2"]}.items():
-        result = flora("run", "configs/quickstart.yaml", *few, "--out", tmp_path / name, under=under)
+    idle = ["-s", DYNAMIC, "-s", OVERLAP]
+    for name, under, special in [("alone", None, []), ("mpi-2", [*mpiexec, "-n", "2"], idle)]:
+        result = flora("run", "configs/quickstart.yaml", *few, *special, "--out", tmp_path / name, under=under)
         assert result.returncode == 0, result.stdout + result.stderr
     alone, together = (sorted((tmp_path / name / "adapter").glob("*.safetensors")) for name in ("alone", "mpi-2"))
     assert len(alone) == 1
     assert alone[0].read_bytes() == together[0].read_bytes()
+    measured = [hdf5file.read(tmp_path / name)[1]["rounds"]["test_accuracy"].tolist() for name in ("alone", "mpi-2")]
+    assert measured[0] == measured[1]

@@ -9,8 +9,9 @@ import numpy as np
 import open_clip
 import torch
 
-from flora_hpc import cohort, embed, plugins, prepare, seeds, trainer
+from flora_hpc import embed, groupsize, plugins, prepare, seeds, trainer
 from flora_hpc.clip.load import Clip
+from flora_hpc.comm import devices
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import ClientConfig, FeaturesConfig
 from flora_hpc.data import features
@@ -86,8 +87,8 @@ def set_up(
     shards = Population(max(COHORT, clients or 0), batch_size, 0, Partitioner(draw, draw), everyone)
     options = plugins.member("methods", method).Options(name=method)
     built = prepare.build_method(options, precision, dataset, clip, shards)
-    rows = built.text_positions + batch_size * built.image_positions
-    chosen = np.arange(clients or cohort.default_group_size(COHORT, rows, built.num_params))
+    each = groupsize.load(clip, built, ClientConfig(batch_size=batch_size), classes)
+    chosen = np.arange(clients or groupsize.choose(COHORT, each, devices.room(device)).clients)
     work = embed.Work(clip, FeaturesConfig(store="none"), Serial(), device, num_threads)
     inputs, _ = prepare.see(dataset, built, work)
     return Group(built, chosen, shards, images, captions, names, inputs, torch.from_numpy(labels).to(device))

@@ -1,6 +1,5 @@
 """`flora-hpc plan`: clients, ranks, payload and memory before anything runs; needs no GPU, no MPI, no weights."""
 
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,45 +12,52 @@ from rich.table import Table
 from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides
 
+ASSIGNMENTS = {
+    "static": "static: groups go to ranks in turn",
+    "balanced": "balanced: the costliest group first, each to the rank with the least so far",
+    "dynamic": "dynamic: an idle rank takes the costliest group that is left; below, what ranks of the same speed take",
+}
+UNSEEN_GPU_BYTES = 16 * 10**9  # memory of a GPU that is planned for and not here
 
-def memory(clip: Any, fed: Any, num_images: int, kept_clients: int, num_bytes: int = 4) -> dict[str, int]:
+
+def memory(clip: Any, fed: Any, load: Any, num_images: int, kept_clients: int, num_bytes: int = 4) -> dict[str, int]:
     """About how many bytes a rank needs: what stays, and the larger of two peaks, which do not meet.
 
-    `kept_clients` are those whose Adam moments stay with the rank; a number of a feature has `num_bytes`.
+    `load` is what a client takes; `kept_clients` are those whose optimizers stay with the rank; a number of a feature has
+    `num_bytes`.
     """
     import torch
 
     from flora_hpc.clip.towers import num_image_positions
     from flora_hpc.data.features import BLOCK
+    from flora_hpc.groupsize import tower
 
     model, method = clip.model, fed.method
-    text, image = (shape(getattr(model, "text", model)), shape(model.visual))
     lasting = {"weights": sum(p.numel() * p.element_size() for p in model.parameters())}
-    # trained numbers, gradients and two moments of each client; the adapter, the mean update and an exact sum of 16 bytes a
-    # number; and what blocks keep for the backward pass, about twenty rows of a tower's width for each position
-    batch = fed.client.batch_size
-    positions = (
-        (method.text_positions + batch * method.caption_positions) * prod(text),
-        batch * method.image_positions * prod(image),
-    )
-    peaks = {"training a group": (4 * fed.group_size + 6) * method.payload_bytes + fed.group_size * 4 * 20 * sum(positions)}
+    # beside a group: the adapter, the mean update and an exact sum of 16 bytes a number
+    peaks = {"training a group": load.of_group(fed.group_size) + 6 * method.payload_bytes}
     if method.sees == "features":
         values = method.unpack(torch.empty(1, method.num_params, device="meta"))
         lasting["features"] = num_bytes * method.classes(values, None).shape[-1] * num_images
         size = model.visual.image_size
         pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)
         # pixels of a block of images, twice, and what one layer makes of them
-        peaks["encoding images"] = 4 * BLOCK * (2 * pixels + 10 * num_image_positions(model) * image[0])
+        peaks["encoding images"] = 4 * BLOCK * (2 * pixels + 10 * num_image_positions(model) * tower(model.visual).width)
     if fed.client.optimizer_state == "keep":
-        lasting["moments"] = 2 * kept_clients * method.payload_bytes
+        lasting["optimizers"] = kept_clients * load.state_bytes
     largest = max(peaks, key=lambda name: peaks[name])
     return lasting | {largest: peaks[largest]}
 
 
-def shape(tower: Any) -> tuple[int, int]:
-    """Width and number of blocks of a tower; those of a ViT-B where they cannot be read off."""
-    blocks = getattr(getattr(tower, "transformer", None), "resblocks", ())
-    return (tower.transformer.width, len(blocks)) if len(blocks) else (768, 12)
+def room_for(gpus: int) -> Any:
+    """Memory for a group: of this machine, or of a GPU like those here."""
+    import torch
+
+    from flora_hpc.comm import devices
+
+    if gpus and not torch.cuda.is_available():
+        return devices.Room(UNSEEN_GPU_BYTES // 2, gpu=True)
+    return devices.room(torch.device("cuda" if gpus else "cpu"))
 
 
 def plan(
@@ -70,13 +76,16 @@ def plan(
     from flora_hpc import cohort, prepare
     from flora_hpc.round import cost
 
-    dataset, clip, fed = prepare.everything(resolved, torch.device("meta"))
+    room = room_for(gpus)
+    dataset, clip, fed = prepare.everything(resolved, torch.device("meta"), room)
     clients = cohort.sample(resolved.cohort, fed.shards.num_clients, resolved.seed, 1)
     sizes = fed.shards.sizes(clients)
     groups = cohort.make_groups(clients, sizes, fed.group_size)
     costs = [cost(fed, group) for group in groups]
     num_bytes = 2 if resolved.features.precision == "bf16" else 4
-    needed = memory(clip, fed, len(dataset.images), -(-len(clients) // ranks), num_bytes)
+    chosen, load = prepare.group_size(resolved, dataset, clip, fed.method, len(clients), room)
+    group_bytes = load.of_group(chosen.clients)
+    needed = memory(clip, fed, load, len(dataset.images), -(-len(clients) // ranks), num_bytes)
 
     table = Table(title=f"plan of {Path(config).name}", title_justify="left", show_header=False)
     table.add_column(style="dim")
@@ -90,8 +99,10 @@ def plan(
     table.add_row("captions", f"{len(dataset.captions)}, such as '{dataset.captions[0]}'")
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
     table.add_row("clients", f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}")
-    table.add_row("groups", f"{len(groups):,} of up to {fed.group_size} clients in one batch of tensors")
+    together = f"{len(groups):,} of up to {fed.group_size} clients in one batch of tensors, about {decimal(group_bytes)}"
+    table.add_row("groups", f"{together}; {chosen.bound}")
     sent = int(fed.method.bytes_of(clients).sum())
+    table.add_row("assignment", ASSIGNMENTS[resolved.cohort.assignment])
     table.add_row("traffic", f"{decimal(sent)} up and as much down, a round, in a federation")
     wire = 8 * (2 * fed.method.num_params + 1)
     table.add_row("allreduce", f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)")
@@ -99,11 +110,18 @@ def plan(
     table.add_row("memory", f"per rank about {decimal(sum(needed.values()))} of tensors: {parts}; libraries: 1 GB more")
     console = Console()
     console.print(table)
+    if group_bytes > room.num_bytes:
+        whose = "of a GPU's memory" if room.gpu else "of this machine's memory for each core"
+        cure = "lower client.group_size or" if chosen.clients > 1 else "put fewer ranks on a node, or lower"
+        console.print(
+            f"[yellow]warning: a group takes about {decimal(group_bytes)}, and half {whose} is {decimal(room.num_bytes)}; "
+            f"{cure} client.batch_size[/]"
+        )
 
     shares = Table(title=f"round 1 on {ranks} rank{'s' * (ranks > 1)}", title_justify="left")
     for heading in ("rank", "device", "groups", "clients", "client steps", "share"):
         shares.add_column(heading, justify="right")
-    for rank, mine in enumerate(cohort.assign(costs, ranks)):
+    for rank, mine in enumerate(cohort.assign(costs, ranks, resolved.cohort.assignment)):
         steps = sum(costs[g] for g in mine)
         device = f"cuda:{rank % gpus}" if gpus else "cpu"
         count = sum(len(groups[g]) for g in mine)

@@ -22,9 +22,9 @@ from flora_hpc.records import hdf5file, views
 from flora_hpc.records.schema import Rows
 
 HIDDEN_FIRST = (
-    "server_seconds", "log_seconds", "num_rejected", "downlink_bytes", "weight", "group", "eval_seconds", "num_steps",
-    "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes", "num_clients",
-    "wait_seconds",
+    "server_seconds", "sum_seconds", "log_seconds", "num_rejected", "downlink_bytes", "weight", "group", "eval_seconds",
+    "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
+    "num_clients", "wait_seconds", "batch_seconds",
 )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -40,6 +42,58 @@ def share_cores(comm: Communicator, launch: Launch) -> int:
         num_threads = min(num_threads, int(os.environ["SLURM_CPUS_PER_TASK"]))
     torch.set_num_threads(num_threads)
     return num_threads
+
+
+class Room(NamedTuple):
+    """Memory that a group of clients may take, and whether it is a GPU's."""
+
+    num_bytes: int
+    gpu: bool
+
+
+def room(device: torch.device) -> Room:
+    """Half of a GPU's memory; or half of what the node has for each core, so that it holds whatever the number of ranks."""
+    if device.type == "cuda":
+        return Room(torch.cuda.get_device_properties(device).total_memory // 2, gpu=True)
+    return Room(memory_per_core() // 2, gpu=False)
+
+
+def least_room(comm: Communicator, mine: Room) -> Room:
+    """The smallest of all ranks, on every rank."""
+    rooms = [Room(*json.loads(text)) for text in comm.allgather(json.dumps(mine).encode())]
+    return Room(min(one.num_bytes for one in rooms), gpu=all(one.gpu for one in rooms))
+
+
+def memory_per_core(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of the node for each of its cores, or of a control group (version 2) around this process where that is less.
+
+    A job that has a part of the node's memory usually has as large a part of its cores, and is measured by these.
+    """
+    cores = os.cpu_count() or 1
+    total = next(int(line.split()[1]) * 1024 for line in (proc / "meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    shares = [total // cores]
+    within = [line[len("0::/") :] for line in (proc / "self" / "cgroup").read_text().splitlines() if line.startswith("0::/")]
+    for path in within:
+        group = groups / path
+        for folder in [group, *group.parents][: len(group.parts) - len(groups.parts) + 1]:
+            limit = _read(folder / "memory.max")
+            if limit.isdigit():
+                shares.append(int(limit) // (_count(_read(folder / "cpuset.cpus.effective")) or cores))
+    return min(shares)
+
+
+def _read(file: Path) -> str:
+    """A short file's text; nothing where there is no such file."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _count(ranges: str) -> int:
+    """'0-3,8' -> 5."""
+    ends = [part.split("-") for part in ranges.split(",") if part]
+    return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
 
 
 @dataclass(frozen=True)

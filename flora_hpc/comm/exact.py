@@ -26,16 +26,17 @@ class ExactSum:
 
         Returns (num_clients,) bool: False for a client that was left out because a product is not finite or too large.
         """
-        largest = updates.abs().amax(1) if self._num_params else torch.zeros(len(updates))
+        largest = torch.maximum(updates.amax(1), -updates.amin(1)) if self._num_params else torch.zeros(len(updates))
         fits = largest.double().cpu() * weights < LIMIT  # false for NaN, too
         coarse_sum, fine_sum = self._buffer[:-1].view(2, self._num_params)
         scale, kept = weights[:, None].to(updates.device), fits[:, None].to(updates.device)
         for block in _blocks(self._num_params, len(updates)):
             products = torch.where(kept, updates[:, block].double() * scale, 0.0)
-            coarse = torch.round(products * COARSE)
-            fine = torch.round((products - coarse / COARSE) * FINE)
-            coarse_sum[block] += coarse.long().sum(0).cpu()
-            fine_sum[block] += fine.long().sum(0).cpu()
+            coarse = (products * COARSE).round_()
+            fine = products.sub_(coarse / COARSE).mul_(FINE).round_()
+            sums = torch.stack([coarse.long().sum(0), fine.long().sum(0)]).cpu()  # at once: each copy waits for the device
+            coarse_sum[block] += sums[0]
+            fine_sum[block] += sums[1]
         self._buffer[-1] += (weights * fits).sum()
         return fits
 

@@ -61,7 +61,10 @@ class Pixels:
         self._kept: dict[int, torch.Tensor] | None = None  # None until the size of an image is known
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """(...) int64 -> (..., 3, height, width). Raises UserError for an image that has been damaged since the run began."""
+        """(...) int64, best on the host -> (..., 3, height, width).
+
+        Raises UserError for an image that has been damaged since the run began.
+        """
         wanted = rows.flatten().tolist()
         kept = self._kept or {}
         read = self._read(sorted({row for row in wanted if row not in kept}))

@@ -1,5 +1,7 @@
 """Writes run.h5 and config.yaml into the run directory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flora_hpc.errors import UserError
@@ -24,11 +26,24 @@ class Hdf5:
 
     def round(self, record: RoundRecord) -> None:
         assert self._writer is not None
-        self._writer.add(record)
+        with self._telling_why():
+            self._writer.add(record)
 
     def ended(self, status: str) -> None:
         if self._writer is not None:
-            self._writer.close(status)
+            with self._telling_why():
+                self._writer.close(status)
+
+    @contextmanager
+    def _telling_why(self) -> Iterator[None]:
+        """Raise UserError when the file can no longer be written; the rounds that are in it can still be read."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
+            why = " ".join(str(error).split())
+            raise UserError(
+                f"{self._folder / 'run.h5'}: can no longer be written ({why}); make room on its disk, and run again"
+            ) from None
 
 
 def build(folder: Path) -> Hdf5:

@@ -1,11 +1,13 @@
 """What is known about a run when it starts, and about a round when it ends."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -49,26 +51,28 @@ class RankReport:
 
     rank: Rows  # shape (1,), of RANKS
     clients: Rows  # of CLIENTS
-    correct: npt.NDArray[np.int64]  # of its test images, those of each class that were right; empty when not evaluated
+    correct: Ints  # of its test images, those of each class that were right; empty when not evaluated
     digest: int  # of the adapter it holds
+    before: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # as `correct`, with the adapter of the round before
 
     def to_bytes(self) -> bytes:
         """For a collective; `from_bytes` is its inverse."""
-        header = np.array([self.digest, len(self.correct)], np.int64)
-        return header.tobytes() + self.correct.tobytes() + self.rank.tobytes() + self.clients.tobytes()
+        header = np.array([self.digest, len(self.correct), len(self.before)], np.int64)
+        return b"".join(part.tobytes() for part in (header, self.correct, self.before, self.rank, self.clients))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RankReport":
-        digest, num_classes = np.frombuffer(data, np.int64, 2).tolist()
-        correct, start = np.frombuffer(data, np.int64, num_classes, 16), 16 + 8 * num_classes
-        return cls(np.frombuffer(data, RANKS, 1, start), np.frombuffer(data, CLIENTS, -1, start + RANKS.itemsize), correct, digest)
+        digest, num_correct, num_before = np.frombuffer(data, np.int64, 3).tolist()
+        counts, start = np.frombuffer(data, np.int64, num_correct + num_before, 24), 24 + 8 * (num_correct + num_before)
+        rank, clients = np.frombuffer(data, RANKS, 1, start), np.frombuffer(data, CLIENTS, -1, start + RANKS.itemsize)
+        return cls(rank, clients, counts[:num_correct], digest, counts[num_correct:])
 
 
 SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]
 
 
-def merge(round_number: int, reports: list[RankReport], num_test: int) -> RoundRecord:
-    """The record of a round from every rank's report; there are `num_test` test images.
+def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
+    """The record of a round from every rank's report, all but its accuracy.
 
     Raises RuntimeError when ranks hold different adapters.
     """
@@ -84,9 +88,7 @@ def merge(round_number: int, reports: list[RankReport], num_test: int) -> RoundR
     row["num_examples"] = clients["num_examples"].sum()
     kept = clients[clients["weight"] > 0]
     row["train_loss"] = np.average(kept["train_loss"], weights=kept["weight"]) if len(kept) else np.nan
-    evaluated = any(len(report.correct) for report in reports)
-    row["test_accuracy"] = sum(int(report.correct.sum()) for report in reports) / num_test if evaluated else np.nan
-    for name in ("client_accuracy_mean", "client_accuracy_std", "client_accuracy_min"):
+    for name in ("test_accuracy", "client_accuracy_mean", "client_accuracy_std", "client_accuracy_min"):
         row[name] = np.nan
     row["worst_client"] = -1
     row["uplink_bytes"], row["downlink_bytes"] = clients["uplink_bytes"].sum(), clients["downlink_bytes"].sum()

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-SCHEMA = 2
+SCHEMA = 3
 TEXT = h5py.string_dtype("utf-8", 64)
 
 # `round` 0 is the state before training. Seconds are means over ranks and cover all wall time since the round before:
-# train + wait + comm + server + eval + log = round, but for the loop between them.
+# batch + train + sum + wait + comm + server + eval + log = round, but for the loop between them.
 ROUNDS = np.dtype(
     [
         ("round", "i4"),
@@ -31,12 +31,14 @@ ROUNDS = np.dtype(
         ("uplink_bytes", "i8"),
         ("downlink_bytes", "i8"),
         ("collective_bytes", "i8"),
-        ("train_seconds", "f8"),
+        ("batch_seconds", "f8"),  # who trains, in which groups, on which examples; before schema 3, within train
+        ("train_seconds", "f8"),  # tensor work alone
+        ("sum_seconds", "f8"),  # exact sums of updates, and a row for each client
         ("wait_seconds", "f8"),
         ("comm_seconds", "f8"),
         ("server_seconds", "f8"),
         ("eval_seconds", "f8"),
-        ("log_seconds", "f8"),  # writing the round before
+        ("log_seconds", "f8"),  # handing the round before to a thread of rank 0 that writes it
         ("round_seconds", "f8"),
     ]
 )
@@ -46,7 +48,9 @@ RANKS = np.dtype(
         ("round", "i4"),
         ("rank", "i4"),
         ("num_clients", "i4"),
+        ("batch_seconds", "f8"),
         ("train_seconds", "f8"),
+        ("sum_seconds", "f8"),
         ("wait_seconds", "f8"),
         ("comm_seconds", "f8"),
         ("server_seconds", "f8"),

@@ -10,7 +10,16 @@ from rich.text import Text
 
 from flora_hpc.records.schema import Rows
 
-PHASES = {"train": "green", "wait": "yellow", "comm": "magenta", "server": "cyan", "eval": "blue", "log": "white"}
+PHASES = {
+    "batch": "bright_green",
+    "train": "green",
+    "sum": "bright_cyan",
+    "wait": "yellow",
+    "comm": "magenta",
+    "server": "cyan",
+    "eval": "blue",
+    "log": "white",
+}
 PER_CLIENT = ("client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "worst_client")  # with evaluate.per_client
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 
@@ -57,7 +66,8 @@ def curve(values: Sequence[float], width: int, height: int = 6) -> Text:
 def time_split(rounds: Rows, width: int) -> Text:
     """One bar over `width` cells and its legend: the share of each phase in all seconds of `rounds`."""
     total = rounds["round_seconds"].sum() or 1.0
-    shares = {phase: float(rounds[f"{phase}_seconds"].sum() / total) for phase in PHASES}
+    known = [phase for phase in PHASES if f"{phase}_seconds" in (rounds.dtype.names or ())]  # files of old versions lack some
+    shares = {phase: float(rounds[f"{phase}_seconds"].sum() / total) for phase in known}
     bar, legend = Text(), Text()
     ends = np.round(np.cumsum(list(shares.values())) * width).astype(int)
     for (phase, share), start, end in zip(shares.items(), [0, *ends[:-1]], ends, strict=True):

@@ -9,6 +9,7 @@ from click.testing import Result
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from flora_hpc import groupsize
 from flora_hpc.bench import methods, workload
 from flora_hpc.cli.bench import app, times
 from flora_hpc.clip.load import load
@@ -102,8 +103,8 @@ def test_ratios_are_taken_against_the_last_method() -> None:
 
 
 def test_a_group_is_that_of_a_large_cohort() -> None:
-    one = methods.measure(methods.Task("fedlc", "flora-tiny", 10, 8, None, 2, 1, "cpu"))
-    assert one.clients_at_once == 32
+    one = methods.measure(methods.Task("fedlc", "flora-tiny", 10, 8, None, 1, 1, "cpu"))
+    assert one.clients_at_once == groupsize.MAX_CLIENTS
 
 
 def test_random_weights_are_mapped_from_a_file_that_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from flora_hpc import plain
+from flora_hpc import groupsize, plain
 from flora_hpc.bench import methods, step, workload
 from flora_hpc.cli.bench import app
 from flora_hpc.clip import frozen, precision
@@ -59,7 +59,7 @@ def test_both_sides_are_timed_and_have_the_same_gradients(method: str) -> None:
 
 def test_a_group_is_as_large_as_in_a_run() -> None:
     found = step.measure(task(clients=None, batch_size=1))
-    assert found["clients_per_step"] == 32
+    assert found["clients_per_step"] == groupsize.MAX_CLIENTS
 
 
 def test_bf16_is_measured_against_a_plain_side_in_fp32() -> None:

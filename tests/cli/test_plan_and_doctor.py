@@ -5,6 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flora_hpc.cli import app
+from flora_hpc.comm import devices
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -26,6 +27,34 @@ def test_plan_shares_clients_among_ranks() -> None:
     lines = [line for line in plan("--ranks", "3", "--gpus", "2").splitlines() if "cuda:" in line]
     assert [line.split("│")[2].strip() for line in lines] == ["cuda:0", "cuda:1", "cuda:0"]
     assert sum(int(line.split("│")[4]) for line in lines) == 10
+
+
+def test_plan_tells_the_assignment() -> None:
+    """Ten groups of one client on 3 ranks, in turn: 4, 3 and 3."""
+    text = plan("--ranks", "3", "-s", "cohort.assignment=static", "-s", "client.group_size=1")
+    assert "static: groups go to ranks in turn" in text
+    assert [line.split("│")[3].strip() for line in text.splitlines() if "│ cpu │" in " ".join(line.split())] == ["4", "3", "3"]
+    assert "dynamic: an idle rank takes" in plan("-s", "cohort.assignment=dynamic")
+
+
+def test_plan_says_how_large_groups_are_and_why() -> None:
+    told = plan()
+    assert "10 of up to 1 clients in one batch of tensors, about" in told
+    assert "a cohort is cut into about sixteen" in " ".join(told.replace("│", " ").split())
+    told = plan("-s", "client.group_size=4")
+    assert "3 of up to 4 clients" in told
+    assert "as client.group_size says" in told
+    assert "warning" not in told
+
+
+@pytest.mark.parametrize(
+    ("setting", "cure"), [("client.group_size=4", "lower client.group_size or"), ("rounds=1", "put fewer ranks on a node, or")]
+)
+def test_plan_warns_of_a_group_that_does_not_fit(setting: str, cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "memory_per_core", lambda: 200_000)
+    told = " ".join(plan("-s", setting).split())
+    assert "half of this machine's memory for each core is 100.0 kB" in told
+    assert cure in told
 
 
 @pytest.mark.mpi

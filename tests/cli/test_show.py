@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import h5py
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -80,6 +81,13 @@ def test_a_run_that_is_still_written_can_be_shown(tmp_path: Path) -> None:
     assert "running" in shown
 
 
+def test_seconds_of_files_that_knew_fewer_phases_are_split_too() -> None:
+    rounds = np.concatenate([record.row for record in RECORDS[1:]])
+    kept = [name for name in rounds.dtype.names if name not in ("batch_seconds", "sum_seconds")]
+    legend = views.time_split(rounds[kept], 20).plain.splitlines()[1]
+    assert legend.startswith("■ train 38%  ■ wait 12%")
+
+
 def test_a_directory_is_named_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Brackets mean something to rich."""
     monkeypatch.chdir(folder)
@@ -95,9 +103,9 @@ def test_a_directory_is_named_as_it_is(folder: Path, monkeypatch: pytest.MonkeyP
             "rounds",
             3,
             "2, 3, 1, 30, 1.25, 0.75, 300 bytes, 300 bytes, 4.0 kB, "
-            "500.0 ms, 125.0 ms, 62.5 ms, 31.2 ms, 250.0 ms, 31.2 ms, 1.00 s",
+            "62.5 ms, 375.0 ms, 62.5 ms, 125.0 ms, 62.5 ms, 31.2 ms, 250.0 ms, 31.2 ms, 1.00 s",
         ),
-        ("ranks", 6, "2, 1, 1, 500.0 ms, 125.0 ms, 62.5 ms, 31.2 ms, 250.0 ms, 31.2 ms, 1.00 s, 2.0 kB, 1.0 GB"),
+        ("ranks", 6, "2, 1, 1, 62.5 ms, 375.0 ms, 62.5 ms, 125.0 ms, 62.5 ms, 31.2 ms, 250.0 ms, 31.2 ms, 1.00 s, 2.0 kB, 1.0 GB"),
         ("clients", 6, "2, 1, 1, 0, 10, 2, 10, 1.25, 0.5, 250.0 ms, 100 bytes, 100 bytes"),
         ("topology", 2, "1, node2, 0, cpu, 4"),
     ],

@@ -1,6 +1,7 @@
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -130,3 +131,58 @@ def test_every_rank_learns_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
         devices.Place(1, "node2", 0, "cuda:0 Some GPU", 4),
     ]
     assert devices.places(comm, launch, torch.device("cpu"), 4)[1].device == "cpu"
+
+
+# --- memory for a group of clients
+
+
+GIB = 2**30
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`node({group: (memory.max, cpuset)})`: bytes per core in /job/step of a node with 16 GiB and 8 cores."""
+
+    def measure(limits: dict[str, tuple[str, str]]) -> int:
+        proc, groups = tmp_path / "proc", tmp_path / "groups"
+        (proc / "self").mkdir(parents=True)
+        (proc / "meminfo").write_text(f"MemTotal: {16 * 2**20} kB\nMemFree: 1 kB\n")
+        (proc / "self" / "cgroup").write_text("4:memory:/elsewhere\n0::/job/step\n")
+        for path, (memory, cores) in limits.items():
+            (groups / path).mkdir(parents=True, exist_ok=True)
+            (groups / path / "memory.max").write_text(memory + "\n")
+            (groups / path / "cpuset.cpus.effective").write_text(cores + "\n")
+        monkeypatch.setattr(os, "cpu_count", lambda: 8)
+        return devices.memory_per_core(proc, groups)
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 2 * GIB),
+        ({"job": ("max", "0-7"), "job/step": ("max", "0")}, 2 * GIB),
+        ({"job": (str(4 * GIB), "0-2,5")}, GIB),  # four cores
+        ({"job": (str(4 * GIB), "0-3"), "job/step": (str(4 * GIB), "0")}, GIB),  # one rank, bound to a core
+        ({"": (str(4 * GIB), "")}, GIB // 2),  # a container: its root
+        ({"job": (str(16 * GIB), "0-3")}, 2 * GIB),  # more than a part of the node as large as its cores
+    ],
+)
+def test_memory_per_core_is_that_of_the_tightest_group(
+    node: Callable[..., int], limits: dict[str, tuple[str, str]], expected: int
+) -> None:
+    assert node(limits) == expected
+
+
+def test_room_is_half_and_a_gpu_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "memory_per_core", lambda: 100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
+    assert devices.room(torch.device("cpu")) == (50, False)
+    assert devices.room(torch.device("cuda", 0)) == (500, True)
+
+
+def test_all_ranks_take_the_least_room() -> None:
+    others = SimpleNamespace(allgather=lambda data: [data, b"[30, true]", b"[70, true]"])
+    assert devices.least_room(others, devices.Room(50, gpu=True)) == devices.Room(30, gpu=True)
+    assert devices.least_room(others, devices.Room(20, gpu=False)) == devices.Room(20, gpu=False)

@@ -19,7 +19,9 @@ cohort: {fraction: null, size: 3}
 
 NAN = float("nan")
 SECONDS = {  # of a trained round; they add up
-    "train_seconds": 0.5,
+    "batch_seconds": 0.0625,
+    "train_seconds": 0.375,
+    "sum_seconds": 0.0625,
     "wait_seconds": 0.125,
     "comm_seconds": 0.0625,
     "server_seconds": 0.03125,

@@ -34,12 +34,17 @@ class TorchDist:
     def allreduce(self, array: Array) -> None:
         tensor = torch.from_numpy(array).to(self._device)
         dist.all_reduce(tensor)
-        array[...] = tensor.cpu().numpy()
+        self._fetch(tensor, array)
 
     def broadcast(self, array: Array) -> None:
         tensor = torch.from_numpy(array).to(self._device)
         dist.broadcast(tensor, src=0)
-        array[...] = tensor.cpu().numpy()
+        self._fetch(tensor, array)
+
+    def _fetch(self, tensor: torch.Tensor, array: Array) -> None:
+        """Copy a result from the device; on a CPU the tensor is the array's own memory."""
+        if self._device.type != "cpu":
+            array[...] = tensor.cpu().numpy()
 
     def allgather(self, data: bytes) -> list[bytes]:
         length = torch.tensor([len(data)], device=self._device)

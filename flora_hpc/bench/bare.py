@@ -1,0 +1,103 @@
+"""The tensor operations of a round in a bare loop: no cohort, no batches to draw, no exact sum, no records, no file."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from flora_hpc import cohort, optimizers, prepare, trainer
+from flora_hpc.comm.backends.serial import Serial
+from flora_hpc.comm.launch import Launch
+from flora_hpc.config import Config
+from flora_hpc.errors import UserError
+from flora_hpc.losses import LOSSES
+from flora_hpc.methods._method import Noise
+from flora_hpc.optimizers import OPTIMIZERS
+from flora_hpc.round import Federation
+
+
+class Step(NamedTuple):
+    """One step of a group, whose clients that have finished come last and are left out."""
+
+    rows: torch.Tensor  # (num_clients, batch) int64
+    there: torch.Tensor  # same shape, bool
+    noise: Noise
+
+
+class Group(NamedTuple):
+    """A group, laid out beforehand."""
+
+    num_clients: int
+    held: torch.Tensor | None
+    steps: list[Step]
+
+
+def lay_out(fed: Federation, number: int, device: torch.device) -> list[Group]:
+    """The groups of round `number`, as a run makes them."""
+    clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
+    groups = []
+    for members in cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size):
+        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
+        noise = trainer.draw_noise_seeds(batches) if fed.method.noisy else None
+        steps = []
+        for step in range(len(batches.examples)):
+            n, width = int((batches.num_steps > step).sum()), int(batches.present[step].sum(1).max())
+            rows, there = (torch.from_numpy(a[step, :n, :width].copy()).to(device) for a in (batches.examples, batches.present))
+            steps.append(Step(rows, there, noise[step][:n] if noise else None))
+        held = fed.method.holds(members).to(device) if fed.method.holds else None
+        groups.append(Group(len(members), held, steps))
+    return groups
+
+
+def train(fed: Federation, adapter: torch.Tensor, group: Group) -> torch.Tensor:
+    """Train a group from `adapter` (num_params,): what its clients end with (num_clients, num_params)."""
+    params = adapter.repeat(group.num_clients, 1)
+    if group.held is not None:
+        params *= group.held
+    optimizer = OPTIMIZERS[fed.client.optimizer]
+    state = optimizer.init(params, fed.client)
+    for rows, there, noise in group.steps:
+        n = len(rows)
+        leaf = params[:n].detach().requires_grad_()
+        tensors = fed.method.unpack(leaf)
+        classes, targets = trainer.choices(fed.method, tensors, noise, fed.labels[rows])
+        scores = fed.method.logits(tensors, classes, fed.inputs(rows), noise)
+        loss = LOSSES[fed.client.loss](scores.expand(n, -1, -1), targets, there)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        if group.held is not None:
+            gradient *= group.held[:n]
+        optimizer.step(params[:n], gradient, optimizers.first(state, n), fed.client)
+    return params
+
+
+def build(config: Config, me: Launch) -> tuple[Federation, torch.Tensor, list[Group]]:
+    """What the loop needs, built as a run builds it. Raises UserError like a run."""
+    comm = Serial()
+    place = prepare.settle(config, comm, me)
+    dataset, clip, fed = prepare.everything(config, place.device, place.room)
+    if fed.method.num_params == 0:
+        raise UserError(f"--bare: {config.method.name} trains nothing, so that there is no loop to compare with; leave it away")
+    inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, lambda done, total: None))
+    if features.damaged:
+        fed = prepare.federation(config, prepare.without(dataset, features.damaged, config), clip, place.device, place.room)
+    fed = replace(fed, inputs=inputs)
+    if fed.method.sees == "features":
+        del clip.model.visual  # as in a run
+    return fed, prepare.first_state(fed, comm, place.device).adapter, lay_out(fed, 1, place.device)
+
+
+def loop(config: Config, me: Launch) -> Callable[[], float]:
+    """A function that plays one round in a bare loop, and returns its seconds."""
+    fed, adapter, groups = build(config, me)
+
+    def play() -> float:
+        started = time.perf_counter()
+        for group in groups:
+            train(fed, adapter, group)
+        if adapter.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    return play

@@ -1,0 +1,184 @@
+"""Images per second on their way into the store of features: decoding, the image tower, and keeping what it made."""
+
+import io
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flora_hpc import embed, seeds, simulation
+from flora_hpc.bench.methods import model_config, processor
+from flora_hpc.clip.load import Clip, load
+from flora_hpc.comm import devices, launch
+from flora_hpc.comm.backends.serial import Serial
+from flora_hpc.config import CommConfig, FeaturesConfig
+from flora_hpc.data import features, store
+from flora_hpc.data.decode import Loader
+from flora_hpc.data.images import Images, Raw
+
+DISTINCT = 64  # pictures, of which images are copies: making one takes longer than decoding it
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured."""
+
+    model: str
+    num_images: int
+    side: int  # pixels
+    encoding: str  # jpeg or png
+    repeats: int
+    device: str  # auto, cpu or cuda
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds for all images."""
+
+    whole: float  # all of the following, decoding of the next images under way while the tower works on some
+    decode: float  # alone, by all threads: decoded and preprocessed
+    tower: float  # alone
+    store: float  # alone: the digest of the images, and writing features
+    again: float  # what a later run takes instead of the whole: the digest of the images, and features read back
+    read: float  # of that, features read back
+
+
+def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Embed random images again and again, as a whole and part by part in turn. Raises UserError for what does not exist here."""
+    me, comm = launch.detect(), Serial()
+    device, num_threads = devices.pick(me, CommConfig(device=task.device)), devices.share_cores(comm, me)
+    clip = load(model_config(task.model), 0, device)
+    pictures = make_pictures(task)
+    images = as_dataset(pictures, task.num_images)
+    work = embed.Work(clip, FeaturesConfig(), comm, device, num_threads)
+    time_tower(clip, images, work, min(task.num_images, features.BLOCK))  # warms up
+    measured = []
+    for repeat in range(task.repeats):
+        tell(f"{task.num_images:,} images ({repeat + 1} of {task.repeats})")
+        with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
+            parts, sizes = once(images, work, Path(folder))
+            measured.append(parts)
+    return {
+        **asdict(task),
+        "embed_dim": int(clip.model.visual.output_dim),
+        "encoded_bytes": statistics.mean(map(len, pictures)),  # of an image
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "num_threads": num_threads,
+        "processor": processor(),
+        "versions": simulation.versions(),
+        **summary(measured, task.num_images),
+        "store_bytes": sizes,
+    }
+
+
+def summary(measured: Sequence[Parts], num_images: int) -> dict[str, Any]:
+    """Medians of the repeats: seconds, images per second, and the shares of the parts in all the work, which add up to 1."""
+    seconds = {name: statistics.median(getattr(one, name) for one in measured) for name in Parts.__dataclass_fields__}
+    work = sum(seconds[name] for name in ("decode", "tower", "store"))
+    return {
+        "seconds": seconds,
+        "images_per_second": {name: num_images / value for name, value in seconds.items()},
+        "shares": {name: seconds[name] / work for name in ("decode", "tower", "store")},
+        "repeat_seconds": [one.whole for one in measured],
+    }
+
+
+def once(images: Images, work: embed.Work, folder: Path) -> tuple[Parts, dict[str, int]]:
+    """One repeat, and the bytes of the store's file in each precision."""
+    kept = embed.Work(work.clip, FeaturesConfig(store=str(folder / "store")), work.comm, work.device, work.num_threads)
+    made, whole = timed(lambda: embed.embed(images, "random images", kept))
+    values = made.values.float()
+    _, written = timed(lambda: keep(images, values, kept, folder / "again"))
+    _, again = timed(lambda: embed.embed(images, "random images", kept).values.float().sum())
+    _, read = timed(lambda: read_back(Path(made.place)))
+    sizes = {}
+    for name, dtype in store.DTYPES.items():
+        store.join(folder / name, [values.to(dtype)], made.facts)
+        sizes[name] = (folder / name).stat().st_size
+    decode, tower = time_decoding(images, work), time_tower(work.clip, images, work, len(images))
+    return Parts(whole, decode, tower, written, again, read), sizes
+
+
+def keep(images: Images, values: torch.Tensor, work: embed.Work, folder: Path) -> None:
+    """What embedding does beside making features: digest the images, write block by block, join the blocks."""
+    place, sizes = store.Store(folder), features.sizes(len(images))
+    key = embed.key_of(embed.digest_of(images, place, work), work)
+    for number in range(len(sizes)):
+        rows = features.rows(number, len(images))
+        place.add_block(key, number, values[rows.start : rows.stop], {})
+    place.complete(key, sizes, {})
+    place.wait(key, len(images))
+
+
+def read_back(path: Path) -> float:
+    """Map a file of features, and look at all of them."""
+    found = store.read(path)
+    assert found is not None
+    return float(found[0].float().sum())
+
+
+def time_decoding(images: Images, work: embed.Work) -> float:
+    """Seconds to decode and preprocess all images."""
+    blocks = (features.rows(number, len(images)) for number in range(len(features.sizes(len(images)))))
+    started, loader = time.perf_counter(), Loader(images, work.clip.preprocess, work.num_threads)
+    try:
+        for _ in loader.blocks(blocks):
+            pass
+        return time.perf_counter() - started
+    finally:
+        loader.close()
+
+
+def time_tower(clip: Clip, images: Images, work: embed.Work, num_images: int) -> float:
+    """Seconds for features of `num_images` images whose pixels are ready."""
+    loader = Loader(images, clip.preprocess, work.num_threads)
+    try:
+        ((_, read),) = loader.blocks([range(min(len(images), features.BLOCK))])
+    finally:
+        loader.close()
+    pixels = torch.stack([image for image in read if isinstance(image, torch.Tensor)])
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for size in features.sizes(num_images):
+            clip.model.encode_image(pixels[:size].to(work.device), normalize=False).float().cpu()
+    return time.perf_counter() - started
+
+
+def make_pictures(task: Task) -> list[bytes]:
+    """Different pictures, as few as will do."""
+    return [encoded(number, task.side, task.encoding) for number in range(min(DISTINCT, task.num_images))]
+
+
+def as_dataset(pictures: Sequence[bytes], num_images: int) -> Images:
+    """As many images, as a dataset of files gives them."""
+
+    def raw(rows: Sequence[int]) -> list[Raw]:
+        return [pictures[row % len(pictures)] for row in rows]
+
+    return Images(np.zeros(num_images, np.int64), raw, lambda row: f"random image {row}")
+
+
+def encoded(number: int, side: int, encoding: str) -> bytes:
+    """One picture as the bytes of a file: smooth shapes with some noise, so that it is as large as a photograph."""
+    rng = seeds.generator(0, "bench picture", number)
+    coarse = rng.integers(0, 256, (max(1, math.ceil(side / 32)),) * 2 + (3,), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC), np.int16)
+    pixels = np.clip(smooth + rng.integers(-12, 13, smooth.shape, np.int16), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, encoding, **({"quality": 90} if encoding == "jpeg" else {}))
+    return file.getvalue()
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` gives, and its seconds."""
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started

@@ -1,0 +1,82 @@
+"""`flora-hpc bench features`: images per second on their way into the store of features."""
+
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from flora_hpc.cli._args import Device
+from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.records.views import seconds
+
+NAMES = {
+    "whole": "embedding",
+    "decode": "  decode and preprocess",
+    "tower": "  image tower",
+    "store": "  digest and write",
+    "again": "embedding again",
+    "read": "  read back",
+}
+
+
+class Encoding(StrEnum):
+    """How images are stored."""
+
+    jpeg = "jpeg"
+    png = "png"
+
+
+def features(
+    model: Annotated[str, typer.Option(help="'flora-tiny' or a name of open_clip.list_models(), with random weights")] = "ViT-B-32",
+    images: Annotated[int, typer.Option(min=1, help="images of a repeat, in blocks of 256")] = 512,
+    side: Annotated[int, typer.Option(min=1, help="pixels of an image's side")] = 256,
+    encoding: Annotated[Encoding, typer.Option(help="how images are stored")] = Encoding.jpeg,
+    repeats: Annotated[int, typer.Option(min=1, help="timed repeats, of which the median counts")] = 3,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU when there is one")] = Device.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Measure the embedding of images: decoding, image tower, store."""
+    from flora_hpc.bench import features as part  # torch and open_clip take seconds to import
+    from flora_hpc.bench import methods
+
+    methods.check(model, [], device.value)
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    result = part.measure(part.Task(model, images, side, encoding.value, repeats, device.value), tell)
+    if as_json:
+        json.dump(result, sys.stdout)
+        print()
+    else:
+        show(Console(highlight=False), result)
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The measurement as a table, and what the numbers mean."""
+    side, size = result["side"], decimal(round(result["encoded_bytes"]))
+    what = f"{result['num_images']:,} {result['encoding']} images of {side} x {side} pixels, {size} each"
+    console.print(f"{result['model']}, {what}", style="italic")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("part")
+    for heading in ("time", "images\nper second", "share\nof the work"):
+        table.add_column(heading, justify="right")
+    for part, name in NAMES.items():
+        rate, share = result["images_per_second"][part], result["shares"].get(part)
+        table.add_row(name, seconds(result["seconds"][part]), f"{rate:,.0f}", "" if share is None else f"{share:.1%}")
+    console.print(table)
+    sizes = ", ".join(f"{decimal(num_bytes)} as {name}" for name, num_bytes in result["store_bytes"].items())
+    named = {
+        "measured": f"medians of {result['repeats']} repeats; the parts one by one, while embedding decodes the next images as "
+        "the tower works; embedding again digests the images and finds their features, of which every number is read",
+        "kept": f"{result['embed_dim']:,} numbers an image: {sizes}",
+        "machine": machine(result),
+    }
+    apart = {"embedding": max(result["repeat_seconds"]) / min(result["repeat_seconds"])}
+    console.print(remarks(named | beware(apart)))

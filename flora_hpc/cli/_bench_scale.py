@@ -1,0 +1,90 @@
+"""`flora-hpc bench scale`: client updates per second on more and more ranks."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flora_hpc import configfile
+from flora_hpc.cli._args import OptionalConfig, Overrides, whole_numbers
+from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.records.views import seconds
+
+DEFAULT = Path(__file__).parent.parent / "bench" / "scale.yaml"
+
+
+class Launcher(StrEnum):
+    """What starts the ranks."""
+
+    mpiexec = "mpiexec"
+    torchrun = "torchrun"
+
+
+def scale(
+    config: OptionalConfig = None,
+    overrides: Overrides = None,
+    ranks: Annotated[
+        str | None, typer.Option(metavar="1,N,...", help="numbers of ranks; by default 1, 2, 4, ... and all cores")
+    ] = None,
+    launcher: Annotated[
+        Launcher | None, typer.Option(help="what starts them; by default mpiexec where there is one", show_default=False)
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="rounds of a run, of which the first warms up")] = 6,
+    repeats: Annotated[int, typer.Option(min=1, help="runs on each number of ranks, in turn")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Compare numbers of ranks, each on a core of its own: client updates per second. Starts the ranks itself."""
+    chosen = whole_numbers("--ranks", ranks, "1,2,4") if ranks else None
+    resolved, notes = configfile.load(config or DEFAULT, [f"rounds={rounds}", *(overrides or [])])
+
+    from flora_hpc.bench import scale as part  # torch and open_clip take seconds to import
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    for note in notes:
+        tell(f"note: {note}")
+    chosen = chosen or part.default_ranks(len(part.cores()))
+    part.check(resolved, chosen)
+    result = part.measure(resolved, chosen, launcher and launcher.value, repeats, tell)
+    if as_json:
+        json.dump(result, sys.stdout)
+        print()
+    else:
+        show(Console(highlight=False), result)
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The measurement as a table, and what the numbers mean."""
+    what = f"{result['model']}, {result['method']}, {result['dataset']}, {result['num_clients']:,} clients a round"
+    console.print(what, style="italic")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("ranks", "client updates\nper second", "times\none rank", "efficiency", "wait", "comm", "start-up"):
+        table.add_column(heading, justify="right")
+    for one in result["ranks"]:
+        table.add_row(
+            f"{one['num_ranks']}",
+            f"{one['client_updates_per_second']:,.0f}",
+            f"{one['speedup']:.2f}",
+            f"{one['efficiency']:.1%}",
+            *(f"{one['shares'][phase]:.1%}" for phase in ("wait", "comm")),
+            seconds(one["start_up_seconds"]),
+        )
+    console.print(table)
+    named = {
+        "measured": f"medians over {result['rounds']} whole rounds, of {result['repeats']} runs each, in turn; waiting and "
+        f"collectives included; {result['num_groups']} groups of clients to share; each rank on a core of its own",
+        "start-up": "from starting the launcher to round 0: processes, imports, model, features",
+        "machine": f"{machine(result)} a rank, {result['launcher']}, backend {result['backend']}",
+    }
+    apart = {
+        f"{one['num_ranks']} ranks": max(one["repeat_updates_per_second"]) / min(one["repeat_updates_per_second"])
+        for one in result["ranks"]
+    }
+    console.print(remarks(named | beware(apart)))

@@ -1,0 +1,111 @@
+"""How many clients train in one batch of tensors: as many as fit and gain speed, and few enough that all ranks find work.
+
+Nothing here may depend on the number of ranks, since the size of a group is part of what decides the bits.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from flora_hpc.clip.load import Clip
+from flora_hpc.comm.devices import Room
+from flora_hpc.comm.exact import MAX_BLOCK
+from flora_hpc.config import ClientConfig
+from flora_hpc.methods._method import Method
+from flora_hpc.optimizers import OPTIMIZERS
+
+GROUPS = 16  # of a cohort, so that several ranks find work
+# Beyond these, groups got no faster on a core (measured), most likely since what they work on leaves its cache
+MAX_ACTIVATION_BYTES = 2**21  # into one layer of the towers: 1,024 positions of a ViT-B/32's captions, 4,096 of flora-tiny's
+MAX_FEATURE_BYTES = 2**23  # of all batches of a step
+MAX_NUMBERS = 2**22  # trained ones
+MAX_CLIENTS = 256
+ON_GPU = 16  # times as much, to fill it; not measured
+# Numbers that a block keeps for the backward pass, and works with, per position and channel (measured: 8 to 11, and 21 to 25)
+KEPT_FROZEN, KEPT_TRAINED = 12, 24
+KEPT_OF_FEATURE, KEPT_OF_SCORE = 4, 8  # numbers per image and channel, per image and class
+EXACT_SUM_BYTES = 32  # per number that is turned into fixed point
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one client of a group takes, in bytes and trained numbers."""
+
+    num_params: int
+    state_bytes: int  # what its optimizer remembers
+    kept_bytes: int  # what a step keeps for the backward pass
+    activation_bytes: int  # what goes into one layer of the towers
+    feature_bytes: int  # what a method sees of its batch, where that is features
+
+    def of_group(self, num_clients: int) -> int:
+        """About how many bytes a group of `num_clients` takes at its peak.
+
+        That is its weights and optimizers; with them, in a step, gradients and what is kept for them, which makes way for the
+        gradients' parts; and after the last one, fixed-point numbers.
+        """
+        weights = 4 * self.num_params
+        step = num_clients * (weights + max(weights, self.kept_bytes))
+        exact = EXACT_SUM_BYTES * min(num_clients * self.num_params, MAX_BLOCK)
+        return num_clients * (weights + self.state_bytes) + max(step, exact)
+
+
+class GroupSize(NamedTuple):
+    """Clients of a group, and why they are no more."""
+
+    clients: int
+    bound: str
+
+
+def load(clip: Clip, method: Method, client: ClientConfig, num_classes: int) -> Load:
+    """What one client of `method` takes; `num_classes` are the captions that an image is scored against."""
+    model, batch = clip.model, client.batch_size
+    trained = method.shapes.keys() & {name for name, _ in model.named_parameters()}
+    text_rows = method.text_positions + batch * method.caption_positions
+    image_rows = batch * method.image_positions
+    text, image = tower(getattr(model, "text", model)), tower(model.visual)
+    kept_of_text = KEPT_TRAINED if any(not name.startswith("visual.") for name in trained) else KEPT_FROZEN
+    kept_of_image = KEPT_TRAINED if any(name.startswith("visual.") for name in trained) else KEPT_FROZEN
+    width = getattr(model.visual, "output_dim", 512)
+    scored = batch if method.paired else num_classes
+    kept = text_rows * text.width * text.blocks * kept_of_text + image_rows * image.width * image.blocks * kept_of_image
+    kept += batch * (KEPT_OF_FEATURE * width + KEPT_OF_SCORE * scored)
+    remembered = OPTIMIZERS[client.optimizer].init(torch.empty(1, method.num_params, device="meta"), client)
+    return Load(
+        num_params=method.num_params,
+        state_bytes=sum(part.nbytes for part in remembered),
+        kept_bytes=4 * kept,
+        activation_bytes=4 * (text_rows * text.width + image_rows * image.width),
+        feature_bytes=4 * batch * width if method.sees == "features" else 0,
+    )
+
+
+def choose(num_clients: int, load: Load, room: Room) -> GroupSize:
+    """The size of groups for a cohort of `num_clients`; 1 at least, even where that does not fit."""
+    most = [
+        (MAX_CLIENTS, 1),
+        (MAX_ACTIVATION_BYTES, load.activation_bytes),
+        (MAX_FEATURE_BYTES, load.feature_bytes),
+        (MAX_NUMBERS, load.num_params),
+    ]
+    times = ON_GPU if room.gpu else 1
+    bounds = {
+        "memory holds no more": room.num_bytes // max(1, load.of_group(1)),
+        "more would not be faster": min(times * limit // max(1, one) for limit, one in most),
+        "a cohort is cut into about sixteen": num_clients // GROUPS,
+    }
+    bound = min(bounds, key=lambda name: bounds[name])
+    return GroupSize(max(1, bounds[bound]), bound)
+
+
+class Tower(NamedTuple):
+    """Size of a tower."""
+
+    width: int
+    blocks: int
+
+
+def tower(model: Any) -> Tower:
+    """That of a part of a model; a ViT-B's where it cannot be read off."""
+    blocks = getattr(getattr(model, "transformer", None), "resblocks", ())
+    return Tower(model.transformer.width, len(blocks)) if len(blocks) else Tower(768, 12)

@@ -1,0 +1,46 @@
+"""Tells observers about a round while the next one is played."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+
+from flora_hpc.observers._observer import Observer
+from flora_hpc.records.known import RoundRecord, RunInfo
+
+
+class Background:
+    """An Observer that tells others, about rounds in a thread of its own: in order, and one round behind at most.
+
+    What an observer raises there, for example when the disk is full, is raised by the next `round` or by `settle`.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+        self._teller = ThreadPoolExecutor(1, "observers")  # its thread starts with the first round
+        self._told: Future[None] | None = None
+
+    def started(self, info: RunInfo) -> None:
+        """Tell it at once; it may raise UserError, for example when the run directory cannot be written."""
+        for observer in self._observers:
+            observer.started(info)
+
+    def round(self, record: RoundRecord) -> None:
+        """Return as soon as the round before is told."""
+        self.settle()
+        self._told = self._teller.submit(self._tell, record)
+
+    def _tell(self, record: RoundRecord) -> None:
+        for observer in self._observers:
+            observer.round(record)
+
+    def settle(self) -> None:
+        """Return when every round is told. Raises what an observer raised."""
+        if self._told is not None:
+            self._told.result()
+
+    def ended(self, status: str) -> None:
+        """Tell it to every observer, whatever one of them raises, when every round is told."""
+        self._teller.shutdown()
+        with ExitStack() as calls:
+            for observer in reversed(self._observers):
+                calls.callback(observer.ended, status)

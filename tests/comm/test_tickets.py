@@ -1,0 +1,89 @@
+"""Real stores, with threads as ranks."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from torch.distributed import TCPStore
+
+from flora_hpc.comm import tickets
+from flora_hpc.comm.backends.serial import Serial
+from flora_hpc.comm.tickets import Tickets
+from flora_hpc.errors import UserError
+
+LIMIT = timedelta(seconds=30)
+
+
+@pytest.fixture
+def server() -> TCPStore:
+    return TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
+
+
+def draw_all(server: TCPStore, size: int, count: int, work: Callable[[int, int], None]) -> list[list[int]]:
+    """What each of `size` ranks drew. `work(rank, ticket)` is what it does before it asks again."""
+
+    def rank(number: int) -> list[int]:
+        mine, drawn = Tickets(tickets.connect(socket.gethostname(), server.port, LIMIT)), []
+        for ticket in mine.draw("groups", 1, count):
+            drawn.append(ticket)
+            work(number, ticket)
+        return drawn
+
+    with ThreadPoolExecutor(size) as ranks:
+        return list(ranks.map(rank, range(size)))
+
+
+@pytest.mark.parametrize(("size", "count"), [(3, 50), (4, 3), (2, 0)])
+def test_every_number_is_dealt_once_and_a_rank_gets_smaller_ones_first(server: TCPStore, size: int, count: int) -> None:
+    drawn = draw_all(server, size, count, lambda rank, ticket: time.sleep(0.001))
+    assert sorted(ticket for mine in drawn for ticket in mine) == list(range(count))
+    assert all(mine == sorted(mine) for mine in drawn)
+
+
+def test_a_rank_that_is_at_work_gets_nothing_meanwhile(server: TCPStore) -> None:
+    """Rank 0 is busy with its first number until rank 1, which waits for it to have one, has seen all others."""
+    has_one, others_are_done = threading.Event(), threading.Event()
+
+    def work(rank: int, ticket: int) -> None:
+        if rank == 0:
+            has_one.set()
+            assert others_are_done.wait(30)
+        else:
+            assert has_one.wait(30)
+            if ticket == 9:
+                others_are_done.set()
+
+    slow, quick = draw_all(server, 2, 10, work)
+    assert len(slow) == 1
+    assert len(quick) == 9
+
+
+def test_purposes_and_rounds_are_counted_on_their_own(server: TCPStore) -> None:
+    mine = Tickets(server, clears=True)
+    assert list(mine.draw("groups", 1, 3)) == list(mine.draw("test", 1, 3)) == list(mine.draw("groups", 2, 3)) == [0, 1, 2]
+
+
+def test_the_counters_of_earlier_rounds_are_forgotten(server: TCPStore) -> None:
+    mine = Tickets(server, clears=True)
+    kept = []
+    for number in range(5):
+        list(mine.draw("groups", number, 3))
+        kept.append(server.num_keys())
+    assert kept == kept[:1] * 5
+
+
+def test_a_rank_alone_gets_everything_and_no_port_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets, "TCPStore", None)
+    assert list(tickets.share(Serial(), 60).draw("groups", 1, 3)) == [0, 1, 2]
+
+
+def test_a_rank_that_cannot_reach_rank_0_is_told_what_to_do() -> None:
+    with socket.socket() as nobody:  # listens to no one
+        nobody.bind(("localhost", 0))
+        port = nobody.getsockname()[1]
+        with pytest.raises(UserError, match=rf"to port {port} of localhost, .*; set cohort\.assignment: balanced"):
+            tickets.connect(socket.gethostname(), port, LIMIT)
