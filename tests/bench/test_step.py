@@ -88,10 +88,11 @@ def test_an_error_in_one_side_is_seen_in_the_gradients(
     assert step.measure(task())["grad_rel_err"] > 1e-3
 
 
-def test_the_error_is_the_largest_difference_over_the_largest_gradient() -> None:
+def test_errors_by_length_and_by_the_largest_number() -> None:
     right = torch.tensor([[1.0, -4.0], [2.0, 0.0]])
     found = torch.tensor([[1.0, -4.0], [2.0, 0.5]])
     assert step.largest_error(found, right) == 0.125
+    assert step.relative_error(found, right) == pytest.approx((0.25 / 21) ** 0.5)
 
 
 def test_clients_that_are_compared_differ_and_train_adapters_that_take_part() -> None:
