@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from flora_hpc.seeds import generator, philox, words
+from flora_hpc.seeds import Streams, generator, philox, words
 
 
 def numbers(*arguments: object) -> list[int]:
@@ -97,3 +97,29 @@ def test_every_bit_is_set_half_the_time_and_neighbours_have_nothing_in_common() 
     for value in (numbers, numbers[1:] ^ numbers[:-1], numbers[:, 1:] ^ numbers[:, :-1]):
         counts = [int((value >> np.uint64(bit) & np.uint64(1)).sum()) for bit in range(64)]
         np.testing.assert_allclose(counts, value.size / 2, atol=5 * value.size**0.5 / 2)
+
+
+def numbers_of(streams: Streams, client: int, count: int = 5) -> list[int]:
+    """Numbers of odd widths, which leave something in the generator's buffer."""
+    generator = streams.of(client)
+    return [int(generator.integers(2**31, dtype=np.uint32)) for _ in range(count)] + generator.choice(50, 7).tolist()
+
+
+def test_a_clients_stream_begins_anew_whatever_was_drawn_before() -> None:
+    streams = Streams(0, "population")
+    alone = {client: numbers_of(Streams(0, "population"), client) for client in (0, 1, 7, 10**12)}
+    for client in (7, 0, 10**12, 7, 1, 0):
+        numbers_of(streams, client + 1, count=3)
+        assert numbers_of(streams, client) == alone[client]
+    assert len({tuple(numbers) for numbers in alone.values()}) == 4
+
+
+@pytest.mark.parametrize("other", [(1, "population"), (0, "population size")])
+def test_streams_of_other_seeds_and_purposes_differ(other: tuple[int, str]) -> None:
+    assert numbers_of(Streams(*other), 3) != numbers_of(Streams(0, "population"), 3)
+
+
+def test_streams_do_not_overlap() -> None:
+    streams = Streams(0, "population")
+    seen = [int(number) for client in range(200) for number in streams.of(client).integers(0, 2**63, 50)]
+    assert len(set(seen)) == len(seen)

@@ -155,7 +155,7 @@ def fast_gradients(group: Group, params: torch.Tensor, rows: torch.Tensor) -> to
 
 def relative_error(found: torch.Tensor, right: torch.Tensor) -> float:
     """The length of the difference over the length of `right`, of all clients' gradients together."""
-    return ((found - right).norm() / right.norm()).item()
+    return float((found - right).norm() / right.norm())
 
 
 def largest_error(found: torch.Tensor, right: torch.Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -86,12 +87,20 @@ class Population:
         return np.array([self._size(client) for client in clients.tolist()], np.int64)
 
     def examples(self, client: int) -> Ints:
-        return self.rows[self.partitioner.draw(self._size(client), seeds.generator(self.seed, "population", client))]
+        return self.rows[self.partitioner.draw(self._size(client), self._streams.of(client))]
+
+    @cached_property
+    def _streams(self) -> seeds.Streams:
+        return seeds.Streams(self.seed, "population")
+
+    @cached_property
+    def _size_streams(self) -> seeds.Streams:
+        return seeds.Streams(self.seed, "population size")
 
     def _size(self, client: int) -> int:
         if self.partitioner.size is None:
             return self.examples_per_client
-        size = self.partitioner.size(self.examples_per_client, seeds.generator(self.seed, "population size", client))
+        size = self.partitioner.size(self.examples_per_client, self._size_streams.of(client))
         return min(size, len(self.rows))
 
 
