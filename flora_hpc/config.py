@@ -34,7 +34,7 @@ class ModelConfig(Section):
         None, description="open_clip tag, weights file, open_clip directory, or 'none' for seeded random weights"
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="of products with frozen weights: fp32; bf16, adapters stay fp32; tf32, on NVIDIA GPUs"
+        "fp32", description="fp32; bf16 for products with frozen weights, adapters stay fp32; tf32 for all products, on NVIDIA GPUs"
     )
 
 

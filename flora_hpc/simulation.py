@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,7 +63,7 @@ def run(
     observers = Background(make_observers() if comm.rank == 0 else [])
     info = RunInfo(
         seed=config.seed,
-        config=config.to_yaml(),
+        config=with_group_size(config, fed.group_size).to_yaml(),
         versions=versions(),
         launcher=launch.launcher,
         backend=comm.name,
@@ -101,7 +102,15 @@ def run(
         status = "interrupted"
         raise
     finally:
+        if state.untested is not None:
+            with suppress(Exception):  # what ended the run counts, not what follows from it
+                observers.round(state.untested)
         observers.ended(status)
+
+
+def with_group_size(config: Config, group_size: int) -> Config:
+    """`config` with the size of groups that was chosen: it decides bits, and what is written down gives the same ones anywhere."""
+    return config.model_copy(update={"client": config.client.model_copy(update={"group_size": group_size})})
 
 
 def embed_all(config: Config, comm: Communicator, launch: Launch, progress: embed.Progress) -> tuple[Dataset, embed.Embedded]:

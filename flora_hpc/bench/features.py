@@ -17,6 +17,7 @@ from PIL import Image
 from flora_hpc import embed, seeds, simulation
 from flora_hpc.bench.methods import model_config, processor
 from flora_hpc.clip.load import Clip, load
+from flora_hpc.clip.towers import image_features
 from flora_hpc.comm import devices, launch
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import CommConfig, FeaturesConfig
@@ -146,9 +147,8 @@ def time_tower(clip: Clip, images: Images, work: embed.Work, num_images: int) ->
         loader.close()
     pixels = torch.stack([image for image in read if isinstance(image, torch.Tensor)])
     started = time.perf_counter()
-    with torch.inference_mode():
-        for size in features.sizes(num_images):
-            clip.model.encode_image(pixels[:size].to(work.device), normalize=False).float().cpu()
+    for size in features.sizes(num_images):
+        image_features(clip.model, pixels[:size].to(work.device)).cpu()
     return time.perf_counter() - started
 
 

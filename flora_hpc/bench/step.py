@@ -5,8 +5,7 @@ model as open_clip makes it. The fast side is what a run does with a group of cl
 """
 
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,6 +18,7 @@ from flora_hpc.bench import methods, workload
 from flora_hpc.bench.workload import Group, clock
 from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.attention import split
+from flora_hpc.clip.frozen import tensor_cores
 from flora_hpc.clip.load import load, untouched
 from flora_hpc.comm import devices, launch
 from flora_hpc.comm.backends.serial import Serial
@@ -203,15 +203,3 @@ def peak(device: torch.device, number_format: str, repeats: int) -> float:
                 way()
                 seconds.append(clock(device) - started)
     return 2 * SIDE**3 / min(seconds) / 1e9
-
-
-@contextmanager
-def tensor_cores(tf32: bool) -> Iterator[None]:
-    """Inside, float32 products and convolutions on a GPU are tf32, or are not."""
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        products.allow_tf32, convolutions.allow_tf32 = before

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from flora_hpc.cli import _bench_comm, _bench_features, _bench_round, _bench_scale, _bench_step
 from flora_hpc.cli._args import Device
+from flora_hpc.cli._bench_page import beware, machine, remarks
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import seconds
 
 PAPER = {("flora", "fedfft"): " (the FLoRA paper: up to 34.72 and 2.47)"}
-BUSY = 1.2  # longest repeat over shortest; on a machine that does nothing else they are alike
 
 app = typer.Typer(no_args_is_help=True)
 app.command("step")(_bench_step.step)
@@ -113,24 +113,15 @@ def show(console: Console, result: dict[str, Any]) -> None:
     whose = f"the method's whole process, of which {decimal(libraries)} are libraries" if libraries else "tensors on the GPU"
     stored = [name for name, one in result["methods"].items() if one["sees"] == "features"]
     once = f"image features of {', '.join(stored)}, made once for all rounds (in the peak, not in a step); " if stored else ""
-    notes = Table.grid(padding=(0, 2))
-    notes.add_column(style="dim")
-    notes.add_column()
-    notes.add_row(
-        "measured",
-        f"local training as in a run: a client's share of the time of its group, median of "
-        f"{result['repeats']} x {result['steps']} steps after one to warm up; peak memory of {whose}",
-    )
-    notes.add_row("not measured", f"{once}aggregation, communication, accuracy: weights and images are random")
-    threads = f"{result['num_threads']} thread{'s' * (result['num_threads'] > 1)}"
-    notes.add_row("machine", f"{result['processor']}, {threads}, {result['device']}, PyTorch {result['versions']['torch']}")
     spread = {name: max(one["repeat_seconds"]) / min(one["repeat_seconds"]) for name, one in result["methods"].items()}
-    if busy := [f"{name} {factor:.2g} times" for name, factor in spread.items() if factor > BUSY]:
-        notes.add_row(
-            "beware", f"[yellow]repeats differ ({', '.join(busy)}): the machine was busy; measure again when it is quiet[/]"
-        )
+    named = {
+        "measured": f"local training as in a run: a client's share of the time of its group, median of {result['repeats']} x "
+        f"{result['steps']} steps after one to warm up; peak memory of {whose}",
+        "not measured": f"{once}aggregation, communication, accuracy: weights and images are random",
+        "machine": machine(result),
+    }
     console.print()
-    console.print(notes)
+    console.print(remarks(named | beware(spread)))
 
 
 def times(ratio: float) -> str:

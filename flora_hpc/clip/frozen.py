@@ -5,6 +5,8 @@ On CPUs they go through oneDNN. PyTorch's own float32 `linear` calls MKL, which 
 tried. The operator is the one that torch.compile puts in place of `linear`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,6 +80,18 @@ class FrozenProducts(TorchFunctionMode):
         if func is not F.linear or kwargs or args[1].requires_grad:
             return func(*args, **(kwargs or {}))
         return _linear(*args)
+
+
+@contextmanager
+def tensor_cores(tf32: bool) -> Iterator[None]:
+    """Inside, float32 products and convolutions on a GPU are tf32, or are not."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def _through_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -15,10 +15,16 @@ from flora_hpc.clip.text import text_root, why_not
 from flora_hpc.errors import UserError
 
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of processors (x86, ARM) that multiply in it; others are slower with it
+AMPERE = (8, 0)  # compute capability of the first NVIDIA GPUs with tf32 and bfloat16
 
 
 def settle(precision: str, device: torch.device) -> None:
     """Prepare `device` for a precision. Raises UserError for one that it does not have, or that would only slow it down."""
+    if precision != "fp32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
+        raise UserError(
+            f"model.precision: {torch.cuda.get_device_name(device)} does not multiply in {precision}, which came with compute "
+            "capability 8.0; set model.precision: fp32"
+        )
     if precision == "tf32":
         if device.type != "cuda":
             raise UserError("model.precision: tf32 is for NVIDIA GPUs, and there is none in this run; set model.precision: fp32")
@@ -52,5 +58,5 @@ def lower(precision: str, model: Any, name: str, method: str, trained: set[str],
     if text and (reason := why_not(model)):
         raise UserError(f"model.precision: bf16 cannot be had with {name}, since {reason}; set model.precision: fp32")
     towers = [text_root(model)[0].transformer] * text + [model.visual] * image
-    for layer in (layer for tower in towers for layer in tower.modules() if isinstance(layer, nn.Linear)):
+    for layer in (layer for tower in towers for layer in tower.modules() if type(layer) is nn.Linear):
         layer.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The text tower for many clients at once: each distinct token of each distinct caption is encoded once.
+"""The text tower for many clients at once: what captions have in common is encoded once.
 
 A CLIP text tower is causal and reads its feature at the end token, so what a position holds depends on the tokens before it and on
 nothing after it. The captions of a run are therefore laid out as a trie (`trie.py`): captions that begin alike share the nodes of

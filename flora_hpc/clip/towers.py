@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from flora_hpc.clip.frozen import FrozenProducts
+from flora_hpc.clip.frozen import FrozenProducts, tensor_cores
 from flora_hpc.clip.lora import Lora, attached
 from flora_hpc.clip.text import NONE, TextTower, why_not
 
@@ -77,8 +77,11 @@ class _Entry(nn.Module):
 
 
 def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The frozen image tower's features (num_images, embed_dim), not normalised, of pixels (num_images, 3, height, width)."""
-    with torch.inference_mode(), FrozenProducts():
+    """The frozen image tower's features (num_images, embed_dim), not normalised, of pixels (num_images, 3, height, width).
+
+    They are kept for later runs, so they are float32 whatever the precision of this one.
+    """
+    with torch.inference_mode(), FrozenProducts(), tensor_cores(False):
         return torch.cat(
             [model.encode_image(part, normalize=False) for part in torch.split(pixels, IMAGES_AT_ONCE[pixels.device.type])]
         )

@@ -36,9 +36,10 @@ def build_trie(tokens: torch.Tensor) -> Trie:
     distinct = len({tuple(caption[: i + 1]) for caption in captions for i in range(prefix, len(caption))})
     most = -(-distinct // max(1, round(distinct / OWN)))  # nodes of a block, so that all have about as many
     found, depths, parents = captions[0][:prefix], list(range(prefix)), list(range(-1, prefix - 1))
-    starts, ends = [prefix], []
+    starts, ends = [prefix], [0] * len(captions)
     nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node, of this block
-    for caption in captions:
+    for number in sorted(range(len(captions)), key=captions.__getitem__):  # those that begin alike come together
+        caption = captions[number]
         held = len(found) - starts[-1]
         if held >= 2 * most or (held >= most and (prefix - 1, caption[prefix]) not in nodes):
             starts.append(len(found))
@@ -51,7 +52,7 @@ def build_trie(tokens: torch.Tensor) -> Trie:
                 depths.append(depth)
                 parents.append(node)
             node = nodes[node, token]
-        ends.append(node)
+        ends[number] = node
     return Trie(torch.tensor(found), torch.tensor(depths), tuple(parents), prefix, (*starts, len(found)), torch.tensor(ends))
 
 

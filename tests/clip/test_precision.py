@@ -51,6 +51,23 @@ def test_a_text_tower_of_another_kind_is_refused() -> None:
         precision.lower("bf16", other, "other", "flora", set(), True, False)
 
 
+def test_layers_inside_a_fused_attention_stay_as_they_are() -> None:
+    """coca's pooling keeps nn.MultiheadAttention, which reads its output projection itself, in the type of its other weights."""
+    model = split(small_model())
+    model.visual.attn_pool = nn.MultiheadAttention(16, 2)
+    precision.lower("bf16", model, "small", "flora", set(), False, True)
+    assert {parameter.dtype for parameter in model.visual.attn_pool.parameters()} == {torch.float32}
+    assert model.visual.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["bf16", "tf32"])
+def test_gpus_before_ampere_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    with pytest.raises(UserError, match=f"Tesla V100 does not multiply in {kind}"):
+        precision.settle(kind, torch.device("cuda"))
+
+
 def test_tf32_needs_a_gpu() -> None:
     with pytest.raises(UserError, match="tf32 is for NVIDIA GPUs"):
         precision.settle("tf32", CPU)

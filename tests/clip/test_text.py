@@ -46,7 +46,7 @@ def test_features_of_every_client_are_those_of_peft(
         torch.testing.assert_close(features[client], expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("own", [1, 3, 4])
+@pytest.mark.parametrize("own", [1, 2])
 def test_cut_into_blocks_features_and_gradients_stay_the_same(
     split_model: open_clip.CLIP, captions: torch.Tensor, own: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

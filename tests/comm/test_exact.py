@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flora_hpc.comm.exact import MAX_CLIENTS, ExactSum
+from flora_hpc.comm.exact import MAX_CLIENTS, MAX_IN_FLOAT, ExactSum
 
 NAN, INF = float("nan"), float("inf")
 
@@ -130,3 +130,16 @@ def test_the_mean_is_that_of_rational_arithmetic(cohort: list[Client]) -> None:
         right = sum(Fraction(update[i]) * weight for update, weight in cohort) / total
         tolerance = Fraction(float(np.spacing(np.float32(abs(right))))) * Fraction(51, 100) + Fraction(1, 2**58)
         assert abs(Fraction(float(mean)) - right) <= tolerance
+
+
+@pytest.mark.parametrize("num_clients", [MAX_IN_FLOAT, MAX_IN_FLOAT + 1])
+def test_many_large_products_add_up_without_rounding(num_clients: int) -> None:
+    """Products just below the limit, of one sign, whose odd last digits all count; against Python's integers."""
+    largest = np.nextafter(np.float32(2**25), np.float32(0))
+    updates = np.full((num_clients, 2), largest)
+    updates[:, 1] = np.float32(1 / 3) * 2.0**-10
+    total = ExactSum(2)
+    assert total.add(torch.from_numpy(updates), torch.ones(num_clients, dtype=torch.int64)).all()
+    coarse, fine = total.buffer[:-1].reshape(2, 2).tolist()
+    for i, value in enumerate(updates[0].tolist()):
+        assert Fraction(coarse[i], 2**16) + Fraction(fine[i], 2**58) == num_clients * Fraction(value)
