@@ -50,9 +50,12 @@ def make_batches(clients: Ints, shards: Shards, config: ClientConfig, seed: int,
     rows[owned] = np.concatenate(shards_of)
     examples = np.zeros((config.epochs * steps[0], len(clients), min(config.batch_size, longest)), np.int64)
     present = np.zeros(examples.shape, bool)
+    mixed = int((sizes > config.batch_size).sum()) if config.shuffle else 0  # clients; the order within one batch does not matter
     for epoch in range(config.epochs):
+        if mixed:
+            rows[:mixed] = shuffled(rows[:mixed], owned[:mixed], clients[:mixed], seed, round_number, epoch)
         at = (epoch * steps[client] + place // config.batch_size, client, place % config.batch_size)
-        examples[at] = (shuffled(rows, owned, clients, seed, round_number, epoch) if config.shuffle else rows)[owned]
+        examples[at] = rows[owned]
         present[at] = True
     # where a batch is short: an example of the client's own, which counts for nothing
     examples = np.where(present, examples, examples[:, :, :1])

@@ -112,14 +112,23 @@ def test_the_order_of_examples_depends_on_round_and_client_alone() -> None:
 
 
 def test_every_epoch_has_an_order_of_its_own() -> None:
-    batches = trainer.make_batches(np.array([0]), SHARDS, ClientConfig(batch_size=7, epochs=2), 0, 1)
-    assert batches.examples[0].tolist() != batches.examples[1].tolist()
+    batches = trainer.make_batches(np.array([0]), SHARDS, ClientConfig(batch_size=1, epochs=2), 0, 1)
+    first, second = batches.examples[:7].flatten().tolist(), batches.examples[7:].flatten().tolist()
+    assert first != second
+    assert sorted(first) == sorted(second) == sorted(SHARDS.examples(0).tolist())
+
+
+def test_examples_that_fit_into_one_batch_stay_in_order_whoever_is_beside_them() -> None:
+    """Their order does not matter, and drawing it takes time; the longer client beside them is shuffled."""
+    batches = trainer.make_batches(np.array([0, 2]), SHARDS, ClientConfig(batch_size=3), 0, 1)
+    assert batches.examples[0, 1].tolist() == [9, 10, 11]
+    assert batches.examples[:, 0].flatten().tolist()[:7] != SHARDS.examples(0).tolist()
 
 
 def test_every_order_of_examples_is_as_likely_as_every_other() -> None:
     """Client 2 has three examples: in 3,000 rounds each of 6 orders comes 500 times, give or take 5 x sqrt(500 x 5/6) = 102."""
-    config = ClientConfig(batch_size=3)
-    orders = [tuple(trainer.make_batches(np.array([2]), SHARDS, config, 0, n).examples[0, 0].tolist()) for n in range(3000)]
+    config = ClientConfig(batch_size=1)
+    orders = [tuple(trainer.make_batches(np.array([2]), SHARDS, config, 0, n).examples[:, 0, 0].tolist()) for n in range(3000)]
     counts = [orders.count(order) for order in permutations([9, 10, 11])]
     assert sum(counts) == 3000
     np.testing.assert_allclose(counts, 500, atol=103)
