@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flora_hpc import plugins
+from flora_hpc import plugins, simulation
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from tests.conftest import ROOT
@@ -215,3 +215,33 @@ def test_evaluate_uses_the_features_of_the_run(invoke: Invoke, folder: Path, tmp
     assert len(list(store.glob("features/*"))) == 1
     invoke("evaluate", tmp_path / "out", "--data", folder.parent / "shades")
     assert len(list(store.glob("features/*"))) == 1, "the same folder by another way"
+
+
+# --- what is written down
+
+
+def test_the_size_of_groups_that_was_chosen_is_written_down(invoke: Invoke, tmp_path: Path) -> None:
+    """It decides bits, and on a machine with other memory another one might be chosen."""
+    facts, _ = run(invoke, tmp_path / "run")
+    assert f"group_size: {facts['group_size']}" in (tmp_path / "run" / "config.yaml").read_text()
+    assert f"group_size: {facts['group_size']}" in facts["config"]
+
+
+def test_a_round_that_was_not_tested_yet_is_kept_when_the_run_fails(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = simulation.play
+
+    def play(fed: Any, comm: Any, state: Any, number: int) -> Any:
+        if number == 2:
+            raise RuntimeError("a lost node")
+        return real(fed, comm, state, number)
+
+    monkeypatch.setattr(simulation, "play", play)
+    with pytest.raises(RuntimeError, match="a lost node"):
+        run(invoke, tmp_path / "run", "rounds=3", "evaluate.overlap=true")
+    facts, tables = hdf5file.read(tmp_path / "run")
+    assert facts["status"] == "failed"
+    assert tables["rounds"]["round"].tolist() == [0, 1]
+    assert np.isnan(tables["rounds"]["test_accuracy"]).tolist() == [False, True]
+    assert len(tables["clients"]) == 4

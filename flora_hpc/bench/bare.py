@@ -79,6 +79,8 @@ def build(config: Config, me: Launch) -> tuple[Federation, torch.Tensor, list[Gr
     dataset, clip, fed = prepare.everything(config, place.device, place.room)
     if fed.method.num_params == 0:
         raise UserError(f"--bare: {config.method.name} trains nothing, so that there is no loop to compare with; leave it away")
+    if fed.method.paired:
+        raise UserError("--bare: needs data with classes, but in these every image has a caption of its own; leave it away")
     inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, lambda done, total: None))
     if features.damaged:
         fed = prepare.federation(config, prepare.without(dataset, features.damaged, config), clip, place.device, place.room)

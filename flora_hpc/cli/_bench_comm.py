@@ -1,6 +1,5 @@
 """`flora-hpc bench comm`: a round's allreduce against the library's own."""
 
-import json
 import re
 import sys
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.cli._job import job
 from flora_hpc.comm import launch
 from flora_hpc.config import CommConfig
@@ -46,11 +45,7 @@ def comm(
         from flora_hpc.bench import comm as part  # torch takes seconds to import
 
         result = part.measure(ranks, me, config, wanted, repeats, tell)
-    if as_json:
-        json.dump(result, sys.stdout)
-        print()
-    else:
-        show(Console(highlight=False), result)
+    tell_result(result, as_json, show)
 
 
 def parse_sizes(text: str) -> list[int]:

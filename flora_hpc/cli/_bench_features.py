@@ -1,6 +1,5 @@
 """`flora-hpc bench features`: images per second on their way into the store of features."""
 
-import json
 import sys
 from enum import StrEnum
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flora_hpc.cli._args import Device
-from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.records.views import seconds
 
 NAMES = {
@@ -51,11 +50,7 @@ def features(
         print(text, file=sys.stderr, flush=True)
 
     result = part.measure(part.Task(model, images, side, encoding.value, repeats, device.value), tell)
-    if as_json:
-        json.dump(result, sys.stdout)
-        print()
-    else:
-        show(Console(highlight=False), result)
+    tell_result(result, as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

@@ -1,11 +1,23 @@
-"""What the pages of several measurements share: remarks below a table, and where and on what was measured."""
+"""What the pages of several measurements share: how a result is told, remarks below a table, where and on what was measured."""
 
-from collections.abc import Mapping
+import json
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 BUSY = 1.2  # upper over lower quartile of what should be alike; on a machine that does nothing else they are
+
+
+def tell_result(result: dict[str, Any], as_json: bool, show: Callable[[Console, dict[str, Any]], None]) -> None:
+    """A result as one JSON object on standard output, or as `show` prints it."""
+    if as_json:
+        json.dump(result, sys.stdout)
+        print()
+    else:
+        show(Console(highlight=False), result)
 
 
 def remarks(named: Mapping[str, str]) -> Table:

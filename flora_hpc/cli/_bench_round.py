@@ -1,6 +1,5 @@
 """`flora-hpc bench round`: where a round's time goes."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import OptionalConfig, Overrides, whole_numbers
-from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
@@ -67,11 +66,7 @@ def round_(
         result = part.measure(configs, comm, me, repeats, bare, tell)
     if result is None:
         return
-    if as_json:
-        json.dump(result, sys.stdout)
-        print()
-    else:
-        show(Console(highlight=False), result)
+    tell_result(result, as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """`flora-hpc bench scale`: client updates per second on more and more ranks."""
 
-import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import OptionalConfig, Overrides, whole_numbers
-from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.records.views import seconds
 
 DEFAULT = Path(__file__).parent.parent / "bench" / "scale.yaml"
@@ -53,11 +52,7 @@ def scale(
     chosen = chosen or part.default_ranks(len(part.cores()))
     part.check(resolved, chosen)
     result = part.measure(resolved, chosen, launcher and launcher.value, repeats, tell)
-    if as_json:
-        json.dump(result, sys.stdout)
-        print()
-    else:
-        show(Console(highlight=False), result)
+    tell_result(result, as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """`flora-hpc bench step`: the plain step against the fast one."""
 
-import json
 import sys
 from enum import StrEnum
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flora_hpc.cli._args import Device
-from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.records.views import seconds
 
 SIDES = {"plain": "plain", "fast": "step"}  # and what their keys begin with
@@ -51,11 +50,7 @@ def step(
     task = part.Task(model, method, classes, batch_size, precision.value, clients, steps, repeats, device.value)
     part.check(task)
     result = part.measure(task, lambda text: print(text, file=sys.stderr, flush=True))
-    if as_json:
-        json.dump(result, sys.stdout)
-        print()
-    else:
-        show(Console(highlight=False), result)
+    tell_result(result, as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

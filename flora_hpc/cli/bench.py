@@ -1,6 +1,5 @@
 """`flora-hpc bench`: parts of the program, measured on this machine."""
 
-import json
 import sys
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from flora_hpc.cli import _bench_comm, _bench_features, _bench_round, _bench_scale, _bench_step
 from flora_hpc.cli._args import Device
-from flora_hpc.cli._bench_page import beware, machine, remarks
+from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import seconds
 
@@ -83,11 +82,7 @@ def methods(
         "against": chosen[-1],
         "ratios": part.ratios(measured),
     }
-    if as_json:
-        json.dump(result, sys.stdout)
-        print()
-    else:
-        show(Console(highlight=False), result)
+    tell_result(result, as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
