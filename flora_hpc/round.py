@@ -80,8 +80,7 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> list[RoundR
     if tested(fed, number) and not tested_later(fed, number):
         with comm.phase("eval"):
             correct = count_correct(fed, state, lambda n: range(comm.rank, n, comm.size))
-    report = RankReport(rank_row(comm, number, len(rows)), rows, correct, digest(state.adapter), before)
-    reports = comm.gather(report.to_bytes())
+    reports = comm.gather(report(comm, number, rows, correct, before, state.adapter).to_bytes())
     if reports is None:
         return []
     told = [RankReport.from_bytes(data) for data in reports]
@@ -186,15 +185,15 @@ def cost(fed: Federation, group: Ints) -> int:
     return fed.client.epochs * -(-longest // fed.client.batch_size) * len(group)
 
 
-def rank_row(comm: Meter, number: int, num_clients: int) -> Rows:
-    """This rank's row of /ranks: its timeline since the round before."""
-    seconds, total, num_bytes = comm.lap()
+def report(comm: Meter, number: int, clients: Rows, correct: Ints, before: Ints, adapter: torch.Tensor) -> RankReport:
+    """What this rank tells rank 0: its rows of /clients, its counts of right answers, and its timeline since the round before."""
+    held, lap = digest(adapter), comm.lap()
     row = np.zeros(1, RANKS)
-    row["round"], row["rank"], row["num_clients"] = number, comm.rank, num_clients
-    for phase, value in seconds.items():
+    row["round"], row["rank"], row["num_clients"] = number, comm.rank, len(clients)
+    for phase, value in lap.seconds.items():
         row[f"{phase}_seconds"] = value
-    row["round_seconds"], row["collective_bytes"], row["peak_memory_bytes"] = total, num_bytes, peak_memory_bytes()
-    return row
+    row["round_seconds"], row["collective_bytes"], row["peak_memory_bytes"] = lap.total, lap.num_bytes, peak_memory_bytes()
+    return RankReport(row, clients, correct, held, np.array(lap.collectives), before)
 
 
 def peak_memory_bytes() -> int:

@@ -52,25 +52,21 @@ def measure_size(comm: Communicator, me: Launch, device: torch.device, num_bytes
     """Both calls in turn on buffers of their own. Of each repeat the slowest rank counts, of the repeats the median."""
     buffer, meter = np.zeros(num_bytes // 8, np.int64), Meter(comm)
     raw = raw_call(comm, me, device, num_bytes)
-    mine: dict[str, list[float]] = {"ours": [], "comm": [], "raw": []}
+    mine: dict[str, list[float]] = {"ours": [], "raw": []}
     for _ in range(WARM_UP + repeats):
         comm.barrier()
-        meter.lap()
         mine["ours"].append(timed(lambda: meter.allreduce(buffer)))
-        mine["comm"].append(meter.lap()[0]["comm"])
         comm.barrier()
         mine["raw"].append(timed(raw) if raw else 0.0)
     everyone = [json.loads(text) for text in comm.allgather(json.dumps(mine).encode())]
     slowest = {name: [max(each) for each in zip(*(rank[name] for rank in everyone), strict=True)][WARM_UP:] for name in mine}
-    ours, metered, library = (statistics.median(slowest[name]) for name in ("ours", "comm", "raw"))
+    ours, library = statistics.median(slowest["ours"]), statistics.median(slowest["raw"])
     return {
         "bytes": num_bytes,
         "repeats": repeats,
         "ours_seconds": ours,
-        "comm_seconds": metered,
         "raw_seconds": library if raw else None,
         "ratio": ours / library if raw else None,
-        "comm_ratio": metered / library if raw else None,
         "difference_seconds": ours - library,
         "ours_bus_bytes_per_second": bus_rate(num_bytes, comm.size, ours),
         "raw_bus_bytes_per_second": bus_rate(num_bytes, comm.size, library),

@@ -70,7 +70,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     where = f"{ranks} rank{'s' * (ranks > 1)} on {hosts} host{'s' * (hosts > 1)}"
     console.print(f"{where}, backend {result['backend']}, started by {result['launcher']}", style="italic")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("bytes", "ours", "metered", "library", "ratio", "difference", "bus"):
+    for heading in ("bytes", "ours", "library", "ratio", "difference", "bus"):
         table.add_column(heading, justify="right", no_wrap=True)
     spread = {}
     for one in result["sizes"]:
@@ -78,7 +78,6 @@ def show(console: Console, result: dict[str, Any]) -> None:
         table.add_row(
             f"{one['bytes']:,}",
             seconds(one["ours_seconds"]),
-            seconds(one["comm_seconds"]),
             "-" if raw is None else seconds(raw),
             "-" if raw is None else f"[bold]{one['ratio']:.2f}[/]",
             f"{one['difference_seconds'] * 1e6:+,.0f} µs",
@@ -88,8 +87,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         spread[f"{one['bytes']:,} bytes"] = high / low
     console.print(table)
     named = {
-        "ours": "a round's allreduce as it is run: ranks meet in a barrier, then add up int64 numbers",
-        "metered": "the part of it that a run's log calls comm_seconds, without the barrier",
+        "ours": "a round's allreduce as it is run and metered: sums of int64 numbers",
         "library": "the library's own call on the same bytes; before either call ranks meet, which is not timed",
         "bus": "2 (n - 1) / n times the bytes over the seconds of ours",
         "measured": "the two in turn; of each repeat the slowest rank, of the repeats the median",

@@ -1,49 +1,59 @@
-"""Wraps any Communicator: counts bytes and seconds, and tells waiting for slow ranks from transfer."""
+"""Wraps any Communicator: counts bytes and seconds, without messages of its own."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from flora_hpc.comm.communicator import Array, Communicator
 
 
-class Meter:
-    """A Communicator that keeps a timeline. A rank's seconds since the last `lap` are split into named phases.
+class Lap(NamedTuple):
+    """A stretch of one rank's timeline."""
 
-    Before a collective that moves data, ranks meet in a barrier: the time in it is `wait`, the collective itself is `comm`.
+    seconds: dict[str, float]  # by phase
+    collectives: list[float]  # seconds of each, in order; `records.known.tell_apart` finds the waiting in them
+    total: float  # seconds, also those of no phase
+    num_bytes: int  # handed to collectives
+
+
+class Meter:
+    """A Communicator that keeps a timeline. A rank's seconds since the last `lap` are split into named phases and collectives.
+
     `idle` returns when the device has nothing left to do, so that work is charged to the phase that asked for it.
     """
 
     def __init__(self, comm: Communicator, clock: Callable[[], float] = time.perf_counter, idle: Callable[[], None] = lambda: None):
         self._comm, self.clock, self._idle = comm, clock, idle
         self.name, self.rank, self.size = comm.name, comm.rank, comm.size
-        self._lap_started = clock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._began, self._num_bytes = self.clock(), 0
         self._seconds: dict[str, float] = {}
-        self._bytes = 0
+        self._collectives: list[float] = []
+
+    def lap(self) -> Lap:
+        """What happened since the last one; the next one starts now."""
+        lap = Lap(self._seconds, self._collectives, self.clock() - self._began, self._num_bytes)
+        self._begin()
+        return lap
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Charge what happens inside to `name`; phases do not nest, and a collective is a phase of its own."""
+        """Charge what happens inside to `name`; phases do not nest, and a collective is none."""
         started = self.clock()
         yield
         self._idle()
         self._seconds[name] = self._seconds.get(name, 0.0) + self.clock() - started
 
-    def lap(self) -> tuple[dict[str, float], float, int]:
-        """Seconds by phase, all seconds, and bytes handed to collectives since the last lap; starts the next one."""
-        now = self.clock()
-        result = self._seconds, now - self._lap_started, self._bytes
-        self._lap_started, self._seconds, self._bytes = now, {}, 0
-        return result
-
     @contextmanager
     def _collective(self, num_bytes: int) -> Iterator[None]:
-        with self.phase("wait"):
-            self._comm.barrier()
-        with self.phase("comm"):
-            yield
-        self._bytes += num_bytes
+        started = self.clock()
+        yield
+        self._idle()
+        self._collectives.append(self.clock() - started)
+        self._num_bytes += num_bytes
 
     def allreduce(self, array: Array) -> None:
         with self._collective(array.nbytes):
@@ -62,7 +72,7 @@ class Meter:
             return self._comm.gather(data)
 
     def barrier(self) -> None:
-        with self.phase("wait"):
+        with self._collective(0):
             self._comm.barrier()
 
     def abort(self, code: int) -> NoReturn:

@@ -1,6 +1,8 @@
 """What is known about a run when it starts, and about a round when it ends."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +10,7 @@ import numpy.typing as npt
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,30 @@ class RoundRecord:
 class RankReport:
     """What one rank tells rank 0 at the end of a round."""
 
-    rank: Rows  # shape (1,), of RANKS
+    rank: Rows  # shape (1,), of RANKS; seconds of waiting and of transfer are told apart when all reports are there
     clients: Rows  # of CLIENTS
     correct: Ints  # of its test images, those of each class that were right; empty when not evaluated
     digest: int  # of the adapter it holds
+    collectives: Floats  # seconds of each since the round before, waiting included
     before: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # as `correct`, with the adapter of the round before
 
     def to_bytes(self) -> bytes:
         """For a collective; `from_bytes` is its inverse."""
-        header = np.array([self.digest, len(self.correct), len(self.before)], np.int64)
-        return b"".join(part.tobytes() for part in (header, self.correct, self.before, self.rank, self.clients))
+        parts = (self.rank, self.correct, self.before, self.collectives, self.clients)
+        header = np.array([self.digest, *map(len, parts)], np.int64)
+        return b"".join(part.tobytes() for part in (header, *parts))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RankReport":
-        digest, num_correct, num_before = np.frombuffer(data, np.int64, 3).tolist()
-        counts, start = np.frombuffer(data, np.int64, num_correct + num_before, 24), 24 + 8 * (num_correct + num_before)
-        rank, clients = np.frombuffer(data, RANKS, 1, start), np.frombuffer(data, CLIENTS, -1, start + RANKS.itemsize)
-        return cls(rank, clients, counts[:num_correct], digest, counts[num_correct:])
+        digest, *lengths = np.frombuffer(data, np.int64, 6).tolist()
+        dtypes: list[np.dtype[Any]] = [RANKS, np.dtype("i8"), np.dtype("i8"), np.dtype("f8"), CLIENTS]
+        parts: list[npt.NDArray[Any]] = []
+        start = 6 * 8
+        for dtype, length in zip(dtypes, lengths, strict=True):
+            parts.append(np.frombuffer(data, dtype, length, start))
+            start += parts[-1].nbytes
+        rank, correct, before, collectives, clients = parts
+        return cls(rank, clients, correct, digest, collectives, before)
 
 
 SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]
@@ -80,6 +90,7 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
         holders = ", ".join(f"rank {i}: {report.digest:016x}" for i, report in enumerate(reports))
         raise RuntimeError(f"round {round_number}: the ranks' adapters drifted apart ({holders})")
     ranks = np.concatenate([report.rank for report in reports])
+    ranks["wait_seconds"], ranks["comm_seconds"] = tell_apart([report.collectives for report in reports])
     clients = np.concatenate([report.clients for report in reports])
     clients = clients[np.argsort(clients["client"])]
     row = np.zeros(1, ROUNDS)
@@ -96,3 +107,16 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     for name in SECONDS:
         row[name] = ranks[name].mean()
     return RoundRecord(row, ranks, clients)
+
+
+def tell_apart(collectives: Sequence[Sequence[float]] | Sequence[Floats]) -> tuple[Floats, float]:
+    """Seconds that each rank waited for others (num_ranks,), and seconds of transfer, from each rank's seconds of the
+    same collectives.
+
+    The last rank to come waits for nobody, so the shortest time that any rank spends in a collective is the transfer's, and what a
+    rank spends beyond it is waiting. This needs no barrier before it and no clock that ranks share.
+    Raises ValueError when ranks have not been in as many collectives.
+    """
+    spent = np.array([list(one) for one in collectives], np.float64)
+    transfer = spent.min(0)
+    return (spent - transfer).sum(1), float(transfer.sum())

@@ -31,9 +31,8 @@ def check(result: dict[str, Any], backend: str) -> None:
     for one in result["sizes"]:
         assert one["repeats"] == 3
         assert one["ratio"] == one["ours_seconds"] / one["raw_seconds"]
-        assert one["comm_ratio"] == one["comm_seconds"] / one["raw_seconds"]
         assert one["difference_seconds"] == one["ours_seconds"] - one["raw_seconds"]
-        assert 0 < one["comm_seconds"] < one["ours_seconds"]
+        assert one["ours_seconds"] > 0
         assert one["ours_bus_bytes_per_second"] == pytest.approx(one["bytes"] / one["ours_seconds"])  # 2 (n - 1) / n is 1
 
 

@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,13 @@ import numpy as np
 
 from flora_hpc.comm.communicator import AgreedError, Communicator, connect, together
 from flora_hpc.comm.launch import Launch, detect
+from flora_hpc.comm.meter import Meter
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
+from flora_hpc.records.known import tell_apart
 
 NUM_BARRIERS = 20
+LATE_SECONDS = 1.0
 
 
 def main(backend: str, folder: Path) -> None:
@@ -52,6 +56,7 @@ def use(comm: Communicator, folder: Path) -> dict[str, Any]:
         "allgather of nothing": [part.decode() for part in comm.allgather(b"")],
         "gather": None if gathered is None else [part.decode() for part in gathered],
         "present after barriers": meet(comm, folder),
+        "waited": wait_for_the_last_one(comm),
         "all agree": together(comm, lambda: comm.rank * 10),
         "last one fails": agreed_problem(comm, {comm.size - 1}),
         "all fail": agreed_problem(comm, set(range(comm.size))),
@@ -66,6 +71,16 @@ def meet(comm: Communicator, folder: Path) -> list[int]:
         comm.barrier()
         present.append(len(list(folder.glob(f"barrier{number}-*"))))
     return present
+
+
+def wait_for_the_last_one(comm: Communicator) -> list[float]:
+    """Seconds that each rank is said to have waited in an allreduce to which the last one came late."""
+    meter = Meter(comm)
+    if comm.rank == comm.size - 1:
+        time.sleep(LATE_SECONDS)
+    meter.allreduce(np.zeros(1000, np.int64))
+    waited, _ = tell_apart([json.loads(text) for text in comm.allgather(json.dumps(meter.lap().collectives).encode())])
+    return waited.tolist()
 
 
 def agreed_problem(comm: Communicator, failing: set[int]) -> str:

@@ -116,6 +116,13 @@ def test_nobody_leaves_a_barrier_before_everyone_came(world: World) -> None:
     assert world.each("present after barriers") == [[world.start.size] * 20] * world.start.size
 
 
+def test_ranks_that_come_early_to_a_collective_are_said_to_have_waited(world: World) -> None:
+    """The last rank comes a second late; a world of one waits for nobody."""
+    for waited in world.each("waited"):
+        *early, late = waited
+        assert min(early, default=1.0) > 0.5 > late
+
+
 def test_together_gives_each_rank_its_own_result(world: World) -> None:
     assert world.each("all agree") == [0, 10, 20][: world.start.size]
 

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from flora_hpc.records.known import RankReport, merge
+from flora_hpc.records.known import RankReport, merge, tell_apart
 from flora_hpc.records.schema import CLIENTS, RANKS
 from tests.contracts.known_helpers import rows
 
@@ -10,7 +12,6 @@ FIRST = RankReport(
     rank=rows(
         RANKS,
         {"round": 3, "rank": 0, "num_clients": 2, "batch_seconds": 0.5, "train_seconds": 3.0, "sum_seconds": 0.25}
-        | {"wait_seconds": 0.0, "comm_seconds": 0.5}
         | {"server_seconds": 0.25, "eval_seconds": 1.0, "log_seconds": 0.25, "round_seconds": 6.0, "collective_bytes": 300},
     ),
     clients=rows(
@@ -20,6 +21,7 @@ FIRST = RankReport(
     ),
     correct=np.array([10, 0, 20]),
     digest=-5,
+    collectives=np.array([0.25, 0.75]),  # last to come to the first one
 )
 SECOND = RankReport(
     rank=rows(
@@ -30,8 +32,6 @@ SECOND = RankReport(
             "num_clients": 1,
             "train_seconds": 1.0,
             "sum_seconds": 0.25,
-            "wait_seconds": 3.0,
-            "comm_seconds": 0.5,
         }
         | {"server_seconds": 0.75, "eval_seconds": 0.5, "log_seconds": 0.0, "round_seconds": 6.0, "collective_bytes": 100},
     ),
@@ -42,9 +42,10 @@ SECOND = RankReport(
     ),
     correct=np.array([5, 40]),
     digest=-5,
+    collectives=np.array([3.25, 0.25]),  # last to come to the second one
     before=np.array([7, 8, 9]),
 )
-IDLE = RankReport(rows(RANKS, {"round": 3, "rank": 2}), np.zeros(0, CLIENTS), np.array([0]), -5)
+IDLE = RankReport(rows(RANKS, {"round": 3, "rank": 2}), np.zeros(0, CLIENTS), np.array([0]), -5, np.array([1.25, 0.75]))
 
 
 @pytest.mark.parametrize("report", [FIRST, SECOND, IDLE], ids=["two clients", "one client", "no client"])
@@ -54,6 +55,7 @@ def test_a_report_survives_the_way_to_rank_0(report: RankReport) -> None:
     np.testing.assert_array_equal(again.clients, report.clients)
     np.testing.assert_array_equal(again.correct, report.correct)
     np.testing.assert_array_equal(again.before, report.before)
+    np.testing.assert_array_equal(again.collectives, report.collectives)
     assert again.digest == report.digest
 
 
@@ -70,7 +72,7 @@ def test_the_loss_is_weighted_and_leaves_out_rejected_clients() -> None:
 
 
 def test_without_a_kept_client_there_is_no_loss() -> None:
-    rejected = RankReport(FIRST.rank, FIRST.clients[:1], np.array([0]), -5)
+    rejected = replace(FIRST, clients=FIRST.clients[:1])
     assert np.isnan(merge(3, [rejected]).row["train_loss"]).all()
     assert np.isnan(merge(0, [IDLE]).row["train_loss"]).all()
 
@@ -82,13 +84,20 @@ def test_seconds_are_means_over_ranks() -> None:
         "batch_seconds": 0.25,
         "train_seconds": 2.0,
         "sum_seconds": 0.25,
-        "wait_seconds": 1.5,
+        "wait_seconds": 1.75,
         "comm_seconds": 0.5,
         "server_seconds": 0.5,
         "eval_seconds": 0.75,
         "log_seconds": 0.125,
         "round_seconds": 6.0,
     }
+
+
+def test_a_rank_waits_as_long_as_it_is_in_collectives_beyond_the_last_one_to_come() -> None:
+    """The first collective takes 0.25 s with the first rank the last to come, the second one 0.25 s with the second rank."""
+    ranks = merge(3, [FIRST, SECOND, IDLE]).ranks
+    assert ranks["comm_seconds"].tolist() == [0.5, 0.5, 0.5]
+    assert ranks["wait_seconds"].tolist() == [0.5, 3.0, 1.5]
 
 
 def test_nothing_is_known_yet_of_the_accuracy() -> None:
@@ -105,6 +114,28 @@ def test_clients_come_in_order_and_ranks_as_they_are() -> None:
 
 
 def test_ranks_whose_adapters_differ_are_an_error() -> None:
-    drifted = RankReport(SECOND.rank, SECOND.clients, SECOND.correct, digest=6)
+    drifted = replace(SECOND, digest=6)
     with pytest.raises(RuntimeError, match="round 3: the ranks' adapters drifted apart"):
         merge(3, [FIRST, drifted])
+
+
+def test_waiting_is_what_a_rank_spends_beyond_the_last_one_to_come() -> None:
+    """Two collectives: rank 2 is the last to come to the first one, rank 0 to the second."""
+    waited, transfer = tell_apart([[5.0, 1.0], [3.0, 4.0], [2.0, 2.0]])
+    assert transfer == 2.0 + 1.0
+    assert waited.tolist() == [3.0, 4.0, 1.0]
+
+
+def test_without_collectives_nobody_waits() -> None:
+    waited, transfer = tell_apart([[], []])
+    assert (waited.tolist(), transfer) == ([0.0, 0.0], 0.0)
+
+
+def test_alone_everything_is_transfer() -> None:
+    waited, transfer = tell_apart([[0.5, 0.25]])
+    assert (waited.tolist(), transfer) == ([0.0], 0.75)
+
+
+def test_ranks_in_different_numbers_of_collectives_are_a_mistake_of_the_program() -> None:
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        tell_apart([[1.0, 2.0], [1.0]])
