@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import open_clip
 import torch
 
 from flora_hpc import embed, groupsize, plugins, prepare, seeds, trainer
+from flora_hpc.clip.library import open_clip
 from flora_hpc.clip.load import Clip
 from flora_hpc.comm import devices
 from flora_hpc.comm.backends.serial import Serial

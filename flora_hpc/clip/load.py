@@ -9,14 +9,15 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch.overrides import TorchFunctionMode
 
-from flora_hpc.clip import weights
+from flora_hpc.clip import library, weights
 from flora_hpc.clip.attention import split
 from flora_hpc.clip.steady import steady
 from flora_hpc.config import ModelConfig
 from flora_hpc.errors import UserError
 
-MASKS = {"attn_mask", "text.attn_mask"}  # buffers that no checkpoint holds and that we know how to fill
+DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_"}
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,33 @@ def untouched(config: ModelConfig, seed: int, device: torch.device) -> tuple[Any
     source = weights.find(config)
     try:
         with _quiet():
-            if device.type == "meta":
-                model = _build(source, "meta")
-            elif source.random:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    model = _build(source, "cpu")
-            else:
-                model = _with_weights(source)
-            tokenize = open_clip.get_tokenizer(source.name)
+            model, tokenize = _whole(source, seed, device)
     except UserError:
         raise
     except Exception as error:  # open_clip, timm and transformers raise whatever a broken or unreachable part makes them raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"model: {config.name} cannot be built here: {reason}") from None
     return model.eval().requires_grad_(False), tokenize
+
+
+def _whole(source: weights.Source, seed: int, device: torch.device) -> tuple[Any, Any]:
+    """The model with its numbers, and its tokenizer. What open_clip cannot build is built with timm and transformers at hand."""
+    try:
+        if device.type == "meta":
+            model = _build(source, "meta")
+        elif source.random:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = _build(source, "cpu")
+        else:
+            model = _with_weights(source)
+        return model, open_clip.get_tokenizer(source.name)
+    except UserError:
+        raise
+    except Exception:
+        if not library.complete():
+            raise
+    return _whole(source, seed, device)
 
 
 def _build(source: weights.Source, device: str) -> Any:
@@ -74,19 +87,22 @@ def _build(source: weights.Source, device: str) -> Any:
         )
 
 
+class Undrawn(TorchFunctionMode):
+    """Leaves random numbers undrawn and their memory untouched: drawing them only to throw them away takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
+
+
 def _with_weights(source: weights.Source) -> Any:
     """The architecture around the tensors of its file."""
     file = weights.fetch(source)
     assert file is not None
     state = weights.read(file)
-    model = _build(source, "meta")  # drawing random values only to throw them away takes seconds and memory
-    unfilled = {name for name, _ in model.named_buffers()} - set(model.state_dict())
-    if unfilled <= MASKS:
-        for name in unfilled:
-            owner = model.get_submodule(name.rpartition(".")[0])
-            shape = owner.attn_mask.shape
-            owner.attn_mask = torch.full(shape, float("-inf")).triu_(1)
-    else:
+    with Undrawn():  # not on 'meta', where PyTorch loads its compiler
         model = _build(source, "cpu")
     weights.fill(model, state, str(file))
     return model

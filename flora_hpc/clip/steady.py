@@ -5,14 +5,14 @@ convolution's weight by threads, too. Matrix products (with MKL_CBWR set), atten
 only where such weights are trained. Convolutions whose patches overlap, and norms of channels, are left as they are.
 """
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import LayerNorm
-from timm.layers import LayerNorm as TimmNorm
 from torch import nn
 
 SMALL = 256  # rows; differences were seen up to 3 of them, and none from 17 to 10,000
-NORMS = (nn.LayerNorm, LayerNorm, TimmNorm)  # and not those that inherit from them to normalise something else
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -60,11 +60,17 @@ def steady(model: nn.Module) -> nn.Module:
     """Put steady layers into `model`, in place, under the same names; returns `model`, which computes the same to rounding."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in NORMS and child.weight is not None and child.bias is not None:
+            if type(child) in norms() and child.weight is not None and child.bias is not None:
                 setattr(parent, name, SteadyNorm(child))  # type: ignore[arg-type] # mypy does not narrow by type()
             elif isinstance(child, nn.Conv2d) and _has_separate_patches(child):
                 setattr(parent, name, Patches(child))
     return model
+
+
+def norms() -> set[type]:
+    """LayerNorms, and not those that inherit from them to normalise something else. A timm that is not loaded has built none."""
+    timm = sys.modules.get("timm.layers")
+    return {nn.LayerNorm, LayerNorm} | ({timm.LayerNorm} if timm else set())
 
 
 def _has_separate_patches(conv: nn.Conv2d) -> bool:
