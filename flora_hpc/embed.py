@@ -14,14 +14,14 @@ import torch
 
 from flora_hpc.clip import identity
 from flora_hpc.clip.load import Clip
-from flora_hpc.clip.towers import image_features
+from flora_hpc.clip.towers import image_features, images_at_once
 from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.config import FeaturesConfig
 from flora_hpc.data import features
 from flora_hpc.data.images import Images
 from flora_hpc.data.store import DTYPES, Damage, Store
 
-FORMAT = 2  # raise it when features come out differently for the same image, tower and preprocessing
+FORMAT = 3  # raise it when features come out differently for the same image, tower and preprocessing
 
 DIFFERENT = "the nodes have different images; give every node the same files"
 
@@ -55,7 +55,10 @@ class Work:
         """These blocks' features and damage, one block after the other."""
         model = self.clip.model
         tower, size = partial(image_features, model), model.visual.image_size
-        return features.encode(images, numbers, tower, size, self.clip.preprocess, self.device, self.num_threads, self.dtype)
+        at_once = images_at_once(model, self.device)
+        return features.encode(
+            images, numbers, tower, size, self.clip.preprocess, self.device, self.num_threads, self.dtype, at_once
+        )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,6 +19,7 @@ GROUPS = 16  # of a cohort, so that several ranks find work
 # Beyond these, groups got no faster on a core (measured), most likely since what they work on leaves its cache
 MAX_ACTIVATION_BYTES = 2**21  # into one layer of the towers: 1,024 positions of a ViT-B/32's captions, 4,096 of flora-tiny's
 MAX_FEATURE_BYTES = 2**23  # of all batches of a step
+MAX_KEPT_BYTES = 3 * 2**26  # for the backward pass of a step: 17 clients of a ViT-B/32, as fast as 29
 MAX_NUMBERS = 2**22  # trained ones
 MAX_CLIENTS = 256
 ON_GPU = 16  # times as much, to fill it; not measured
@@ -86,6 +87,7 @@ def choose(num_clients: int, load: Load, room: Room) -> GroupSize:
         (MAX_CLIENTS, 1),
         (MAX_ACTIVATION_BYTES, load.activation_bytes),
         (MAX_FEATURE_BYTES, load.feature_bytes),
+        (MAX_KEPT_BYTES, load.kept_bytes),
         (MAX_NUMBERS, load.num_params),
     ]
     times = ON_GPU if room.gpu else 1

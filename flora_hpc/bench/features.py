@@ -17,7 +17,7 @@ from PIL import Image
 from flora_hpc import embed, seeds, simulation
 from flora_hpc.bench.methods import model_config, processor
 from flora_hpc.clip.load import Clip, load
-from flora_hpc.clip.towers import image_features
+from flora_hpc.clip.towers import image_features, images_at_once
 from flora_hpc.comm import devices, launch
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import CommConfig, FeaturesConfig
@@ -140,15 +140,15 @@ def time_decoding(images: Images, work: embed.Work) -> float:
 
 def time_tower(clip: Clip, images: Images, work: embed.Work, num_images: int) -> float:
     """Seconds for features of `num_images` images whose pixels are ready."""
-    loader = Loader(images, clip.preprocess, work.num_threads)
+    loader, at_once = Loader(images, clip.preprocess, work.num_threads), images_at_once(clip.model, work.device)
     try:
-        ((_, read),) = loader.blocks([range(min(len(images), features.BLOCK))])
+        ((_, read),) = loader.blocks([range(min(len(images), at_once))])
     finally:
         loader.close()
     pixels = torch.stack([image for image in read if isinstance(image, torch.Tensor)])
     started = time.perf_counter()
-    for size in features.sizes(num_images):
-        image_features(clip.model, pixels[:size].to(work.device)).cpu()
+    for done in range(0, num_images, at_once):
+        image_features(clip.model, pixels[: num_images - done].to(work.device)).cpu()
     return time.perf_counter() - started
 
 

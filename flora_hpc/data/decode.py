@@ -29,9 +29,9 @@ LASTING = {
     errno.ELOOP,
     errno.ENAMETOOLONG,
 }  # what a stamp sees
-AHEAD = 2  # blocks that are read and decoded while one is computed
 MOST_STRETCHED = 1000  # how much longer than wide an image may be: its shorter side is scaled to the model's, the other with it
-STRETCH = 16  # images that one thread reads at once
+STRETCH = 8  # images that one thread reads at once
+AHEAD = 2  # stretches for each thread that are read and decoded while a block is computed
 
 
 class DamagedError(Exception):
@@ -104,6 +104,7 @@ class Loader:
     def __init__(self, images: Images, preprocess: Callable[[Any], torch.Tensor], num_threads: int) -> None:
         self._images, self._preprocess = images, preprocess
         self._pool = ThreadPoolExecutor(max(1, num_threads), "decode", one_core)
+        self._ahead = AHEAD * max(1, num_threads)
 
     def blocks(self, blocks: Iterable[Sequence[int]]) -> Iterator[tuple[Sequence[int], Decoded]]:
         """Each block of rows with its preprocessed images, or why one cannot be decoded; the next ones are under way."""
@@ -111,7 +112,7 @@ class Loader:
         for block in blocks:
             stretches = [block[start : start + STRETCH] for start in range(0, len(block), STRETCH)]
             coming.append((block, [self._pool.submit(self._some, stretch) for stretch in stretches]))
-            if len(coming) > AHEAD:
+            while sum(len(stretches) for _, stretches in coming) - len(coming[0][1]) >= self._ahead:
                 yield _finished(*coming.popleft())
         while coming:
             yield _finished(*coming.popleft())

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from flora_hpc.data.decode import DamagedError, Loader, fetch
 from flora_hpc.data.images import Images
 from flora_hpc.data.store import Damage
 
-BLOCK = 256  # images encoded at once; fixed, because the shape of a matrix product may decide its last bits
+BLOCK = 256  # images whose features are kept together
 READERS = 8  # threads that read files to digest them: most of the time goes into waiting for the file system
 
 
@@ -34,24 +35,30 @@ def encode(
     device: torch.device,
     num_threads: int,
     dtype: torch.dtype = torch.float32,
+    at_once: int = BLOCK,
 ) -> Iterator[tuple[int, torch.Tensor, Damage]]:
     """Each of these blocks: its features as the tower gives them (num_images_of_it, embed_dim), and its damaged images.
 
-    `tower` turns pixels (num_images, 3, height, width) float32 on `device` into features; `preprocess` makes (3, height, width)
-    from an RGB image. Damaged images have features NaN. The next blocks are read and decoded by `num_threads` threads while one
-    is encoded.
+    `tower` turns pixels (num_images, 3, height, width) float32 on `device` into features, `at_once` images of a block at a time.
+    `preprocess` makes (3, height, width) from an RGB image. Damaged images have features NaN. The next images are read and decoded
+    by `num_threads` threads while some are encoded.
     """
     blank = torch.zeros(3, *(image_size if isinstance(image_size, tuple) else (image_size, image_size)))
-    loader, listed = Loader(images, preprocess, num_threads), list(numbers)
+    loader, blocks = Loader(images, preprocess, num_threads), [(number, rows(number, len(images))) for number in numbers]
+    parts = loader.blocks(block[start : start + at_once] for _, block in blocks for start in range(0, len(block), at_once))
     try:
-        blocks = loader.blocks(rows(number, len(images)) for number in listed)
-        for number, (of_block, read) in zip(listed, blocks, strict=True):
-            damaged = {row: str(image) for row, image in zip(of_block, read, strict=True) if isinstance(image, DamagedError)}
-            pixels = torch.stack([blank if isinstance(image, DamagedError) else image for image in read])
-            with torch.inference_mode():
-                values = tower(pixels.to(device)).float().cpu()
-                values[[row - of_block[0] for row in damaged]] = torch.nan
-            yield number, values.to(dtype), damaged
+        for number, block in blocks:
+            values: list[torch.Tensor] = []
+            damaged: Damage = {}
+            for of_part, read in islice(parts, -(-len(block) // at_once)):
+                harmed = {row: str(image) for row, image in zip(of_part, read, strict=True) if isinstance(image, DamagedError)}
+                pixels = torch.stack([blank if isinstance(image, DamagedError) else image for image in read])
+                with torch.inference_mode():
+                    found = tower(pixels.to(device)).float().cpu()
+                    found[[row - of_part[0] for row in harmed]] = torch.nan
+                values.append(found.to(dtype))
+                damaged |= harmed
+            yield number, torch.cat(values), damaged
     finally:
         loader.close()
 

@@ -58,6 +58,19 @@ def test_features_come_block_by_block_in_order(num_threads: int) -> None:
     assert [damaged for _, _, damaged in blocks] == [{}, {}, {}]
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_the_tower_sees_parts_of_a_block_and_none_of_two(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of five images, two at once; the last block holds one image."""
+    monkeypatch.setattr(features, "BLOCK", 5)
+    tower = Tower()
+    blocks = list(features.encode(numbers(4, 5), [0, 1, 2], tower, 2, preprocess, CPU, num_threads, at_once=2))
+    assert tower.seen == [[0, 1], [2, 3], [0], [0, 6], [7, 8], [9], [10]]  # a damaged one is blank
+    assert [number for number, _, _ in blocks] == [0, 1, 2]
+    found = torch.cat([values for _, values, _ in blocks])
+    assert found[:, 0].nan_to_num(-1).tolist() == [0, 1, 2, 3, -1, -1, 6, 7, 8, 9, 10]
+    assert [list(damaged) for _, _, damaged in blocks] == [[4], [5], []]
+
+
 def test_no_block() -> None:
     assert list(features.encode(numbers(), [], Tower(), 2, preprocess, CPU, 1)) == []
 
