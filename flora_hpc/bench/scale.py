@@ -45,6 +45,7 @@ class Ranks:
     client_updates_per_second: float
     efficiency: float  # of that, per rank, over the throughput of one rank
     speedup: float  # over one rank
+    independent_speedup: float | None  # of as many runs at once that know nothing of each other: what the cores allow
     start_up_seconds: float  # median of the repeats
     round_seconds: float
     shares: dict[str, float]  # of a round's phases
@@ -100,24 +101,36 @@ def starter(name: str | None) -> Callable[[int], list[str]]:
     return lambda num_ranks: [mpiexec, "-n", str(num_ranks), sys.executable]
 
 
-def play(command: Sequence[str], config: Path, out: Path, on: Sequence[int]) -> Played:
-    """Play a run on the cores `on`. Raises UserError when it fails."""
-    arguments = ["-m", "flora_hpc.bench.pin", ",".join(map(str, on)), "run", str(config), "--view", "plain", "--out", str(out)]
-    started = time.time()
-    ended = subprocess.run([*command, *arguments], stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if ended.returncode != 0:
-        raise UserError(f"the run on {len(on)} ranks failed with exit code {ended.returncode}; what it said stands above")
+def play(commands: Sequence[Sequence[str]], config: Path, folder: Path, on: Sequence[int]) -> list[Played]:
+    """Play runs at once, each started by its command, on as many of the cores `on`. Raises UserError when one fails."""
+    share, started, runs = len(on) // len(commands), time.time(), []
+    for number, command in enumerate(commands):
+        out, mine = folder / str(number), ",".join(map(str, on[number * share : (number + 1) * share]))
+        whole = [*command, "-m", "flora_hpc.bench.pin", mine, "run", str(config), "--view", "plain", "--out", str(out)]
+        runs.append((out, subprocess.Popen(whole, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})))
+    if failed := [code for code in [run.wait() for _, run in runs] if code != 0]:
+        raise UserError(f"the run on {share} ranks failed with exit code {failed[0]}; what it said stands above")
+    return [_played(out, started) for out, _ in runs]
+
+
+def _played(out: Path, started: float) -> Played:
     facts, tables = hdf5file.read(out)
     begun = (out / "config.yaml").stat().st_mtime  # written right before round 0
     return Played(begun - started, tables["rounds"][tables["rounds"]["round"] >= WARM], facts, tables["topology"])
 
 
 def measure(
-    config: Config, ranks: Sequence[int], launcher: str | None, repeats: int, tell: Callable[[str], None] = lambda text: None
+    config: Config,
+    ranks: Sequence[int],
+    launcher: str | None,
+    repeats: int,
+    independent: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Play the run on each number of ranks, `repeats` times in turn, to and fro."""
+    """Play the run on each number of ranks, `repeats` times in turn, to and fro; `independent` runs, too, as many at once."""
     start, on = starter(launcher), cores()
     played: dict[int, list[Played]] = {number: [] for number in ranks}
+    at_once: dict[int, list[Played]] = {number: [] for number in ranks if independent and number > 1}
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(config.to_yaml(), encoding="utf-8")
@@ -125,7 +138,10 @@ def measure(
             turns = list(played.items())
             for number, runs in turns if repeat % 2 == 0 else reversed(turns):
                 tell(f"run of {config.rounds} rounds on {number} rank{'s' * (number > 1)} ({repeat + 1} of {repeats})")
-                runs.append(play(start(number), path, Path(folder) / f"{number}-{repeat}", on[:number]))
+                runs += play([start(number)], path, Path(folder) / f"{number}-{repeat}", on[:number])
+                if number in at_once:
+                    tell(f"as many independent runs at once ({repeat + 1} of {repeats})")
+                    at_once[number] += play([start(1)] * number, path, Path(folder) / f"apart-{number}-{repeat}", on[:number])
     rounds, facts, places = played[1][0].rounds, played[1][0].facts, played[max(ranks)][0].places
     return {
         "model": config.model.name,
@@ -143,20 +159,22 @@ def measure(
         "device": places["device"][0].decode(),
         "processor": processor(),
         "versions": simulation.versions(),
-        "ranks": [asdict(one) for one in compare(played)],
+        "ranks": [asdict(one) for one in compare(played, at_once)],
     }
 
 
-def compare(played: dict[int, list[Played]]) -> list[Ranks]:
+def compare(played: dict[int, list[Played]], at_once: dict[int, list[Played]]) -> list[Ranks]:
     """Throughput and efficiency of each number of ranks, of which 1 is one."""
     splits: dict[int, Split] = {n: split(np.concatenate([run.rounds for run in runs])) for n, runs in played.items()}
     alone = splits[1].client_updates_per_second
+    apart = {n: split(np.concatenate([run.rounds for run in runs])).client_updates_per_second for n, runs in at_once.items()}
     return [
         Ranks(
             num_ranks=number,
             client_updates_per_second=splits[number].client_updates_per_second,
             efficiency=splits[number].client_updates_per_second / (number * alone),
             speedup=splits[number].client_updates_per_second / alone,
+            independent_speedup=number * apart[number] / alone if number in apart else None,
             start_up_seconds=statistics.median(run.start_up_seconds for run in runs),
             round_seconds=splits[number].round_seconds,
             shares=splits[number].shares,

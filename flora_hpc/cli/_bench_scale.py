@@ -36,6 +36,9 @@ def scale(
     ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="rounds of a run, of which the first warms up")] = 6,
     repeats: Annotated[int, typer.Option(min=1, help="runs on each number of ranks, in turn")] = 3,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="also as many runs at once that know nothing of each other: what the cores allow")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
     """Compare numbers of ranks, each on a core of its own: client updates per second. Starts the ranks itself."""
@@ -51,7 +54,7 @@ def scale(
         tell(f"note: {note}")
     chosen = chosen or part.default_ranks(len(part.cores()))
     part.check(resolved, chosen)
-    result = part.measure(resolved, chosen, launcher and launcher.value, repeats, tell)
+    result = part.measure(resolved, chosen, launcher and launcher.value, repeats, independent, tell)
     tell_result(result, as_json, show)
 
 
@@ -72,6 +75,12 @@ def show(console: Console, result: dict[str, Any]) -> None:
             seconds(one["start_up_seconds"]),
         )
     console.print(table)
+    allowed = [
+        f"{one['num_ranks']} ranks reach {one['speedup'] / one['independent_speedup']:.1%} of the throughput of {one['num_ranks']} "
+        f"independent runs at once, which are {one['independent_speedup']:.2f} times as fast as one alone"
+        for one in result["ranks"]
+        if one["independent_speedup"]
+    ]
     named = {
         "measured": f"medians over {result['rounds']} whole rounds, of {result['repeats']} runs each, in turn; waiting and "
         f"collectives included; {result['num_groups']} groups of clients to share; each rank on a core of its own",
@@ -82,4 +91,4 @@ def show(console: Console, result: dict[str, Any]) -> None:
         f"{one['num_ranks']} ranks": max(one["repeat_updates_per_second"]) / min(one["repeat_updates_per_second"])
         for one in result["ranks"]
     }
-    console.print(remarks(named | beware(apart)))
+    console.print(remarks(named | ({"independent": "; ".join(allowed)} if allowed else {}) | beware(apart)))

@@ -37,27 +37,37 @@ def played(start_up: float, *seconds: float) -> part.Played:
 
 def test_ranks_are_compared_with_one() -> None:
     """One rank: 12 clients in 4 s (median of 4, 4, 6); two: in 3 s."""
-    one, two = part.compare({1: [played(1, 4, 4), played(3, 6)], 2: [played(5, 2), played(7, 3, 4)]})
+    one, two = part.compare({1: [played(1, 4, 4), played(3, 6)], 2: [played(5, 2), played(7, 3, 4)]}, {})
     assert (one.client_updates_per_second, one.efficiency, one.speedup, one.start_up_seconds) == (3, 1, 1, 2)
     assert (two.num_ranks, two.client_updates_per_second, two.speedup, two.efficiency) == (2, 4, 4 / 3, 4 / 6)
     assert (two.start_up_seconds, two.round_seconds) == (6, 3)
     assert two.repeat_updates_per_second == [6, 12 / 3.5]
     assert two.shares["train"] == 1
+    assert (one.independent_speedup, two.independent_speedup) == (None, None)
+
+
+def test_independent_runs_count_together() -> None:
+    """Two at once take 5 s a round where one alone takes 4."""
+    _, two = part.compare({1: [played(1, 4)], 2: [played(1, 2)]}, {2: [played(1, 5), played(1, 5)]})
+    assert two.independent_speedup == pytest.approx(2 * 4 / 5)
 
 
 @pytest.mark.mpi
 @pytest.mark.skipif(len(CORES) < 2, reason="two ranks need two cores")
 def test_one_and_two_ranks_under_mpiexec(mpiexec: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    result = bench(*SMALL, "--ranks", "1,2", "--launcher", "mpiexec", "--json")
+    result = bench(*SMALL, "--ranks", "1,2", "--launcher", "mpiexec", "--independent", "--json")
     assert result.exit_code == 0, result.exception
     found = json.loads(result.stdout)
+    assert "as many independent runs at once (1 of 1)" in result.stderr
     one, two = found["ranks"]
     assert (one["num_ranks"], two["num_ranks"], found["backend"], found["num_clients"]) == (1, 2, "mpi", 6)
     assert (found["rounds"], found["repeats"]) == (2, 1)
     assert found["num_threads"] == 1, "each rank has one core to itself"
     assert two["efficiency"] == pytest.approx(two["client_updates_per_second"] / (2 * one["client_updates_per_second"]))
     assert two["speedup"] == pytest.approx(2 * two["efficiency"])
+    assert one["independent_speedup"] is None
+    assert 0 < two["independent_speedup"] < 4
     for each in (one, two):
         assert each["client_updates_per_second"] == pytest.approx(6 / each["round_seconds"])
         assert each["start_up_seconds"] > 0
@@ -125,4 +135,4 @@ def test_a_run_that_fails_is_told(tmp_path: Path) -> None:
     config, _ = configfile.load(part.DEFAULT, ["rounds=2"])
     (tmp_path / "config.yaml").write_text(config.to_yaml().replace("rounds: 2", "rounds: none"))
     with pytest.raises(UserError, match="the run on 1 ranks failed with exit code 2; what it said stands above"):
-        part.play([sys.executable], tmp_path / "config.yaml", tmp_path / "out", [min(CORES)])
+        part.play([[sys.executable]], tmp_path / "config.yaml", tmp_path / "out", [min(CORES)])
