@@ -128,6 +128,15 @@ class CommConfig(Section):
     timeout_seconds: Positive = Field(1800.0, description="gloo and nccl: a collective that takes longer ends the job")
 
 
+class CheckpointConfig(Section):
+    """What a run leaves behind to go on from, and what a signal to stop does."""
+
+    every: int = Field(1, ge=0, description="rounds between checkpoints; 0: only when a signal stops the run")
+    on_signal: Literal["finish", "abandon"] = Field(
+        "finish", description="what SIGUSR1 or SIGTERM does with the round that is played: finish it, or throw it away"
+    )
+
+
 class Config(Section):
     """The whole experiment. Only `simulation`, `prepare` and `cli` see it; other modules get their own branch."""
 
@@ -142,6 +151,7 @@ class Config(Section):
     client: ClientConfig = ClientConfig()
     aggregator: SerializeAsAny[BaseOptions]
     evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     comm: CommConfig = CommConfig()
 
     @model_validator(mode="after")
@@ -165,6 +175,21 @@ class Config(Section):
                 "set client.optimizer_state: reset"
             )
         return self
+
+    def essence(self) -> "Config":
+        """What decides the results: the same wherever and on however many ranks the experiment runs."""
+        return self.model_copy(
+            update={
+                "comm": CommConfig(),
+                "checkpoint": CheckpointConfig(),
+                "features": self.features.model_copy(update={"store": "auto"}),
+                "cohort": self.cohort.model_copy(update={"assignment": "balanced"}),
+            }
+        )
+
+    def with_group_size(self, group_size: int | None) -> "Config":
+        """The same with the size of groups that was chosen: it decides bits, so what is written down gives the same anywhere."""
+        return self.model_copy(update={"client": self.client.model_copy(update={"group_size": group_size})})
 
     def to_yaml(self) -> str:
         """The resolved configuration, every default written out; loading it gives an equal Config."""

@@ -67,6 +67,13 @@ def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
     return options
 
 
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, and both values."""
+    left, right = (_dotted(config.model_dump(mode="json")) for config in (one, other))
+    keys = [key for key in left | right if not isinstance(left.get(key), dict) and not isinstance(right.get(key), dict)]
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
 def _source(key: str, given: dict[str, Any], origin: dict[str, str]) -> str | None:
     """Where a mistake at `key` came from: '-s' for an override of it, of a key above it, or of one below that no file has."""
     above = any(key == name or key.startswith(f"{name}.") for name in given)

@@ -8,6 +8,10 @@ class UserError(Exception):
     """A mistake of the user's: shown without a traceback, ends the program with exit code 2."""
 
 
+class StoppedError(Exception):
+    """A signal stopped the job, on every rank; what it says is how to go on. Ends the program with exit code 75."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `choices`, or nothing when none is near."""
     by_lower = {choice.lower(): choice for choice in choices}

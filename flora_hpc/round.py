@@ -19,8 +19,10 @@ import torch
 
 from flora_hpc import cohort, evaluate, optimizers, trainer
 from flora_hpc.aggregators._aggregator import Aggregator
+from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.exact import ExactSum
 from flora_hpc.comm.meter import Meter
+from flora_hpc.comm.stop import Stop
 from flora_hpc.comm.tickets import Tickets
 from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
 from flora_hpc.data.images import Ints
@@ -52,6 +54,11 @@ class Federation:
     mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # what the method sees of all images
     tickets: Tickets = field(default_factory=Tickets)  # for work that goes to idle ranks
+    stop: Stop = field(default_factory=Stop)  # whether this rank was asked to
+
+
+class AbandonedError(Exception):
+    """A round was given up."""
 
 
 @dataclass
@@ -65,13 +72,18 @@ class State:
 
 
 def play(fed: Federation, comm: Meter, state: State, number: int) -> list[RoundRecord]:
-    """Play round `number` (0 only evaluates) and move `state` on. Returns, on rank 0, the records that are complete now."""
+    """Play round `number` (0 only evaluates) and move `state` on. Returns, on rank 0, the records that are complete now.
+
+    Raises AbandonedError, on every rank, when a signal says so; adapter and server state are those of the round before then.
+    """
     rows, before, correct = np.zeros(0, CLIENTS), NOTHING, NOTHING
     if number > 0:
         total, rows = train_my_groups(fed, comm, state, number)
         if tested_later(fed, number - 1):
             with comm.phase("eval"):
                 before = count_correct(fed, state, lambda n: fed.tickets.draw("test", number, n))
+        if fed.stop.agreed_to_abandon(comm):
+            raise AbandonedError
         comm.allreduce(total.buffer)
         with comm.phase("server"):
             if total.total:
@@ -121,11 +133,12 @@ def note_accuracy(fed: Federation, record: RoundRecord, counts: list[Ints]) -> N
 def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> tuple[ExactSum, Rows]:
     """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
     with comm.phase("batch"):
-        clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
-        groups = cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
-        mine = my_groups(fed, comm, [cost(fed, group) for group in groups], number)
+        groups = groups_of(fed, number)
+        mine = my_groups(fed, comm, groups, number)
         total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
     for index in mine:
+        if fed.stop.abandons:
+            break
         members, started = groups[index], comm.clock()
         with comm.phase("batch"):
             held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
@@ -157,8 +170,15 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
     return total, np.concatenate(rows)
 
 
-def my_groups(fed: Federation, comm: Meter, costs: list[int], number: int) -> Iterable[int]:
+def groups_of(fed: Federation, number: int) -> list[Ints]:
+    """The groups of clients that train in a round, the same on every rank."""
+    clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
+    return cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
+
+
+def my_groups(fed: Federation, comm: Communicator, groups: list[Ints], number: int) -> Iterable[int]:
     """Numbers of the groups that this rank trains. With dynamic assignment, the next one is settled when this rank asks for it."""
+    costs = [cost(fed, group) for group in groups]
     if fed.cohort.assignment == "dynamic":
         order = cohort.costliest_first(costs)
         return (order[ticket] for ticket in fed.tickets.draw("groups", number, len(order)))

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,18 +16,21 @@ import torch
 
 from flora_hpc import __version__, embed, evaluate, prepare
 from flora_hpc.clip import adapters
-from flora_hpc.clip.load import load
+from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm import devices, tickets
 from flora_hpc.comm.communicator import Communicator, same_everywhere, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
+from flora_hpc.comm.stop import Stop
 from flora_hpc.config import Config
 from flora_hpc.data.images import Dataset
+from flora_hpc.errors import StoppedError
 from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import TOPOLOGY, Rows
-from flora_hpc.round import play
+from flora_hpc.resume import Begin, Saved
+from flora_hpc.round import AbandonedError, Federation, State, play
 
 
 def run(
@@ -37,80 +41,122 @@ def run(
     make_observers: Callable[[], Sequence[Observer]],
     started: float,
     progress: embed.Progress,
+    resume: bool = False,
 ) -> None:
-    """Run an experiment on all ranks of `comm` and leave its adapter in `out`.
+    """Run an experiment on all ranks of `comm` and leave its adapter in `out`; with `resume`, the one that `out` holds unfinished.
 
     Observers are made and told on rank 0, of each round while the next one is played. The `progress` of features is shown there,
     too. `started` is when the program began, by time.perf_counter. Raises UserError, on every rank, for what the user must change;
-    nothing is written then.
+    nothing is written then. Raises StoppedError, on every rank, when a signal ended the run and it can be gone on with.
     """
-    place = prepare.settle(config, comm, launch)
-    meter = Meter(comm, idle=torch.cuda.synchronize if place.device.type == "cuda" else lambda: None)
-    dataset, clip, fed = together(comm, lambda: prepare.everything(config, place.device, place.room))
-    same_everywhere(comm, prepare.identity(config, dataset, clip, fed.shards))
-    inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, progress))
-    if features.damaged:
-        dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
-        fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device, place.room))
-    mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
-    fed = replace(fed, inputs=inputs, mixes=mixes)
-    if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
-        fed = replace(fed, tickets=tickets.share(comm, config.comm.timeout_seconds))
-    state = prepare.first_state(fed, comm, place.device)
-    if fed.method.sees == "features":
-        del clip.model.visual  # its work is done, for all rounds
-    topology = place_rows(devices.places(comm, launch, place.device, place.num_threads))
-    observers = Background(make_observers() if comm.rank == 0 else [])
-    info = RunInfo(
-        seed=config.seed,
-        config=with_group_size(config, fed.group_size).to_yaml(),
-        versions=versions(),
-        launcher=launch.launcher,
-        backend=comm.name,
-        world_size=comm.size,
-        dataset=dataset.name,
-        features=features.place,
-        features_made_by=json.dumps({name: text for name, text in features.facts.items() if name != "damaged"}),
-        num_features_computed=features.num_computed,
-        num_damaged=len(features.damaged),
-        topology=topology,
-        num_rounds=config.rounds,
-        num_clients=fed.shards.num_clients,
-        num_params=fed.method.num_params,
-        payload_bytes=fed.method.payload_bytes,
-        how=fed.method.how,
-        group_size=fed.group_size,
-        num_groups=-(-config.cohort.num_clients(fed.shards.num_clients) // fed.group_size),
-        setup_seconds=time.perf_counter() - started,
-    )
-    status = "failed"
-    try:
-        together(comm, lambda: observers.started(info))
-        meter.lap()
-        for number in range(config.rounds + 1):
-            records = play(fed, meter, state, number)
-            with meter.phase("log"):
-                for record in records:
-                    observers.round(record)
-        observers.settle()
-        if comm.rank == 0:
-            trained = fed.method.unpack(state.adapter.cpu())
-            classes = dataset.wordings if fed.method.per_class else ()
-            adapters.save(out / "adapter", clip.model, trained, fed.method.alpha, clip.name, config.method.name, classes)
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        if state.untested is not None:
-            with suppress(Exception):  # what ended the run counts, not what follows from it
-                observers.round(state.untested)
-        observers.ended(status)
+    stop = Stop(abandon=config.checkpoint.on_signal == "abandon")
+    with stop.listening():
+        place = prepare.settle(config, comm, launch)
+        meter = Meter(comm, idle=torch.cuda.synchronize if place.device.type == "cuda" else lambda: None)
+        dataset, clip, fed = together(comm, lambda: prepare.everything(config, place.device, place.room))
+        same_everywhere(comm, prepare.identity(config, dataset, clip, fed.shards))
+        inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, progress))
+        if features.damaged:
+            dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
+            fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device, place.room))
+        mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
+        fed = replace(fed, inputs=inputs, mixes=mixes, stop=stop)
+        if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
+            fed = replace(fed, tickets=tickets.share(comm, config.comm.timeout_seconds))
+        config = config.with_group_size(fed.group_size)
+        saved = Saved(out / "checkpoint", config.essence().to_yaml())
+        begin = saved.find(fed, comm, place.device, out) if resume else Begin(prepare.first_state(fed, comm, place.device))
+        if fed.method.sees == "features":
+            del clip.model.visual  # its work is done, for all rounds
+        topology = place_rows(devices.places(comm, launch, place.device, place.num_threads))
+        observers = Background(make_observers() if comm.rank == 0 else [])
+        info = RunInfo(
+            seed=config.seed,
+            config=config.to_yaml(),
+            versions=versions(),
+            launcher=launch.launcher,
+            backend=comm.name,
+            world_size=comm.size,
+            dataset=dataset.name,
+            features=features.place,
+            features_made_by=json.dumps({name: text for name, text in features.facts.items() if name != "damaged"}),
+            num_features_computed=features.num_computed,
+            num_damaged=len(features.damaged),
+            topology=topology,
+            num_rounds=config.rounds,
+            num_clients=fed.shards.num_clients,
+            num_params=fed.method.num_params,
+            payload_bytes=fed.method.payload_bytes,
+            how=fed.method.how,
+            group_size=fed.group_size,
+            num_groups=-(-config.cohort.num_clients(fed.shards.num_clients) // fed.group_size),
+            setup_seconds=time.perf_counter() - started,
+            earlier=begin.earlier,
+        )
+        state, status = begin.state, "failed"
+        try:
+            together(comm, lambda: observers.started(info))
+            meter.lap()
+            play_rounds(config, fed, meter, state, begin.next_round, observers, saved)
+            if comm.rank == 0:
+                trained = fed.method.unpack(state.adapter.cpu())
+                classes = dataset.wordings if fed.method.per_class else ()
+                save_adapter(out, clip, trained, fed.method.alpha, config.method.name, classes)
+                shutil.rmtree(saved.folder, ignore_errors=True)
+            status = "finished"
+        except StoppedError:
+            status = "stopped"
+            raise
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            if state.untested is not None and status != "stopped":
+                with suppress(Exception):  # what ended the run counts, not what follows from it
+                    observers.round(state.untested)
+            observers.ended(status)
 
 
-def with_group_size(config: Config, group_size: int) -> Config:
-    """`config` with the size of groups that was chosen: it decides bits, and what is written down gives the same ones anywhere."""
-    return config.model_copy(update={"client": config.client.model_copy(update={"group_size": group_size})})
+def play_rounds(
+    config: Config, fed: Federation, comm: Meter, state: State, first: int, observers: Background, saved: Saved
+) -> None:
+    """Play the rounds from `first` to the last, tell observers of them, and save what `checkpoint.every` asks for.
+
+    Raises StoppedError, on every rank, when a signal asks for it, as soon as the state is saved.
+    """
+    last_saved = first - 1
+    for number in range(first, config.rounds + 1):
+        done = number - 1
+        if not (stopping := fed.stop.agreed(comm)):
+            try:
+                records = play(fed, comm, state, number)
+            except AbandonedError:
+                stopping = True
+        if stopping:
+            kept = fed.client.optimizer_state == "keep" and done > last_saved and fed.stop.abandons
+            if done > last_saved and not kept:
+                observers.rounds([], saved.write(fed, comm, state, done))
+                last_saved = done
+            observers.settle()
+            where = f"after round {last_saved} of {config.rounds}" if last_saved >= 0 else "before round 0"
+            raise StoppedError(f"a signal stopped the run {where}; the same command with --resume goes on from there")
+        with comm.phase("log"):
+            due = config.checkpoint.every and number % config.checkpoint.every == 0 and number < config.rounds
+            write = saved.write(fed, comm, state, number) if due else lambda: None
+            last_saved = number if due else last_saved
+            observers.rounds(records, write)
+    observers.settle()
+
+
+def save_adapter(
+    out: Path, clip: Clip, trained: dict[str, torch.Tensor], alpha: float | None, method: str, classes: Sequence[str]
+) -> None:
+    """Write the adapter, whole or not at all; one that a run left when it was killed just then makes way."""
+    part = out / "adapter.part"
+    for folder in (part, out / "adapter"):
+        shutil.rmtree(folder, ignore_errors=True)
+    adapters.save(part, clip.model, trained, alpha, clip.name, method, classes)
+    part.rename(out / "adapter")
 
 
 def embed_all(config: Config, comm: Communicator, launch: Launch, progress: embed.Progress) -> tuple[Dataset, embed.Embedded]:

@@ -8,7 +8,7 @@ import typer
 
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, run, show
 from flora_hpc.comm import launch
-from flora_hpc.errors import UserError
+from flora_hpc.errors import StoppedError, UserError
 
 app = typer.Typer(
     help="Simulate federated LoRA fine-tuning of vision-language models on HPC clusters.",
@@ -29,7 +29,10 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit codes: 0 done; 2 the user must change something; anything else is a bug or a lost rank.
+    """Run the command line.
+
+    Exit codes: 0 done; 2 the user must change something; 75 stopped by a signal, to be gone on with (EX_TEMPFAIL of sysexits.h);
+    anything else is a bug or a lost rank.
 
     What all ranks say alike is said by rank 0 alone.
     """
@@ -44,6 +47,10 @@ def main() -> NoReturn:
         code = result if isinstance(result, int) else 0  # what a command gave to typer.Exit
     except UserError as error:
         code = 2
+        if speaks:
+            print(f"flora-hpc: {error}", file=sys.stderr)
+    except StoppedError as error:
+        code = 75
         if speaks:
             print(f"flora-hpc: {error}", file=sys.stderr)
     except Exception as error:

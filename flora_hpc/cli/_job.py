@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from flora_hpc.comm.communicator import AgreedError, Communicator, connect, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig, Config
-from flora_hpc.errors import UserError
+from flora_hpc.errors import StoppedError, UserError
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
     with connect(launch, config) as comm:
         try:
             yield comm
-        except AgreedError:
+        except (AgreedError, StoppedError):
             raise  # every rank knows; rank 0 says it
         except KeyboardInterrupt:
             if comm.size == 1:

@@ -1,8 +1,10 @@
 """`flora-hpc run`: the main job, under any launcher."""
 
+import json
 import os
 import sys
 import time
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -38,10 +40,18 @@ def run(
     view: Annotated[
         View, typer.Option(help="live view or one plain line a round; auto asks whether this is a terminal")
     ] = View.auto,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the unfinished run in --out; start anew where there is none")
+    ] = False,
 ) -> None:
-    """Run an experiment. Start it with srun, mpiexec or torchrun, or alone."""
+    """Run an experiment. Start it with srun, mpiexec or torchrun, or alone.
+
+    SIGUSR1 and SIGTERM save the run and end it with exit code 75; --resume goes on with it, on any number of ranks.
+    """
     me = launch.detect()
     job = f"-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""  # tasks of an array may start together
+    if resume and out is None:
+        raise UserError("--resume: which run? name its directory with --out")
     out = out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}{job}"
 
     def load() -> Config:
@@ -51,7 +61,18 @@ def run(
         return resolved
 
     with job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
-        together(comm, lambda: refuse_used(out) if comm.rank == 0 else None)
+
+        def look() -> Found:
+            if comm.rank == 0 and resume:
+                return unfinished(out, resolved)
+            if comm.rank == 0:
+                refuse_used(out)
+            return Found()
+
+        found = Found(**json.loads(comm.allgather(json.dumps(asdict(together(comm, look))).encode())[0]))  # rank 0's
+        if found.finished:
+            print(f"the run in {out} has finished already")
+            return
 
         from flora_hpc import simulation  # torch and open_clip take seconds to import
         from flora_hpc.observers import hdf5, plain, terminal
@@ -60,13 +81,46 @@ def run(
         live = view == View.live or (view == View.auto and seen)
         observers = (hdf5, terminal if live else plain)
         simulation.run(
-            resolved, comm, me, out, lambda: [each.build(out) for each in observers], STARTED, Bar("features", live=live)
+            resolved.with_group_size(resolved.client.group_size or found.group_size),
+            comm,
+            me,
+            out,
+            lambda: [each.build(out) for each in observers],
+            STARTED,
+            Bar("features", live=live),
+            found.unfinished,
         )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run directory holds."""
+
+    unfinished: bool = False
+    finished: bool = False
+    group_size: int | None = None  # that the run was started with
 
 
 def refuse_used(out: Path) -> None:
     """Raise UserError when `out` cannot become a new run directory."""
     if any((out / name).exists() for name in ("run.h5", "config.yaml", "adapter")):
-        raise UserError(f"--out {out}: already holds a run; choose another directory, or remove this one")
+        raise UserError(f"--out {out}: already holds a run; choose another directory, remove this one, or go on with --resume")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; choose a directory")
+
+
+def unfinished(out: Path, config: Config) -> Found:
+    """What `out` holds of a run of `config`. Raises UserError when it holds another one, or none that can be read."""
+    if not (out / "run.h5").exists():
+        if (out / "adapter").exists() or not (out.is_dir() or not out.exists()):
+            raise UserError(f"--resume: {out} holds no run.h5 to go on with; choose another directory")
+        return Found()
+    from flora_hpc.records import hdf5file
+
+    attributes, _ = hdf5file.read(out)
+    stored, _ = configfile.load(out / "config.yaml")
+    mine = config.with_group_size(config.client.group_size or stored.client.group_size)
+    if differing := configfile.differences(stored.essence(), mine.essence()):
+        told = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in differing.items())
+        raise UserError(f"--resume: the run in {out} is another one: {told}; give it its own configuration, or another --out")
+    return Found(attributes["status"] != "finished", attributes["status"] == "finished", stored.client.group_size)

@@ -26,6 +26,8 @@ class Meter:
     def __init__(self, comm: Communicator, clock: Callable[[], float] = time.perf_counter, idle: Callable[[], None] = lambda: None):
         self._comm, self.clock, self._idle = comm, clock, idle
         self.name, self.rank, self.size = comm.name, comm.rank, comm.size
+        self.inside_since: float | None = None  # when the collective that it is in began
+        self.num_entered = 0  # collectives
         self._begin()
 
     def _begin(self) -> None:
@@ -49,9 +51,11 @@ class Meter:
 
     @contextmanager
     def _collective(self, num_bytes: int) -> Iterator[None]:
-        started = self.clock()
+        self.inside_since = started = self.clock()
+        self.num_entered += 1
         yield
         self._idle()
+        self.inside_since = None
         self._collectives.append(self.clock() - started)
         self._num_bytes += num_bytes
 

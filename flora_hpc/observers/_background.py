@@ -1,6 +1,6 @@
 """Tells observers about a round while the next one is played."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -26,12 +26,18 @@ class Background:
 
     def round(self, record: RoundRecord) -> None:
         """Return as soon as the round before is told."""
-        self.settle()
-        self._told = self._teller.submit(self._tell, record)
+        self.rounds([record])
 
-    def _tell(self, record: RoundRecord) -> None:
-        for observer in self._observers:
-            observer.round(record)
+    def rounds(self, records: Sequence[RoundRecord], then: Callable[[], None] = lambda: None) -> None:
+        """Return as soon as what came before is told and done; when these records are told, do `then`."""
+        self.settle()
+        self._told = self._teller.submit(self._tell, records, then)
+
+    def _tell(self, records: Sequence[RoundRecord], then: Callable[[], None]) -> None:
+        for record in records:
+            for observer in self._observers:
+                observer.round(record)
+        then()
 
     def settle(self) -> None:
         """Return when every round is told. Raises what an observer raised."""

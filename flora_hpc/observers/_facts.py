@@ -32,6 +32,9 @@ def facts(info: RunInfo) -> dict[str, str]:
         facts["features"] = f"{info.num_features_computed:,} images encoded, kept in {place}"
     elif place:
         facts["features"] = f"from an earlier run, in {place}"
+    if info.earlier:
+        last = info.earlier.resumed_after[-1]
+        facts["goes on"] = "; ".join([f"after round {last}" if last >= 0 else "from the start", *info.earlier.told])
     if info.num_damaged:
         facts["left out"] = f"{info.num_damaged:,} images that cannot be decoded"
     return facts

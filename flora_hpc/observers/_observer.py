@@ -13,4 +13,4 @@ class Observer(Protocol):
     def round(self, record: RoundRecord) -> None: ...
 
     def ended(self, status: str) -> None:
-        """`status` is finished, interrupted or failed."""
+        """`status` is finished, stopped (by a signal, to be gone on with), interrupted or failed."""

@@ -19,9 +19,11 @@ class Hdf5:
     def started(self, info: RunInfo) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / "config.yaml").write_text(info.config, encoding="utf-8")
+            part = self._folder / "config.yaml.part"
+            part.write_text(info.config, encoding="utf-8")
+            part.replace(self._folder / "config.yaml")
             self._writer = Writer(self._folder / "run.h5", info)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
             raise UserError(f"--out {self._folder}: cannot be written ({error}); choose a directory that can") from None
 
     def round(self, record: RoundRecord) -> None:
@@ -42,7 +44,7 @@ class Hdf5:
         except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
             why = " ".join(str(error).split())
             raise UserError(
-                f"{self._folder / 'run.h5'}: can no longer be written ({why}); make room on its disk, and run again"
+                f"{self._folder / 'run.h5'}: can no longer be written ({why}); make room on its disk, and go on with --resume"
             ) from None
 
 

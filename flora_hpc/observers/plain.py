@@ -26,6 +26,8 @@ class Plain:
         for name, value in self._facts.items():
             self._say(f"{name}: {value}")
         self._say(f"set up in {views.seconds(info.setup_seconds)}; writing to {self._folder}")
+        if info.earlier:
+            self._rounds = info.earlier.rounds
 
     def round(self, record: RoundRecord) -> None:
         self._rounds = np.concatenate([self._rounds, record.row])

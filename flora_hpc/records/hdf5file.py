@@ -8,18 +8,22 @@ import h5py
 import numpy as np
 
 from flora_hpc.errors import UserError
-from flora_hpc.records.known import RoundRecord, RunInfo
+from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import SCHEMA, TABLES, Rows
 
 CHUNK_ROWS = 256
 
 
 class Writer:
-    """The file of one run. Rows are flushed with every round, those of /rounds last: a round that is there is complete."""
+    """The file of one run. Rows are flushed with every round, those of /rounds last: a round that is there is complete.
+
+    A run that goes on copies its earlier rows into a new file, which then takes the old one's place.
+    """
 
     def __init__(self, path: Path, info: RunInfo) -> None:
         self._path = path
-        self._file = h5py.File(path, "x", libver="latest")
+        new = path.with_name(f"{path.name}.part") if info.earlier else path
+        self._file = h5py.File(new, "w" if info.earlier else "x", libver="latest")
         attributes = {
             "schema": SCHEMA,
             "status": "running",
@@ -41,12 +45,16 @@ class Writer:
             "group_size": info.group_size,
             "num_groups": info.num_groups,
             "setup_seconds": info.setup_seconds,
+            "resumed_after": json.dumps(info.earlier.resumed_after if info.earlier else []),
         }
         self._file.attrs.update(attributes)
         for name, dtype in TABLES.items():
             self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
         self._append("topology", info.topology)
+        for name in ("clients", "ranks", "rounds") if info.earlier else ():
+            self._append(name, getattr(info.earlier, name))
         self._file.swmr_mode = True  # from here on neither attributes nor tables can be added
+        new.replace(path)
 
     def _append(self, table: str, rows: Rows) -> None:
         dataset = self._file[table]
@@ -61,10 +69,20 @@ class Writer:
         self._append("rounds", record.row)
 
     def close(self, status: str) -> None:
-        """Close and note how the run ended: finished, interrupted or failed."""
+        """Close and note how the run ended: finished, stopped, interrupted or failed."""
         self._file.close()
         with h5py.File(self._path, "r+", libver="latest", locking=False) as file:  # a reader may have it open
             file.attrs["status"] = status
+
+
+def earlier(run: Path, last: int, logged: int, told: list[str]) -> Earlier:
+    """What a run that goes on after round `last` holds up to round `logged`; rows of rounds that will be played again are left out.
+
+    `told` is why newer checkpoints are not used. Raises UserError for a file that is not a run's.
+    """
+    attributes, tables = read(run)
+    kept = {name: rows[rows["round"] <= logged] for name, rows in tables.items() if name != "topology"}
+    return Earlier(**kept, resumed_after=[*json.loads(attributes.get("resumed_after", "[]")), last], told=told)
 
 
 def locate(run: Path) -> Path:

@@ -37,6 +37,18 @@ class RunInfo:
     group_size: int
     num_groups: int  # of a round
     setup_seconds: float  # from the start of the program to round 0: imports, model, features
+    earlier: "Earlier | None" = None  # where the run goes on after it was stopped or killed
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a run that goes on has behind it."""
+
+    rounds: Rows
+    ranks: Rows
+    clients: Rows
+    resumed_after: list[int]  # the last round before each time that it went on, this one included; -1 for none
+    told: list[str] = field(default_factory=list)  # why newer checkpoints are not used
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,215 @@
+"""What a run goes on from: one file for each saved round, and one for each rank that keeps clients' optimizers.
+
+    checkpoint/round-000012.safetensors          adapter, server state, a round that is not tested yet
+    checkpoint/round-000012-rank-3.safetensors   optimizers of the groups that rank 3 trained
+
+A file is whole or not there: it is written under another name, synced and renamed, those of ranks before the one that names them.
+Each holds a checksum of all its numbers, and the two newest rounds are kept, so that a damaged one costs one round.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from flora_hpc import optimizers
+from flora_hpc.errors import UserError
+from flora_hpc.records.known import RoundRecord
+from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
+
+FORMAT = "1"
+KEPT = 2  # rounds
+TABLES = {"row": ROUNDS, "ranks": RANKS, "clients": CLIENTS}  # of a record
+NAME = re.compile(r"round-(\d+)\.safetensors")
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a federation after a round."""
+
+    round: int
+    adapter: torch.Tensor  # (num_params,) float32
+    server: Any  # None, a tensor, or a tuple, list or dict of such
+    untested: RoundRecord | None = None  # of this round, when it is tested during the next one
+    shards: tuple[str, ...] = field(default=())  # names of the files with optimizers
+
+
+class DamagedError(Exception):
+    """Why a file cannot be used."""
+
+
+def path(folder: Path, number: int) -> Path:
+    """The file of a round."""
+    return folder / f"round-{number:06d}.safetensors"
+
+
+def write(folder: Path, checkpoint: Checkpoint, run: str) -> None:
+    """Write the file of a round of the run whose digest is `run`, then remove what is older than the `KEPT` newest.
+
+    Raises UserError when it cannot be written; the older ones are as they were then.
+    """
+    tensors: Tensors = {"adapter": checkpoint.adapter.cpu()}
+    tree = _flatten(checkpoint.server, "server", tensors)
+    if checkpoint.untested is not None:
+        for name in TABLES:
+            rows = getattr(checkpoint.untested, name).tobytes()
+            tensors[f"untested.{name}"] = torch.from_numpy(np.frombuffer(rows, np.uint8).copy())
+    facts = {"round": str(checkpoint.round), "run": run, "server": json.dumps(tree), "shards": json.dumps(checkpoint.shards)}
+    _write(path(folder, checkpoint.round), tensors, facts)
+    for file in set(folder.glob("round-*")) - {file for number in _rounds(folder)[:KEPT] for file in _files(folder, number)}:
+        file.unlink(missing_ok=True)
+
+
+def write_optimizers(folder: Path, number: int, rank: int, states: Mapping[int, optimizers.State]) -> str:
+    """Write one rank's optimizers, by group, and return the name of the file. Raises UserError like `write`."""
+    file = folder / f"round-{number:06d}-rank-{rank}.safetensors"
+    tensors = {f"{group}.{i}": part.cpu() for group, state in states.items() for i, part in enumerate(state)}
+    _write(file, tensors, {"round": str(number)})
+    return file.name
+
+
+def read(data: bytes) -> Checkpoint:
+    """What `write` wrote, from the file's bytes. Raises DamagedError for anything else."""
+    tensors, facts = _checked(data)
+    try:
+        untested = None
+        if "untested.row" in tensors:
+            rows = {name: _rows(tensors[f"untested.{name}"], dtype) for name, dtype in TABLES.items()}
+            untested = RoundRecord(**rows)
+        server = _unflatten(json.loads(facts["server"]), "server", tensors)
+        return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(json.loads(facts["shards"])))
+    except (LookupError, ValueError) as error:
+        raise DamagedError(f"it lacks {error}") from None
+
+
+def read_optimizers(folder: Path, shards: Iterable[str], groups: Iterable[int]) -> dict[int, optimizers.State]:
+    """The optimizers of these groups. Raises UserError when a file cannot be read."""
+    wanted, found = set(groups), dict[int, dict[int, torch.Tensor]]()
+    for name in shards:
+        try:
+            tensors, _ = _checked((folder / name).read_bytes())
+        except (OSError, DamagedError) as error:
+            raise UserError(f"{folder / name}: cannot be used ({error}); all nodes must see the files of the run") from None
+        for key, tensor in tensors.items():
+            group, part = map(int, key.split("."))
+            if group in wanted:
+                found.setdefault(group, {})[part] = tensor.clone()
+    return {group: tuple(parts[i] for i in sorted(parts)) for group, parts in found.items()}
+
+
+def newest(folder: Path, run: str, last_round: int) -> tuple[bytes | None, list[str]]:
+    """The bytes of the newest whole checkpoint of `run` whose rounds are in a log that ends with `last_round`; None for none.
+
+    Also a sentence about each newer one that cannot be used. Raises UserError when the checkpoints belong to another run.
+    """
+    told = []
+    for number in _rounds(folder):
+        file = path(folder, number)
+        try:
+            data = file.read_bytes()
+            checkpoint, owner = read(data), _checked(data)[1]["run"]
+            for shard in checkpoint.shards:
+                _checked((folder / shard).read_bytes())
+        except (OSError, DamagedError) as error:
+            told.append(f"{file} cannot be used ({error})")
+            continue
+        if owner != run:
+            raise UserError(f"{file}: belongs to a run with another configuration; give --out a directory of its own")
+        if number > last_round + (checkpoint.untested is not None):
+            told.append(f"{file} is newer than the log, which ends with round {last_round}")
+            continue
+        return data, told
+    return None, told
+
+
+def _rows(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Rows:
+    """Rows of a table from their bytes."""
+    return np.frombuffer(tensor.numpy().tobytes(), dtype).copy()
+
+
+def _rounds(folder: Path) -> list[int]:
+    """Rounds that have a file, newest first."""
+    found = (NAME.fullmatch(file.name) for file in folder.glob("round-*"))
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def _files(folder: Path, number: int) -> list[Path]:
+    return [*folder.glob(f"round-{number:06d}.safetensors"), *folder.glob(f"round-{number:06d}-rank-*.safetensors")]
+
+
+def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
+    """Write a whole file or none."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    facts = facts | {"format": FORMAT}
+    part = file.with_suffix(".part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as opened:
+            opened.write(save(tensors, facts | {"checksum": _checksum(tensors, facts)}))
+            opened.flush()
+            os.fsync(opened.fileno())
+        part.replace(file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{file}: cannot be written ({error.strerror or error}); make room for it, and go on with --resume"
+        ) from None
+
+
+def _checked(data: bytes) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and facts of a file. Raises DamagedError unless its checksum is that of its content."""
+    try:
+        tensors = load(data)
+        facts: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        checksum = facts.pop("checksum")
+    except (SafetensorError, LookupError, ValueError) as error:
+        raise DamagedError(f"it is no checkpoint: {' '.join(str(error).split())}") from None
+    if facts.get("format") != FORMAT:
+        raise DamagedError(f"its format is {facts.get('format')}, and here it is {FORMAT}")
+    if checksum != _checksum(tensors, facts):
+        raise DamagedError("its checksum is not that of its content")
+    return tensors, facts
+
+
+def _checksum(tensors: Tensors, facts: Mapping[str, str]) -> str:
+    digest = hashlib.blake2b(json.dumps(sorted(facts.items())).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _flatten(tree: Any, name: str, into: Tensors) -> Any:
+    """The tensors of a tree go `into` a dictionary; returned is its shape, for JSON."""
+    if isinstance(tree, torch.Tensor):
+        into[name] = tree.cpu()
+        return "tensor"
+    if isinstance(tree, dict):
+        return {"dict": {key: _flatten(value, f"{name}.{key}", into) for key, value in tree.items()}}
+    if isinstance(tree, tuple | list):
+        return {type(tree).__name__: [_flatten(value, f"{name}.{i}", into) for i, value in enumerate(tree)]}
+    return {"value": tree}
+
+
+def _unflatten(shape: Any, name: str, tensors: Tensors) -> Any:
+    """The tree that `_flatten` took apart."""
+    if shape == "tensor":
+        return tensors[name]
+    ((kind, inner),) = shape.items()
+    if kind == "dict":
+        return {key: _unflatten(value, f"{name}.{key}", tensors) for key, value in inner.items()}
+    if kind == "value":
+        return inner
+    parts = [_unflatten(value, f"{name}.{i}", tensors) for i, value in enumerate(inner)]
+    return tuple(parts) if kind == "tuple" else parts

@@ -1,0 +1,52 @@
+"""Signals that ask a job to stop: noted at once, acted on where all ranks agree."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import numpy as np
+
+from flora_hpc.comm.communicator import Communicator
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # before a time limit, if the job asks for it; at the limit, or when it is preempted
+
+
+class Stop:
+    """Whether this rank was asked to stop. A handler only notes it: a rank may be in a collective that others are yet to enter."""
+
+    def __init__(self, abandon: bool = False) -> None:
+        self.asked_by = ""  # the signal's name
+        self._abandon = abandon
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note signals while inside. Python allows that in the main thread alone; elsewhere nothing is noted."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked_by = signal.Signals(number).name
+
+    @property
+    def abandons(self) -> bool:
+        """Whether the round that is played is given up."""
+        return self._abandon and bool(self.asked_by)
+
+    def agreed(self, comm: Communicator) -> bool:
+        """Whether any rank was asked; the same answer on every rank."""
+        ranks = np.array([bool(self.asked_by)], np.int64)
+        comm.allreduce(ranks)
+        return bool(ranks[0])
+
+    def agreed_to_abandon(self, comm: Communicator) -> bool:
+        """Whether the round that is played is given up, since any rank was asked; the same answer on every rank."""
+        return self._abandon and self.agreed(comm)

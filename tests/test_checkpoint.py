@@ -1,0 +1,152 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flora_hpc import checkpoint
+from flora_hpc.checkpoint import Checkpoint, DamagedError
+from flora_hpc.errors import UserError
+from flora_hpc.records.known import RoundRecord
+from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS
+from tests.contracts.known_helpers import rows
+
+SERVER: dict[str, Any] = {"velocity": torch.tensor([1.5, -2.0]), "steps": 3, "more": (torch.ones(1, dtype=torch.float64), [None])}
+
+
+def make(number: int, **more: Any) -> Checkpoint:
+    return Checkpoint(number, torch.tensor([0.1, -0.0, float(number)]), SERVER, **more)
+
+
+def record() -> RoundRecord:
+    return RoundRecord(
+        rows(ROUNDS, {"round": 4, "train_loss": 0.5}),
+        rows(RANKS, {"round": 4, "rank": 0}, {"round": 4, "rank": 1}),
+        rows(CLIENTS, {"round": 4, "client": 7}, {"round": 4, "client": 2**40}),
+    )
+
+
+def read(file: Path) -> Checkpoint:
+    return checkpoint.read(file.read_bytes())
+
+
+def test_everything_survives_with_the_same_bits(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / "new", make(4, untested=record(), shards=("a", "b")), "run")
+    found = read(checkpoint.path(tmp_path / "new", 4))
+    assert found.round == 4
+    assert found.adapter.numpy().tobytes() == make(4).adapter.numpy().tobytes()
+    assert found.server["velocity"].tolist() == [1.5, -2.0]
+    assert found.server["steps"] == 3
+    ones, (nothing,) = found.server["more"]
+    assert (type(found.server["more"]), ones.dtype, ones.tolist(), nothing) == (tuple, torch.float64, [1.0], None)
+    assert found.untested is not None
+    for name in ("row", "ranks", "clients"):
+        np.testing.assert_array_equal(getattr(found.untested, name), getattr(record(), name))
+    found.untested.row["test_accuracy"] = 0.5  # noted when it is known
+    assert found.shards == ("a", "b")
+
+
+def test_nothing_to_keep_is_kept(tmp_path: Path) -> None:
+    none = RoundRecord(rows(ROUNDS, {"round": 1}), rows(RANKS), rows(CLIENTS))
+    checkpoint.write(tmp_path, Checkpoint(1, torch.zeros(0), None, none), "run")
+    found = read(checkpoint.path(tmp_path, 1))
+    assert (found.adapter.shape, found.server, found.shards) == ((0,), None, ())
+    assert found.untested is not None
+    assert (len(found.untested.ranks), len(found.untested.clients)) == (0, 0)
+
+
+def test_optimizers_come_back_by_group_whoever_wrote_them(tmp_path: Path) -> None:
+    state = {group: (torch.full((2, 3), float(group)), torch.full((2, 1), 7.0)) for group in range(4)}
+    shards = [
+        checkpoint.write_optimizers(tmp_path, 6, 0, {0: state[0], 3: state[3]}),
+        checkpoint.write_optimizers(tmp_path, 6, 1, {1: state[1], 2: state[2]}),
+        checkpoint.write_optimizers(tmp_path, 6, 2, {}),
+    ]
+    found = checkpoint.read_optimizers(tmp_path, shards, [2, 3])
+    assert sorted(found) == [2, 3]
+    for group, parts in found.items():
+        assert [part.tolist() for part in parts] == [part.tolist() for part in state[group]]
+
+
+def test_the_two_newest_rounds_are_kept_with_their_shards(tmp_path: Path) -> None:
+    for number in (1, 2, 9, 10):
+        shard = checkpoint.write_optimizers(tmp_path, number, 0, {})
+        checkpoint.write(tmp_path, make(number, shards=(shard,)), "run")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "round-000009-rank-0.safetensors", "round-000009.safetensors",
+        "round-000010-rank-0.safetensors", "round-000010.safetensors",
+    ]  # fmt: skip
+
+
+def newest(folder: Path, last_round: int = 100) -> tuple[int | None, list[str]]:
+    data, told = checkpoint.newest(folder, "run", last_round)
+    return None if data is None else checkpoint.read(data).round, told
+
+
+def test_the_newest_one_is_found(tmp_path: Path) -> None:
+    assert newest(tmp_path) == (None, [])
+    assert newest(tmp_path / "not there") == (None, [])
+    for number in (1, 2):
+        checkpoint.write(tmp_path, make(number), "run")
+    assert newest(tmp_path) == (2, [])
+
+
+@pytest.mark.parametrize("place", [0, 8, 40, -200, -1])
+def test_any_changed_byte_is_noticed_and_the_one_before_is_taken(place: int, tmp_path: Path) -> None:
+    for number in (1, 2):
+        checkpoint.write(tmp_path, make(number), "run")
+    file = checkpoint.path(tmp_path, 2)
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+    number, (told,) = newest(tmp_path)
+    assert number == 1
+    assert told.startswith(f"{file} cannot be used (it")
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_a_file_that_was_cut_is_noticed(length: int, tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, make(1), "run")
+    data = checkpoint.path(tmp_path, 1).read_bytes()
+    with pytest.raises(DamagedError):
+        checkpoint.read(data[:length])
+
+
+def test_a_lost_shard_costs_a_round(tmp_path: Path) -> None:
+    for number in (1, 2):
+        shard = checkpoint.write_optimizers(tmp_path, number, 0, {0: (torch.ones(1, 1),)})
+        checkpoint.write(tmp_path, make(number, shards=(shard,)), "run")
+    (tmp_path / "round-000002-rank-0.safetensors").unlink()
+    number, (told,) = newest(tmp_path)
+    assert number == 1
+    assert "No such file" in told
+
+
+def test_a_checkpoint_that_is_newer_than_the_log_is_left_aside(tmp_path: Path) -> None:
+    """But for a round that is not tested yet, which the log does not hold."""
+    checkpoint.write(tmp_path, make(3), "run")
+    checkpoint.write(tmp_path, make(4, untested=record()), "run")
+    assert newest(tmp_path, 3) == (4, [])
+    number, told = newest(tmp_path, 2)
+    assert number is None
+    assert [line.endswith("is newer than the log, which ends with round 2") for line in told] == [True, True]
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, make(1), "another run")
+    with pytest.raises(UserError, match="belongs to a run with another configuration"):
+        newest(tmp_path)
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.write(tmp_path, make(1), "run")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(UserError, match=r"round-000002.safetensors: cannot be written \(No space left on device\); make room"):
+        checkpoint.write(tmp_path, make(2), "run")
+    assert [file.name for file in tmp_path.iterdir()] == ["round-000001.safetensors"]
+    assert newest(tmp_path) == (1, [])
