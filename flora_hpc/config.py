@@ -125,7 +125,7 @@ class CommConfig(Section):
 
     backend: Annotated[str, BeforeValidator(_backend)] = Field("auto", description="auto, serial, mpi, gloo or nccl")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU when there is one")
-    timeout_seconds: Positive = Field(1800.0, description="gloo and nccl: a collective that takes longer ends the job")
+    timeout_seconds: Positive = Field(1800.0, description="a collective that takes longer ends the job, naming who did not come")
 
 
 class CheckpointConfig(Section):

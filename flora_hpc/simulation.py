@@ -18,10 +18,11 @@ from flora_hpc import __version__, embed, evaluate, prepare
 from flora_hpc.clip import adapters
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm import devices, tickets
-from flora_hpc.comm.communicator import Communicator, same_everywhere, together
+from flora_hpc.comm.communicator import AgreedError, Communicator, same_everywhere, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
 from flora_hpc.comm.stop import Stop
+from flora_hpc.comm.watchdog import Watchdog
 from flora_hpc.config import Config
 from flora_hpc.data.images import Dataset
 from flora_hpc.errors import StoppedError
@@ -42,12 +43,14 @@ def run(
     started: float,
     progress: embed.Progress,
     resume: bool = False,
+    end: Callable[[str], None] = lambda why: None,
 ) -> None:
     """Run an experiment on all ranks of `comm` and leave its adapter in `out`; with `resume`, the one that `out` holds unfinished.
 
     Observers are made and told on rank 0, of each round while the next one is played. The `progress` of features is shown there,
-    too. `started` is when the program began, by time.perf_counter. Raises UserError, on every rank, for what the user must change;
-    nothing is written then. Raises StoppedError, on every rank, when a signal ended the run and it can be gone on with.
+    too. `started` is when the program began, by time.perf_counter. `end` says why ranks cannot go on, and ends the job.
+    Raises UserError, on every rank, for what the user must change; nothing is written then. Raises StoppedError, on every rank, when
+    a signal ended the run and it can be gone on with.
     """
     stop = Stop(abandon=config.checkpoint.on_signal == "abandon")
     with stop.listening():
@@ -61,8 +64,7 @@ def run(
             fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device, place.room))
         mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
         fed = replace(fed, inputs=inputs, mixes=mixes, stop=stop)
-        if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
-            fed = replace(fed, tickets=tickets.share(comm, config.comm.timeout_seconds))
+        fed = replace(fed, tickets=shared_tickets(config, comm))
         config = config.with_group_size(fed.group_size)
         saved = Saved(out / "checkpoint", config.essence().to_yaml())
         begin = saved.find(fed, comm, place.device, out) if resume else Begin(prepare.first_state(fed, comm, place.device))
@@ -97,7 +99,9 @@ def run(
         try:
             together(comm, lambda: observers.started(info))
             meter.lap()
-            play_rounds(config, fed, meter, state, begin.next_round, observers, saved)
+            hosts = [host.decode() for host in topology["host"].tolist()]
+            with Watchdog(meter, hosts, config.comm.timeout_seconds, fed.tickets.board(), end):
+                play_rounds(config, fed, meter, state, begin.next_round, observers, saved)
             if comm.rank == 0:
                 trained = fed.method.unpack(state.adapter.cpu())
                 classes = dataset.wordings if fed.method.per_class else ()
@@ -115,6 +119,16 @@ def run(
                 with suppress(Exception):  # what ended the run counts, not what follows from it
                     observers.round(state.untested)
             observers.ended(status)
+
+
+def shared_tickets(config: Config, comm: Communicator) -> tickets.Tickets:
+    """Tickets for idle ranks, whose store also tells which rank hangs. Raises UserError, on every rank, where they are needed."""
+    try:
+        return tickets.share(comm, config.comm.timeout_seconds)
+    except AgreedError:
+        if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
+            raise
+        return tickets.Tickets()
 
 
 def play_rounds(

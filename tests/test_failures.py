@@ -1,6 +1,7 @@
 """An error on one rank ends the whole job at once, with that rank's message; finished rounds stay readable."""
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,27 @@ def test_ctrl_c_leaves_a_readable_file_that_says_interrupted(tmp_path: Path) -> 
     rounds = tables["rounds"]["round"].tolist()
     assert rounds == list(range(len(rounds)))
     assert len(rounds) >= 3
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_ends_the_job_and_is_named(rank: int, mpiexec: list[str], tmp_path: Path) -> None:
+    """It is stopped while it trains in round 2; the other one waits for it in the sum of updates, as long as it may."""
+    program = [sys.executable, str(ROOT / "tests" / "signalled_rank.py"), "SIGSTOP", str(rank), "2", "run"]
+    small = ["-s", "rounds=4", "-s", "partition.num_clients=4", "-s", "comm.timeout_seconds=4", "--out", str(tmp_path / "out")]
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    result = subprocess.run([*mpiexec, "-n", "2", *program, config, *small], capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert result.returncode not in (0, 2)
+    host = socket.gethostname()
+    waited = f"rank {1 - rank} of 2 on {host}: waited 4 s (comm.timeout_seconds) in a collective for rank {rank} on {host}"
+    assert waited in result.stderr
+    assert hdf5file.read(tmp_path / "out")[1]["rounds"]["round"].tolist() == [0, 1]
+
+
+def test_a_killed_rank_is_named_by_one_that_loses_its_connection(tmp_path: Path) -> None:
+    program = [str(ROOT / "tests" / "signalled_rank.py"), "SIGKILL", "1", "2", "run", str(ROOT / "configs" / "quickstart.yaml")]
+    small = ["-s", "rounds=4", "-s", "partition.num_clients=4", "--out", str(tmp_path / "out")]
+    result = subprocess.run([*TORCHRUN, *program, *small], capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert result.returncode == 1
+    assert f"No sign of life from rank 1 on {socket.gethostname()}." in result.stderr
+    assert hdf5file.read(tmp_path / "out")[1]["rounds"]["round"].tolist()[:2] == [0, 1]

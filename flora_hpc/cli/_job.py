@@ -39,6 +39,17 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
             comm.abort(2 if mistake else 1)
 
 
+def ends(comm: Communicator) -> Callable[[str], None]:
+    """What says why the job cannot go on, and ends all of it."""
+
+    def say_and_abort(why: str) -> None:
+        print(f"flora-hpc: rank {comm.rank} of {comm.size} on {socket.gethostname()}: {why}", file=sys.stderr, flush=True)
+        time.sleep(0.5)  # an abort may overtake what was said
+        comm.abort(1)
+
+    return say_and_abort
+
+
 @contextmanager
 def job_with_config(
     launch: Launch, load: Callable[[], Config], load_comm: Callable[[], CommConfig]

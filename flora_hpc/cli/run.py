@@ -13,7 +13,7 @@ import typer
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides
-from flora_hpc.cli._job import job_with_config
+from flora_hpc.cli._job import ends, job_with_config
 from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import together
@@ -89,6 +89,7 @@ def run(
             STARTED,
             Bar("features", live=live),
             found.unfinished,
+            ends(comm),
         )
 
 

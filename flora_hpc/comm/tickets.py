@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from datetime import timedelta
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its documented home
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # its documented home
 
 from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.errors import UserError
@@ -26,6 +26,10 @@ class Tickets:
     def __init__(self, store: TCPStore | None = None, clears: bool = False) -> None:
         self._store, self._clears = store, clears
         self._keys: dict[str, str] = {}  # what was counted last, by purpose
+
+    def board(self) -> Store | None:
+        """Another connection to the store, for a thread; None for a rank that is alone."""
+        return None if self._store is None else self._store.clone()
 
     def draw(self, purpose: str, round_number: int, count: int) -> Iterator[int]:
         """This rank's numbers out of 0 .. `count` - 1, smallest first, each settled when it is asked for.

@@ -1,0 +1,111 @@
+"""Ends a job in which a rank hangs, and says which one it is.
+
+Ranks that wait in a collective cannot tell for whom: nothing comes. So a thread of each rank writes down, every second, how many
+collectives it has entered, on a board that all can read (the server is a thread of rank 0's process). Whoever has been in one for
+too long looks there: the ranks that have entered fewer did not come, and those that no longer write are stopped or dead.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol
+
+from flora_hpc.comm.meter import Meter
+
+BEAT_SECONDS = 1.0
+ANSWER_SECONDS = 2.0  # a store whose server is stopped does not answer at all, whatever its own time limit
+MERCY_SECONDS = 1.0  # that other ranks leave the first one to speak
+
+
+class Board(Protocol):
+    """What of torch's TCPStore is used."""
+
+    def set(self, key: str, value: str) -> None: ...
+
+    def get(self, key: str) -> bytes: ...
+
+
+class Watchdog:
+    """Watches the collectives of one rank, while inside. `hosts` are those of all ranks; without a `board` no other rank is named.
+
+    `end` says why, and ends the whole job.
+    """
+
+    def __init__(self, meter: Meter, hosts: Sequence[str], limit_seconds: float, board: Board | None, end: Callable[[str], None]):
+        self._meter, self._hosts, self._limit, self._board, self._end = meter, hosts, limit_seconds, board, end
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        if self._meter.size > 1:
+            threading.Thread(target=self._write, name="signs of life", daemon=True).start()
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, RuntimeError) and self._meter.inside_since is not None:  # a broken connection does not say whose
+            error.add_note(f"No sign of life from {self.names(self.silent())}.")
+        self._over.set()
+
+    def _write(self) -> None:
+        beats = 0
+        with suppress(RuntimeError):  # rank 0 is gone
+            while self._board is not None:
+                self._board.set(f"at {self._meter.rank}", f"{self._meter.num_entered} {beats}")
+                beats += 1
+                if self._over.wait(BEAT_SECONDS):
+                    return
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(BEAT_SECONDS, self._limit / 4)):
+            since = self._meter.inside_since
+            if since is not None and self._meter.clock() - since > self._limit:
+                missing = self.missing()
+                first = min(set(range(self._meter.size)) - set(missing), default=0)
+                time.sleep(0 if self._meter.rank == first else MERCY_SECONDS)
+                waited = f"waited {self._limit:g} s (comm.timeout_seconds) in a collective"
+                self._end(f"{waited} for {self.names(missing)}; the job ends here")
+                return
+
+    def missing(self) -> list[int]:
+        """Ranks that have not entered the collective that this one is in. Rank 0, when its board does not answer."""
+        if self._board is None:
+            return []
+        entered = self._meter.num_entered  # those of this rank on the board may be a second old
+        read = self._read()
+        return [0] if read is None else [rank for rank, (theirs, _) in read.items() if theirs < entered]
+
+    def silent(self) -> list[int]:
+        """Ranks that do not write any more: they are stopped or dead."""
+        if self._board is None:
+            return []
+        before = self._read()
+        time.sleep(2.5 * BEAT_SECONDS)
+        after = self._read()
+        return [0] if before is None or after is None else [rank for rank in after if after[rank] == before[rank]]
+
+    def _read(self) -> dict[int, tuple[int, int]] | None:
+        """What every other rank has written: collectives entered, and how often it wrote. None when the board does not answer."""
+        if self._board is None:
+            return None
+        get, read = self._board.get, dict[int, tuple[int, int]]()
+        others = [rank for rank in range(self._meter.size) if rank != self._meter.rank]
+
+        def ask() -> None:
+            with suppress(RuntimeError):
+                for rank in others:
+                    entered, beats = get(f"at {rank}").split()
+                    read[rank] = int(entered), int(beats)
+
+        asking = threading.Thread(target=ask, name="asks the board", daemon=True)
+        asking.start()
+        asking.join(ANSWER_SECONDS)
+        return read if len(read) == len(others) else None
+
+    def names(self, ranks: Sequence[int]) -> str:
+        """Ranks and their hosts, for a message."""
+        if not ranks:
+            return "another rank"
+        told = [f"rank {rank} on {self._hosts[rank]}" for rank in ranks[:10]]
+        return ", ".join(told) + (f" and {len(ranks) - 10} more" if len(ranks) > 10 else "")
