@@ -85,14 +85,21 @@ def test_open_mpi_under_pmix(slurm: Slurm, alone: Path, tmp_path: Path, monkeypa
 
 def test_a_job_that_is_warned_goes_on_after_a_requeue(slurm: Slurm, flora: Flora, tmp_path: Path) -> None:
     """USR1 to the tasks, as Slurm sends it before the time limit; then the same job runs again, and ends with the same bits."""
-    settings = ["-s", "rounds=40", *SMALL[2:]]
+    settings = ["-s", "rounds=8", *SMALL[2:]]
     submitted = slurm("sbatch", "--cpus-per-task=1", *TWO_NODES, ROOT / "slurm" / "cpu-nodes.sh", *settings, *GLOO)
     job = submitted.stdout.split()[-1]
     wait_for(lambda: "round 2/" in logs(tmp_path), 120)
     slurm("scancel", "--signal=USR1", job)
-    wait_for(lambda: field(slurm, job, "Restarts") == "1" and field(slurm, job, "JobState") == "PENDING", 60)
-    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_for(lambda: field(slurm, job, "Restarts") == "1", 60)
+
+    def started_again() -> bool:
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+        return field(slurm, job, "JobState") in ("RUNNING", "COMPLETED")
+
+    time.sleep(15)  # Slurm would wait two minutes, so that nothing of the job is left on its nodes
+    wait_for(started_again, 200)
     wait_for(lambda: field(slurm, job, "JobState") == "COMPLETED", 180)
+    assert "stopped the run after round" in logs(tmp_path)
     attributes, _ = hdf5file.read(tmp_path / "runs" / "quickstart")
     assert attributes["status"] == "finished"
     again = slurm("sbatch", "-W", "--cpus-per-task=1", *TWO_NODES, ROOT / "slurm" / "cpu-nodes.sh", *settings, *GLOO)
@@ -110,5 +117,5 @@ def field(slurm: Slurm, job: str, name: str) -> str:
 def wait_for(happened: Callable[[], bool], num_seconds: float) -> None:
     end = time.monotonic() + num_seconds
     while not happened():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, f"not within {num_seconds} seconds"
         time.sleep(0.5)
