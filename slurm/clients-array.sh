@@ -27,5 +27,5 @@ srun --kill-on-bad-exit=1 --mpi=none --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     flora-hpc run configs/quickstart.yaml --out runs/quickstart-"$clients" --resume \
     -s comm.backend=gloo -s partition.num_clients="$clients" "$@"
 code=$?
-if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+if [ "$code" -eq 75 ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
 exit "$code"

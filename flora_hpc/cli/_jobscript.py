@@ -151,12 +151,14 @@ def render(job: Job, command: list[str]) -> str:
             "export MASTER_ADDR MASTER_PORT",
             "",
         ]
+    # one task of an array has the array's number as its own: a requeue of that would take all tasks along
+    own_id = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.clients else "$SLURM_JOB_ID"
     lines += [
         "# --mpi: pmix for Open MPI, pmi2 for MPICH and Intel MPI, none for torch's NCCL and gloo (comm.backend)",
         f'srun --kill-on-bad-exit=1 --mpi={job.mpi} --cpus-per-task="$SLURM_CPUS_PER_TASK" \\',
         *program(job),
         "code=$?",
-        'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        f'if [ "$code" -eq 75 ]; then scontrol requeue "{own_id}"; fi',
         'exit "$code"',
     ]
     return "\n".join(lines) + "\n"

@@ -146,6 +146,12 @@ def test_an_array_has_a_task_and_a_directory_for_each_number_of_clients(invoke: 
         assert words(calls, "srun")[6:] == ["--out", f"runs/a b-{clients}", "--resume", "-s", f"partition.num_clients={clients}"]
 
 
+def test_a_task_of_an_array_requeues_itself_alone(invoke: Invoke, calls: Path) -> None:
+    """The last task has the array's number as its SLURM_JOB_ID, by which `scontrol requeue` would take all tasks along."""
+    play(invoke("slurm", QUICK, "--array", "10,20"), calls, SRUN_CODE="75", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1")
+    assert words(calls, "scontrol") == ["requeue", "7_1"]
+
+
 def test_ranks_in_a_container_are_told_where_to_meet(invoke: Invoke, calls: Path) -> None:
     script = invoke("slurm", QUICK, "--nodes", 2, "--container", "flora.sif")
     play(script, calls, SLURM_JOB_ID="20003")
