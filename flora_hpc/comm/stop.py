@@ -9,6 +9,7 @@ from types import FrameType
 import numpy as np
 
 from flora_hpc.comm.communicator import Communicator
+from flora_hpc.errors import StoppedError
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # before a time limit, if the job asks for it; at the limit, or when it is preempted
 
@@ -22,13 +23,20 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals while inside. Python allows that in the main thread alone; elsewhere nothing is noted."""
+        """Note signals while inside. Python allows that in the main thread alone; elsewhere nothing is noted.
+
+        Once the job is stopped they mean nothing more: srun sends TERM to the other ranks when the first one leaves, and a rank
+        that it ended would hide their exit code.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
+        except StoppedError:
+            before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

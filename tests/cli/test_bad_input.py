@@ -126,7 +126,7 @@ def test_a_forgotten_argument(flora: Flora, mpiexec: list[str], tmp_path: Path) 
 def test_an_output_directory_that_already_holds_a_run(flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
     (tmp_path / "run.h5").write_bytes(b"a run")
     result = flora("run", "configs/quickstart.yaml", "--out", tmp_path, under=[*mpiexec, "-n", "2"])
-    check(result, "already holds a run; choose another directory, or remove this one", tmp_path / "adapter")
+    check(result, "already holds a run; choose another directory, remove this one, or go on with --resume", tmp_path / "adapter")
     assert (tmp_path / "run.h5").read_bytes() == b"a run"
 
 

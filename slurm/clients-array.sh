@@ -1,0 +1,31 @@
+#!/bin/bash
+# A run on one node, without GPUs: 4 ranks, 4 cores for each rank.
+# A job array: one such run for each of 4 numbers of clients, as many at a time as there is room for.
+#
+# Submit it with `sbatch THIS-FILE`, from a shell in which flora-hpc starts; what follows the file's name, such as
+# `-s rounds=5`, goes to flora-hpc run. Some two minutes before the time limit, or when it is preempted, the run saves a
+# checkpoint and ends with code 75; the last lines then put the job back into the queue, and it goes on from there.
+# Written by:
+#   flora-hpc slurm configs/quickstart.yaml --nodes 1 --ntasks-per-node 4 --time 2:00:00 --array 10,20,50,100 --mpi none
+
+#SBATCH --job-name=quickstart
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --cpus-per-task=4
+#SBATCH --time=2:00:00
+#SBATCH --array=0-3
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.log
+
+counts=(10 20 50 100)
+clients=${counts[$SLURM_ARRAY_TASK_ID]}
+
+# --mpi: pmix for Open MPI, pmi2 for MPICH and Intel MPI, none for torch's NCCL and gloo (comm.backend)
+srun --kill-on-bad-exit=1 --mpi=none --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    flora-hpc run configs/quickstart.yaml --out runs/quickstart-"$clients" --resume \
+    -s comm.backend=gloo -s partition.num_clients="$clients" "$@"
+code=$?
+if [ "$code" -eq 75 ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
+exit "$code"

@@ -1,0 +1,315 @@
+"""Job scripts: what they ask for, that the shell takes nothing in them for its own, and what mistakes are answered with."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flora_hpc.cli import _jobscript, doctor
+from flora_hpc.errors import UserError
+from tests.cli.test_bad_input import call
+from tests.conftest import ROOT
+
+Invoke = Callable[..., str]
+QUICK = "configs/quickstart.yaml"
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+FAKE = """#!/bin/bash
+# writes down how it was called, each word ended by a NUL
+printf '%s\\0' "$@" > "$CALLS/{name}"
+{special}
+"""
+SPECIAL = {
+    "srun": 'printf "%s:%s" "$MASTER_ADDR" "$MASTER_PORT" > "$CALLS/meeting"; exit "${SRUN_CODE:-0}"',
+    "scontrol": 'if [ "$1" = show ]; then printf "node3\\nnode4\\n"; fi',
+    "sbatch": 'cat > "$CALLS/script"; echo "Submitted batch job 7"; echo "${SBATCH_SAYS:-}" >&2; exit "${SBATCH_CODE:-0}"',
+}
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cluster of nothing but srun, scontrol and sbatch that write down how they are called, in the folder returned."""
+    programs, folder = tmp_path / "programs", tmp_path / "calls"
+    programs.mkdir()
+    folder.mkdir()
+    for name, special in SPECIAL.items():
+        (programs / name).write_text(FAKE.format(name=name, special=special))
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(folder))
+    monkeypatch.chdir(ROOT)
+    return folder
+
+
+def words(folder: Path, name: str) -> list[str]:
+    return (folder / name).read_text().split("\0")[:-1]
+
+
+def play(script: str, calls: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as Slurm would."""
+    file = calls / "job.sh"
+    file.write_text(script)
+    assert subprocess.run(["bash", "-n", file], capture_output=True, text=True).stderr == ""
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "4", "SLURM_JOB_NODELIST": "node[3-4]"}
+    return subprocess.run(["bash", file, *arguments], capture_output=True, text=True, env=os.environ | slurm | environ)
+
+
+def written_by(script: str) -> list[str]:
+    (line,) = re.findall("^# Written by:\n#   (.*)$", script, re.M)
+    return shlex.split(line)
+
+
+def test_there_is_a_script_for_each_kind_of_job() -> None:
+    assert [path.stem for path in SCRIPTS] == ["clients-array", "container", "cpu-nodes", "gpu-node", "gpu-nodes"]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_the_scripts_in_slurm_are_what_the_command_writes(path: Path, invoke: Invoke, calls: Path) -> None:
+    script = path.read_text()
+    command = written_by(script)
+    assert command[:2] == ["flora-hpc", "slurm"]
+    assert invoke(*command[1:]) == script, f"write it anew: {shlex.join(command)} > slurm/{path.name}"
+    assert play(script, calls, SLURM_ARRAY_TASK_ID="0").returncode == 0
+    assert max(map(len, script.splitlines())) <= 132
+
+
+def test_what_a_script_asks_slurm_for(invoke: Invoke, calls: Path) -> None:
+    script = invoke(
+        "slurm", QUICK, "--nodes", 4, "--gpus-per-node", 2, "--time", "2:00:00", "--partition", "gpu", "--account", "p1"
+    )
+    assert re.findall("^#SBATCH --(.*)$", script, re.M) == [
+        "job-name=quickstart",
+        "partition=gpu",
+        "account=p1",
+        "nodes=4",
+        "ntasks-per-node=2",
+        "cpus-per-task=4",
+        "gpus-per-node=2",
+        "time=2:00:00",
+        "signal=USR1@120",
+        "requeue",
+        "open-mode=append",
+        "output=%x-%j.log",
+    ]
+
+
+def test_what_the_tasks_run(invoke: Invoke, calls: Path) -> None:
+    script = invoke("slurm", QUICK, "--nodes", 2, "--mpi", "pmix", "-s", "rounds=5")
+    play(script, calls, "-s", "client.lr=1e-4")
+    start = ["--kill-on-bad-exit=1", "--mpi=pmix", "--cpus-per-task=4", "flora-hpc", "run", QUICK]
+    rest = ["--out", "runs/quickstart", "--resume", "-s", "rounds=5", "-s", "client.lr=1e-4"]
+    assert words(calls, "srun") == start + rest
+
+
+NASTY = ['it\'s "here"', "$(touch BAD) `touch BAD` $HOME", "a;touch BAD&b|c>BAD #d", "{a,b} [x] * ? ~ \\", "-s", "ümlaut \u00a0 %j"]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_nothing_is_taken_for_shell(
+    text: str, invoke: Invoke, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / text).mkdir()
+    shutil.copy(ROOT / QUICK, tmp_path / text / f"{text}.yaml")
+    monkeypatch.chdir(tmp_path / text)
+    settings = ["data.name=imagefolder", f"data.path={text}/photos", "method.targets=[text.q_proj, text.v_proj]"]
+    flags = [word for setting in settings for word in ("-s", setting)]
+    image, out = f"{text}/image.sif", f"runs/{text}"
+    arguments = [f"./{text}.yaml", "--gpus-per-node", 1, "--out", out, "--container", image, *flags]
+    script = invoke("slurm", *arguments)
+    before = sorted(path.name for path in Path.cwd().iterdir())
+    play(script, calls, text)
+    config = f"{'./' * text.startswith('-')}{text}.yaml"
+    program = ["apptainer", "exec", "--nv", image, "flora-hpc", "run", config, "--out", out, "--resume"]
+    assert words(calls, "srun")[3:] == [*program, *flags, text]
+    assert sorted(path.name for path in Path.cwd().iterdir()) == before
+    assert invoke(*written_by(script)[1:]) == script
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (75, True), (143, False)])
+def test_code_75_puts_the_job_back_into_the_queue(code: int, requeued: bool, invoke: Invoke, calls: Path) -> None:
+    assert play(invoke("slurm", QUICK), calls, SRUN_CODE=str(code)).returncode == code
+    assert (calls / "scontrol").exists() == requeued
+    if requeued:
+        assert words(calls, "scontrol") == ["requeue", "7"]
+
+
+def test_an_array_has_a_task_and_a_directory_for_each_number_of_clients(invoke: Invoke, calls: Path) -> None:
+    script = invoke("slurm", QUICK, "--array", "10, 20,1000", "--out", "runs/a b/")
+    assert "#SBATCH --array=0-2\n" in script
+    assert "#SBATCH --output=%x-%A_%a.log\n" in script
+    for task, clients in enumerate([10, 20, 1000]):
+        play(script, calls, SLURM_ARRAY_TASK_ID=str(task))
+        assert words(calls, "srun")[6:] == ["--out", f"runs/a b-{clients}", "--resume", "-s", f"partition.num_clients={clients}"]
+
+
+def test_a_task_of_an_array_requeues_itself_alone(invoke: Invoke, calls: Path) -> None:
+    """The last task has the array's number as its SLURM_JOB_ID, by which `scontrol requeue` would take all tasks along."""
+    play(invoke("slurm", QUICK, "--array", "10,20"), calls, SRUN_CODE="75", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1")
+    assert words(calls, "scontrol") == ["requeue", "7_1"]
+
+
+def test_ranks_in_a_container_are_told_where_to_meet(invoke: Invoke, calls: Path) -> None:
+    script = invoke("slurm", QUICK, "--nodes", 2, "--container", "flora.sif")
+    play(script, calls, SLURM_JOB_ID="20003")
+    assert (calls / "meeting").read_text() == "node3:20003"
+    assert words(calls, "srun")[3:6] == ["apptainer", "exec", "flora.sif"]
+    assert words(calls, "srun")[-2:] == ["-s", "comm.backend=gloo"]
+
+
+OPEN_MPI, MPICH, INTEL = "Open MPI v4.1.4, package: Debian", "MPICH Version: 5.0.2", "Intel(R) MPI Library 2021.12 for Linux* OS"
+
+
+@pytest.mark.parametrize(
+    ("library", "arguments", "mpi", "backend"),
+    [
+        (OPEN_MPI, ["--nodes", "2"], "pmix", None),
+        ("IBM Spectrum MPI 10.4", ["--nodes", "2"], "pmix", None),
+        (MPICH, ["--nodes", "2"], "pmi2", None),
+        (INTEL, ["--nodes", "2", "-s", "comm.backend=mpi"], "pmi2", None),
+        ("MPI VERSION    : CRAY MPICH version 8.1.27.26", ["--gpus-per-node", "2"], "pmi2", None),
+        (MPICH, ["--nodes", "2", "-s", "comm.backend=gloo"], "none", None),
+        (MPICH, ["--nodes", "2", "--mpi", "none"], "none", "gloo"),
+        (MPICH, ["--gpus-per-node", "4", "--mpi", "none"], "none", "nccl"),
+        (MPICH, ["--gpus-per-node", "2", "--ntasks-per-node", "4", "--mpi", "none"], "none", "gloo"),
+        (MPICH, ["--nodes", "2", "--mpi", "pmix"], "pmix", None),
+        (MPICH, ["--nodes", "2", "--container", "flora.sif"], "none", "gloo"),
+        (MPICH, [], "none", None),
+        (MPICH, ["-s", "comm.backend=serial"], "none", None),
+        ("none, since mpi4py is not installed", ["--gpus-per-node", "4"], "none", "nccl"),
+    ],
+)
+def test_mpi_follows_the_library_and_the_backend(
+    library: str, arguments: list[str], mpi: str, backend: str | None, invoke: Invoke, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "mpi_library", lambda: library)
+    script = invoke("slurm", QUICK, *arguments)
+    play(script, calls)
+    assert words(calls, "srun")[1] == f"--mpi={mpi}"
+    named = [word for word in words(calls, "srun") if word.startswith("comm.backend=")]
+    assert named == ([f"comm.backend={backend}"] if backend else [word for word in arguments if word.startswith("comm.")])
+    assert invoke(*written_by(script)[1:]) == script
+
+
+@pytest.mark.mpi
+def test_the_library_that_is_installed_is_found(flora: Callable[..., subprocess.CompletedProcess[str]], mpiexec: list[str]) -> None:
+    version = subprocess.run([*mpiexec, "--version"], capture_output=True, text=True).stdout
+    result = flora("slurm", QUICK, "--nodes", "2")
+    assert result.returncode == 0, result.stderr
+    assert f"--mpi={'pmix' if 'Open MPI' in version or 'open-mpi' in version else 'pmi2'}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("90", 5400),
+        ("90:00", 5400),
+        ("2:00:00", 7200),
+        ("1-0", 86400),
+        ("1-12:30", 131400),
+        ("1-12:30:01", 131401),
+        ("72:00:00", 259200),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(time: str, seconds: int) -> None:
+    assert _jobscript.seconds(time) == seconds
+
+
+@pytest.mark.parametrize(
+    "time", ["", "two hours", "2h", "1:00:00:00", "1:75:00", "1:00:75", "1-25", "-5", "1.5", "UNLIMITED", "1:2:3\n"]
+)
+def test_a_time_limit_that_slurm_would_not_read(time: str) -> None:
+    with pytest.raises(UserError, match="is no time limit; give hours:minutes:seconds"):
+        _jobscript.seconds(time)
+
+
+MISTAKES = {
+    "short time": (
+        ["--time", "2:00"],
+        "--time: 2:00 is 120 seconds to Slurm, whose warning comes up to 180 seconds before the end",
+    ),
+    "bad time": (["--time", "2h"], "--time: '2h' is no time limit; give hours:minutes:seconds"),
+    "no nodes": (["--nodes", "0"], "--nodes: must be at least 1, not 0"),
+    "negative GPUs": (["--gpus-per-node", "-1"], "--gpus-per-node: must be at least 0, not -1"),
+    "no tasks": (["--ntasks-per-node", "0"], "--ntasks-per-node: must be at least 1, not 0"),
+    "no cores": (["--cpus-per-task", "0"], "--cpus-per-task: must be at least 1, not 0"),
+    "nonsense array": (
+        ["--array", "0-9"],
+        "--array: '0-9' is not a whole number of at least 1; give for example --array 10,100,1000",
+    ),
+    "empty array": (["--array", ""], "--array: '' is not a whole number of at least 1"),
+    "same count twice": (["--array", "10,10"], "--array: names 10 twice; name it once"),
+    "array and clients": (
+        ["--array", "10", "-s", "partition.num_clients=5"],
+        "--array sets the number of clients; leave one of the two",
+    ),
+    "array of one that does not fit": (["--array", "10,3", "-s", "cohort.size=5"], "only 3 are registered"),
+    "config": (["-s", "client.local_epoch=2"], "client.local_epoch: unknown key; did you mean client.epochs?"),
+    "partition": (["--partition", "gpu; rm"], "--partition: 'gpu; rm' is no name; give letters, digits and"),
+    "account": (["--account", ""], "--account: '' is no name"),
+    "line break": (["--out", "runs/a\n#SBATCH --nodes=99"], "is empty or holds a line break or another control character"),
+    "empty image": (["--container", ""], "--container: '' is empty"),
+    "serial": (
+        ["--nodes", "2", "-s", "comm.backend=serial"],
+        "'serial' is one process, and this job has 2 tasks; set comm.backend: auto",
+    ),
+    "mpi without": (["--nodes", "2", "--mpi", "none", "-s", "comm.backend=mpi"], "give --mpi pmix or pmi2"),
+    "container": (
+        ["--nodes", "2", "--container", "a.sif", "-s", "comm.backend=mpi"],
+        "that of the container cannot be seen from here",
+    ),
+    "mpi": (["--mpi", "openmpi"], "'openmpi' is not one of 'auto', 'pmix', 'pmi2', 'none'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str, calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = MISTAKES[mistake]
+    code, error = call(["slurm", QUICK, "--submit", *arguments], monkeypatch, capsys)
+    assert code == 2
+    assert " ".join(error.replace("│", " ").split()).count(message) == 1, error
+    assert not (calls / "sbatch").exists()
+
+
+@pytest.mark.parametrize(
+    ("library", "backend", "message"),
+    [
+        ("none: cannot load MPI library", "auto", "MPI library: none: cannot load MPI library; give --mpi pmix"),
+        ("none, since mpi4py is not installed", "mpi", "none, since mpi4py is not installed; give --mpi pmix"),
+        ("SomeMPI 1.0", "auto", "MPI library: SomeMPI 1.0; give --mpi pmix (Open MPI) or pmi2"),
+    ],
+)
+def test_an_mpi_library_that_does_not_say_how(
+    library: str, backend: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "mpi_library", lambda: library)
+    code, error = call(["slurm", QUICK, "--nodes", "2", "-s", f"comm.backend={backend}"], monkeypatch, capsys)
+    assert (code, error.count(message)) == (2, 1), error
+
+
+def test_submit_hands_the_printed_script_to_sbatch(invoke: Invoke, calls: Path) -> None:
+    script = invoke("slurm", QUICK, "--nodes", 2, "--mpi", "pmix")
+    assert invoke("slurm", QUICK, "--nodes", 2, "--mpi", "pmix", "--submit") == "Submitted batch job 7\n"
+    assert (calls / "script").read_text() == script
+    assert words(calls, "sbatch") == [""], "it reads the script from its standard input"
+
+
+def test_submit_tells_why_sbatch_refused(calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SBATCH_CODE", "1")
+    monkeypatch.setenv("SBATCH_SAYS", "sbatch: error: Batch job submission failed: Requested node configuration is not available")
+    code, error = call(["slurm", QUICK, "--submit"], monkeypatch, capsys)
+    assert code == 2
+    assert "sbatch refused the job: Batch job submission failed: Requested node configuration is not available; sinfo" in error
+
+
+def test_submit_without_sbatch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, error = call(["slurm", QUICK, "--submit"], monkeypatch, capsys)
+    assert (code, error.count("do this on a login node of the cluster, or leave --submit away")) == (2, 1)
+
+
+def test_notes_stay_out_of_the_script(invoke: Invoke, calls: Path) -> None:
+    assert invoke("slurm", QUICK, "-s", "model.name=ViT-B-32", "-s", "model.pretrained=none").startswith("#!/bin/bash\n")

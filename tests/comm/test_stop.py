@@ -1,0 +1,36 @@
+"""Signals to stop: noted while a run listens, and without effect once it is stopped."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from flora_hpc.comm.stop import SIGNALS, Stop
+from flora_hpc.errors import StoppedError
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_is_noted_and_the_old_handlers_come_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    stop = Stop()
+    with stop.listening():
+        assert stop.asked_by == ""
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.asked_by == "SIGUSR1"
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_job_that_was_stopped_leaves_with_its_own_exit_code() -> None:
+    """Under `srun --kill-on-bad-exit=1` the first rank that leaves with 75 makes srun send TERM to all others."""
+    with pytest.raises(StoppedError), Stop().listening():
+        raise StoppedError("saved")
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
