@@ -49,8 +49,8 @@ def run(
 
     Observers are made and told on rank 0, of each round while the next one is played. The `progress` of features is shown there,
     too. `started` is when the program began, by time.perf_counter. `end` says why ranks cannot go on, and ends the job.
-    Raises UserError, on every rank, for what the user must change; nothing is written then. Raises StoppedError, on every rank, when
-    a signal ended the run and it can be gone on with.
+    Raises UserError, on every rank, for what the user must change; nothing is written then. Raises StoppedError, on every rank,
+    when a signal ended the run and it can be gone on with.
     """
     stop = Stop(abandon=config.checkpoint.on_signal == "abandon")
     with stop.listening():

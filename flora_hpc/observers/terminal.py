@@ -33,7 +33,7 @@ class Terminal:
         self._live = Live(console=self._console, refresh_per_second=4)
         self._rounds = np.zeros(0, ROUNDS)
         self._facts: dict[str, str] = {}
-        self._num_rounds, self._started, self._first = 0, 0.0, 0
+        self._num_rounds, self._started, self._before = 0, 0.0, 0
 
     def started(self, info: RunInfo) -> None:
         self._facts, self._num_rounds = facts(info), info.num_rounds
@@ -41,7 +41,7 @@ class Terminal:
         self._started = self._clock()
         if info.earlier:
             self._rounds = info.earlier.rounds
-        self._first = len(self._rounds)
+        self._before = int(self._rounds["round"].max(initial=0))
         self._live.start()
 
     def round(self, record: RoundRecord) -> None:
@@ -53,7 +53,7 @@ class Terminal:
         width = max(20, min(self._console.width, 100) - 12)
         now, trained = self._rounds[-1], self._rounds[self._rounds["round"] > 0]
         done, elapsed = int(now["round"]), self._clock() - self._started
-        played = len(self._rounds) - max(1, self._first)  # since this start, round 0 apart
+        played = done - self._before  # since this start
         left = elapsed / played * (self._num_rounds - done) if played else None
         head = Text.assemble(
             ("round ", "dim"), (f"{done}/{self._num_rounds}", "bold"),
