@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from typing import NoReturn
 
 import typer
@@ -9,6 +10,8 @@ import typer
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, run, show
 from flora_hpc.comm import launch
 from flora_hpc.errors import UserError
+
+LATER = 5.0  # seconds that silent ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
 
 app = typer.Typer(
     help="Simulate federated LoRA fine-tuning of vision-language models on HPC clusters.",
@@ -45,7 +48,9 @@ def main() -> NoReturn:
     except UserError as error:
         code = 2
         if speaks:
-            print(f"flora-hpc: {error}", file=sys.stderr)
+            print(f"flora-hpc: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(LATER)
     except Exception as error:
         if not hasattr(error, "exit_code"):  # not click's: a bug
             raise

@@ -78,7 +78,7 @@ def test_a_wrong_mpi_is_answered_with_the_right_one(slurm: Srun, library: mpilib
     if f"--mpi={kind}" == right(library):
         pytest.skip("this is the right one")
     result = slurm(*TWO_BY_TWO, f"--mpi={kind}", *FLORA, "doctor", timeout=120)
-    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.returncode != 0, result.stdout + result.stderr  # srun tells the signal that ended the last rank
     assert result.stderr.count(f"srun started 4 processes, but {library.name}") == 1
     assert f"use srun {right(library)}, or set comm.backend: gloo" in result.stderr
 
