@@ -9,6 +9,7 @@ import typer
 
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, run, show
 from flora_hpc.comm import launch
+from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.errors import UserError
 
 LATER = 5.0  # seconds that silent ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
@@ -50,7 +51,7 @@ def main() -> NoReturn:
         if speaks:
             print(f"flora-hpc: {error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(LATER)
+            time.sleep(LATER if not isinstance(error, AgreedError) else 0.5)  # of the latter all ranks learn at once
     except Exception as error:
         if not hasattr(error, "exit_code"):  # not click's: a bug
             raise
