@@ -2,13 +2,17 @@
 
 import os
 import sys
+import time
 from typing import NoReturn
 
 import typer
 
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, run, show, slurm
 from flora_hpc.comm import launch
+from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.errors import StoppedError, UserError
+
+LATER = 5.0  # seconds that silent ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
 
 app = typer.Typer(
     help="Simulate federated LoRA fine-tuning of vision-language models on HPC clusters.",
@@ -33,14 +37,13 @@ def main() -> NoReturn:
     """Run the command line.
 
     Exit codes: 0 done; 2 the user must change something; 75 stopped by a signal, to be gone on with (EX_TEMPFAIL of sysexits.h);
-    anything else is a bug or a lost rank.
-
-    What all ranks say alike is said by rank 0 alone.
+    anything else is a bug or a lost rank. What all ranks say alike is said by rank 0 alone.
     """
     try:
-        speaks = launch.detect().rank == 0
+        me = launch.detect()
     except UserError:
-        speaks = True
+        me = launch.Launch()
+    speaks = me.rank == 0
     if not speaks:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the process lives
     try:
@@ -49,11 +52,13 @@ def main() -> NoReturn:
     except UserError as error:
         code = 2
         if speaks:
-            print(f"flora-hpc: {error}", file=sys.stderr)
+            print(f"flora-hpc: {error}", file=sys.stderr, flush=True)
+        elif me.launcher == "slurm":
+            time.sleep(LATER if not isinstance(error, AgreedError) else 0.5)  # of the latter all ranks learn at once
     except StoppedError as error:
         code = 75
         if speaks:
-            print(f"flora-hpc: {error}", file=sys.stderr)
+            print(f"flora-hpc: {error}", file=sys.stderr, flush=True)
     except Exception as error:
         if not hasattr(error, "exit_code"):  # not click's: a bug
             raise

@@ -2,18 +2,32 @@
 
 import os
 import platform
+import sys
+import time
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from flora_hpc.comm import launch
+from flora_hpc.cli._job import job
+from flora_hpc.cli._limit import time_limit
+from flora_hpc.cli._ranks import Row, gather, mismatches, notes
+from flora_hpc.comm import launch, mpilibrary
+from flora_hpc.comm.communicator import AgreedError, Choice, choose
+from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
 
+LOG_WIDTH = 160  # columns where the output is no terminal
+COLUMNS = ("rank", "host", "local rank", "device", "cores", "threads", "library", "place taken from")
 
-def doctor(backend: Annotated[str, typer.Option(help="backend to try: auto, serial, mpi, gloo or nccl")] = "auto") -> None:
+
+def doctor(
+    backend: Annotated[str, typer.Option(help="backend to try: auto, serial, mpi, gloo or nccl")] = "auto",
+    timeout: Annotated[float, typer.Option(min=1, help="seconds for the ranks to meet and to add up a number")] = 60.0,
+) -> None:
     """Show ranks, devices and libraries, and try a collective. Start it the way the run will be started."""
     me = launch.detect()
     try:
@@ -23,51 +37,65 @@ def doctor(backend: Annotated[str, typer.Option(help="backend to try: auto, seri
 
     import numpy as np
 
-    from flora_hpc import simulation
-    from flora_hpc.cli._job import job
-    from flora_hpc.comm import communicator, devices
+    from flora_hpc import simulation  # torch takes seconds to import
 
-    console = Console()
-    facts = Table(show_header=False, title="this machine", title_justify="left")
-    facts.add_column(style="dim")
-    facts.add_column(overflow="fold")
-    facts.add_row(
-        "system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {len(os.sched_getaffinity(0))} allowed"
-    )
-    facts.add_row("launcher", f"{me.launcher}: {me.size} process{'es' * (me.size > 1)}, {me.local_size} on this node")
-    facts.add_row("backend", communicator.choose(me, config))
-    facts.add_row("matrix products", f"MKL_CBWR={os.environ.get('MKL_CBWR', '(not set)')}")
-    facts.add_row("versions", ", ".join(f"{name} {text}" for name, text in simulation.versions().items()))
-    console.print(facts)
-    with job(me, config) as comm:
-        device = communicator.together(comm, lambda: devices.pick(me, config))
-        places = devices.places(comm, me, device, devices.share_cores(comm, me))
-        ones = np.ones(1, np.int64)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH, highlight=False)
+    choice, library, versions = choose(me, config), mpi_library(), simulation.versions()
+    for name, text in facts(me, choice, library, versions).items():
+        console.print(f"[dim]{name}:[/] {escape(text)}", soft_wrap=True)
+    late = f"flora-hpc: the ranks did not meet and add up a number within {timeout:g} seconds: {advice(choice.backend)}"
+    with time_limit(timeout, late if me.rank == 0 else ""), job(me, config) as comm:
+        rows = gather(comm, me, config, library, versions)
+        console.print(table_of(rows, comm.name))
+        ones, started = np.ones(1, np.int64), time.perf_counter()
         comm.allreduce(ones)
-        table = Table(title=f"{comm.size} rank{'s' * (comm.size > 1)}, backend {comm.name}", title_justify="left")
-        for heading in ("rank", "host", "local rank", "device", "threads"):
-            table.add_column(heading, justify="right")
-        for place in places:
-            table.add_row(str(place.rank), place.host, str(place.local_rank), place.device, str(place.num_threads))
-        console.print(table)
+        seconds = time.perf_counter() - started
+        problems = mismatches(rows)
         if ones[0] != comm.size:
-            raise UserError(f"a sum of ones over {comm.size} ranks gave {ones[0]}: the {comm.name} library is broken")
-        console.print(f"[green]a collective over all ranks works[/]; MPI library: {mpi_library()}")
+            problems.append(f"a sum of ones over {comm.size} ranks gave {ones[0]}: the library of backend {comm.name} is broken")
+        if problems:
+            raise AgreedError("\n".join(problems))
+        console.print(f"[green]a collective over all ranks works[/] ({1000 * seconds:.2g} ms)")
+        for note in notes(rows, choice):
+            console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+
+
+def facts(me: Launch, choice: Choice, library: str, versions: dict[str, str]) -> dict[str, str]:
+    """What holds for rank 0's machine and for the whole job, by name."""
+    flag = f" --mpi={os.environ['SLURM_MPI_TYPE']}" if me.launcher == "slurm" and "SLURM_MPI_TYPE" in os.environ else ""
+    return {
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {len(os.sched_getaffinity(0))} allowed",
+        "launcher": f"{me.launcher}{flag}: {me.size} process{'es' * (me.size > 1)}, {me.local_size} on this node",
+        "backend": f"{choice.backend} ({choice.why})",
+        "MPI library": library,
+        "matrix products": f"MKL_CBWR={os.environ.get('MKL_CBWR', '(not set)')}",
+        "versions": ", ".join(f"{name} {text}" for name, text in versions.items()),
+    }
 
 
 def mpi_library() -> str:
-    """Name and version of the library that mpi4py loads, or why there is none.
-
-    MPI is not initialised for this: under a launcher that belongs to another library that may end the process.
-    """
+    """Name and version of the library that mpi4py loads, or why there is none; MPI is not initialised for this."""
     try:
-        import mpi4py
+        return mpilibrary.loaded().name
+    except UserError as error:
+        return f"none: {error}"
 
-        mpi4py.rc(initialize=False, finalize=False)
-        from mpi4py import MPI
 
-        return " ".join(MPI.Get_library_version().split("\n")[0].split())
-    except ImportError:
-        return "none, since mpi4py is not installed"
-    except RuntimeError as error:  # what mpi4py raises when there is no libmpi
-        return f"none: {' '.join(str(error).split())}"
+def table_of(rows: list[Row], backend: str) -> Table:
+    """One row a rank."""
+    table = Table(title=f"{len(rows)} rank{'s' * (len(rows) > 1)}, backend {backend}", title_justify="left")
+    for heading in COLUMNS:
+        table.add_column(heading, justify="right" if heading in ("rank", "local rank", "threads") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row.shown))
+    return table
+
+
+def advice(backend: str) -> str:
+    """What to try where ranks do not meet."""
+    if backend == "mpi":
+        return (
+            "check that every node loads the same MPI library, or try --backend gloo, which tells the network's faults from MPI's"
+        )
+    where = f"{os.environ.get('MASTER_ADDR', 'the first node')}:{os.environ.get('MASTER_PORT', '')}".rstrip(":")
+    return f"check that every rank runs and reaches {where}; GLOO_SOCKET_IFNAME (or NCCL_SOCKET_IFNAME) names the network to use"

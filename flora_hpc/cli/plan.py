@@ -49,15 +49,16 @@ def memory(clip: Any, fed: Any, load: Any, num_images: int, kept_clients: int, n
     return lasting | {largest: peaks[largest]}
 
 
-def room_for(gpus: int) -> Any:
-    """Memory for a group: of this machine, or of a GPU like those here."""
+def room_for(gpus: int, ranks: int) -> Any:
+    """Memory for a group: of this machine, or of a GPU like those here, which some of `ranks` may share."""
     import torch
 
     from flora_hpc.comm import devices
 
+    sharing = -(-ranks // gpus) if gpus else 1
     if gpus and not torch.cuda.is_available():
-        return devices.Room(UNSEEN_GPU_BYTES // 2, gpu=True)
-    return devices.room(torch.device("cuda" if gpus else "cpu"))
+        return devices.Room(UNSEEN_GPU_BYTES // 2 // sharing, gpu=True)
+    return devices.room(torch.device("cuda" if gpus else "cpu"), sharing)
 
 
 def plan(
@@ -76,7 +77,7 @@ def plan(
     from flora_hpc import cohort, prepare
     from flora_hpc.round import cost
 
-    room = room_for(gpus)
+    room = room_for(gpus, ranks)
     dataset, clip, fed = prepare.everything(resolved, torch.device("meta"), room)
     clients = cohort.sample(resolved.cohort, fed.shards.num_clients, resolved.seed, 1)
     sizes = fed.shards.sizes(clients)
@@ -111,7 +112,7 @@ def plan(
     console = Console()
     console.print(table)
     if group_bytes > room.num_bytes:
-        whose = "of a GPU's memory" if room.gpu else "of this machine's memory for each core"
+        whose = "of its part of a GPU's memory" if room.gpu else "of this machine's memory for each core"
         cure = "lower client.group_size or" if chosen.clients > 1 else "put fewer ranks on a node, or lower"
         console.print(
             f"[yellow]warning: a group takes about {decimal(group_bytes)}, and half {whose} is {decimal(room.num_bytes)}; "

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy.typing as npt
 
@@ -49,23 +49,33 @@ class Communicator(Protocol):
         """Leave the communicator; nothing may be called afterwards."""
 
 
-def choose(launch: Launch, config: CommConfig) -> str:
+class Choice(NamedTuple):
+    """A backend, and why it is this one."""
+
+    backend: str
+    why: str
+
+
+def choose(launch: Launch, config: CommConfig) -> Choice:
     """The backend that `auto` means under this launcher."""
     if config.backend != "auto":
-        return config.backend
+        return Choice(config.backend, "as comm.backend says")
     if launch.launcher == "none" or (launch.launcher == "slurm" and launch.size == 1):
-        return "serial"
+        return Choice("serial", "there is one process")
     if launch.launcher in ("openmpi", "mpich"):
-        return "mpi"
+        return Choice("mpi", "its mpiexec started the ranks")
     if launch.launcher == "slurm" and plugins.member("backends", "mpi").available():
-        return "mpi"
-    return "nccl" if plugins.member("backends", "nccl").available(launch, config) else "gloo"
+        return Choice("mpi", "mpi4py is installed")
+    nccl = plugins.member("backends", "nccl")
+    if nccl.available(launch, config):
+        return Choice("nccl", "every rank has a GPU of its own")
+    return Choice("gloo", nccl.unfit(launch, config))
 
 
 @contextmanager
 def connect(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
     """The communicator of this run. Raises UserError when it does not agree with the launcher."""
-    backend = choose(launch, config)
+    backend = choose(launch, config).backend
     comm: Communicator = plugins.member("backends", backend).build(launch, config)
     try:
         check_world(launch, backend, comm.size)

@@ -3,12 +3,14 @@
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from flora_hpc.comm import gpus
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
@@ -16,13 +18,14 @@ from flora_hpc.errors import UserError
 
 
 def pick(launch: Launch, config: CommConfig) -> torch.device:
-    """The GPU of this local rank, or the CPU. Ranks take GPUs in turn; with one visible GPU it is number 0."""
+    """The GPU of this local rank, or the CPU."""
     count = torch.cuda.device_count() if config.device != "cpu" else 0
-    if config.device == "cuda" and count == 0:
+    index = gpus.index(count, launch.local_rank, launch.local_size)
+    if config.device == "cuda" and index is None:
         raise UserError("comm.device: 'cuda' was asked for, but PyTorch sees no GPU here; set comm.device: auto or cpu")
-    if count == 0:
+    if index is None:
         return torch.device("cpu")
-    device = torch.device("cuda", launch.local_rank % count)
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
     torch.backends.cudnn.deterministic = True
@@ -33,15 +36,51 @@ def share_cores(comm: Communicator, launch: Launch) -> int:
     """Set and return the number of threads of this rank: its cores, divided among the ranks that may use the same ones.
 
     A launcher that binds ranks gives each its own cores; one that does not gives all ranks of a node the same set. Slurm's
-    --cpus-per-task is an upper bound, since the node may have other jobs.
+    --cpus-per-task is an upper bound, since the node may have other jobs, and so is the user's OMP_NUM_THREADS.
     """
-    mine = f"{socket.gethostname()} {sorted(os.sched_getaffinity(0))}".encode()
+    mine = f"{machine()} {sorted(os.sched_getaffinity(0))}".encode()
     sharing = comm.allgather(mine).count(mine)
     num_threads = max(1, len(os.sched_getaffinity(0)) // sharing)
     if launch.launcher == "slurm" and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
         num_threads = min(num_threads, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    num_threads = min(num_threads, wished_threads(launch) or num_threads)
     torch.set_num_threads(num_threads)
     return num_threads
+
+
+def wished_threads(launch: Launch, environ: Mapping[str, str] = os.environ, parent: Path | None = None) -> int | None:
+    """OMP_NUM_THREADS where the user has set it; None otherwise.
+
+    torchrun sets it to 1 for every rank when there are several and nobody else has. Then the variable is missing from the
+    environment with which torchrun itself, the `parent`, was started.
+    """
+    text = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if not text.isdigit() or int(text) == 0:
+        return None
+    if launch.launcher == "torchrun" and launch.local_size > 1 and text == "1":
+        before = _read(parent or Path(f"/proc/{os.getppid()}/environ"))
+        if not any(entry.startswith("OMP_NUM_THREADS=") for entry in before.split("\0")):
+            return None
+    return int(text)
+
+
+def machine() -> str:
+    """This machine, for comparing: its name and when it was started, since containers on different nodes may have equal names."""
+    return f"{socket.gethostname()} {_read(Path('/proc/sys/kernel/random/boot_id'))}"
+
+
+def gpu(device: torch.device) -> str:
+    """The GPU behind `device`, for comparing: two ranks may each call another one cuda:0. Empty for the CPU."""
+    if device.type != "cuda":
+        return ""
+    return f"{machine()} {getattr(torch.cuda.get_device_properties(device), 'uuid', device)}"
+
+
+def sharing(comm: Communicator, device: torch.device) -> int:
+    """How many ranks compute on this rank's GPU; 1 for the CPU. All ranks call this."""
+    mine = gpu(device).encode()
+    everyone = comm.allgather(mine)
+    return everyone.count(mine) if mine else 1
 
 
 class Room(NamedTuple):
@@ -51,10 +90,13 @@ class Room(NamedTuple):
     gpu: bool
 
 
-def room(device: torch.device) -> Room:
-    """Half of a GPU's memory; or half of what the node has for each core, so that it holds whatever the number of ranks."""
+def room(device: torch.device, num_sharing: int = 1) -> Room:
+    """Half of this rank's part of a GPU's memory, which `num_sharing` ranks share.
+
+    Or half of what the node has for each core, so that it holds whatever the number of ranks.
+    """
     if device.type == "cuda":
-        return Room(torch.cuda.get_device_properties(device).total_memory // 2, gpu=True)
+        return Room(torch.cuda.get_device_properties(device).total_memory // 2 // num_sharing, gpu=True)
     return Room(memory_per_core() // 2, gpu=False)
 
 
@@ -111,4 +153,9 @@ def places(comm: Communicator, launch: Launch, device: torch.device, num_threads
     """Every rank's place, by rank, on every rank."""
     name = f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"
     mine = Place(comm.rank, socket.gethostname(), launch.local_rank, name, num_threads)
-    return [Place(**json.loads(text)) for text in comm.allgather(json.dumps(asdict(mine)).encode())]
+    everyone = [json.loads(text) for text in comm.allgather(json.dumps([asdict(mine), gpu(device)]).encode())]
+    used = [each[1] for each in everyone if each[1]]
+    return [
+        replace(place, device=f"{place.device} shared by {used.count(on)} ranks") if used.count(on) > 1 else place
+        for place, on in ((Place(**fields), on) for fields, on in everyone)
+    ]

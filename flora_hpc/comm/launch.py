@@ -50,10 +50,8 @@ class Launch:
 
 def detect(environ: Mapping[str, str] = os.environ) -> Launch:
     """Read the launcher's variables. Raises UserError when they are incomplete or contradict each other."""
-    for row in TABLE:
-        if row.marker in environ:
-            break
-    else:
+    row = _row(environ)
+    if row is None:
         return Launch()
     values = []
     for name in (row.rank, row.size, row.local_rank, row.local_size):
@@ -70,6 +68,20 @@ def detect(environ: Mapping[str, str] = os.environ) -> Launch:
     if not (rank < size and local_rank < local_size):
         raise UserError(f"{row.launcher} says rank {rank} of {size}, local rank {local_rank} of {local_size}: impossible")
     return Launch(row.launcher, rank, size, local_rank, local_size)
+
+
+def origin(environ: Mapping[str, str] = os.environ) -> str:
+    """The variables, with their values, that say who this process is."""
+    row = _row(environ)
+    if row is None:
+        return "no launcher's variables"
+    names = dict.fromkeys((row.rank, row.size, row.local_rank, row.local_size))
+    return ", ".join(f"{name}={environ.get(name, '')}" for name in names)
+
+
+def _row(environ: Mapping[str, str]) -> Variables | None:
+    """The first launcher of the table that is present."""
+    return next((row for row in TABLE if row.marker in environ), None)
 
 
 def _tasks_on_this_node(text: str, node: str) -> str:

@@ -4,8 +4,14 @@ MPI's own shared counters may stand still while rank 0 computes, and gloo has no
 rank 0 that runs beside any backend and does not need Python.
 """
 
+import fcntl
+import json
+import secrets
 import socket
+import struct
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # its documented home
@@ -14,6 +20,8 @@ from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.errors import UserError
 
 REACH_SECONDS = 60  # for a connection to a port that is open; nodes without a name server take tens of seconds
+TOKEN = "token"
+SIOCGIFADDR = 0x8915  # Linux: an interface's address
 
 
 class Tickets:
@@ -53,26 +61,62 @@ def share(comm: Communicator, timeout_seconds: float) -> Tickets:
         return Tickets()
     limit = timedelta(seconds=timeout_seconds)
 
-    def serve() -> TCPStore | None:
-        return TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=limit) if comm.rank == 0 else None
+    def serve() -> tuple[TCPStore, Door] | None:
+        return open_door(limit) if comm.rank == 0 else None
 
-    def reach() -> TCPStore:
-        return server or connect(host, int(port), limit)
-
-    server = together(comm, serve)
-    address = f"{socket.gethostname()} {server.port}" if server else ""
-    host, port = comm.allgather(address.encode())[0].decode().split()
-    return Tickets(together(comm, reach), clears=comm.rank == 0)
+    served = together(comm, serve)
+    door = Door(**json.loads(comm.allgather(json.dumps(asdict(served[1]) if served else None).encode())[0]))
+    return Tickets(together(comm, lambda: served[0] if served else connect(door, limit)), clears=comm.rank == 0)
 
 
-def connect(host: str, port: int, limit: timedelta) -> TCPStore:
-    """This rank's way to rank 0's counters. Raises UserError when there is none."""
-    host = "localhost" if host == socket.gethostname() else host  # a machine need not know its own name
-    try:  # torch says the same in a hundred lines
-        socket.create_connection((host, port), min(REACH_SECONDS, limit.total_seconds() / 2)).close()
-    except OSError as error:
-        raise UserError(
-            f"cohort.assignment: dynamic and evaluate.overlap need a connection to port {port} of {host}, which "
-            f"{socket.gethostname()} does not get ({error}); set cohort.assignment: balanced and evaluate.overlap: false"
-        ) from None
-    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+@dataclass(frozen=True)
+class Door:
+    """Where rank 0's counters can be reached, and the word by which they are known to be rank 0's and nobody else's."""
+
+    hosts: list[str]
+    port: int
+    token: str
+
+
+def open_door(limit: timedelta) -> tuple[TCPStore, Door]:
+    """The server of the counters, and where it is."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=limit)
+    door = Door([socket.gethostname(), *addresses()], store.port, secrets.token_hex(16))
+    store.set(TOKEN, door.token)
+    return store, door
+
+
+def connect(door: Door, limit: timedelta) -> TCPStore:
+    """This rank's way to rank 0's counters. Raises UserError when there is none.
+
+    Names are no proof: nodes may have equal ones, and an address of a private network may be somebody else's here. So each place is
+    tried in turn, this machine first where the names are equal, until one knows the word.
+    """
+    mine = socket.gethostname() == door.hosts[0]  # a machine need not know its own name
+    reach_seconds = min(REACH_SECONDS, limit.total_seconds() / 2)
+    problems = []
+    for host in ["localhost", *door.hosts] if mine else door.hosts:
+        try:  # torch says the same in a hundred lines
+            socket.create_connection((host, door.port), reach_seconds).close()
+            store = TCPStore(host, door.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=reach_seconds))
+            if store.check([TOKEN]) and store.get(TOKEN) == door.token.encode():
+                store.set_timeout(limit)
+                return store
+            problems.append(f"{host}: another program")
+        except (OSError, RuntimeError) as error:
+            problems.append(f"{host}: {str(error).splitlines()[0]}")
+    raise UserError(
+        f"cohort.assignment: dynamic and evaluate.overlap need a connection to port {door.port} of {door.hosts[0]}, which "
+        f"{socket.gethostname()} does not get ({'; '.join(problems)}); set cohort.assignment: balanced and evaluate.overlap: false"
+    )
+
+
+def addresses() -> list[str]:
+    """This machine's IPv4 addresses, one an interface, but for the loopback's."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # has none
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found.append(socket.inet_ntoa(answer[20:24]))
+    return [address for address in found if not address.startswith("127.")]

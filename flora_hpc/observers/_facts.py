@@ -15,6 +15,7 @@ def facts(info: RunInfo) -> dict[str, str]:
     threads = sorted(set(info.topology["num_threads"].tolist()))
     devices = sorted({device.decode() for device in info.topology["device"].tolist()})
     ranks = f"{info.world_size} rank{'s' * (info.world_size > 1)}"
+    shared = "; ranks share GPUs, and NCCL needs one for each" if any("shared by" in device for device in devices) else ""
     started = "" if info.launcher == "none" else f" by {info.launcher}"
     groups = f"{info.num_groups:,} a round, up to {info.group_size} client{'s' * (info.group_size > 1)} in one batch of tensors"
     if info.world_size > info.num_groups:
@@ -24,7 +25,7 @@ def facts(info: RunInfo) -> dict[str, str]:
         "method": f"{config['method']['name']}, {info.num_params:,} trained numbers, {decimal(info.payload_bytes)} per update",
         "computed": info.how,
         "data": f"{info.dataset}, {config['partition']['name']} over {info.num_clients:,} clients, cohort {cohort}",
-        "ranks": f"{ranks}{started}, backend {info.backend}, {'/'.join(devices)} x {'/'.join(map(str, threads))} threads",
+        "ranks": f"{ranks}{started}, backend {info.backend}, {'/'.join(devices)} x {'/'.join(map(str, threads))} threads{shared}",
         "groups": groups,
     }
     place = info.features if info.features in ("", "memory") else str(Path(info.features).parent.parent)

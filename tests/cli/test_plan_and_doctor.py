@@ -1,11 +1,15 @@
+import re
 import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from flora_hpc.cli import app
 from flora_hpc.comm import devices
+from tests.conftest import ROOT
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -62,6 +66,8 @@ def test_doctor_sees_the_ranks_and_tries_a_collective(flora: Flora, mpiexec: lis
     result = flora("doctor", under=[*mpiexec, "-n", "2"])
     assert result.returncode == 0, result.stderr
     assert "2 ranks, backend mpi" in result.stdout
+    assert result.stdout.count("place taken from") == 1
+    assert re.search(r"1 │ \S+ +│ +1 │ cpu .*│ +\d+ │ (MPICH|Open MPI) \d.*(PMI_RANK|OMPI_COMM_WORLD_RANK)=1,", result.stdout)
     assert result.stdout.count("a collective over all ranks works") == 1
 
 
@@ -72,10 +78,31 @@ def test_doctor_stops_where_launcher_and_backend_disagree(flora: Flora, mpiexec:
     assert result.stderr.count("set comm.backend: auto") == 1
 
 
+@pytest.mark.mpi
+def test_doctor_names_the_backend_that_torchrun_needs(flora: Flora) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "flora_hpc", "doctor", "--backend", "mpi"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert result.returncode != 0
+    assert result.stderr.count("torchrun started 2 processes, but ") == 1
+    assert "set comm.backend: gloo" in result.stderr
+
+
+def test_doctor_tells_the_gpu_that_pytorch_does_not_see(flora: Flora, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.device_count():
+        pytest.skip("there are GPUs here")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    result = flora("doctor")
+    assert result.returncode == 0, result.stderr
+    assert "cuda:0 by CUDA_VISIBLE_DEVICES=3, but PyTorch sees no GPU" in " ".join(result.stdout.replace("│", " ").split())
+    assert "a run computes on the CPU" in result.stdout
+
+
 def test_doctor_alone(flora: Flora) -> None:
     result = flora("doctor")
     assert result.returncode == 0, result.stderr
     assert "1 rank, backend serial" in result.stdout
+    assert "no launcher's variables" in result.stdout
 
 
 def test_a_wrong_backend_is_answered_with_the_right_one(flora: Flora) -> None:

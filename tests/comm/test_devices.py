@@ -20,6 +20,7 @@ Gpus = Callable[[int], list[torch.device]]
 def num_threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     """`num_threads((host, cores), ...)`: the threads that each rank takes, when rank r runs on `host` and may use `cores`."""
     set_to: list[int] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
 
     def share(*ranks: tuple[str, range], launcher: str = "none") -> list[int]:
@@ -120,17 +121,71 @@ def test_a_rank_that_sees_only_its_own_gpu_takes_it(gpus: Gpus) -> None:
     assert devices.pick(Launch("slurm", 1, 2, 1, 2), CommConfig()) == torch.device("cuda:0")
 
 
-def test_every_rank_learns_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 1 is asked; rank 0 says of itself what rank 1 says, but for the rank."""
-    monkeypatch.setattr(socket, "gethostname", lambda: "node2")
+@pytest.fixture
+def properties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every GPU has 1,000 bytes, and a number of its own for each index."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000, uuid=f"uuid{device.index}")
+    )
+
+
+def test_every_rank_learns_every_place(properties: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 is asked; rank 0 says of itself what rank 1 says, but for the rank and the GPU."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "node2")
     launch = Launch("slurm", rank=1, size=2, local_rank=0, local_size=1)
-    comm = SimpleNamespace(rank=1, allgather=lambda data: [data.replace(b'"rank": 1', b'"rank": 0'), data])
+
+    def other(data: bytes) -> bytes:
+        return data.replace(b'"rank": 1', b'"rank": 0').replace(b"uuid0", b"uuid7")
+
+    comm = SimpleNamespace(rank=1, allgather=lambda data: [other(data), data])
     assert devices.places(comm, launch, torch.device("cuda:0"), 4) == [
         devices.Place(0, "node2", 0, "cuda:0 Some GPU", 4),
         devices.Place(1, "node2", 0, "cuda:0 Some GPU", 4),
     ]
     assert devices.places(comm, launch, torch.device("cpu"), 4)[1].device == "cpu"
+
+
+def test_ranks_that_share_a_gpu_are_told_so(properties: None) -> None:
+    """The GPU counts, not its number: two ranks may each call another one cuda:0."""
+    comm = SimpleNamespace(rank=0, allgather=lambda data: [data, data, data.replace(b"uuid0", b"uuid7")])
+    told = [place.device for place in devices.places(comm, Launch(), torch.device("cuda:0"), 4)]
+    assert told == ["cuda:0 Some GPU shared by 2 ranks"] * 2 + ["cuda:0 Some GPU"]
+    assert devices.sharing(comm, torch.device("cuda:0")) == 2
+    assert devices.sharing(comm, torch.device("cpu")) == 1
+
+
+def test_the_same_name_on_another_machine_is_another_machine(num_threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers on two nodes may have equal names; the machines were not started at the same time."""
+    starts = iter(["a", "b"] * 2)
+    monkeypatch.setattr(devices, "_read", lambda file: next(starts))
+    assert num_threads(("node", range(8)), ("node", range(8))) == [8, 8]
+
+
+@pytest.mark.parametrize(("text", "threads"), [("3", [3]), ("2,4", [2]), ("99", [8]), ("0", [8]), ("many", [8]), ("", [8])])
+def test_the_users_omp_num_threads_is_an_upper_bound(
+    num_threads: Threads, monkeypatch: pytest.MonkeyPatch, text: str, threads: list[int]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert num_threads(("node1", range(8))) == threads
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "local_size", "wished"),
+    [
+        ("", "1", 2, None),  # torchrun's own
+        ("OMP_NUM_THREADS=1\0", "1", 2, 1),
+        ("", "4", 2, 4),  # torchrun sets nothing but 1
+        ("", "1", 1, 1),  # and only for several ranks
+    ],
+)
+def test_what_torchrun_sets_is_not_the_users_wish(
+    tmp_path: Path, before: str, value: str, local_size: int, wished: int | None
+) -> None:
+    (tmp_path / "environ").write_text("HOME=/root\0MY_OMP_NUM_THREADS=1\0" + before)
+    torchrun = Launch("torchrun", 0, 2, 0, local_size)
+    assert devices.wished_threads(torchrun, {"OMP_NUM_THREADS": value}, tmp_path / "environ") == wished
+    assert devices.wished_threads(torchrun, {}, tmp_path / "environ") is None
 
 
 # --- memory for a group of clients
@@ -175,11 +230,11 @@ def test_memory_per_core_is_that_of_the_tightest_group(
     assert node(limits) == expected
 
 
-def test_room_is_half_and_a_gpu_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_half_and_a_gpu_is_told_apart(properties: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "memory_per_core", lambda: 100)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
     assert devices.room(torch.device("cpu")) == (50, False)
     assert devices.room(torch.device("cuda", 0)) == (500, True)
+    assert devices.room(torch.device("cuda", 0), num_sharing=2) == (250, True)
 
 
 def test_all_ranks_take_the_least_room() -> None:

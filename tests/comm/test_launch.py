@@ -2,7 +2,7 @@
 
 import pytest
 
-from flora_hpc.comm.launch import Launch, check_world, detect
+from flora_hpc.comm.launch import Launch, check_world, detect, origin
 from flora_hpc.errors import UserError
 
 BATCH_SHELL = {
@@ -94,6 +94,12 @@ def test_inside_a_slurm_job_the_launcher_nearest_to_the_process_counts(
     """SLURM_* are stale there: those of the batch shell, or of the step in which the launcher runs its own helpers."""
     found = detect(job | environ)
     assert (found.launcher, found.rank, found.size) == (launcher, rank, size)
+
+
+def test_the_variables_that_decide_are_named_with_their_values() -> None:
+    assert origin(TORCHRUN | SRUN) == "RANK=3, WORLD_SIZE=6, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2"
+    assert origin(MPICH) == "PMI_RANK=2, PMI_SIZE=4, MPI_LOCALRANKID=0, MPI_LOCALNRANKS=2"
+    assert origin(BATCH_SHELL) == "no launcher's variables"
 
 
 @pytest.mark.parametrize("shell", [BATCH_SHELL, SALLOC_SHELL], ids=["sbatch", "salloc"])

@@ -12,22 +12,30 @@ from torch.distributed import TCPStore
 
 from flora_hpc.comm import tickets
 from flora_hpc.comm.backends.serial import Serial
-from flora_hpc.comm.tickets import Tickets
+from flora_hpc.comm.tickets import Door, Tickets
 from flora_hpc.errors import UserError
 
 LIMIT = timedelta(seconds=30)
 
 
+Served = tuple[TCPStore, Door]
+
+
 @pytest.fixture
-def server() -> TCPStore:
-    return TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
+def served() -> Served:
+    return tickets.open_door(LIMIT)
 
 
-def draw_all(server: TCPStore, size: int, count: int, work: Callable[[int, int], None]) -> list[list[int]]:
+@pytest.fixture
+def server(served: Served) -> TCPStore:
+    return served[0]
+
+
+def draw_all(served: Served, size: int, count: int, work: Callable[[int, int], None]) -> list[list[int]]:
     """What each of `size` ranks drew. `work(rank, ticket)` is what it does before it asks again."""
 
     def rank(number: int) -> list[int]:
-        mine, drawn = Tickets(tickets.connect(socket.gethostname(), server.port, LIMIT)), []
+        mine, drawn = Tickets(tickets.connect(served[1], LIMIT)), []
         for ticket in mine.draw("groups", 1, count):
             drawn.append(ticket)
             work(number, ticket)
@@ -38,13 +46,13 @@ def draw_all(server: TCPStore, size: int, count: int, work: Callable[[int, int],
 
 
 @pytest.mark.parametrize(("size", "count"), [(3, 50), (4, 3), (2, 0)])
-def test_every_number_is_dealt_once_and_a_rank_gets_smaller_ones_first(server: TCPStore, size: int, count: int) -> None:
-    drawn = draw_all(server, size, count, lambda rank, ticket: time.sleep(0.001))
+def test_every_number_is_dealt_once_and_a_rank_gets_smaller_ones_first(served: Served, size: int, count: int) -> None:
+    drawn = draw_all(served, size, count, lambda rank, ticket: time.sleep(0.001))
     assert sorted(ticket for mine in drawn for ticket in mine) == list(range(count))
     assert all(mine == sorted(mine) for mine in drawn)
 
 
-def test_a_rank_that_is_at_work_gets_nothing_meanwhile(server: TCPStore) -> None:
+def test_a_rank_that_is_at_work_gets_nothing_meanwhile(served: Served) -> None:
     """Rank 0 is busy with its first number until rank 1, which waits for it to have one, has seen all others."""
     has_one, others_are_done = threading.Event(), threading.Event()
 
@@ -57,7 +65,7 @@ def test_a_rank_that_is_at_work_gets_nothing_meanwhile(server: TCPStore) -> None
             if ticket == 9:
                 others_are_done.set()
 
-    slow, quick = draw_all(server, 2, 10, work)
+    slow, quick = draw_all(served, 2, 10, work)
     assert len(slow) == 1
     assert len(quick) == 9
 
@@ -81,9 +89,36 @@ def test_a_rank_alone_gets_everything_and_no_port_is_opened(monkeypatch: pytest.
     assert list(tickets.share(Serial(), 60).draw("groups", 1, 3)) == [0, 1, 2]
 
 
-def test_a_rank_that_cannot_reach_rank_0_is_told_what_to_do() -> None:
-    with socket.socket() as nobody:  # listens to no one
+def closed_port() -> int:
+    with socket.socket() as nobody:
         nobody.bind(("localhost", 0))
-        port = nobody.getsockname()[1]
-        with pytest.raises(UserError, match=rf"to port {port} of localhost, .*; set cohort\.assignment: balanced"):
-            tickets.connect(socket.gethostname(), port, LIMIT)
+        port: int = nobody.getsockname()[1]
+        return port
+
+
+def test_a_rank_that_cannot_reach_rank_0_is_told_what_to_do() -> None:
+    port, name = closed_port(), socket.gethostname()
+    with pytest.raises(UserError, match=rf"to port {port} of {name}, .*localhost: .*refused.*; set cohort\.assignment: balanced"):
+        tickets.connect(Door([name], port, "word"), LIMIT)
+
+
+def test_a_machine_with_rank_0s_name_is_not_taken_for_rank_0s(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 is known by its word: another program with the same port on a machine of the same name does not know it."""
+    impostor = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
+    impostor.set("token", "another word")
+    store, door = served
+    monkeypatch.setattr(socket, "gethostname", lambda: "node")
+    places = {"localhost": impostor.port, "node": closed_port(), "10.9.8.7": store.port}  # as seen from the other node
+    real = {"socket": socket.create_connection, "store": tickets.TCPStore}
+    monkeypatch.setattr(socket, "create_connection", lambda at, limit: real["socket"](("localhost", places[at[0]]), limit))
+    monkeypatch.setattr(tickets, "TCPStore", lambda host, port, **more: real["store"]("localhost", places[host], **more))
+    reached = tickets.connect(Door(["node", "10.9.8.7"], door.port, door.token), LIMIT)
+    assert reached.get("token") == door.token.encode()
+    with pytest.raises(UserError, match="localhost: another program; node: "):
+        tickets.connect(Door(["node"], door.port, door.token), LIMIT)
+
+
+def test_rank_0_names_every_interface_but_the_loopback() -> None:
+    found = tickets.addresses()
+    assert all(len(address.split(".")) == 4 for address in found)
+    assert not any(address.startswith("127.") for address in found)

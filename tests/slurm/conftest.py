@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -54,5 +54,17 @@ def slurm(cluster: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def command(*words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*cluster, *map(str, words)], capture_output=True, text=True, timeout=timeout, cwd=tmp_path)
+
+    return command
+
+
+@pytest.fixture
+def srun(cluster: list[str]) -> Slurm:
+    """`srun(*arguments)` runs `srun arguments` with this checkout."""
+
+    def command(*words: object, timeout: float = 300, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        environ = os.environ | {"PYTHONPATH": str(ROOT)} | dict(env or {})
+        whole = [*cluster, "srun", *map(str, words)]
+        return subprocess.run(whole, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environ)
 
     return command

@@ -1,8 +1,8 @@
 """torch.distributed behind the Communicator's face; `gloo` and `nccl` differ in where the tensors lie."""
 
 import os
+import re
 import socket
-import subprocess
 from datetime import timedelta
 from typing import NoReturn
 
@@ -12,13 +12,14 @@ import torch.distributed as dist
 
 from flora_hpc.comm.backends import mpi
 from flora_hpc.comm.communicator import Array
-from flora_hpc.comm.launch import Launch, check_world
+from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
 
 NO_MEETING_POINT = (
     "torch.distributed needs to know where its ranks meet: export MASTER_ADDR=<host of rank 0> MASTER_PORT=<a free port>"
 )
+LATER_SECONDS = 30  # than the watchdog, which can say who did not come
 
 
 class TorchDist:
@@ -27,7 +28,7 @@ class TorchDist:
     def __init__(self, name: str, launch: Launch, config: CommConfig, device: torch.device) -> None:
         self.name, self._device = name, device
         _name_meeting_point(launch)
-        limit = timedelta(seconds=config.timeout_seconds)
+        limit = timedelta(seconds=config.timeout_seconds + LATER_SECONDS)
         dist.init_process_group(name, rank=launch.rank, world_size=launch.size, timeout=limit)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
@@ -79,26 +80,24 @@ def _name_meeting_point(launch: Launch) -> None:
         address, port = "127.0.0.1", _free_port()
     elif launch.launcher == "slurm":
         job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
-        address, port = _first_node(os.environ["SLURM_STEP_NODELIST"]), 20000 + (job * 7 + step) % 20000
+        address, port = first_node(os.environ["SLURM_STEP_NODELIST"]), 20000 + (job * 7 + step) % 20000
     elif launch.launcher in ("openmpi", "mpich"):
         try:
             world = mpi.load(launch).COMM_WORLD
-        except UserError:
-            raise UserError(NO_MEETING_POINT) from None
-        check_world(launch, "mpi", world.Get_size())  # N worlds of one rank would each wait at a door of their own
+        except UserError as error:
+            raise UserError(f"{NO_MEETING_POINT} (MPI, which could tell them, does not help: {error})") from None
         address, port = world.bcast((socket.gethostname(), _free_port()), root=0)
     else:
         raise UserError(NO_MEETING_POINT)
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
 
 
-def _first_node(nodes: str) -> str:
-    """The first host of Slurm's list, such as node[3-5,8]."""
-    try:
-        found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        raise UserError(f"scontrol cannot be asked which hosts {nodes} are; {NO_MEETING_POINT}") from None
-    return found.stdout.split()[0]
+def first_node(nodes: str) -> str:
+    """The first host of Slurm's list: 'node[03-05,8],login' -> 'node03'. Containers often lack scontrol."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    if first is None:
+        raise UserError(f"SLURM_STEP_NODELIST is {nodes!r}; {NO_MEETING_POINT}")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
 
 
 def _free_port() -> int:

@@ -2,15 +2,16 @@
 
 import importlib.util
 import os
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any, NoReturn
 
 import numpy as np
 
+from flora_hpc.comm import mpilibrary
 from flora_hpc.comm.communicator import Array
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
-from flora_hpc.errors import UserError
 
 
 class Mpi:
@@ -71,22 +72,24 @@ def available() -> bool:
 
 
 def load(launch: Launch) -> Any:
-    """mpi4py's MPI module; importing it initialises MPI. Raises UserError when mpi4py or its library is missing."""
+    """mpi4py's MPI module, with MPI initialised.
+
+    Raises UserError when mpi4py or its library is missing, or when the library does not understand the launcher.
+    """
     if launch.local_size > len(os.sched_getaffinity(0)):
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # else Open MPI's waiting ranks starve the working ones
-    try:
-        from mpi4py import MPI
-    except ImportError:
-        raise UserError(
-            "backend 'mpi' needs mpi4py, which is not installed: pip install 'flora-hpc[mpich]' (brings mpiexec), "
-            "or 'flora-hpc[mpi]' beside your cluster's MPI, or set comm.backend: gloo"
-        ) from None
-    except RuntimeError as error:  # what mpi4py raises when there is no libmpi
-        raise UserError(
-            f"backend 'mpi': mpi4py found no MPI library ({' '.join(str(error).split())}); load your cluster's MPI module, "
-            "set MPI4PY_LIBMPI=/path/to/libmpi.so, or pip install 'flora-hpc[mpich]'"
-        ) from None
-    return MPI
+    mpi = mpilibrary.module()
+    if not mpi.Is_initialized():
+        library = mpilibrary.loaded()
+        mpilibrary.check(launch, library)
+        mpilibrary.prepare(launch, library)
+        if mpilibrary.wants_own_heap(launch, library):
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(mpi.Init_thread).result()
+        else:
+            mpi.Init_thread()
+        mpilibrary.check_size(launch, library, mpi.COMM_WORLD.Get_size())
+    return mpi
 
 
 def build(launch: Launch, config: CommConfig) -> Mpi:

@@ -1,7 +1,10 @@
 """torch.distributed between GPUs; every rank needs a GPU of its own."""
 
+import os
+
 import torch
 
+from flora_hpc.comm import devices, gpus
 from flora_hpc.comm.backends._torchdist import TorchDist
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
@@ -10,15 +13,20 @@ from flora_hpc.errors import UserError
 
 def available(launch: Launch, config: CommConfig) -> bool:
     """Whether every rank of this node has a GPU of its own and is meant to use it."""
-    return config.device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() >= launch.local_size
+    seen = torch.cuda.device_count() if config.device != "cpu" else 0
+    return seen > 0 and gpus.one_each(seen, launch, os.environ)
+
+
+def unfit(launch: Launch, config: CommConfig) -> str:
+    """Why NCCL cannot be used here."""
+    if config.device == "cpu":
+        return "comm.device is cpu"
+    if (seen := torch.cuda.device_count()) == 0:
+        return "PyTorch sees no GPU"
+    return f"{launch.local_size} ranks share {seen} GPU{'s' * (seen > 1)}, and NCCL needs one for each"
 
 
 def build(launch: Launch, config: CommConfig) -> TorchDist:
     if not available(launch, config):
-        raise UserError(
-            f"backend 'nccl' needs a GPU for each of the {launch.local_size} ranks of this node; "
-            f"{torch.cuda.device_count()} seen and comm.device is {config.device}: set comm.backend: gloo or mpi"
-        )
-    device = torch.device("cuda", launch.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return TorchDist("nccl", launch, config, device)
+        raise UserError(f"backend 'nccl' needs a GPU for each rank, but {unfit(launch, config)}: set comm.backend: gloo or mpi")
+    return TorchDist("nccl", launch, config, devices.pick(launch, config))

@@ -1,0 +1,153 @@
+"""Which MPI library mpi4py loads, and whether it understands the launcher; found out without initialising MPI.
+
+A library that does not understand its launcher starts N worlds of one rank, ends the process with an error of its own, or hangs.
+"""
+
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flora_hpc.comm.launch import Launch
+from flora_hpc.errors import UserError
+
+# Launchers tell ranks of each other through one of two protocols, PMI (1 or 2) and PMIx, or not at all ("none").
+SRUN_FLAG = {"pmi": "pmi2", "pmix": "pmix", "none": "none"}
+FAMILIES = (  # what the version text holds, the name for people, the protocol that the library's builds usually have
+    (r"Open MPI v(\S+?),", "Open MPI", "pmix"),
+    (r"CRAY MPICH version (\S+)", "Cray MPICH", ""),
+    (r"MPICH Version:\s*(\S+)", "MPICH", "pmi"),
+    (r"Intel\(R\) MPI Library (\S+)", "Intel MPI", "pmi"),
+    (r"MVAPICH\S* Version\s*:\s*(\S+)", "MVAPICH", "pmi"),
+)
+
+
+class Library(NamedTuple):
+    """An MPI library. `understands` is empty where that cannot be known from outside."""
+
+    family: str
+    version: str
+    understands: frozenset[str]
+    usual: str  # the protocol to advise; empty where there is no rule
+
+    @property
+    def name(self) -> str:
+        """Such as 'MPICH 5.0.2'."""
+        return f"{self.family} {self.version}".strip()
+
+
+def module() -> Any:
+    """mpi4py's MPI module with its library loaded, MPI not initialised. Raises UserError when either is missing."""
+    try:
+        import mpi4py
+
+        mpi4py.rc(initialize=False, finalize=True)
+        from mpi4py import MPI
+    except ImportError:
+        raise UserError(
+            "backend 'mpi' needs mpi4py, which is not installed: pip install 'flora-hpc[mpich]' (brings mpiexec), "
+            "or 'flora-hpc[mpi]' beside your cluster's MPI, or set comm.backend: gloo"
+        ) from None
+    except RuntimeError as error:  # what mpi4py raises when there is no libmpi
+        raise UserError(
+            f"backend 'mpi': mpi4py found no MPI library ({' '.join(str(error).split())}); load your cluster's MPI module, "
+            "set MPI4PY_LIBMPI=/path/to/libmpi.so, or pip install 'flora-hpc[mpich]'"
+        ) from None
+    return MPI
+
+
+def loaded() -> Library:
+    """The library that mpi4py loads here. Raises UserError when there is none."""
+    text = module().Get_library_version()
+    return identify(text, [Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line])
+
+
+def identify(text: str, files: list[Path]) -> Library:
+    """The library with this version text, given the files that are mapped into the process."""
+    for pattern, family, usual in FAMILIES:
+        if found := re.search(pattern, text):
+            has_pmix = any(file.name.startswith("libpmix.so") for file in files)
+            if family == "Open MPI":
+                old = found[1].startswith(("1.", "2.", "3.", "4."))
+                return Library(family, found[1], frozenset({"pmix", "pmi"} if old and speaks_pmi(files) else {"pmix"}), "pmix")
+            if family == "MPICH":
+                return Library(family, found[1], frozenset({"pmi", "pmix"} if has_pmix else {"pmi"}), "pmix" if has_pmix else "pmi")
+            return Library(family, found[1], frozenset(), usual)
+    return Library(" ".join(text.split("\n")[0].split()) or "an unknown MPI library", "", frozenset(), "")
+
+
+def speaks_pmi(files: list[Path]) -> bool:
+    """Whether an Open MPI before 5 was, or may have been, built with Slurm's PMI; its parts lie in a folder beside libmpi."""
+    parts = {
+        part.name
+        for file in files
+        if file.name.startswith("libmpi.so")
+        for folder in file.parent.glob("openmpi*")
+        for part in folder.rglob("mca_pmix_*.so")
+    }
+    return not parts or bool(parts & {"mca_pmix_s1.so", "mca_pmix_s2.so"})
+
+
+def offered(launch: Launch, environ: Mapping[str, str] = os.environ) -> str:
+    """The protocol that the launcher offers to this process: pmi, pmix or none."""
+    kind = environ.get("SLURM_MPI_TYPE", "") if launch.launcher == "slurm" else ""
+    if kind.startswith("pmix"):
+        return "pmix"
+    if kind in ("pmi2", "none"):
+        return "pmi" if kind == "pmi2" else "none"
+    if launch.launcher != "openmpi" and any(name in environ for name in ("PMI_SIZE", "PMI_FD", "PMI_PORT")):
+        return "pmi"
+    return "pmix" if "PMIX_NAMESPACE" in environ else "none"
+
+
+def check(launch: Launch, library: Library, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError with the cure when it is certain that `library` does not understand this launcher."""
+    offer = offered(launch, environ)
+    if launch.launcher == "torchrun" and launch.size > 1:
+        raise UserError(misfit(launch, library, "has no part in that"))
+    if launch.launcher == "none" or launch.size == 1 or not library.understands or offer in library.understands:
+        return
+    if launch.launcher == "slurm" and offer != "none":
+        raise UserError(misfit(launch, library, f"does not understand --mpi={environ.get('SLURM_MPI_TYPE', SRUN_FLAG[offer])}"))
+    raise UserError(misfit(launch, library, "sees a world of 1"))
+
+
+def prepare(launch: Launch, library: Library, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Tell MPICH under its own mpiexec which protocol is meant: in a Slurm step of type pmix it finds two and gives up."""
+    if library.family == "MPICH" and launch.launcher == "mpich" and "PMIX_NAMESPACE" in environ:
+        environ.setdefault("MPIR_CVAR_PMI_VERSION", "1")
+
+
+def wants_own_heap(launch: Launch, library: Library, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether MPI must be initialised in a new thread, which allocates from memory that nobody has written to.
+
+    MPICH 5 over UCX sends 4096 bytes from the place of its address, which is far shorter, and so whatever lies behind it. Runs of
+    zeros are abbreviated; the rest is sent in lines, and Slurm's plugin for PMI cuts these at 1024 bytes. In the heap of a program
+    that has imported PyTorch there are too few zeros at times, and MPI_Init fails or hangs.
+    """
+    return library.family == "MPICH" and launch.launcher == "slurm" and offered(launch, environ) == "pmi"
+
+
+def check_size(launch: Launch, library: Library, size: int) -> None:
+    """Raise UserError with the cure when the initialised library's world is not as large as the launcher said."""
+    if size != launch.size:
+        raise UserError(misfit(launch, library, f"sees a world of {size}"))
+
+
+STARTERS = {"slurm": "srun", "torchrun": "torchrun", "openmpi": "Open MPI's mpiexec", "mpich": "MPICH's mpiexec"}
+
+
+def misfit(launch: Launch, library: Library, what: str) -> str:
+    """One sentence: who started how many, what the library makes of it, and the cure by name."""
+    gloo = "set comm.backend: gloo"
+    if launch.launcher == "none":
+        return f"one process was started, but {library.name} {what}: start it with mpiexec or srun, or set comm.backend: serial"
+    if launch.launcher == "torchrun":
+        cure = f"{gloo} (or nccl, with one GPU per rank), or start with mpiexec or srun"
+    elif launch.launcher == "slurm":
+        flags = f"srun --mpi={SRUN_FLAG[library.usual]}" if library.usual else "the --mpi that your cluster's guide names for it"
+        cure = f"use {flags}, or {gloo}, which works with any"
+    else:
+        cure = f"use {library.family}'s own mpiexec, or {gloo} under torchrun or srun"
+    return f"{STARTERS[launch.launcher]} started {launch.size} processes, but {library.name}, which mpi4py loads, {what}: {cure}"
