@@ -52,6 +52,14 @@ def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
         return CommConfig()
 
 
+def comm_with(backend: str) -> CommConfig:
+    """The section `comm` with a backend from the command line. Raises UserError for one that does not exist."""
+    try:
+        return CommConfig(backend=backend)
+    except ValidationError as error:
+        raise UserError(f"--backend: {_explain(error, '', [])[0][1].removeprefix('backend: ')}") from None
+
+
 def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
     """The section `data` alone, of a YAML file, or of a dataset's name and nothing else. Raises UserError like `load`."""
     tree: dict[str, Any] = _read_all(Path(what))[0] if what.endswith((".yaml", ".yml")) else {"data": {"name": what}}

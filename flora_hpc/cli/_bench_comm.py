@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from flora_hpc import configfile
 from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.cli._job import job
 from flora_hpc.comm import launch
-from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import seconds
 
@@ -32,10 +32,7 @@ def comm(
     """Compare a round's allreduce with the library's own. Start it like a run: with srun, mpiexec or torchrun."""
     me = launch.detect()
     wanted = parse_sizes(sizes)
-    try:
-        config = CommConfig(backend=backend)
-    except ValueError as error:
-        raise UserError(f"--backend: {str(error).splitlines()[2].strip()}") from None
+    config = configfile.comm_with(backend)
 
     def tell(text: str) -> None:
         if me.rank == 0:

@@ -15,6 +15,7 @@ from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
+from flora_hpc.errors import UserError
 from flora_hpc.records.views import seconds
 
 DEFAULT = Path(__file__).parent.parent / "bench" / "round.yaml"
@@ -58,6 +59,8 @@ def round_(
                 tell(f"note: {note}")
             part.check(resolved, me, bare)
             configs.append(resolved)
+        if len(configs) > 1:
+            check_comparable(configs[0])
         return configs[0]
 
     with job_with_config(me, load, lambda: configfile.load_comm(path, given)) as (comm, _):
@@ -67,6 +70,17 @@ def round_(
     if result is None:
         return
     tell_result(result, as_json, show)
+
+
+def check_comparable(config: Config) -> None:
+    """Raise UserError unless populations of any size play the same cohort on examples of the same kind."""
+    if config.cohort.size is None:
+        raise UserError("--registered: a share of the clients would be another cohort in each population; give --clients as well")
+    if getattr(config.partition, "examples_per_client", None) is None:
+        raise UserError(
+            "--registered: clients that share out the examples have fewer of them in a larger population; set "
+            "-s partition.examples_per_client=32, so that each draws its own"
+        )
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

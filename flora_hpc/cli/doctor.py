@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flora_hpc import configfile
 from flora_hpc.cli._job import job
 from flora_hpc.cli._limit import time_limit
 from flora_hpc.cli._ranks import Row, gather, mismatches, notes
 from flora_hpc.comm import launch, mpilibrary
 from flora_hpc.comm.communicator import AgreedError, Choice, choose
 from flora_hpc.comm.launch import Launch
-from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
 
 LOG_WIDTH = 160  # columns where the output is no terminal
@@ -30,10 +30,7 @@ def doctor(
 ) -> None:
     """Show ranks, devices and libraries, and try a collective. Start it the way the run will be started."""
     me = launch.detect()
-    try:
-        config = CommConfig(backend=backend)
-    except ValueError as error:
-        raise UserError(f"--backend: {str(error).splitlines()[2].strip()}") from None
+    config = configfile.comm_with(backend)
 
     import numpy as np
 

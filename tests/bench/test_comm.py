@@ -124,7 +124,7 @@ def test_sizes() -> None:
         (["--sizes", "large"], "--sizes: 'large' is no size; give for example --sizes 98312,64KiB,1MiB"),
         (["--sizes", "0"], "--sizes: 0 is no whole number of int64, of 8 bytes each; take 8 bytes"),
         (["--sizes", ","], "--sizes: names no size; give for example --sizes 98312,64KiB,1MiB"),
-        (["--backend", "mppi"], "no backend 'mppi'; did you mean 'mpi'?"),
+        (["--backend", "mppi"], "--backend: no backend 'mppi'; did you mean 'mpi'? (auto, gloo, mpi, nccl, serial)"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

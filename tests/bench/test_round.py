@@ -169,6 +169,9 @@ def test_mistakes() -> None:
     assert bench("--rounds", "1").exit_code == 2
     assert refusal("--registered", "10,x").startswith("--registered: 'x' is not a whole number of at least 1; give for example")
     assert refusal("--registered", "10,0").startswith("--registered: '0' is not")
+    assert "give --clients as well" in refusal("configs/quickstart.yaml", "--registered", "10,100")
+    few = ("configs/quickstart.yaml", "--registered", "10,100", "--clients", "5", "-s", "cohort.fraction=null")
+    assert "set -s partition.examples_per_client=32" in refusal(*few)
     assert refusal("--registered", "10,10") == "--registered: names 10 twice; name it once"
     assert refusal("--clients", "20", "--registered", "10").startswith("-s cohort.size: 20 clients a round, but only 10 are")
     assert refusal("-s", "rounds=1") == ("rounds: 1 leaves nothing to measure, since the first one warms up; give at least 2")
