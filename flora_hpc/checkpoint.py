@@ -67,8 +67,10 @@ def write(folder: Path, checkpoint: Checkpoint, run: str) -> None:
             tensors[f"untested.{name}"] = torch.from_numpy(np.frombuffer(rows, np.uint8).copy())
     facts = {"round": str(checkpoint.round), "run": run, "server": json.dumps(tree), "shards": json.dumps(checkpoint.shards)}
     _write(path(folder, checkpoint.round), tensors, facts)
-    for file in set(folder.glob("round-*")) - {file for number in _rounds(folder)[:KEPT] for file in _files(folder, number)}:
-        file.unlink(missing_ok=True)
+    kept = [number for number in _rounds(folder) if number <= checkpoint.round][:KEPT]
+    for file in folder.glob("round-*"):
+        if int(file.name.split("-")[1].split(".")[0]) < kept[-1]:  # newer ones may be under way, on any rank
+            file.unlink(missing_ok=True)
 
 
 def write_optimizers(folder: Path, number: int, rank: int, states: Mapping[int, optimizers.State]) -> str:
@@ -144,10 +146,6 @@ def _rounds(folder: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def _files(folder: Path, number: int) -> list[Path]:
-    return [*folder.glob(f"round-{number:06d}.safetensors"), *folder.glob(f"round-{number:06d}-rank-*.safetensors")]
-
-
 def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
     """Write a whole file or none."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -193,7 +191,7 @@ def _checksum(tensors: Tensors, facts: Mapping[str, str]) -> str:
 def _flatten(tree: Any, name: str, into: Tensors) -> Any:
     """The tensors of a tree go `into` a dictionary; returned is its shape, for JSON."""
     if isinstance(tree, torch.Tensor):
-        into[name] = tree.cpu()
+        into[name] = tree.cpu().clone()  # a file holds no tensor twice
         return "tensor"
     if isinstance(tree, dict):
         return {"dict": {key: _flatten(value, f"{name}.{key}", into) for key, value in tree.items()}}

@@ -11,8 +11,7 @@ import torch
 
 from flora_hpc import checkpoint, prepare
 from flora_hpc.checkpoint import Checkpoint
-from flora_hpc.comm.communicator import Communicator, together
-from flora_hpc.errors import UserError
+from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.records import hdf5file
 from flora_hpc.records.known import Earlier, RoundRecord
 from flora_hpc.round import Federation, State, groups_of, my_groups
@@ -59,7 +58,7 @@ class Saved:
         point = checkpoint.read(data)
         if len(point.adapter) != fed.method.num_params:
             numbers = f"{len(point.adapter):,} trained numbers, and the method has {fed.method.num_params:,}"
-            raise UserError(f"{self.folder}: holds {numbers}; go on with the configuration that the run was started with")
+            raise AgreedError(f"{self.folder}: holds {numbers}; go on with the configuration that the run was started with")
         state = State(point.adapter.to(device), to(point.server, device), {}, point.untested if comm.rank == 0 else None)
         following = point.round + 1
         if point.shards:

@@ -106,7 +106,6 @@ def run(
                 trained = fed.method.unpack(state.adapter.cpu())
                 classes = dataset.wordings if fed.method.per_class else ()
                 save_adapter(out, clip, trained, fed.method.alpha, config.method.name, classes)
-                shutil.rmtree(saved.folder, ignore_errors=True)
             status = "finished"
         except StoppedError:
             status = "stopped"
@@ -119,6 +118,8 @@ def run(
                 with suppress(Exception):  # what ended the run counts, not what follows from it
                     observers.round(state.untested)
             observers.ended(status)
+        if comm.rank == 0:
+            shutil.rmtree(saved.folder, ignore_errors=True)
 
 
 def shared_tickets(config: Config, comm: Communicator) -> tickets.Tickets:
@@ -140,18 +141,18 @@ def play_rounds(
     """
     last_saved = first - 1
     for number in range(first, config.rounds + 1):
-        done = number - 1
+        done, abandoned = number - 1, False
         if not (stopping := fed.stop.agreed(comm)):
             try:
                 records = play(fed, comm, state, number)
             except AbandonedError:
-                stopping = True
+                stopping = abandoned = True
         if stopping:
-            kept = fed.client.optimizer_state == "keep" and done > last_saved and fed.stop.abandons
-            if done > last_saved and not kept:
+            moved_on = abandoned and fed.client.optimizer_state == "keep"  # optimizers are those of no round
+            if done > last_saved and not moved_on:
                 observers.rounds([], saved.write(fed, comm, state, done))
                 last_saved = done
-            observers.settle()
+            together(comm, observers.settle)  # a rank that leaves early may have the others killed by its launcher
             where = f"after round {last_saved} of {config.rounds}" if last_saved >= 0 else "before round 0"
             raise StoppedError(f"a signal stopped the run {where}; the same command with --resume goes on from there")
         with comm.phase("log"):

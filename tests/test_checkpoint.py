@@ -79,6 +79,23 @@ def test_the_two_newest_rounds_are_kept_with_their_shards(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+def test_what_is_newer_than_the_round_that_is_written_stays(tmp_path: Path) -> None:
+    """A rank may be writing the optimizers of the next round, or a damaged file may lie there."""
+    for number in (7, 8):
+        checkpoint.path(tmp_path, number).write_text("damaged")
+    checkpoint.write_optimizers(tmp_path, 4, 1, {})
+    for number in (1, 2, 3):
+        checkpoint.write(tmp_path, make(number), "run")
+    assert [int(file.name[6:12]) for file in sorted(tmp_path.iterdir())] == [2, 3, 4, 7, 8]
+    assert newest(tmp_path)[0] == 3
+
+
+def test_two_tensors_of_a_state_may_share_their_memory(tmp_path: Path) -> None:
+    one = torch.ones(2)
+    checkpoint.write(tmp_path, Checkpoint(1, one, (one, one)), "run")
+    assert [part.tolist() for part in read(checkpoint.path(tmp_path, 1)).server] == [[1, 1], [1, 1]]
+
+
 def newest(folder: Path, last_round: int = 100) -> tuple[int | None, list[str]]:
     data, told = checkpoint.newest(folder, "run", last_round)
     return None if data is None else checkpoint.read(data).round, told

@@ -126,6 +126,19 @@ def test_a_round_is_abandoned_where_that_is_asked_for(tmp_path: Path, unbroken: 
     assert_equal(out, unbroken())
 
 
+@pytest.mark.mpi
+def test_an_abandoned_round_leaves_kept_optimizers_of_the_last_checkpoint(
+    mpiexec: list[str], tmp_path: Path, unbroken: Callable[..., Path]
+) -> None:
+    """One of two ranks is told to stop in round 4; optimizers that have moved on are not saved, so round 2 is the newest."""
+    out, settings = tmp_path / "run", [*KEEP, "-s", "checkpoint.on_signal=abandon", "-s", "checkpoint.every=2"]
+    done = signalled("SIGUSR1", 1, 4, out, *settings, under=[*mpiexec, "-n", "2"])
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert "after round 2 of 4" in done.stderr
+    assert "goes on: after round 2" in resumed(out, *settings)
+    assert_equal(out, unbroken(*KEEP))
+
+
 def test_with_fewer_checkpoints_a_signal_still_saves(tmp_path: Path, unbroken: Callable[..., Path]) -> None:
     out = tmp_path / "run"
     done = signalled("SIGUSR1", 0, 3, out, "-s", "checkpoint.every=0", under=[])

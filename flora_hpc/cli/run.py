@@ -104,7 +104,7 @@ class Found:
 
 def refuse_used(out: Path) -> None:
     """Raise UserError when `out` cannot become a new run directory."""
-    if any((out / name).exists() for name in ("run.h5", "config.yaml", "adapter")):
+    if any((out / name).exists() for name in ("run.h5", "config.yaml", "adapter", "checkpoint")):
         raise UserError(f"--out {out}: already holds a run; choose another directory, remove this one, or go on with --resume")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; choose a directory")

@@ -48,11 +48,11 @@ def put_off() -> Iterator[None]:
 
 
 def complete() -> bool:
-    """Give open_clip what was put off. Returns False when it had all of it before."""
+    """Give open_clip what was put off. Returns False when that brought nothing new."""
     missing = [sys.modules[user] for name, user in OTHERS.items() if getattr(sys.modules[user], name) is None]
     for user in missing:
         importlib.reload(user)  # its classes, which others hold, look names up in the module and find them now
-    return bool(missing)
+    return any(getattr(sys.modules[user], name) is not None for name, user in OTHERS.items() if sys.modules[user] in missing)
 
 
 with put_off():

@@ -22,8 +22,10 @@ class Writer:
 
     def __init__(self, path: Path, info: RunInfo) -> None:
         self._path = path
-        new = path.with_name(f"{path.name}.part") if info.earlier else path
-        self._file = h5py.File(new, "w" if info.earlier else "x", libver="latest")
+        if path.exists() and not info.earlier:
+            raise FileExistsError(f"{path} is there already")
+        new = path.with_name(f"{path.name}.part")  # a run that is killed meanwhile leaves no half file
+        self._file = h5py.File(new, "w", libver="latest")
         attributes = {
             "schema": SCHEMA,
             "status": "running",
