@@ -2,6 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flora_hpc.records.opened import Run
 
 __version__ = "0.1.0"
 
@@ -19,3 +23,13 @@ def _fix_bits_of_matrix_products() -> None:
 
 _fix_bits_of_matrix_products()
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the same for a GPU's products
+
+
+def open_run(path: str | Path) -> "Run":
+    """Open a run for reading, finished or still being written: its tables as pandas frames, its configuration and its status.
+
+    `path` is a run directory or its run.h5. Raises flora_hpc.errors.UserError when it is not a run's.
+    """
+    from flora_hpc.records.opened import open_run as opened  # h5py takes its time to import
+
+    return opened(path)

@@ -1,0 +1,75 @@
+"""A run for reading: pandas frames, configuration and status of a run directory or its run.h5."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flora_hpc.records import hdf5file
+from flora_hpc.records.schema import Rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run.h5 holds at the moment it is opened; open it again for what was written since.
+
+    `tables` are structured arrays with the columns of `records.schema`, `attributes` the facts that hold for the whole run. The
+    frames have the same columns; rows of a round that was not finished are left out of all of them.
+    """
+
+    path: Path
+    attributes: dict[str, Any]
+    tables: dict[str, Rows]
+
+    @property
+    def status(self) -> str:
+        """How it ended: finished, stopped, interrupted or failed; running also when it was killed and could not say so."""
+        return str(self.attributes["status"])
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The whole configuration, every default included, as nested dictionaries."""
+        config: dict[str, Any] = yaml.safe_load(self.attributes["config"])
+        return config
+
+    @cached_property
+    def rounds(self) -> "pd.DataFrame":
+        """A row a round, 0 being the state before training."""
+        return self._frame("rounds")
+
+    @cached_property
+    def ranks(self) -> "pd.DataFrame":
+        """A row for every rank in every round."""
+        return self._frame("ranks")
+
+    @cached_property
+    def clients(self) -> "pd.DataFrame":
+        """A row for every client that trained in a round."""
+        return self._frame("clients")
+
+    @cached_property
+    def topology(self) -> "pd.DataFrame":
+        """A row for every rank: its host and its device."""
+        return self._frame("topology")
+
+    def _frame(self, table: str) -> "pd.DataFrame":
+        import pandas as pd  # takes half a second
+
+        rows = self.tables[table]
+        columns = {name: rows[name] for name in rows.dtype.names or ()}
+        texts = {name: [text.decode() for text in column] for name, column in columns.items() if column.dtype.kind == "S"}
+        return pd.DataFrame(columns | texts)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run, finished or still being written. `path` is a run directory or its run.h5.
+
+    Raises UserError when there is none, or when the file is damaged, foreign, or of a newer version.
+    """
+    attributes, tables = hdf5file.read(Path(path))
+    return Run(hdf5file.locate(Path(path)), attributes, tables)
