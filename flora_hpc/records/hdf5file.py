@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from flora_hpc.errors import UserError
+from flora_hpc.records import disk
 from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import SCHEMA, TABLES, Rows
 
@@ -56,7 +57,8 @@ class Writer:
         for name in ("clients", "ranks", "rounds") if info.earlier else ():
             self._append(name, getattr(info.earlier, name))
         self._file.swmr_mode = True  # from here on neither attributes nor tables can be added
-        new.replace(path)
+        self._file.flush()
+        disk.settle(new, path)
 
     def _append(self, table: str, rows: Rows) -> None:
         dataset = self._file[table]
