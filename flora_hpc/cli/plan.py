@@ -25,8 +25,8 @@ def memory(
 ) -> dict[str, int]:
     """About how many bytes a rank needs: what stays, and the larger of two peaks, which do not meet.
 
-    `load` is what a client takes, `group_bytes` the largest group; `kept_clients` are those whose optimizers stay with the rank; a number of a feature has
-    `num_bytes`.
+    `load` is what a client takes, `group_bytes` the largest group; `kept_clients` are those whose optimizers stay with the rank; a
+    number of a feature has `num_bytes`.
     """
     import torch
 

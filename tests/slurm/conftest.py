@@ -61,10 +61,21 @@ def slurm(cluster: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def srun(cluster: list[str]) -> Slurm:
     """`srun(*arguments)` runs `srun arguments` with this checkout."""
+    return started_by(cluster, "srun")
+
+
+@pytest.fixture
+def salloc(cluster: list[str]) -> Slurm:
+    """`salloc(*arguments)` runs `salloc arguments` with this checkout."""
+    return started_by(cluster, "salloc")
+
+
+def started_by(cluster: list[str], program: str) -> Slurm:
+    """A function that runs `program` of Slurm's with this checkout."""
 
     def command(*words: object, timeout: float = 300, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         environ = os.environ | {"PYTHONPATH": str(ROOT)} | dict(env or {})
-        whole = [*cluster, "srun", *map(str, words)]
+        whole = [*cluster, program, *map(str, words)]
         return subprocess.run(whole, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environ)
 
     return command

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import flora_hpc
 from flora_hpc.comm import mpilibrary
 
 pytestmark = pytest.mark.slurm
@@ -15,6 +16,9 @@ pytestmark = pytest.mark.slurm
 Srun = Callable[..., subprocess.CompletedProcess[str]]
 FLORA = [sys.executable, "-m", "flora_hpc"]
 TWO_BY_TWO = ["-N", "2", "-n", "4", "--ntasks-per-node", "2", "--kill-on-bad-exit=1"]
+TORCHRUN = f"""first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+exec {sys.executable} -m torch.distributed.run --nnodes=2 --nproc-per-node=2 --node-rank="$SLURM_NODEID" \\
+    --master-addr="$first" --master-port=29533 -m flora_hpc "$@" """
 SMALL = ["-s", "rounds=2", "-s", "partition.num_clients=5", "-s", "client.group_size=2"]
 
 
@@ -28,21 +32,25 @@ def right(library: mpilibrary.Library) -> str:
     return f"--mpi={mpilibrary.SRUN_FLAG[library.usual]}"
 
 
-def test_gloo_and_mpi_on_two_nodes_give_the_bits_of_one_process(srun: Srun, library: mpilibrary.Library, tmp_path: Path) -> None:
+def test_every_launcher_on_two_nodes_gives_the_bits_of_one_process(
+    srun: Srun, salloc: Srun, library: mpilibrary.Library, mpiexec: list[str], tmp_path: Path
+) -> None:
     ways = {
-        "alone": ["-N", "1", "-n", "1", "--mpi=none"],
-        "gloo": [*TWO_BY_TWO, "--mpi=none"],
-        "mpi": [*TWO_BY_TWO, right(library)],
+        "alone": (srun, ["-N", 1, "-n", 1, "--mpi=none", *FLORA], "serial"),
+        "gloo": (srun, [*TWO_BY_TWO, "--mpi=none", *FLORA], "gloo"),
+        "mpi": (srun, [*TWO_BY_TWO, right(library), *FLORA], "mpi"),
+        "mpiexec": (salloc, ["-N", 2, "-n", 4, "--ntasks-per-node", 2, *mpiexec, "-n", 4, *FLORA], "mpi"),
+        "torchrun": (srun, ["-N", 2, "-n", 2, "--mpi=none", "bash", "-c", TORCHRUN, "torchrun"], "gloo"),
     }
-    for name, how in ways.items():
-        backend = [] if name == "alone" else ["-s", f"comm.backend={name}"]
-        store = f"features.store={tmp_path / name}-store"
-        out = tmp_path / name
-        result = srun(*how, *FLORA, "run", "configs/quickstart.yaml", *SMALL, *backend, "-s", store, "--out", out)
+    for name, (start, how, backend) in ways.items():
+        where = ["-s", f"comm.backend={backend}", "-s", f"features.store={tmp_path / name}-store", "--out", tmp_path / name]
+        result = start(*how, "run", "configs/quickstart.yaml", *SMALL, *where)
         assert result.returncode == 0, f"{name}: {result.stdout}{result.stderr}"
+        run = flora_hpc.open_run(tmp_path / name)
+        assert (run.attributes["backend"], len(run.topology)) == (backend, 1 if name == "alone" else 4), name
+        assert len(set(run.topology["host"])) == (1 if name == "alone" else 2), name
     adapters = {name: (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ways}
-    assert adapters["gloo"] == adapters["alone"]
-    assert adapters["mpi"] == adapters["alone"]
+    assert [name for name in ways if adapters[name] != adapters["alone"]] == []
 
 
 def test_ranks_on_other_nodes_reach_the_counters_of_rank_0(srun: Srun, tmp_path: Path) -> None:
