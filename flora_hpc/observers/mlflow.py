@@ -1,5 +1,6 @@
 """Tracker: an MLflow run, in MLFLOW_TRACKING_URI or in mlflow/ of the run directory; needs flora-hpc[mlflow]."""
 
+import logging
 import os
 import time
 from collections.abc import Collection
@@ -31,6 +32,7 @@ class MLflow:
             uri = (run.folder / "mlflow").absolute().as_uri()
         from mlflow.tracking import MlflowClient
 
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every try
         self._client = MlflowClient(tracking_uri=uri)
         bookmark = Bookmark(run.folder / "mlflow.json", uri)
         if run.goes_on and (kept := bookmark.read()):

@@ -11,6 +11,13 @@ from flora_hpc.observers._tracker import Bookmark, Start, numbers
 from flora_hpc.records.schema import Rows
 
 PACKAGE = "wandb"
+QUIET = {
+    "WANDB_SILENT": "true",  # the terminal belongs to the run
+    "WANDB_CONSOLE": "off",
+    "WANDB_ERROR_REPORTING": "false",  # no request that nobody asked for
+    "WANDB_INIT_TIMEOUT": "25",  # less than a run's end waits: what hangs must not keep the process, either
+    "WANDB_FINISH_TIMEOUT": "25",
+}
 
 
 class Wandb:
@@ -20,7 +27,8 @@ class Wandb:
     _bookmark: Bookmark
 
     def start(self, run: Start) -> Collection[int]:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no request that nobody asked for
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         import wandb
 
         mode = os.environ.get("WANDB_MODE", "offline")
@@ -36,7 +44,6 @@ class Wandb:
             mode=mode,
             resume="allow" if kept and mode == "online" else None,
             reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True),  # the terminal belongs to the run
         )
         logged = kept.get("rounds", 0) if self._run.offline else self._run.starting_step  # a server knows best
         self._bookmark.write(run=self._run.id, rounds=logged)
