@@ -20,7 +20,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter, summary
 
         folder = run.folder / "tensorboard"
-        held = steps(folder) if run.goes_on else set()
+        held = steps(folder) if run.goes_on and folder.exists() else set()
         self._writer = SummaryWriter(folder)
         if not held:
             plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in run.parameters.items()}
