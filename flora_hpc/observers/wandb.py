@@ -21,10 +21,9 @@ QUIET = {
 
 
 class Wandb:
-    """A run that goes on keeps its id: offline it becomes one folder more, which `wandb sync` joins with those before."""
+    """A run that goes on keeps its id. Offline it is written anew, whole: what wandb has not flushed dies with a killed run."""
 
     _run: Any
-    _bookmark: Bookmark
 
     def start(self, run: Start) -> Collection[int]:
         for name, value in QUIET.items():
@@ -33,30 +32,40 @@ class Wandb:
 
         mode = os.environ.get("WANDB_MODE", "offline")
         project = os.environ.get("WANDB_PROJECT", "flora_hpc")
-        self._bookmark = Bookmark(run.folder / "wandb.json", f"{mode} {os.environ.get('WANDB_BASE_URL', '')} {project}")
-        kept = self._bookmark.read() if run.goes_on else {}
+        bookmark = Bookmark(run.folder / "wandb.json", project)
+        kept = bookmark.read().get("run") if run.goes_on else None
         self._run = wandb.init(
             project=project,
             dir=os.environ.get("WANDB_DIR", run.folder),
-            id=kept.get("run") or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12],
+            id=kept or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12],
             name=os.environ.get("WANDB_NAME", run.folder.absolute().name),
             config=run.parameters,
             mode=mode,
             resume="allow" if kept and mode == "online" else None,
             reinit="create_new",
         )
-        logged = kept.get("rounds", 0) if self._run.offline else self._run.starting_step  # a server knows best
-        self._bookmark.write(run=self._run.id, rounds=logged)
-        return range(logged)
+        bookmark.write(run=self._run.id)
+        if not self._run.offline:
+            return range(self._run.starting_step)
+        if kept:
+            set_aside(Path(self._run.dir).parent, kept)
+        return ()
 
     def log(self, row: Rows) -> None:
-        number = int(row["round"][0])
-        self._run.log(numbers(row), step=number)
-        self._bookmark.write(run=self._run.id, rounds=number + 1)
+        self._run.log(numbers(row), step=int(row["round"][0]))
 
     def end(self, status: str) -> None:
         self._run.summary["status"] = status
         self._run.finish(exit_code=int(status not in ("finished", "stopped")))
+
+
+def set_aside(folder: Path, run: str) -> None:
+    """Move what was written offline of a run, all but `folder`, to where `wandb sync` does not look."""
+    replaced = folder.parent / "replaced"
+    for old in folder.parent.glob(f"offline-run-*-{run}"):
+        if old.name != folder.name:
+            replaced.mkdir(exist_ok=True)
+            old.rename(replaced / old.name)
 
 
 def build(folder: Path) -> Aside:

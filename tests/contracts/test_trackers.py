@@ -2,6 +2,8 @@
 
 import csv
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ def read_mlflow(folder: Path) -> Kept:
 
 
 def read_wandb(folder: Path) -> Kept:
-    """Of all folders of the run, in the order in which `wandb sync` joins them."""
+    """Of all folders that `wandb sync` would take."""
     import wandb
 
     wandb.teardown()  # a process of its own writes the file; as at a program's end, this waits for it
@@ -177,3 +179,17 @@ def test_it_says_what_it_does_and_what_it_needs(member: str) -> None:
     first = (module.__doc__ or "").splitlines()[0]
     assert first.startswith("Tracker: ")
     assert (f"flora-hpc[{member}]" in first) == (module.PACKAGE is not None)
+
+
+def test_runs_without_trackers_import_none_of_their_packages() -> None:
+    """Each takes a second or more. Their files alone may be imported, to check names and to list them."""
+    program = """
+import sys
+from flora_hpc import plugins
+from flora_hpc.observers import _tracker
+
+packages = [plugins.member("observers", name).PACKAGE for name in _tracker.names()]
+print(sorted({*packages, "torch"} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "[]\n", result.stderr

@@ -68,8 +68,8 @@ def test_an_extra_installs_each_package() -> None:
 def test_a_bookmark_is_of_one_place(tmp_path: Path) -> None:
     path = tmp_path / "wandb.json"
     assert Bookmark(path, "here").read() == {}
-    Bookmark(path, "here").write(run="a1", rounds=3)
-    assert Bookmark(path, "here").read() == {"where": "here", "run": "a1", "rounds": 3}
+    Bookmark(path, "here").write(run="a1")
+    assert Bookmark(path, "here").read() == {"where": "here", "run": "a1"}
     assert Bookmark(path, "elsewhere").read() == {}
     path.write_text("{")
     assert Bookmark(path, "here").read() == {}
