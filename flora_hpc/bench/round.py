@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,19 +106,7 @@ def measure(
     splits = [split(np.concatenate(tables)) for tables in played]
     first = splits[0]
     return {
-        "model": configs[0].model.name,
-        "method": configs[0].method.name,
-        "dataset": facts["dataset"],
-        "repeats": repeats,
-        "world_size": facts["world_size"],
-        "launcher": facts["launcher"],
-        "backend": facts["backend"],
-        "group_size": facts["group_size"],
-        "num_params": facts["num_params"],
-        "device": places["device"][0].decode(),
-        "num_threads": int(places["num_threads"][0]),
-        "processor": processor(),
-        "versions": simulation.versions(),
+        **setting(configs[0], facts, places, repeats),
         **asdict(first),
         "populations": [
             {
@@ -130,6 +118,25 @@ def measure(
             for config, one, tables in zip(configs, splits, played, strict=True)
         ],
         "bare": against_bare(first, bare_seconds) if bare_seconds else None,
+    }
+
+
+def setting(config: Config, facts: Mapping[str, Any], places: Rows, repeats: int) -> dict[str, Any]:
+    """What was measured and where, from the facts of a run and its rows of /topology."""
+    return {
+        "model": config.model.name,
+        "method": config.method.name,
+        "dataset": facts["dataset"],
+        "repeats": repeats,
+        "world_size": facts["world_size"],
+        "launcher": facts["launcher"],
+        "backend": facts["backend"],
+        "group_size": facts["group_size"],
+        "num_params": facts["num_params"],
+        "device": places["device"][0].decode(),
+        "num_threads": int(places["num_threads"][0]),
+        "processor": processor(),
+        "versions": simulation.versions(),
     }
 
 

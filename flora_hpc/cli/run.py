@@ -40,6 +40,15 @@ def run(
     view: Annotated[
         View, typer.Option(help="live view or one plain line a round; auto asks whether this is a terminal")
     ] = View.auto,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="FLORA_HPC_TRACK",
+            show_default=False,
+            help="also keep every round's numbers in csv, tensorboard, mlflow or wandb; may be repeated",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with the unfinished run in --out; start anew where there is none")
     ] = False,
@@ -63,6 +72,10 @@ def run(
     with job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
 
         def look() -> Found:
+            if comm.rank == 0 and track:
+                from flora_hpc.observers import _tracker
+
+                _tracker.check(track)
             if comm.rank == 0 and resume:
                 return unfinished(out, resolved)
             if comm.rank == 0:
@@ -75,7 +88,7 @@ def run(
             return
 
         from flora_hpc import simulation  # torch and open_clip take seconds to import
-        from flora_hpc.observers import hdf5, plain, terminal
+        from flora_hpc.observers import _tracker, hdf5, plain, terminal
 
         seen = sys.stdout.isatty() and me.launcher != "openmpi"  # its ranks always have a terminal, even when a log file is read
         live = view == View.live or (view == View.auto and seen)
@@ -85,7 +98,7 @@ def run(
             comm,
             me,
             out,
-            lambda: [each.build(out) for each in observers],
+            lambda: [*(each.build(out) for each in observers), *_tracker.build(track or (), out)],
             STARTED,
             Bar("features", live=live),
             found.unfinished,

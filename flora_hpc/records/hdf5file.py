@@ -51,8 +51,10 @@ class Writer:
             "resumed_after": json.dumps(info.earlier.resumed_after if info.earlier else []),
         }
         self._file.attrs.update(attributes)
-        for name, dtype in TABLES.items():
-            self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
+        self._tables = {  # looked up once: by name in every round, they would take longer than what is written
+            name: self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
+            for name, dtype in TABLES.items()
+        }
         self._append("topology", info.topology)
         for name in ("clients", "ranks", "rounds") if info.earlier else ():
             self._append(name, getattr(info.earlier, name))
@@ -61,10 +63,11 @@ class Writer:
         disk.settle(new, path)
 
     def _append(self, table: str, rows: Rows) -> None:
-        dataset = self._file[table]
-        dataset.resize(len(dataset) + len(rows), axis=0)
+        dataset = self._tables[table]
+        before = len(dataset)
+        dataset.resize(before + len(rows), axis=0)
         if len(rows):
-            dataset[-len(rows) :] = rows
+            dataset[before:] = rows
         dataset.flush()
 
     def add(self, record: RoundRecord) -> None:

@@ -71,6 +71,21 @@ def assert_whole(tables: dict[str, Rows], records: list[RoundRecord]) -> None:
             np.testing.assert_array_equal(tables[name][column], expected[column], f"/{name} {column}")
 
 
+# --- how large it is
+
+
+def test_it_grows_by_at_most_100_bytes_for_each_client_of_large_rounds(path: Path) -> None:
+    """With 1,000 clients a round: growth from round to round, and the whole file of a run, its facts and topology included."""
+    writer = Writer(path, run_info())
+    sizes = []
+    for number in range(1, 21):
+        writer.add(round_record(number, accuracy=0.5, num_clients=1000))
+        sizes.append(path.stat().st_size)
+    writer.close("finished")
+    assert (sizes[-1] - sizes[0]) / (19 * 1000) <= 66, "64 are the row's"
+    assert path.stat().st_size / (20 * 1000) <= 100
+
+
 # --- what is in it
 
 
