@@ -30,7 +30,7 @@ class Wandb:
             os.environ.setdefault(name, value)
         import wandb
 
-        mode = os.environ.get("WANDB_MODE", "offline")
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         project = os.environ.get("WANDB_PROJECT", "flora_hpc")
         bookmark = Bookmark(run.folder / "wandb.json", project)
         kept = bookmark.read().get("run") if run.goes_on else None
