@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from flora_hpc.errors import UserError
+from flora_hpc.records import split
 from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import SCHEMA, TABLES, Rows
 
@@ -52,6 +53,8 @@ class Writer:
         self._file.attrs.update(attributes)
         for name, dtype in TABLES.items():
             self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
+        if info.split is not None:
+            split.write(self._file, info.split)
         self._append("topology", info.topology)
         for name in ("clients", "ranks", "rounds") if info.earlier else ():
             self._append(name, getattr(info.earlier, name))
