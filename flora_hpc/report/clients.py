@@ -1,5 +1,7 @@
 """Clients: how much they hold of what, how far their updates go, how long they train."""
 
+from itertools import pairwise
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -58,7 +60,7 @@ def labels(run: Run) -> Figure:
     split = run.split
     if split is None:
         raise NothingError(
-            "The file does not say which classes clients hold: it was written by an older version, or its images have captions instead."
+            "The file does not say which classes clients hold: an older version wrote it, or images have captions and no classes."
         )
     counts = split.to_numpy()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -117,7 +119,7 @@ def ends(rows: Rows) -> tuple[float, float]:
 
 
 def quantiles(rows: Rows, name: str) -> tuple[Numbers, Numbers]:
-    """Rounds (num,) in the middle of stretches, and quantiles (5, num) of a column in them; numbers that are not finite are left out."""
+    """Rounds (num,) in the middle of stretches, and quantiles (5, num) of a column of what is finite in them."""
     rows = rows[np.isfinite(rows[name])]
     if not len(rows):
         raise NothingError("Every update was left out of the average: none was finite.")
@@ -126,7 +128,7 @@ def quantiles(rows: Rows, name: str) -> tuple[Numbers, Numbers]:
     starts = stretches(len(rounds), MOST_STEPS)
     bounds = np.append(np.append(0, np.cumsum(num))[starts], len(values))
     low, high = ends(rows)
-    found = [np.quantile(values[a:b], [low, 0.25, 0.5, 0.75, high]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    found = [np.quantile(values[a:b], [low, 0.25, 0.5, 0.75, high]) for a, b in pairwise(bounds.tolist())]
     upto = np.append(starts[1:], len(rounds)) - 1
     return (rounds[starts] + rounds[upto]) / 2, np.array(found).T
 

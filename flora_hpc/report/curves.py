@@ -25,6 +25,7 @@ from flora_hpc.report.style import (
     thinned,
 )  # fmt: skip
 
+UNTESTED = "No round was evaluated."
 MOST_IN_LEGEND = 24
 ALL_DOTS = 40  # rounds up to which each one gets a dot
 
@@ -32,7 +33,7 @@ ALL_DOTS = 40  # rounds up to which each one gets a dot
 def accuracy(runs: Sequence[Run]) -> Figure:
     """Test accuracy after each round that was evaluated."""
     figure, axes = new(*_size(runs))
-    _curves(axes, runs, lambda run: facts.measured(run)["round"], lambda run: facts.measured(run)["test_accuracy"])
+    _curves(axes, runs, lambda run: facts.measured(run)["round"], lambda run: facts.measured(run)["test_accuracy"], UNTESTED)
     shown = np.concatenate([facts.measured(run)["test_accuracy"] for run in runs])
     if len(runs) == 1 and len(own := _per_client(runs[0])):
         mean, std = own["client_accuracy_mean"], own["client_accuracy_std"]
@@ -51,7 +52,13 @@ def accuracy(runs: Sequence[Run]) -> Figure:
 def loss(runs: Sequence[Run]) -> Figure:
     """Mean training loss of each round."""
     figure, axes = new(*_size(runs))
-    _curves(axes, runs, lambda run: _with_loss(run)["round"], lambda run: _with_loss(run)["train_loss"])
+    _curves(
+        axes,
+        runs,
+        lambda run: facts.with_loss(run)["round"],
+        lambda run: facts.with_loss(run)["train_loss"],
+        "No round was trained.",
+    )
     rounds_axis(axes, np.concatenate([facts.rounds(run)["round"] for run in runs]))
     axes.set_ylabel("mean training loss")
     return figure
@@ -81,9 +88,10 @@ def _accuracy_by(runs: Sequence[Run], reached: Callable[[Run], Numbers], unit: f
     figure, axes = new(*_size(runs))
 
     def at(run: Run) -> Numbers:
-        return reached(run)[~np.isnan(facts.rounds(run)["test_accuracy"])] / unit
+        points: Numbers = reached(run)[~np.isnan(facts.rounds(run)["test_accuracy"])] / unit
+        return points
 
-    _curves(axes, runs, at, lambda run: facts.measured(run)["test_accuracy"])
+    _curves(axes, runs, at, lambda run: facts.measured(run)["test_accuracy"], UNTESTED)
     axes.set_xlim(left=0)
     percent_axis(axes, np.concatenate([facts.measured(run)["test_accuracy"] for run in runs]))
     axes.set_ylabel("test accuracy (%)")
@@ -91,10 +99,10 @@ def _accuracy_by(runs: Sequence[Run], reached: Callable[[Run], Numbers], unit: f
     return figure
 
 
-def _curves(axes: Axes, runs: Sequence[Run], x: Callable[[Run], Numbers], y: Callable[[Run], Numbers]) -> None:
-    """A line for each run, with dots where they are few, and a key under several."""
+def _curves(axes: Axes, runs: Sequence[Run], x: Callable[[Run], Numbers], y: Callable[[Run], Numbers], nothing: str) -> None:
+    """A line for each run, with dots where they are few, and a key under several. Raises NothingError, which says `nothing`."""
     if not any(len(y(run)) for run in runs):
-        raise NothingError("No round was evaluated." if len(runs) == 1 else "No round of any of the runs was evaluated.")
+        raise NothingError(nothing)
     for number, (run, name) in enumerate(zip(runs, facts.names(runs), strict=True)):
         points = thinned(x(run), y(run), max(50, MOST_POINTS // len(runs) // 4))
         few = len(points[0]) <= (ALL_DOTS if len(runs) <= 3 else 1)
@@ -107,11 +115,6 @@ def _size(runs: Sequence[Run]) -> tuple[float, float]:
     lines = 0 if len(runs) == 1 else min(len(runs), MOST_IN_LEGEND)
     per_row = 1 if max(map(len, facts.names(runs))) > 24 else 2
     return HALF, 2.9 + 0.19 * -(-lines // per_row)
-
-
-def _with_loss(run: Run) -> Rows:
-    rows: Rows = facts.rounds(run)[~np.isnan(facts.rounds(run)["train_loss"])]
-    return rows
 
 
 def _per_client(run: Run) -> Rows:

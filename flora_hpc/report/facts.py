@@ -30,6 +30,12 @@ def measured(run: Run) -> Rows:
     return rows
 
 
+def with_loss(run: Run) -> Rows:
+    """The rows of rounds after which a training loss is known."""
+    rows: Rows = rounds(run)[~np.isnan(rounds(run)["train_loss"])]
+    return rows
+
+
 def column(rows: Rows, name: str) -> Numbers:
     """A column as float64, zeros where an old version did not write it."""
     return rows[name].astype(float) if name in (rows.dtype.names or ()) else np.zeros(len(rows))
@@ -135,10 +141,10 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
     if len(tested):
         first, last = tested[0]["test_accuracy"], tested[-1]["test_accuracy"]
         best = tested[tested["test_accuracy"].argmax()]
-        value = f"{first:.2%} → {last:.2%}".replace("%", " %") if len(tested) > 1 else f"{last:.2%}".replace("%", " %")
-        found.append(("test accuracy", value, f"best {best['test_accuracy']:.2%} after round {best['round']}".replace("%", " %")))
+        value = f"{100 * first:.2f} → {percent(last)}" if len(tested) > 1 else percent(last)
+        found.append(("test accuracy", value, f"best {percent(best['test_accuracy'])} after round {best['round']}"))
     else:
-        found.append(("test accuracy", "–", "no round was evaluated"))
+        found.append(("test accuracy", "-", "no round was evaluated"))
     if len(played):
         up, down = int(played["uplink_bytes"].sum()), int(played["downlink_bytes"].sum())
         found.append(("federation traffic", f"{decimal(up)} up", f"{decimal(down)} down; what clients would send and receive"))
@@ -154,6 +160,11 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
     return found
 
 
+def percent(share: float) -> str:
+    """0.98765 -> '98.77 %', on one line."""
+    return f"{100 * share:.2f}\u00a0%"
+
+
 def flat(tree: dict[str, Any], before: str = "") -> dict[str, str]:
     """A nested configuration as 'client.lr' -> text."""
     found: dict[str, str] = {}
@@ -162,19 +173,19 @@ def flat(tree: dict[str, Any], before: str = "") -> dict[str, str]:
             found |= flat(value, f"{before}{key}.")
         else:
             found[f"{before}{key}"] = (
-                ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
+                ", ".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
             )
     return found
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Settings that are not alike in all runs: key -> a text for each run, '–' where it has no such setting."""
+    """Settings that are not alike in all runs: key -> a text for each run, '-' where it has no such setting."""
     trees = [
         flat(run.config) | {"(ranks)": str(run.attributes["world_size"]), "(backend)": str(run.attributes["backend"])}
         for run in runs
     ]
     keys = list(dict.fromkeys(key for tree in trees for key in tree))
-    rows = {key: [tree.get(key, "–") for tree in trees] for key in keys}
+    rows = {key: [tree.get(key, "-") for tree in trees] for key in keys}
     return {key: texts for key, texts in rows.items() if len(set(texts)) > 1}
 
 

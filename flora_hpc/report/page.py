@@ -33,12 +33,14 @@ def make(runs: Sequence[Run], title: str | None = None) -> str:
     tail = _numbers(runs[0]) + _config(runs[0]) if len(runs) == 1 else ""
     style = files("flora_hpc.report").joinpath("page.css").read_text(encoding="utf-8")
     dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{svg.variables(True)}}}}}"
+    sources = ", ".join(str(run.path) for run in runs)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'{MARK}<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,"><title>{escape(heading)}</title>'
         f"<style>:root{{{svg.variables(False)}}}{dark}\n{style}</style></head>\n"
         f"<body><main><h1>{escape(heading)}</h1>\n{head}\n{''.join(sections)}{tail}"
-        f"<footer>Made by flora-hpc {__version__} from {escape(', '.join(str(run.path) for run in runs))}.</footer></main></body></html>\n"
+        f"<footer>Made by flora-hpc {__version__} from {escape(sources)}.</footer></main></body></html>\n"
     )
 
 
@@ -73,12 +75,17 @@ def _result(run: Run) -> list[str]:
     tested, played = facts.measured(run), facts.trained(run)
     if len(tested):
         best = tested[tested["test_accuracy"].argmax()]
-        before = _percent(tested[0]["test_accuracy"]) if tested[0]["round"] == 0 else "–"
-        accuracies = [before, _percent(tested[-1]["test_accuracy"]), _percent(best["test_accuracy"]), f"{best['round']:,}"]
+        before = facts.percent(tested[0]["test_accuracy"]) if tested[0]["round"] == 0 else "-"
+        accuracies = [
+            before,
+            facts.percent(tested[-1]["test_accuracy"]),
+            facts.percent(best["test_accuracy"]),
+            f"{best['round']:,}",
+        ]
     else:
-        accuracies = ["–"] * 4
+        accuracies = ["-"] * 4
     sent = [decimal(int(played[name].sum())) for name in ("uplink_bytes", "downlink_bytes", "collective_bytes")]
-    waiting = f"{100 * facts.balance(run)[0]:.1f} %" if len(played) else "–"
+    waiting = f"{100 * facts.balance(run)[0]:.1f} %" if len(played) else "-"
     return [*accuracies, f"{len(played):,}", *sent, seconds(float(facts.rounds(run)["round_seconds"].sum())), waiting]
 
 
@@ -118,7 +125,8 @@ def _swatch(number: int) -> str:
     colour = svg.variable(LINES[number % len(LINES)])
     dashes = DASHES[number // len(LINES) % len(DASHES)]
     pattern = "" if dashes == "solid" else f' stroke-dasharray="{" ".join(f"{2 * length:g}" for length in dashes[1])}"'
-    return f'<svg width="34" height="8" aria-hidden="true"><line x1="1" x2="33" y1="4" y2="4" style="stroke:{colour}" stroke-width="2.5"{pattern}/></svg>'
+    line = f'<line x1="1" x2="33" y1="4" y2="4" style="stroke:{colour}" stroke-width="2.5"{pattern}/>'
+    return f'<svg width="34" height="8" aria-hidden="true">{line}</svg>'
 
 
 def _section(name: str, drawings: Sequence[Drawing], runs: Sequence[Run]) -> str:
@@ -129,13 +137,15 @@ def _figure(drawing: Drawing, runs: Sequence[Run]) -> str:
     kind = "wide" if drawing.wide else "half"
     try:
         picture = svg.inline(drawing.draw(runs), drawing.name, drawing.title)
-        caption = drawing.say(runs)
+        inside = f'{_caption(drawing.title, drawing.say(runs))}<div class="picture">{picture}</div>'
     except NothingError as nothing:
-        return f'<figure class="{kind} none" id="{drawing.name}"><figcaption><h3>{escape(drawing.title)}</h3><p>{escape(str(nothing))}</p></figcaption></figure>'
-    return (
-        f'<figure class="{kind}" id="{drawing.name}"><figcaption><h3>{escape(drawing.title)}</h3><p>{escape(caption)}</p></figcaption>'
-        f'<div class="picture">{picture}</div></figure>\n'
-    )
+        kind += " none"
+        inside = _caption(drawing.title, str(nothing))
+    return f'<figure class="{kind}" id="{drawing.name}">{inside}</figure>\n'
+
+
+def _caption(title: str, text: str) -> str:
+    return f"<figcaption><h3>{escape(title)}</h3><p>{escape(text)}</p></figcaption>"
 
 
 def _numbers(run: Run) -> str:
@@ -151,7 +161,7 @@ def _numbers(run: Run) -> str:
 
 def _row(row: np.void) -> list[str]:
     loss, accuracy = float(row["train_loss"]), float(row["test_accuracy"])
-    known = [f"{loss:.4f}" if loss == loss else "–", _percent(accuracy) if accuracy == accuracy else "–"]
+    known = [f"{loss:.4f}" if loss == loss else "-", facts.percent(accuracy) if accuracy == accuracy else "-"]
     sent = [decimal(int(row[name])) for name in ("uplink_bytes", "downlink_bytes", "collective_bytes")]
     took = [seconds(float(row[f"{name}_seconds"])) for name in ("train", "wait", "round")]
     return [f"{row['round']:,}", f"{row['num_clients']:,}", *known, *sent, *took]
@@ -159,7 +169,3 @@ def _row(row: np.void) -> list[str]:
 
 def _config(run: Run) -> str:
     return f"<details><summary>The whole configuration</summary><pre>{escape(run.attributes['config'])}</pre></details>"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"

@@ -141,9 +141,8 @@ def percent_axis(axes: Axes, values: Numbers) -> None:
     low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
     room = max(0.02, 0.06 * (high - low))
     axes.set_ylim(max(0.0, low - room), min(1.0, high + room) if high <= 1 else high + room)
-    digits = 1 if high - low < 0.04 else 0
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{digits}f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
 
 
 def thinned(x: Numbers, y: Numbers, most: int) -> tuple[Numbers, Numbers]:

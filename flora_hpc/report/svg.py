@@ -12,7 +12,8 @@ BEFORE_ROOT = re.compile(r"^.*?(?=<svg)", re.S)
 NOT_NEEDED = re.compile(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>|<!--.*?-->", re.S)
 NAME = re.compile(r' id="([^"]+)"')
 MEANT = re.compile(r'(?:href="#|url\(#)([^")]+)')
-DECIMALS = re.compile(r"(\d+\.\d{2})\d+")
+SHAPE = re.compile(r' (?:d|x|y|width|height|points|transform)="[^"]*"')
+DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 
 
 def inline(figure: Figure, name: str, label: str) -> str:
@@ -26,7 +27,7 @@ def inline(figure: Figure, name: str, label: str) -> str:
     meant = set(MEANT.findall(text))
     text = NAME.sub(lambda found: f' id="{name}-{found[1]}"' if found[1] in meant else "", text)
     text = MEANT.sub(lambda found: found[0][: -len(found[1])] + f"{name}-{found[1]}", text)
-    text = DECIMALS.sub(r"\1", text)
+    text = SHAPE.sub(lambda found: DECIMALS.sub(r"\1", found[0]), text)
     for number, colour in enumerate(DARK):
         text = text.replace(colour, f"var(--c{number})")
     text = re.sub(r"\s*\n\s*", " ", text)
@@ -34,7 +35,8 @@ def inline(figure: Figure, name: str, label: str) -> str:
         text = text.replace(f'"@{number}@"', picture)
     head = re.match(r"<svg[^>]*>", text)
     box = re.search(r'viewBox="([^"]+)"', text)
-    assert head and box
+    assert head
+    assert box
     opening = f'<svg viewBox="{box[1]}" role="img" aria-label="{html.escape(label)}"><title>{html.escape(label)}</title>'
     return opening + text[head.end() :]
 

@@ -93,7 +93,7 @@ def _strip(rows: Rows, num_ranks: int) -> Figure:
     for row, start in zip(first, before[rows["rank"] == 0], strict=True):
         axes.plot([start / unit] * 2, [-0.5, -0.42], color=INK, linewidth=0.8, clip_on=False)
         if len(first) <= 26 and row["round_seconds"] > 0.02 * (before + rows["round_seconds"]).max():
-            axes.text(start / unit, -0.55, f" {row['round']}", size=7.5, va="bottom", ha="left")
+            axes.text(start / unit, -0.55, f"{row['round']}", size=7.5, va="bottom", ha="center")
     axes.set_ylim(num_ranks - 0.5, -0.5)
     axes.set_xlim(0, float((before + rows["round_seconds"]).max()) / unit)
     _ranks_axis(axes, num_ranks)
@@ -118,7 +118,7 @@ def _map(rows: Rows, num_ranks: int) -> Figure:
 
 
 def waiting(rows: Rows, num_ranks: int) -> tuple[Numbers, int, int]:
-    """The share of time that ranks waited (num_ranks, num_rounds), neighbours taken together where they are many; the rounds' ends."""
+    """The share of time that ranks waited (num_ranks, num_rounds), many of them taken together; the first and the last round."""
     first, last = int(rows["round"].min()), int(rows["round"].max())
     shape = num_ranks, last - first + 1
     grid = [np.zeros(shape), np.zeros(shape)]
@@ -148,7 +148,7 @@ def split_bars(runs: Sequence[Run]) -> Figure:
         blocks(axes, left, left + values, places - 0.36, places + 0.36, colour, phase)
         left += values
     for place, end in zip(places, left, strict=True):
-        axes.text(end, place, f"  {end:.3g}", va="center", size=8)
+        axes.annotate(f"{end:.3g}", (end, place), (4, 0), textcoords="offset points", va="center", size=8)
     axes.set_xlim(0, 1.08 * left.max())
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_yticks(places, names)

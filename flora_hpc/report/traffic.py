@@ -12,7 +12,7 @@ MOST_STEPS = 300
 
 def federation(run: Run) -> Figure:
     """Uplink upwards and downlink downwards, of each round and in total."""
-    rows = facts.trained(run)
+    rows = facts.rounds(run)
     up, down = rows["uplink_bytes"], rows["downlink_bytes"]
     if not (up.any() or down.any()):
         raise NothingError("No client has sent or received anything.")
