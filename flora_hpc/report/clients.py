@@ -10,6 +10,7 @@ from flora_hpc.records.opened import Run
 from flora_hpc.records.schema import Rows
 from flora_hpc.report.style import (
     BLUE,
+    DENSE_BLUE,
     GREEN,
     HALF,
     ORANGE,
@@ -75,7 +76,7 @@ def labels(run: Run) -> Figure:
     most = float(picture.max())
     num_clients, num_classes = counts.shape
     extent = (-0.5, num_classes - 0.5, (len(shares) if few else num_clients) - 0.5, -0.5)
-    axes.imshow(shades((picture / most) ** 0.5, BLUE), aspect="auto", interpolation="nearest", extent=extent)
+    axes.imshow(shades((picture / most) ** 0.5, DENSE_BLUE), aspect="auto", interpolation="nearest", extent=extent)
     axes.grid(False)
     if num_classes <= MOST_NAMES:
         names = [name if len(name) <= 18 else f"{name[:17]}…" for name in map(str, split.columns)]
@@ -89,7 +90,7 @@ def labels(run: Run) -> Figure:
     else:
         axes.set_yticks([])
         axes.set_ylabel(f"{num_clients:,} clients, by main class")
-    shade_key(figure, axes, most, BLUE, "share of the client's examples", 0.5)
+    shade_key(axes, most, DENSE_BLUE, "share of the client's examples", 0.5)
     return figure
 
 

@@ -38,8 +38,8 @@ def accuracy(runs: Sequence[Run]) -> Figure:
     if len(runs) == 1 and len(own := _per_client(runs[0])):
         mean, std = own["client_accuracy_mean"], own["client_accuracy_std"]
         low, high = np.maximum(mean - std, own["client_accuracy_min"]), np.minimum(mean + std, 1)
-        axes.fill_between(own["round"], low, high, color=GREEN, alpha=0.18, linewidth=0, label="clients: mean ± standard deviation")
-        axes.plot(own["round"], mean, color=GREEN, label="clients on their own mix: mean")
+        axes.fill_between(own["round"], low, high, color=GREEN, alpha=0.18, linewidth=0, label="± standard deviation")
+        axes.plot(own["round"], mean, color=GREEN, label="mean of clients, each on its mix")
         axes.plot(own["round"], own["client_accuracy_min"], color=GREEN, linestyle=(0, (1.2, 1.4)), label="worst client")
         shown = np.concatenate([shown, low, high, own["client_accuracy_min"]])
         legend_below(axes, 2)
@@ -106,7 +106,15 @@ def _curves(axes: Axes, runs: Sequence[Run], x: Callable[[Run], Numbers], y: Cal
     for number, (run, name) in enumerate(zip(runs, facts.names(runs), strict=True)):
         points = thinned(x(run), y(run), max(50, MOST_POINTS // len(runs) // 4))
         few = len(points[0]) <= (ALL_DOTS if len(runs) <= 3 else 1)
-        axes.plot(*points, **line_style(number), marker="o" if few else None, markersize=3.2, label=name, clip_on=False, zorder=3)
+        axes.plot(
+            *points,
+            **line_style(number),
+            marker="o" if few else None,
+            markersize=3.2,
+            label=name if len(runs) > 1 else "all test images",
+            clip_on=False,
+            zorder=3,
+        )
     if 1 < len(runs) <= MOST_IN_LEGEND:
         legend_below(axes, 1 if max(map(len, facts.names(runs))) > 24 else 2)
 

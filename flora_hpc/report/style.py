@@ -45,6 +45,7 @@ PHASES = {  # in the order of the terminal's, and of like colours; neighbours di
     "eval": "#4a7fd4",
     "log": "#9aa1ab",
 }
+DENSE_BLUE, DENSE_AMBER = "#2b8fd6", "#e08a00"  # of pictures, which are denser for more on both pages
 MOST_POINTS = 4000  # of all lines of a figure
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
@@ -179,7 +180,7 @@ def shades(values: Numbers, colour: str) -> Numbers:
     return picture
 
 
-def shade_key(figure: Figure, axes: Axes, most: float, colour: str, label: str, power: float = 1.0) -> None:
+def shade_key(axes: Axes, most: float, colour: str, label: str, power: float = 1.0) -> None:
     """A bar beside `axes` that says which density means which share, 0..most."""
     bar = axes.inset_axes((1.015, 0.0, 0.014, 1.0))
     bar.imshow(shades(np.linspace(1, 0, 64)[:, None], colour), aspect="auto", extent=(0, 1, 0, 1), interpolation="nearest")

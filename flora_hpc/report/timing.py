@@ -10,6 +10,7 @@ from flora_hpc.records.opened import Run
 from flora_hpc.records.schema import Rows
 from flora_hpc.report import facts
 from flora_hpc.report.style import (
+    DENSE_AMBER,
     HALF,
     INK,
     PHASES,
@@ -108,12 +109,12 @@ def _map(rows: Rows, num_ranks: int) -> Figure:
     most = max(float(np.nanmax(shares)), 1e-3)
     figure, axes = new(WIDE, min(4.2, 1.6 + 0.2 * num_ranks))
     extent = (first - 0.5, last + 0.5, num_ranks - 0.5, -0.5)
-    axes.imshow(shades(shares / most, "#e08a00"), aspect="auto", interpolation="nearest", extent=extent)
+    axes.imshow(shades(shares / most, DENSE_AMBER), aspect="auto", interpolation="nearest", extent=extent)
     axes.grid(False)
     rounds_axis(axes, np.array([first, last]))
     axes.set_xlim(first - 0.5, last + 0.5)
     _ranks_axis(axes, num_ranks)
-    shade_key(figure, axes, most, "#e08a00", "share of the round spent waiting")
+    shade_key(axes, most, DENSE_AMBER, "share of the round spent waiting")
     return figure
 
 
