@@ -12,8 +12,8 @@ import numpy as np
 from flora_hpc.bench.methods import processor
 from flora_hpc.errors import UserError
 from flora_hpc.records.hdf5file import Writer
-from flora_hpc.records.known import RoundRecord, RunInfo
-from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, TOPOLOGY, Rows
+from flora_hpc.records.known import Floats, Ints, RoundRecord, RunInfo
+from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, TOPOLOGY
 from flora_hpc.records.split import Split
 
 NUM_CLASSES = 100
@@ -131,7 +131,7 @@ def _info(num_rounds: int, num_clients: int, num_ranks: int, split: Split) -> Ru
     )
 
 
-def _round(number: int, num_rounds: int, sizes: Rows, speed: Rows, rng: np.random.Generator) -> RoundRecord:
+def _round(number: int, num_rounds: int, sizes: Ints, speed: Floats, rng: np.random.Generator) -> RoundRecord:
     num_clients, num_ranks, done = len(sizes) if number else 0, len(speed), number / num_rounds
     clients, ranks, row = np.zeros(num_clients, CLIENTS), np.zeros(num_ranks, RANKS), np.zeros(1, ROUNDS)
     clients["round"] = ranks["round"] = row["round"] = number
@@ -147,7 +147,7 @@ def _round(number: int, num_rounds: int, sizes: Rows, speed: Rows, rng: np.rando
     jitter = rng.lognormal(0, 0.03, num_ranks)
     for name, share in SHARES.items():
         ranks[f"{name}_seconds"] = share * (speed * jitter if name == "train" else 1.0)
-    busy = sum(ranks[f"{name}_seconds"] for name in SHARES)
+    busy = np.sum([ranks[f"{name}_seconds"] for name in SHARES], axis=0)
     ranks["wait_seconds"] = busy.max() - busy
     ranks["round_seconds"] = busy.max()
     ranks["collective_bytes"], ranks["peak_memory_bytes"] = 4 * PAYLOAD_BYTES, 3e9 + 1e8 * rng.random(num_ranks)

@@ -26,7 +26,8 @@ def report(
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement in a line, and what it was made on."""
-    took = f"{result['seconds']:.2f} s, {result['peak_bytes'] / 1e6:,.0f} MB at its peak, a page of {result['page_bytes'] / 1e6:.2f} MB"
+    memory, page = (f"{result[name] / 1e6:,.{digits}f} MB" for name, digits in (("peak_bytes", 0), ("page_bytes", 2)))
+    took = f"{result['seconds']:.2f} s, {memory} at its peak, a page of {page}"
     console.print(f"[bold]flora-hpc report[/]: [bold]{took}[/]")
     run = f"{result['rounds']:,} rounds on {result['ranks']:,} ranks, {result['client_rows']:,} rows of clients"
     named = {

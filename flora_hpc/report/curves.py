@@ -1,6 +1,7 @@
 """What was learned: accuracy and loss of one run or several, by round, bytes and seconds."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -106,15 +107,11 @@ def _curves(axes: Axes, runs: Sequence[Run], x: Callable[[Run], Numbers], y: Cal
     for number, (run, name) in enumerate(zip(runs, facts.names(runs), strict=True)):
         points = thinned(x(run), y(run), max(50, MOST_POINTS // len(runs) // 4))
         few = len(points[0]) <= (ALL_DOTS if len(runs) <= 3 else 1)
-        axes.plot(
-            *points,
-            **line_style(number),
-            marker="o" if few else None,
-            markersize=3.2,
-            label=name if len(runs) > 1 else "all test images",
-            clip_on=False,
-            zorder=3,
-        )
+        label = name if len(runs) > 1 else "all test images"
+        seen: dict[str, Any] = (
+            {"clip_on": False, "marker": "o" if few else None} if len(points[0]) else {}
+        )  # else it would take room
+        axes.plot(*points, **line_style(number), **seen, markersize=3.2, label=label, zorder=3)
     if 1 < len(runs) <= MOST_IN_LEGEND:
         legend_below(axes, 1 if max(map(len, facts.names(runs))) > 24 else 2)
 

@@ -111,7 +111,10 @@ def rounds_axis(axes: Axes, rounds: Numbers) -> None:
     first, last = (int(rounds.min()), int(rounds.max())) if len(rounds) else (0, 1)
     margin = max(0.5, 0.01 * (last - first))
     axes.set_xlim(first - margin, last + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if last - first < 8:
+        axes.set_xticks(np.arange(first, last + 1))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("round")
 
@@ -161,6 +164,12 @@ def stretches(num: int, most: int) -> Numbers:
     return np.unique(np.linspace(0, num, min(num, most), endpoint=False).astype(np.int64))
 
 
+def round_stretches(rounds: Numbers, most: int) -> Numbers:
+    """As `stretches`, but round 0, which trains nobody, stays alone."""
+    alone = int(len(rounds) > most and rounds[0] == 0)
+    return np.concatenate([np.arange(alone), alone + stretches(len(rounds) - alone, most)])
+
+
 def blocks(axes: Axes, left: Numbers, right: Numbers, bottom: Numbers, top: Numbers, colour: str, label: str | None = None) -> None:
     """Rectangles as one path."""
     corners = np.stack(
@@ -185,8 +194,10 @@ def shade_key(axes: Axes, most: float, colour: str, label: str, power: float = 1
     bar = axes.inset_axes((1.015, 0.0, 0.014, 1.0))
     bar.imshow(shades(np.linspace(1, 0, 64)[:, None], colour), aspect="auto", extent=(0, 1, 0, 1), interpolation="nearest")
     bar.set_xticks([])
-    marks = np.array([0, 0.25, 0.5, 1.0])
-    bar.set_yticks(marks**power, [f"{100 * most * mark:.3g} %" for mark in marks])
+    marks: Numbers = np.asarray(MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(0, 100 * most))
+    marks = marks[marks <= 100 * most * 1.001]
+    bar.set_yticks((marks / 100 / most) ** power, [f"{mark:.3g} %" for mark in marks])
+    bar.set_ylim(0, 1)
     bar.yaxis.tick_right()
     bar.grid(False)
     bar.set_ylabel(label, labelpad=4)

@@ -20,6 +20,7 @@ from flora_hpc.report.style import (
     blocks,
     legend_below,
     new,
+    round_stretches,
     rounds_axis,
     seconds_unit,
     shade_key,
@@ -36,7 +37,7 @@ def phases(run: Run) -> Figure:
     """Seconds of each round, stacked by phase; means over ranks."""
     rows = facts.rounds(run)
     _some(rows)
-    starts = stretches(len(rows), MOST_ROUNDS)
+    starts = round_stretches(rows["round"], MOST_ROUNDS)
     width = np.diff(np.append(starts, len(rows)))
     parts = {name: np.add.reduceat(values, starts) / width for name, values in facts.phase_seconds(rows).items()}
     edges = np.append(rows["round"][starts], rows["round"][-1] + 1) - 0.5

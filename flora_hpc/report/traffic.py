@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from flora_hpc.records.opened import Run
 from flora_hpc.report import facts
-from flora_hpc.report.style import BLUE, HALF, ORANGE, PURPLE, NothingError, Numbers, bytes_unit, new, rounds_axis, stretches
+from flora_hpc.report.style import BLUE, HALF, ORANGE, PURPLE, NothingError, Numbers, bytes_unit, new, round_stretches, rounds_axis
 
 MOST_STEPS = 300
 
@@ -30,7 +30,7 @@ def collectives(run: Run) -> Figure:
 def _two(rounds: Numbers, parts: dict[str, tuple[Numbers, str, int]]) -> Figure:
     """Steps of each round above, and their sum so far below; parts with sign -1 go down from zero."""
     figure, (each, total) = new(HALF, 3.9, 2, sharex=True)
-    starts = stretches(len(rounds), MOST_STEPS)
+    starts = round_stretches(rounds, MOST_STEPS)
     edges = np.append(rounds[starts], rounds[-1] + 1) - 0.5
     width = np.diff(np.append(starts, len(rounds)))
     for axes, sums, label in ((each, False, "per round"), (total, True, "in total")):
