@@ -97,7 +97,7 @@ def _check(page: Path) -> None:
     if not page.parent.is_dir():
         raise UserError(f"-o {page}: there is no directory {page.parent}; make it, or choose another place")
     try:
-        is_other = page.exists() and MARK.encode() not in page.open("rb").read(START)
+        is_other = page.exists() and MARK.encode() not in page.read_bytes()[:START]
     except OSError as error:
         raise UserError(f"-o {page}: cannot be read ({error.strerror}); choose another name") from None
     if is_other:

@@ -103,7 +103,7 @@ def settings(run: Run) -> dict[str, str]:
             for name in ("epochs", "batch_size", "lr", "optimizer", "loss")
             if name in client
         ),
-        "aggregator": _options(config["aggregator"]),
+        "aggregator": _options(config.get("aggregator", {"name": "-"})),
         "ranks": where,
         "seed": str(known["seed"]),
         "versions": _versions(known),
