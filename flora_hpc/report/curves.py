@@ -113,13 +113,18 @@ def _curves(axes: Axes, runs: Sequence[Run], x: Callable[[Run], Numbers], y: Cal
         )  # else it would take room
         axes.plot(*points, **line_style(number), **seen, markersize=3.2, label=label, zorder=3)
     if 1 < len(runs) <= MOST_IN_LEGEND:
-        legend_below(axes, 1 if max(map(len, facts.names(runs))) > 24 else 2)
+        legend_below(axes, _per_row(runs))
 
 
 def _size(runs: Sequence[Run]) -> tuple[float, float]:
     lines = 0 if len(runs) == 1 else min(len(runs), MOST_IN_LEGEND)
-    per_row = 1 if max(map(len, facts.names(runs))) > 24 else 2
-    return HALF, 2.9 + 0.19 * -(-lines // per_row)
+    return HALF, 2.9 + 0.19 * -(-lines // _per_row(runs))
+
+
+def _per_row(runs: Sequence[Run]) -> int:
+    """How many names stand beside each other in a key."""
+    longest = max(map(len, facts.names(runs)))
+    return 3 if longest <= 12 else 2 if longest <= 24 else 1
 
 
 def _per_client(run: Run) -> Rows:
