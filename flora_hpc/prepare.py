@@ -16,7 +16,7 @@ from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.comm.exact import MAX_CLIENTS
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
-from flora_hpc.data import shards
+from flora_hpc.data import mix, shards
 from flora_hpc.data.images import Dataset
 from flora_hpc.data.inputs import Features, Inputs, Pixels
 from flora_hpc.data.shards import PartitionOptions
@@ -24,6 +24,7 @@ from flora_hpc.data.store import Damage
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method, Setting
 from flora_hpc.plugins import BaseOptions
+from flora_hpc.records.split import Split
 from flora_hpc.round import Federation, State
 
 SHOWN = 10  # damaged images named in a message
@@ -158,6 +159,13 @@ def mixes(config: Config, dataset: Dataset, fed: Federation) -> evaluate.Mixes |
     if not config.evaluate.per_client:
         return None
     return evaluate.mixes(fed.shards, dataset.images.labels, dataset.test, len(dataset.captions))
+
+
+def split(dataset: Dataset, fed: Federation) -> Split | None:
+    """Who holds which classes, for the run's file; None where every image has a caption of its own."""
+    if dataset.paired:
+        return None
+    return Split(*mix.counts_of(fed.shards, dataset.images.labels, len(dataset.wordings)), dataset.wordings)
 
 
 def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:

@@ -94,6 +94,7 @@ def run(
             how=fed.method.how,
             group_size=fed.group_size,
             num_groups=-(-config.cohort.num_clients(fed.shards.num_clients) // fed.group_size),
+            split=prepare.split(dataset, fed) if comm.rank == 0 else None,
             setup_seconds=time.perf_counter() - started,
             earlier=begin.earlier,
         )

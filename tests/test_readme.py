@@ -42,7 +42,7 @@ def test_every_file_that_is_named_or_linked_exists() -> None:
 def test_help_speaks_at_once(start: list[str]) -> None:
     result = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
-    for command in ("run", "plan", "doctor", "list", "show", "evaluate", "export", "bench", "slurm"):
+    for command in ("run", "plan", "doctor", "list", "show", "report", "evaluate", "export", "bench", "slurm"):
         assert command in result.stdout
 
 

@@ -10,7 +10,15 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from flora_hpc.cli import _bench_comm, _bench_features, _bench_log, _bench_round, _bench_scale, _bench_step
+from flora_hpc.cli import (
+    _bench_comm,
+    _bench_features,
+    _bench_log,
+    _bench_report,
+    _bench_round,
+    _bench_scale,
+    _bench_step,
+)
 from flora_hpc.cli._args import Device
 from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.errors import UserError
@@ -25,6 +33,7 @@ app.command("round")(_bench_round.round_)
 app.command("log")(_bench_log.log)
 app.command("scale")(_bench_scale.scale)
 app.command("features")(_bench_features.features)
+app.command("report")(_bench_report.report)
 
 
 @app.callback()

@@ -16,6 +16,7 @@ MOST_SHOWN = 1000  # clients whose counts are kept
 MOST_EXAMINED = 10_000  # clients that are looked at
 MOST_WORK = 200_000  # where clients draw their own examples: a few seconds, see `_examined`
 BLOCK = 256  # clients counted at once
+MOST_WORK_OF_A_RUN = 40_000  # the same where a run only notes who holds what: at most half a second
 NUM_BY_CHANCE = 200  # clients drawn to learn what chance alone does
 
 
@@ -107,6 +108,19 @@ def mix_of(shards: Shards, labels: Ints, train: Ints, class_names: Sequence[str]
         num_clients=shards.num_clients,
         exact=isinstance(shards, Partition) or len(examined) == shards.num_clients,
     )
+
+
+def counts_of(shards: Shards, labels: Ints, num_classes: int) -> tuple[Ints, Ints]:
+    """Clients (num_shown,) int64, spread evenly over all, and their examples of each class (num_shown, num_classes) int64.
+
+    They are at most `MOST_SHOWN`, and fewer where clients draw their own examples and these have many classes.
+    """
+    clients = spread(shards.num_clients, MOST_SHOWN)
+    if not isinstance(shards, Partition):
+        work = len(clients) * num_classes + int(shards.sizes(clients).sum()) // 256
+        clients = clients[spread(len(clients), max(1, len(clients) * MOST_WORK_OF_A_RUN // max(work, MOST_WORK_OF_A_RUN)))]
+    counts = [_count(labels[shards.examples(client)], num_classes) for client in clients.tolist()]
+    return clients, np.stack(counts)
 
 
 def divergence(counts: Ints, available: Ints) -> Floats:

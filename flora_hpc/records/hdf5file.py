@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from flora_hpc.errors import UserError
-from flora_hpc.records import disk
+from flora_hpc.records import disk, split
 from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import SCHEMA, TABLES, Rows
 
@@ -55,6 +55,8 @@ class Writer:
             name: self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
             for name, dtype in TABLES.items()
         }
+        if info.split is not None:
+            split.write(self._file, info.split)
         self._append("topology", info.topology)
         for name in ("clients", "ranks", "rounds") if info.earlier else ():
             self._append(name, getattr(info.earlier, name))

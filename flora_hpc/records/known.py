@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
+from flora_hpc.records.split import Split
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -15,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Facts that hold for the whole run; what run.h5 keeps as attributes."""
+    """Facts that hold for the whole run; what run.h5 keeps as attributes, and its /split."""
 
     seed: int
     config: str  # YAML
@@ -36,6 +37,7 @@ class RunInfo:
     how: str  # what is computed how
     group_size: int
     num_groups: int  # of a round
+    split: Split | None  # who holds which classes; None where images have captions instead
     setup_seconds: float  # from the start of the program to round 0: imports, model, features
     earlier: "Earlier | None" = None  # where the run goes on after it was stopped or killed
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flora_hpc.records import hdf5file
+from flora_hpc.records import split as split_of
 from flora_hpc.records.schema import Rows
 
 if TYPE_CHECKING:
@@ -56,6 +57,19 @@ class Run:
     def topology(self) -> "pd.DataFrame":
         """A row for every rank: its host and its device."""
         return self._frame("topology")
+
+    @cached_property
+    def split(self) -> "pd.DataFrame | None":
+        """Examples of each class (columns) that clients (index) hold, at most 1,000 clients spread over all of them.
+
+        None for files before schema 4, and where images have captions of their own instead of classes.
+        """
+        found = split_of.read(self.path)
+        if found is None:
+            return None
+        import pandas as pd
+
+        return pd.DataFrame(found.counts, pd.Index(found.clients, name="client"), pd.Index(found.classes, name="class"))
 
     def _frame(self, table: str) -> "pd.DataFrame":
         import pandas as pd  # takes half a second

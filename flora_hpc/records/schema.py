@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-SCHEMA = 3
+SCHEMA = 4  # since 4 there is also /split, see `records.split`
 TEXT = h5py.string_dtype("utf-8", 64)
 
 # `round` 0 is the state before training. Seconds are means over ranks and cover all wall time since the round before:

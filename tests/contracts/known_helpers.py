@@ -6,6 +6,7 @@ import numpy as np
 
 from flora_hpc.records.known import RoundRecord, RunInfo
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, TOPOLOGY, Rows
+from flora_hpc.records.split import Split
 
 CONFIG = """\
 seed: 7
@@ -67,6 +68,7 @@ def run_info(**changes: Any) -> RunInfo:
         "features_made_by": "{}",
         "num_features_computed": 1797,
         "num_damaged": 0,
+        "split": Split(np.arange(40), np.tile([[10, 0], [4, 6]], (20, 1)), ("a café", "two")),
         "setup_seconds": 1.5,
     }
     return RunInfo(**facts | changes)

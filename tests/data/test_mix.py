@@ -128,3 +128,18 @@ def test_fewer_are_examined_where_drawing_takes_long(monkeypatch: pytest.MonkeyP
     mix = mix_of(population(1000, labels, 512), labels, np.arange(2000), list("abcdefghij"))
     assert mix.num_examined == 2000 // (10 + 512 // 256)
     assert mix.num_shown == mix.num_examined
+
+
+def test_the_counts_of_a_run_are_those_of_its_clients() -> None:
+    labels = np.array([0, 1, 1, 2, 0, 2])
+    clients, counts = mixes.counts_of(Partition(np.arange(6), np.array([0, 2, 5, 6])), labels, 4)
+    assert clients.tolist() == [0, 1, 2]
+    assert counts.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 0]]
+
+
+def test_of_clients_that_draw_their_examples_fewer_are_counted_the_more_classes_there_are() -> None:
+    labels = np.arange(2000) % 400
+    clients, counts = mixes.counts_of(population(1_000_000, labels, 8), labels, 400)
+    assert (len(clients), counts.shape[1]) == (99, 400)
+    assert (counts.sum(1) == 8).all()
+    assert clients.max() > 900_000, "spread over all"

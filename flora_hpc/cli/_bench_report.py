@@ -1,0 +1,39 @@
+"""`flora-hpc bench report`: a page over a long run with many clients."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+
+from flora_hpc.cli._bench_page import beware, remarks, tell_result
+
+
+def report(
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of the made-up run")] = 1000,
+    clients: Annotated[int, typer.Option(min=1, help="clients, all of which train in every round")] = 1000,
+    ranks: Annotated[int, typer.Option(min=1, help="ranks")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="timed repeats, of which the median counts")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Make a page over a made-up run: seconds, peak memory, and its size. By default a million rows of clients."""
+    from flora_hpc.bench import report as part
+
+    print(f"writing a run of {rounds:,} rounds, then {repeats} x its report", file=sys.stderr, flush=True)
+    tell_result(part.measure(rounds, clients, ranks, repeats), as_json, show)
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The measurement in a line, and what it was made on."""
+    memory, page = (f"{result[name] / 1e6:,.{digits}f} MB" for name, digits in (("peak_bytes", 0), ("page_bytes", 2)))
+    took = f"{result['seconds']:.2f} s, {memory} at its peak, a page of {page}"
+    console.print(f"[bold]flora-hpc report[/]: [bold]{took}[/]")
+    run = f"{result['rounds']:,} rounds on {result['ranks']:,} ranks, {result['client_rows']:,} rows of clients"
+    named = {
+        "run": f"{run}, {decimal(result['run_bytes'])}",
+        "measured": f"the whole command in a process of its own, imports included; median of {len(result['repeat_seconds'])}",
+        "machine": result["processor"],
+    }
+    spread = {"report": max(result["repeat_seconds"]) / min(result["repeat_seconds"])}
+    console.print(remarks(named | beware(spread)))

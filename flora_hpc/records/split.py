@@ -1,0 +1,48 @@
+"""Who holds which classes: a small group of run.h5, written once when a run starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from flora_hpc.errors import UserError
+
+GROUP = "split"
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many examples of each class some clients hold: all clients where they are few, else some spread evenly over all."""
+
+    clients: npt.NDArray[np.int64]  # (num_shown,) ids, ascending
+    counts: npt.NDArray[np.int64]  # (num_shown, num_classes)
+    classes: tuple[str, ...]  # their names
+
+
+def write(file: h5py.File, split: Split) -> None:
+    """Add the group. This must come before SWMR starts, which allows no new group; names have a fixed length for its sake."""
+    group = file.create_group(GROUP)
+    group["client"] = split.clients
+    counts = split.counts.astype(np.min_scalar_type(int(split.counts.max(initial=0))))
+    group.create_dataset("counts", data=counts, **({"compression": "gzip"} if counts.size else {}))
+    names = [name.encode() for name in split.classes]
+    group.create_dataset("class", data=np.array(names, h5py.string_dtype("utf-8", max(map(len, names), default=1) or 1)))
+
+
+def read(path: Path) -> Split | None:
+    """The split of a run.h5, also of one that is being written; None where it has none, as files before schema 4."""
+    try:
+        with h5py.File(path, "r", libver="latest", swmr=True) as file:
+            if GROUP not in file:
+                return None
+            client, counts, names = (file[GROUP][name][:] for name in ("client", "counts", "class"))
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path}: its /split cannot be read ({error}); the file is damaged") from None
+    return Split(client, counts.astype(np.int64), tuple(_text(name) for name in names))
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)

@@ -1,0 +1,148 @@
+"""The sentence above each figure: what one sees, with the numbers that matter."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.filesize import decimal
+
+from flora_hpc.records.opened import Run
+from flora_hpc.records.views import seconds
+from flora_hpc.report import clients, facts, timing
+
+
+def accuracy(run: Run) -> str:
+    """Of the test accuracy of a run."""
+    tested = facts.measured(run)
+    best = tested[tested["test_accuracy"].argmax()]
+    cut = " The axis does not start at zero." if tested["test_accuracy"].min() > 0.1 else ""
+    text = "Share of test images that get the right class; round 0 is the state before training."
+    return f"{text} Best: {facts.percent(best['test_accuracy'])} after round {best['round']:,}.{cut}"
+
+
+def loss(run: Run) -> str:
+    """Of the training loss of a run."""
+    values = facts.with_loss(run)["train_loss"]
+    first_last = f"{values[0]:.4g} in the first, {values[-1]:.4g} in the last"
+    return f"Mean over the examples that clients trained on in a round: {first_last}."
+
+
+def federation(run: Run) -> str:
+    """Of the traffic of a federation."""
+    rows = facts.trained(run)
+    up, down = int(rows["uplink_bytes"].sum()), int(rows["downlink_bytes"].sum())
+    each = up / max(1, int(rows["num_clients"].sum()))
+    sent = f"{decimal(up)} and {decimal(down)} in all"
+    return f"What clients would send (up) and receive (down): {sent}; an update has {decimal(round(each))}."
+
+
+def collectives(run: Run) -> str:
+    """Of the bytes that ranks sent."""
+    total, num = int(facts.rounds(run)["collective_bytes"].sum()), int(run.attributes["world_size"])
+    whose = "handed over by the one rank, though nothing leaves it" if num == 1 else f"by all {num:,} ranks together"
+    return f"What ranks of the simulation give to collectives, which is not what a federation would send: {decimal(total)} {whose}."
+
+
+def phases(run: Run) -> str:
+    """Of the stack of phases."""
+    rows = facts.trained(run)
+    text = "Means over ranks; the key says each phase's share of all rounds."
+    if len(rows):
+        text += f" A round takes {seconds(float(np.median(rows['round_seconds'])))} (median)."
+    if len(rows) >= timing.MOST_ROUNDS:
+        text += f" A step is the mean of about {len(rows) / timing.MOST_ROUNDS:.3g} rounds."
+    return text + " Waiting for slower ranks is no communication."
+
+
+def ranks(run: Run) -> str:
+    """Of the ranks along time."""
+    rows = run.tables["ranks"]
+    rows = rows[rows["round"] > 0]
+    if timing.is_strip(run):
+        text = "A bar for each rank. Within a round its phases stand in the order of the key, not of the clock."
+    else:
+        text = "Denser means that the rank waited longer for others in that round."
+    if not len(rows) or len(np.unique(rows["rank"])) == 1:
+        return text + " One rank waits for nobody." * bool(len(rows))
+    waits = np.bincount(rows["rank"], rows["wait_seconds"]) / np.maximum(np.bincount(rows["rank"], rows["round_seconds"]), 1e-12)
+    least, most = int(waits.argmin()), int(waits.argmax())
+    shares = [f"{100 * waits[rank]:.1f}\u00a0%" for rank in (least, most)]
+    return (
+        f"{text} Rank {least} waits least ({shares[0]} of its time), so others wait for it; rank {most} waits most ({shares[1]})."
+    )
+
+
+def sizes(run: Run) -> str:
+    """Of the examples of clients."""
+    rows = run.tables["clients"]
+    ids, first = np.unique(rows["client"], return_index=True)
+    held, registered = rows["num_examples"][first], int(run.attributes["num_clients"])
+    who = f"{len(ids):,} clients trained" if len(ids) == registered else f"{len(ids):,} of {registered:,} clients trained"
+    if held.min() == held.max():
+        return f"{who}; each holds {held.min():,} examples."
+    return f"{who}; they hold {held.min():,} to {held.max():,} examples, {np.median(held):,.0f} in the median."
+
+
+def labels(run: Run) -> str:
+    """Of the classes of clients."""
+    split = run.split
+    assert split is not None
+    held, num = (split.to_numpy() > 0).sum(1), int(run.attributes["num_clients"])
+    who = f"{len(split):,} of {num:,} clients, spread evenly over all; each" if len(split) < num else "Each client"
+    classes = f"{held.min():,}" if held.min() == held.max() else f"{held.min():,} to {held.max():,}"
+    return f"{who} holds {classes} of {split.shape[1]:,} classes. Denser means a larger share; rows that look alike hold alike."
+
+
+def norms(run: Run) -> str:
+    """Of the updates' norms."""
+    rejected = int(facts.trained(run)["num_rejected"].sum())
+    left_out = f"{rejected:,} updates were left out of the average" if rejected else "no update was left out of the average"
+    return f"{_band(run)}; {left_out}."
+
+
+def train_seconds(run: Run) -> str:
+    """Of the time that clients take."""
+    return f"{_band(run)}. A client's time is its share, by steps, of the time of its group."
+
+
+def _band(run: Run) -> str:
+    low, high = clients.ends(run.tables["clients"])
+    outer = "the pale one all of them" if (low, high) == (0, 1) else f"the pale one the middle {100 * (high - low):.0f}\u00a0%"
+    return f"The line is the median over clients, the dense band the middle half, {outer}"
+
+
+def memory(run: Run) -> str:
+    """Of the memory of ranks."""
+    rows = run.tables["ranks"]
+    most = rows[rows["peak_memory_bytes"].argmax()]
+    peak = f"{decimal(int(most['peak_memory_bytes']))}, on rank {most['rank']}"
+    return f"Peak of each process in host memory since it started, libraries included. Most: {peak}."
+
+
+def accuracies(runs: Sequence[Run]) -> str:
+    """Of the accuracies of several runs."""
+    return "Share of test images that get the right class, by round. The axis is fitted to the curves." + _beware(runs)
+
+
+def losses(runs: Sequence[Run]) -> str:
+    """Of the losses of several runs."""
+    return "Mean over the examples that clients trained on in a round. Different losses or data do not compare."
+
+
+def by_bytes(runs: Sequence[Run]) -> str:
+    """Of accuracy against bytes."""
+    return "What an accuracy costs a federation: further up and to the left is better." + _beware(runs)
+
+
+def by_seconds(runs: Sequence[Run]) -> str:
+    """Of accuracy against time."""
+    return "What an accuracy costs those who simulate it, start-up left out. Only runs on the same machines compare."
+
+
+def bars(runs: Sequence[Run]) -> str:
+    """Of the phases of several runs."""
+    return "Means over ranks and trained rounds; the number at the end is the whole round."
+
+
+def _beware(runs: Sequence[Run]) -> str:
+    sets = dict.fromkeys(str(run.attributes["dataset"]) for run in runs)
+    return f" The runs are on different data ({', '.join(sets)}): their accuracies do not compare." if len(sets) > 1 else ""

@@ -1,0 +1,156 @@
+"""Clients: how much they hold of what, how far their updates go, how long they train."""
+
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flora_hpc.records.opened import Run
+from flora_hpc.records.schema import Rows
+from flora_hpc.report.style import (
+    BLUE,
+    DENSE_BLUE,
+    GREEN,
+    HALF,
+    ORANGE,
+    NothingError,
+    Numbers,
+    new,
+    rounds_axis,
+    seconds_unit,
+    shade_key,
+    shades,
+    stretches,
+)  # fmt: skip
+
+MOST_BARS = 40  # clients with a bar of their own
+MOST_STEPS = 200  # rounds, or stretches of them, along a band
+FEW = 40  # clients a round up to which the ends are the least and the most
+MOST_PICTURE = (200, 200)  # clients and classes of the map
+MOST_NAMES = 30
+
+
+def sizes(run: Run) -> Figure:
+    """Examples of each client that trained, or how many clients have how many."""
+    rows = _some(run)
+    ids, first = np.unique(rows["client"], return_index=True)
+    held = rows["num_examples"][first]
+    figure, axes = new(HALF, 3.0)
+    if len(ids) <= MOST_BARS:
+        order = np.argsort(-held, kind="stable")
+        axes.bar(np.arange(len(ids)), held[order], 0.72, color=BLUE, linewidth=0)
+        axes.set_xticks(np.arange(len(ids)), [str(client) for client in ids[order]], size=9 if len(ids) <= 20 else 6.5)
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlabel("client, from the largest to the smallest")
+        axes.set_ylabel("examples")
+    else:
+        low, high = int(held.min()), int(held.max())
+        step = -(-(high - low + 1) // 40)  # whole numbers of examples, so that no bar counts more of them than its neighbours
+        edges = np.arange(low, high + step + 1, step) - 0.5
+        axes.hist(held, edges.tolist(), color=BLUE, linewidth=0, rwidth=0.92)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("examples of a client")
+        axes.set_ylabel("clients")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    return figure
+
+
+def labels(run: Run) -> Figure:
+    """The share of each class in a client's examples."""
+    split = run.split
+    if split is None:
+        raise NothingError(
+            "The file does not say which classes clients hold: an older version wrote it, or images have captions and no classes."
+        )
+    counts = split.to_numpy()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    few = len(shares) <= MOST_BARS
+    if not few:
+        shares = shares[np.lexsort((-shares.max(1), shares.argmax(1)))]
+        starts = stretches(len(shares), MOST_PICTURE[0])
+        shares = np.add.reduceat(shares, starts) / np.diff(np.append(starts, len(shares)))[:, None]
+    starts = stretches(shares.shape[1], MOST_PICTURE[1])
+    picture = np.add.reduceat(shares, starts, 1)
+    figure, axes = new(HALF, 3.0 if not few else max(3.0, 1.2 + 0.15 * len(shares)))
+    most = float(picture.max())
+    num_clients, num_classes = counts.shape
+    extent = (-0.5, num_classes - 0.5, (len(shares) if few else num_clients) - 0.5, -0.5)
+    axes.imshow(shades((picture / most) ** 0.5, DENSE_BLUE), aspect="auto", interpolation="nearest", extent=extent)
+    axes.grid(False)
+    if num_classes <= MOST_NAMES:
+        names = [name if len(name) <= 18 else f"{name[:17]}…" for name in map(str, split.columns)]
+        axes.set_xticks(np.arange(num_classes), names, rotation=90 if num_classes > 5 else 0, size=8)
+        axes.tick_params(axis="x", length=0)
+    else:
+        axes.set_xlabel(f"{num_classes:,} classes")
+    if few:
+        axes.set_yticks(np.arange(num_clients), [str(client) for client in split.index], size=8 if num_clients <= 20 else 6.5)
+        axes.set_ylabel("client")
+    else:
+        axes.set_yticks([])
+        axes.set_ylabel(f"{num_clients:,} clients, by main class")
+    shade_key(axes, most, DENSE_BLUE, "share of the client's examples", 0.5)
+    return figure
+
+
+def norms(run: Run) -> Figure:
+    """How far clients' updates go, by round."""
+    figure, axes = new(HALF, 3.0)
+    _bands(axes, _some(run), "update_norm", ORANGE, 1.0)
+    axes.set_ylabel("Euclidean norm of an update")
+    return figure
+
+
+def train_seconds(run: Run) -> Figure:
+    """How long clients train, by round."""
+    rows = _some(run)
+    figure, axes = new(HALF, 3.0)
+    values = rows["train_seconds"]
+    unit, unit_name = seconds_unit(float(values[np.isfinite(values)].max(initial=0)))
+    _bands(axes, rows, "train_seconds", GREEN, unit)
+    axes.set_ylabel(f"{unit_name} a client trains")
+    return figure
+
+
+def ends(rows: Rows) -> tuple[float, float]:
+    """Between which quantiles the pale band lies."""
+    num_rounds = len(np.unique(rows["round"]))
+    return (0.0, 1.0) if len(rows) <= FEW * num_rounds else (0.05, 0.95)
+
+
+def quantiles(rows: Rows, name: str) -> tuple[Numbers, Numbers]:
+    """Rounds (num,) in the middle of stretches, and quantiles (5, num) of a column of what is finite in them."""
+    rows = rows[np.isfinite(rows[name])]
+    if not len(rows):
+        raise NothingError("Every update was left out of the average: none was finite.")
+    values = rows[name][np.argsort(rows["round"], kind="stable")]
+    rounds, num = np.unique(rows["round"], return_counts=True)
+    starts = stretches(len(rounds), MOST_STEPS)
+    bounds = np.append(np.append(0, np.cumsum(num))[starts], len(values))
+    low, high = ends(rows)
+    found = [np.quantile(values[a:b], [low, 0.25, 0.5, 0.75, high]) for a, b in pairwise(bounds.tolist())]
+    upto = np.append(starts[1:], len(rounds)) - 1
+    return (rounds[starts] + rounds[upto]) / 2, np.array(found).T
+
+
+def _bands(axes: Axes, rows: Rows, name: str, colour: str, unit: float) -> None:
+    rounds, found = quantiles(rows, name)
+    lowest, low, middle, high, highest = found / unit
+    if len(rounds) == 1:
+        axes.vlines(rounds, lowest, highest, color=colour, alpha=0.35, linewidth=4)
+        axes.vlines(rounds, low, high, color=colour, alpha=0.6, linewidth=10)
+        axes.plot(rounds, middle, "o", color=colour)
+    else:
+        axes.fill_between(rounds, lowest, highest, color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(rounds, low, high, color=colour, alpha=0.32, linewidth=0)
+        axes.plot(rounds, middle, color=colour)
+    rounds_axis(axes, rows["round"])
+    axes.set_ylim(0, 1.06 * float(highest.max()) or 1)
+
+
+def _some(run: Run) -> Rows:
+    rows = run.tables["clients"]
+    if not len(rows):
+        raise NothingError("No client has trained yet.")
+    return rows

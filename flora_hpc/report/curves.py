@@ -1,0 +1,136 @@
+"""What was learned: accuracy and loss of one run or several, by round, bytes and seconds."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flora_hpc.records.opened import Run
+from flora_hpc.records.schema import Rows
+from flora_hpc.report import facts
+from flora_hpc.report.style import (
+    GREEN,
+    HALF,
+    MOST_POINTS,
+    NothingError,
+    Numbers,
+    bytes_unit,
+    legend_below,
+    line_style,
+    new,
+    percent_axis,
+    rounds_axis,
+    seconds_unit,
+    thinned,
+)  # fmt: skip
+
+UNTESTED = "No round was evaluated."
+MOST_IN_LEGEND = 24
+ALL_DOTS = 40  # rounds up to which each one gets a dot
+
+
+def accuracy(runs: Sequence[Run]) -> Figure:
+    """Test accuracy after each round that was evaluated."""
+    figure, axes = new(*_size(runs))
+    _curves(axes, runs, lambda run: facts.measured(run)["round"], lambda run: facts.measured(run)["test_accuracy"], UNTESTED)
+    shown = np.concatenate([facts.measured(run)["test_accuracy"] for run in runs])
+    if len(runs) == 1 and len(own := _per_client(runs[0])):
+        mean, std = own["client_accuracy_mean"], own["client_accuracy_std"]
+        low, high = np.maximum(mean - std, own["client_accuracy_min"]), np.minimum(mean + std, 1)
+        axes.fill_between(own["round"], low, high, color=GREEN, alpha=0.18, linewidth=0, label="± standard deviation")
+        axes.plot(own["round"], mean, color=GREEN, label="mean of clients, each on its mix")
+        axes.plot(own["round"], own["client_accuracy_min"], color=GREEN, linestyle=(0, (1.2, 1.4)), label="worst client")
+        shown = np.concatenate([shown, low, high, own["client_accuracy_min"]])
+        legend_below(axes, 2)
+    rounds_axis(axes, np.concatenate([facts.rounds(run)["round"] for run in runs]))
+    percent_axis(axes, shown)
+    axes.set_ylabel("test accuracy (%)")
+    return figure
+
+
+def loss(runs: Sequence[Run]) -> Figure:
+    """Mean training loss of each round."""
+    figure, axes = new(*_size(runs))
+    _curves(
+        axes,
+        runs,
+        lambda run: facts.with_loss(run)["round"],
+        lambda run: facts.with_loss(run)["train_loss"],
+        "No round was trained.",
+    )
+    rounds_axis(axes, np.concatenate([facts.rounds(run)["round"] for run in runs]))
+    axes.set_ylabel("mean training loss")
+    return figure
+
+
+def accuracy_by_bytes(runs: Sequence[Run]) -> Figure:
+    """Test accuracy against the bytes that the federation had sent by then."""
+    most = (
+        max(float(facts.traffic(run)[-1]) for run in runs if len(facts.rounds(run)))
+        if any(len(facts.rounds(run)) for run in runs)
+        else 0
+    )
+    if most == 0:
+        raise NothingError("No run has sent a byte: there is nothing to compare accuracy with.")
+    unit, name = bytes_unit(most)
+    return _accuracy_by(runs, facts.traffic, unit, f"sent by the federation, up and down ({name})")
+
+
+def accuracy_by_seconds(runs: Sequence[Run]) -> Figure:
+    """Test accuracy against the seconds that rounds had taken by then."""
+    most = max((float(facts.elapsed(run)[-1]) for run in runs if len(facts.rounds(run))), default=0)
+    unit, name = seconds_unit(most)
+    return _accuracy_by(runs, facts.elapsed, unit, f"time in rounds ({name})")
+
+
+def _accuracy_by(runs: Sequence[Run], reached: Callable[[Run], Numbers], unit: float, label: str) -> Figure:
+    figure, axes = new(*_size(runs))
+
+    def at(run: Run) -> Numbers:
+        points: Numbers = reached(run)[~np.isnan(facts.rounds(run)["test_accuracy"])] / unit
+        return points
+
+    _curves(axes, runs, at, lambda run: facts.measured(run)["test_accuracy"], UNTESTED)
+    axes.set_xlim(left=0)
+    percent_axis(axes, np.concatenate([facts.measured(run)["test_accuracy"] for run in runs]))
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_xlabel(label)
+    return figure
+
+
+def _curves(axes: Axes, runs: Sequence[Run], x: Callable[[Run], Numbers], y: Callable[[Run], Numbers], nothing: str) -> None:
+    """A line for each run, with dots where they are few, and a key under several. Raises NothingError, which says `nothing`."""
+    if not any(len(y(run)) for run in runs):
+        raise NothingError(nothing)
+    for number, (run, name) in enumerate(zip(runs, facts.names(runs), strict=True)):
+        points = thinned(x(run), y(run), max(50, MOST_POINTS // len(runs) // 4))
+        few = len(points[0]) <= (ALL_DOTS if len(runs) <= 3 else 1)
+        label = name if len(runs) > 1 else "all test images"
+        seen: dict[str, Any] = (
+            {"clip_on": False, "marker": "o" if few else None} if len(points[0]) else {}
+        )  # else it would take room
+        axes.plot(*points, **line_style(number), **seen, markersize=3.2, label=label, zorder=3)
+    if 1 < len(runs) <= MOST_IN_LEGEND:
+        legend_below(axes, _per_row(runs))
+
+
+def _size(runs: Sequence[Run]) -> tuple[float, float]:
+    lines = 0 if len(runs) == 1 else min(len(runs), MOST_IN_LEGEND)
+    return HALF, 2.9 + 0.19 * -(-lines // _per_row(runs))
+
+
+def _per_row(runs: Sequence[Run]) -> int:
+    """How many names stand beside each other in a key."""
+    longest = max(map(len, facts.names(runs)))
+    return 3 if longest <= 12 else 2 if longest <= 24 else 1
+
+
+def _per_client(run: Run) -> Rows:
+    """Rows in which clients were tested on their own; none in files of old versions."""
+    rows = facts.rounds(run)
+    if "worst_client" not in (rows.dtype.names or ()):
+        return rows[:0]
+    own: Rows = rows[rows["worst_client"] >= 0]
+    return own

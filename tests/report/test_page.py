@@ -1,0 +1,186 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from numpy.lib import recfunctions
+
+from flora_hpc import open_run
+from flora_hpc.bench import report as made_up
+from flora_hpc.records.hdf5file import Writer
+from flora_hpc.records.opened import Run
+from flora_hpc.records.split import Split
+from flora_hpc.report import facts, figures, page, svg
+from flora_hpc.report.style import DARK, NothingError, styled
+from tests.contracts.known_helpers import CONFIG, round_record, run_info
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Run]:
+    """A run of some rounds in a directory of its own; `facts` go into its RunInfo."""
+
+    def build(name: str = "run", rounds: int = 2, accuracy: float = 0.5, **info: object) -> Run:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        writer = Writer(folder / "run.h5", run_info(**info))
+        for number in range(rounds + 1):
+            writer.add(round_record(number, accuracy + 0.01 * number))
+        writer.close("finished")
+        return open_run(folder)
+
+    return build
+
+
+def empty(text: str) -> dict[str, str]:
+    """Figures that a page leaves out, and why."""
+    return dict(re.findall(r'class="\w+ none" id="([\w-]+)"><figcaption><h3>[^<]*</h3><p>([^<]*)</p>', text))
+
+
+def test_a_page_needs_nothing_else(make: Callable[..., Run]) -> None:
+    text = page.make([make()])
+    assert "<script" not in text
+    addresses = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)|@import', text)
+    assert all((one or other).startswith(("#", "data:")) for one, other in addresses)
+    assert empty(text) == {}
+
+
+def test_names_in_a_page_are_there_once_and_lead_somewhere(make: Callable[..., Run]) -> None:
+    text = page.make([make()])
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+
+
+def test_every_figure_has_a_name_for_those_who_do_not_see_it(make: Callable[..., Run]) -> None:
+    text = page.make([make()])
+    for drawing in [drawing for drawings in figures.ONE.values() for drawing in drawings]:
+        assert f'role="img" aria-label="{drawing.title}"><title>{drawing.title}</title>' in text
+
+
+def test_colours_follow_light_and_dark(make: Callable[..., Run]) -> None:
+    with styled():
+        drawn = svg.inline(figures.ONE["What was learned"][0].draw([make()]), "accuracy", "Accuracy")
+    assert not [colour for colour in DARK if colour in drawn], "every colour of the style is a variable"
+    assert svg.variable("#0072b2") in drawn
+
+
+def test_numbers_on_axes_are_not_cut() -> None:
+    with styled():
+        from flora_hpc.report.style import new
+
+        figure, axes = new(4, 3)
+        axes.set_yticks([0.125])
+        assert ">0.125<" in svg.inline(figure, "x", "x")
+
+
+def test_headlines_are_those_of_the_tables(make: Callable[..., Run]) -> None:
+    """Two rounds of three clients, 100 bytes each way; two ranks hand over 4000 bytes a round; round 0 takes a second too."""
+    found = {what: (value, remark) for what, value, remark in facts.headlines(make())}
+    assert found["test accuracy"] == ("50.00 → 52.00\u00a0%", "best 52.00\u00a0% after round 2")
+    assert found["federation traffic"][0] == "600 bytes up"
+    assert found["sent by ranks"][0] == "8.0 kB"
+    assert found["time in rounds"] == ("3.00 s", "1.00 s a round (median); start-up 1.50 s")
+    assert found["waiting"] == ("12.5 %", "the busiest rank trains 1.00 times the mean")
+
+
+def test_settings_that_differ(make: Callable[..., Run]) -> None:
+    config = yaml.safe_load(CONFIG)
+    other = yaml.safe_dump(config | {"seed": 8, "cohort": {"fraction": 0.5, "size": None}, "client": {"lr": 1e-4}})
+    assert facts.differences([make("one"), make("two", config=other)]) == {
+        "seed": ["7", "8"],
+        "cohort.fraction": ["-", "0.5"],
+        "cohort.size": ["3", "-"],
+        "client.lr": ["-", "0.0001"],
+    }
+    assert facts.differences([make("three"), make("four")]) == {}
+
+
+def test_runs_are_named_by_what_tells_them_apart(make: Callable[..., Run]) -> None:
+    runs = [make("a/lr1"), make("a/lr2"), make("b/lr1")]
+    assert facts.names(runs[:2]) == ["lr1", "lr2"]
+    assert facts.names(runs) == ["a/lr1", "a/lr2", "b/lr1"]
+
+
+def test_names_and_settings_cannot_break_the_page(make: Callable[..., Run]) -> None:
+    bad = "<script>alert(1)</script> & $x_1"
+    text = page.make([make(dataset=bad, split=Split(np.arange(2), np.ones((2, 2), int), (bad, "\u65e5\u672c")))], title=bad)
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_a_killed_run_without_a_trained_round(make: Callable[..., Run]) -> None:
+    found = empty(page.make([make(rounds=0)]))
+    assert set(found) == {"loss", "federation-bytes", "client-seconds", "client-sizes", "update-norms"}
+    assert found["loss"] == "No round was trained."
+
+
+def test_a_run_without_a_round(make: Callable[..., Run]) -> None:
+    run = make(rounds=-1)
+    assert set(empty(page.make([run]))) == {drawing.name for drawings in figures.ONE.values() for drawing in drawings} - {"labels"}
+    assert set(empty(page.make([run, make("other", rounds=0)]))) == {"loss", "accuracy-by-bytes", "phases"}
+
+
+def test_a_run_that_was_never_tested(make: Callable[..., Run]) -> None:
+    run = make(accuracy=float("nan"))
+    assert set(empty(page.make([run]))) == {"accuracy"}
+    assert set(empty(page.make([run, make("other", accuracy=float("nan"))]))) == {
+        "accuracy",
+        "accuracy-by-bytes",
+        "accuracy-by-seconds",
+    }
+    assert empty(page.make([run, make("tested")])) == {}
+
+
+def test_files_of_old_versions(make: Callable[..., Run]) -> None:
+    """Schema 2 knew neither /split nor some columns."""
+    path = make().path
+    with h5py.File(path, "r+") as file:
+        del file["split"]
+        for name in ("rounds", "ranks"):
+            rows = file[name][:]
+            dropped = [column for column in rows.dtype.names if column.startswith(("batch", "sum", "client_acc", "worst"))]
+            del file[name]
+            file[name] = recfunctions.drop_fields(rows, dropped)
+        file.attrs["schema"] = 2
+    found = empty(page.make([open_run(path)]))
+    assert list(found) == ["labels"]
+    assert "older version" in found["labels"]
+
+
+def test_runs_on_different_data_are_told_apart(make: Callable[..., Run]) -> None:
+    text = page.make([make("one"), make("two", dataset="cifar10")])
+    assert "different data (digits, cifar10): their accuracies do not compare" in text
+
+
+def test_updates_that_were_all_left_out(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run.h5", run_info())
+    writer.add(round_record(0, 0.5))
+    writer.add(round_record(1, 0.5, num_rejected=3))
+    writer.close("failed")
+    found = empty(page.make([open_run(tmp_path)]))
+    assert set(found) == {"loss", "update-norms"}
+
+
+def test_many_rows_make_a_small_page(tmp_path: Path) -> None:
+    """400 rounds on 20 ranks: a map instead of a strip, and no figure of more than some thousand points."""
+    made_up.write(tmp_path / "run.h5", 400, 60, 20)
+    text = page.make([open_run(tmp_path)])
+    assert empty(text) == {}
+    assert len(text) < 600_000
+    for name, drawn in re.findall(r'<figure class="\w+" id="([\w-]+)">(.*?)</figure>', text, re.S):
+        points = sum(len(re.findall(r"[MLCQ] ", path)) for path in re.findall(r' d="([^"]*)"', drawn))
+        assert points < 6000, name
+
+
+def test_twenty_runs_have_lines_of_their_own(make: Callable[..., Run]) -> None:
+    text = page.make([make(f"run{number}") for number in range(20)])
+    swatches = re.findall(r'<svg width="34"[^>]*>(<line.*?/>)</svg>', text)
+    assert len(set(swatches[:20])) == 20
+
+
+def test_nothing_to_draw_is_told_with_a_sentence(make: Callable[..., Run]) -> None:
+    with styled(), pytest.raises(NothingError, match=r"^[A-Z].*\.$"):
+        figures.ONE["What was learned"][0].draw([make(accuracy=float("nan"))])
