@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ class Writer:
                 self._begin(info)
             new.replace(path)
         except (OSError, RuntimeError):
-            new.unlink(missing_ok=True)
+            with suppress(OSError):
+                new.unlink()
             raise
 
     def _begin(self, info: RunInfo) -> None:
@@ -111,7 +112,8 @@ class Writer:
                 file.flush()
             part.replace(self._path)
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # it is gone, or the disk is read-only
+                part.unlink()
 
 
 def make_room(path: Path) -> None:
