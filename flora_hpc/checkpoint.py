@@ -9,7 +9,6 @@ Each holds a checksum of all its numbers, and the two newest rounds are kept, so
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -24,6 +23,7 @@ from safetensors.torch import load, save
 
 from flora_hpc import optimizers
 from flora_hpc.errors import UserError
+from flora_hpc.records import disk
 from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
 
@@ -154,11 +154,8 @@ def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
     part = file.with_suffix(".part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as opened:
-            opened.write(save(tensors, facts | {"checksum": _checksum(tensors, facts)}))
-            opened.flush()
-            os.fsync(opened.fileno())
-        part.replace(file)
+        part.write_bytes(save(tensors, facts | {"checksum": _checksum(tensors, facts)}))
+        disk.settle(part, file)
     except OSError as error:
         with suppress(OSError):  # a read-only disk lets nothing be removed either
             part.unlink()
@@ -196,6 +193,7 @@ def _flatten(tree: Any, name: str, into: Tensors) -> Any:
         into[name] = tree.cpu().clone()  # a file holds no tensor twice
         return "tensor"
     if isinstance(tree, dict):
+        assert all(isinstance(key, str) for key in tree), "JSON would make texts of other keys"
         return {"dict": {key: _flatten(value, f"{name}.{key}", into) for key, value in tree.items()}}
     if isinstance(tree, tuple | list):
         return {type(tree).__name__: [_flatten(value, f"{name}.{i}", into) for i, value in enumerate(tree)]}

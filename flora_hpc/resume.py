@@ -12,7 +12,9 @@ import torch
 from flora_hpc import checkpoint, prepare
 from flora_hpc.checkpoint import Checkpoint
 from flora_hpc.comm.communicator import AgreedError, Communicator, together
-from flora_hpc.records import hdf5file
+from flora_hpc.comm.meter import Meter
+from flora_hpc.errors import UserError
+from flora_hpc.records import disk, hdf5file
 from flora_hpc.records.known import Earlier, RoundRecord
 from flora_hpc.round import Federation, State, groups_of, my_groups
 
@@ -27,16 +29,24 @@ class Begin:
 
 
 class Saved:
-    """The checkpoints of one run. `essence` is what decides its results: checkpoints of any other are refused."""
+    """The checkpoints of the run in `out`. `essence` is what decides its results: checkpoints of any other are refused."""
 
-    def __init__(self, folder: Path, essence: str) -> None:
-        self.folder, self._run = folder, hashlib.blake2b(essence.encode(), digest_size=16).hexdigest()
+    def __init__(self, out: Path, essence: str) -> None:
+        self.folder, self._out, self._run = out / "checkpoint", out, hashlib.blake2b(essence.encode(), digest_size=16).hexdigest()
 
-    def write(self, fed: Federation, comm: Communicator, state: State, number: int) -> Callable[[], None]:
-        """Write this rank's optimizers after round `number`, where they are kept. Returns what writes the rest, on rank 0."""
+    def write(self, fed: Federation, comm: Meter, state: State, number: int) -> Callable[[], None]:
+        """Write this rank's optimizers after round `number`, where they are kept.
+
+        Returns what writes the rest, on rank 0, once the round is in run.h5: a checkpoint that is newer than the log is of no use.
+        """
         shards: tuple[str, ...] = ()
+
+        def keep() -> str:
+            with comm.phase("log"):
+                return checkpoint.write_optimizers(self.folder, number, comm.rank, state.optimizers)
+
         if fed.client.optimizer_state == "keep":
-            name = together(comm, lambda: checkpoint.write_optimizers(self.folder, number, comm.rank, state.optimizers))
+            name = together(comm, keep)
             shards = tuple(text.decode() for text in comm.allgather(name.encode()))
         if comm.rank != 0:
             return lambda: None
@@ -44,14 +54,23 @@ class Saved:
         if untested is not None:
             untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round notes its accuracy
         point = Checkpoint(number, state.adapter, state.server, untested, shards)
-        return lambda: checkpoint.write(self.folder, point, self._run)
 
-    def find(self, fed: Federation, comm: Communicator, device: torch.device, out: Path) -> Begin:
-        """Where the unfinished run in `out` goes on: after its newest whole checkpoint, or from the start where there is none.
+        def save() -> None:
+            log = self._out / "run.h5"
+            try:
+                disk.sync(log)
+            except OSError as error:
+                raise UserError(f"{log}: does not reach its disk ({error.strerror or error}); go on with --resume") from None
+            checkpoint.write(self.folder, point, self._run)
+
+        return save
+
+    def find(self, fed: Federation, comm: Communicator, device: torch.device) -> Begin:
+        """Where the unfinished run goes on: after its newest whole checkpoint, or from the start where there is none.
 
         Rank 0 reads and sends it; optimizers are read by each rank. Raises UserError, on every rank, for what does not fit.
         """
-        data, earlier = together(comm, lambda: self._look(out) if comm.rank == 0 else (b"", None))
+        data, earlier = together(comm, lambda: self._look() if comm.rank == 0 else (b"", None))
         data = share(comm, data)
         if not data:
             return Begin(prepare.first_state(fed, comm, device), 0, earlier)
@@ -67,14 +86,14 @@ class Saved:
             state.optimizers = {group: to(parts, device) for group, parts in kept.items()}
         return Begin(state, following, earlier)
 
-    def _look(self, out: Path) -> tuple[bytes, Earlier]:
+    def _look(self) -> tuple[bytes, Earlier]:
         """The newest checkpoint that fits the log, empty for none, and the log up to it."""
-        _, tables = hdf5file.read(out)
+        _, tables = hdf5file.read(self._out)
         data, told = checkpoint.newest(self.folder, self._run, int(tables["rounds"]["round"].max(initial=-1)))
         point = checkpoint.read(data) if data else None
         last = -1 if point is None else point.round
         logged = last - (point is not None and point.untested is not None)
-        return data or b"", hdf5file.earlier(out, last, logged, told)
+        return data or b"", hdf5file.earlier(self._out, last, logged, told)
 
 
 def share(comm: Communicator, data: bytes) -> bytes:

@@ -34,6 +34,8 @@ from flora_hpc.records.schema import TOPOLOGY, Rows
 from flora_hpc.resume import Begin, Saved
 from flora_hpc.round import AbandonedError, Federation, State, play
 
+SOON_SECONDS = 10.0  # to reach an address of rank 0's where a run can do without
+
 
 def run(
     config: Config,
@@ -67,8 +69,8 @@ def run(
         fed = replace(fed, inputs=inputs, mixes=mixes, stop=stop)
         fed = replace(fed, tickets=shared_tickets(config, comm))
         config = config.with_group_size(fed.group_size)
-        saved = Saved(out / "checkpoint", config.essence().to_yaml())
-        begin = saved.find(fed, comm, place.device, out) if resume else Begin(prepare.first_state(fed, comm, place.device))
+        saved = Saved(out, config.essence().to_yaml())
+        begin = saved.find(fed, comm, place.device) if resume else Begin(prepare.first_state(fed, comm, place.device))
         if fed.method.sees == "features":
             del clip.model.visual  # its work is done, for all rounds
         topology = place_rows(devices.places(comm, launch, place.device, place.num_threads))
@@ -124,12 +126,15 @@ def run(
 
 
 def shared_tickets(config: Config, comm: Communicator) -> tickets.Tickets:
-    """Tickets for idle ranks, whose store also tells which rank hangs. Raises UserError, on every rank, where they are needed."""
-    try:
+    """Tickets for idle ranks, whose store also tells which rank hangs.
+
+    Raises UserError, on every rank, when they are needed and cannot be had; for the rest a job does without, and soon.
+    """
+    if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
         return tickets.share(comm, config.comm.timeout_seconds)
+    try:
+        return tickets.share(comm, config.comm.timeout_seconds, SOON_SECONDS)
     except AgreedError:
-        if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
-            raise
         return tickets.Tickets()
 
 
@@ -156,10 +161,10 @@ def play_rounds(
             together(comm, observers.settle)  # a rank that leaves early may have the others killed by its launcher
             where = f"after round {last_saved} of {config.rounds}" if last_saved >= 0 else "before round 0"
             raise StoppedError(f"a signal stopped the run {where}; the same command with --resume goes on from there")
+        due = config.checkpoint.every and number % config.checkpoint.every == 0 and number < config.rounds
+        write = saved.write(fed, comm, state, number) if due else lambda: None
+        last_saved = number if due else last_saved
         with comm.phase("log"):
-            due = config.checkpoint.every and number % config.checkpoint.every == 0 and number < config.rounds
-            write = saved.write(fed, comm, state, number) if due else lambda: None
-            last_saved = number if due else last_saved
             observers.rounds(records, write)
     observers.settle()
 

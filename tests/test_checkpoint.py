@@ -8,6 +8,7 @@ import torch
 from flora_hpc import checkpoint
 from flora_hpc.checkpoint import Checkpoint, DamagedError
 from flora_hpc.errors import UserError
+from flora_hpc.records import disk
 from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS
 from tests.contracts.known_helpers import rows
@@ -162,7 +163,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatc
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     with pytest.raises(UserError, match=r"round-000002.safetensors: cannot be written \(No space left on device\); make room"):
         checkpoint.write(tmp_path, make(2), "run")
     assert [file.name for file in tmp_path.iterdir()] == ["round-000001.safetensors"]

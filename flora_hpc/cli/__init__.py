@@ -8,11 +8,12 @@ from typing import NoReturn
 import typer
 
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, run, show, slurm
+from flora_hpc.cli._job import LATER
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.errors import StoppedError, UserError
 
-LATER = 5.0  # seconds that silent ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
+AT_ONCE = 0.5  # seconds in which all ranks learn of a mistake in the same collective
 
 app = typer.Typer(
     help="Simulate federated LoRA fine-tuning of vision-language models on HPC clusters.",
@@ -54,7 +55,7 @@ def main() -> NoReturn:
         if speaks:
             print(f"flora-hpc: {error}", file=sys.stderr, flush=True)
         elif me.launcher == "slurm":
-            time.sleep(LATER if not isinstance(error, AgreedError) else 0.5)  # of the latter all ranks learn at once
+            time.sleep(AT_ONCE if isinstance(error, AgreedError) else LATER)
     except StoppedError as error:
         code = 75
         if speaks:

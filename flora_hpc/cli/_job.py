@@ -5,12 +5,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import NoReturn
 
+from flora_hpc.comm import mpilibrary
 from flora_hpc.comm.communicator import AgreedError, Communicator, connect, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import StoppedError, UserError
+
+LATER = 5.0  # seconds that other ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
 
 
 @contextmanager
@@ -19,7 +23,13 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
 
     Without the abort the other ranks would wait for this one in their next collective, or in MPI_Finalize.
     """
-    with connect(launch, config) as comm:
+    with ExitStack() as connected:
+        try:
+            comm = connected.enter_context(connect(launch, config))
+        except UserError as error:
+            if launch.size == 1:
+                raise
+            leave_alone(launch, error)
         try:
             yield comm
         except (AgreedError, StoppedError):
@@ -37,6 +47,20 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
             print(f"{where}: {error if mistake else traceback.format_exc()}", file=sys.stderr, flush=True)
             time.sleep(1)  # an abort may overtake what was said: MPICH's launcher then drops it
             comm.abort(2 if mistake else 1)
+
+
+def leave_alone(launch: Launch, error: UserError) -> NoReturn:
+    """End a rank that cannot connect, and with it the others, which may be right where they are and wait for this one.
+
+    A mistake that all ranks make is said by rank 0, whose launcher ends the others before they say it, too.
+    """
+    if launch.rank:
+        time.sleep(LATER)
+    where = f"rank {launch.rank} of {launch.size} on {socket.gethostname()}: " if launch.rank else ""
+    print(f"flora-hpc: {where}{error}", file=sys.stderr, flush=True)
+    time.sleep(0.5)  # an abort may overtake what was said
+    mpilibrary.abort_early(launch, 2)
+    sys.exit(2)
 
 
 def ends(comm: Communicator) -> Callable[[str], None]:
@@ -77,5 +101,5 @@ def job_with_config(
             yield comm, together(comm, settled)
     except UserError:
         if problem:
-            raise problem from None
+            raise AgreedError(str(problem)) from None
         raise

@@ -6,15 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flora_hpc.comm.mpilibrary import SRUN_FLAG, Library
 from flora_hpc.errors import UserError
 
-MPI_OF = {  # what `srun --mpi` must be, by a word in the name of the MPI library
-    "open mpi": "pmix",
-    "spectrum mpi": "pmix",
-    "intel": "pmi2",
-    "mpich": "pmi2",
-    "mvapich": "pmi2",
-}
 CORES = 4  # of a rank, unless said otherwise
 WARNING_SECONDS = 120  # Slurm sends its signal so long before the time limit, or up to a minute earlier
 SHORTEST_SECONDS = 300
@@ -91,8 +85,8 @@ def seconds(time: str) -> int:
     return ((d * 24 + h) * 60 + m) * 60 + s
 
 
-def mpi_for(job: Job, backend: str, library: Callable[[], str | None]) -> str:
-    """What `srun --mpi` must be, where `job.mpi` may be auto. `library` names what mpi4py loads, None without mpi4py.
+def mpi_for(job: Job, backend: str, library: Callable[[], Library | None]) -> str:
+    """What `srun --mpi` must be, where `job.mpi` may be auto. `library` is what mpi4py loads, None without any.
 
     Raises UserError where ranks would not find each other.
     """
@@ -106,15 +100,15 @@ def mpi_for(job: Job, backend: str, library: Callable[[], str | None]) -> str:
         return job.mpi
     if backend in ("gloo", "nccl") or (job.container and backend == "auto"):
         return "none"
-    name = "that of the container cannot be seen from here" if job.container else library()
-    if name is None and backend == "auto":
+    found = None if job.container else library()
+    if found is None and backend == "auto":
         return "none"
-    for word, mpi in MPI_OF.items():
-        if name and not name.startswith("none") and word in name.lower():
-            return mpi
+    if found is not None and found.usual:
+        return SRUN_FLAG[found.usual]
+    what = f"nobody knows which {found.name} needs" if found else "mpi4py is not installed here"
+    what = "the MPI library of the container cannot be seen from here" if job.container else what
     raise UserError(
-        f"--mpi auto: MPI library: {name or 'none, since mpi4py is not installed'}; give --mpi pmix (Open MPI) or pmi2 (MPICH, "
-        "Intel MPI), or do without MPI: -s comm.backend=gloo"
+        f"--mpi auto: {what}; give --mpi pmix (Open MPI) or pmi2 (MPICH, Intel MPI), or do without MPI: -s comm.backend=gloo"
     )
 
 

@@ -29,7 +29,9 @@ def list_(
         return
     names = [*plugins.FAMILIES, "configuration"]
     if family is not None and family not in names:
-        raise UserError(f"no family '{family}'{did_you_mean(family, names)} ({', '.join(names)})")
+        section = family in Config.model_fields and not did_you_mean(family, names)
+        where = "; it is a part of: flora-hpc list configuration" if section else did_you_mean(family, names)
+        raise UserError(f"no family '{family}'{where} ({', '.join(names)})")
     console = Console(highlight=False, soft_wrap=True)
     for name in [family] if family else names:
         console.print(f"[bold]{name}[/]")

@@ -20,10 +20,12 @@ ASSIGNMENTS = {
 UNSEEN_GPU_BYTES = 16 * 10**9  # memory of a GPU that is planned for and not here
 
 
-def memory(clip: Any, fed: Any, load: Any, num_images: int, kept_clients: int, num_bytes: int = 4) -> dict[str, int]:
+def memory(
+    clip: Any, fed: Any, load: Any, group_bytes: int, num_images: int, kept_clients: int, num_bytes: int = 4
+) -> dict[str, int]:
     """About how many bytes a rank needs: what stays, and the larger of two peaks, which do not meet.
 
-    `load` is what a client takes; `kept_clients` are those whose optimizers stay with the rank; a number of a feature has
+    `load` is what a client takes, `group_bytes` the largest group; `kept_clients` are those whose optimizers stay with the rank; a number of a feature has
     `num_bytes`.
     """
     import torch
@@ -35,7 +37,7 @@ def memory(clip: Any, fed: Any, load: Any, num_images: int, kept_clients: int, n
     model, method = clip.model, fed.method
     lasting = {"weights": sum(p.numel() * p.element_size() for p in model.parameters())}
     # beside a group: the adapter, the mean update and an exact sum of 16 bytes a number
-    peaks = {"training a group": load.of_group(fed.group_size) + 6 * method.payload_bytes}
+    peaks = {"training a group": group_bytes + 6 * method.payload_bytes}
     if method.sees == "features":
         values = method.unpack(torch.empty(1, method.num_params, device="meta"))
         lasting["features"] = num_bytes * method.classes(values, None).shape[-1] * num_images
@@ -75,8 +77,11 @@ def plan(
     import torch
 
     from flora_hpc import cohort, prepare
+    from flora_hpc.clip import precision
     from flora_hpc.round import cost
 
+    if not gpus:  # what another machine's GPUs can do is not known here
+        precision.settle(resolved.model.precision, torch.device("cpu"))
     room = room_for(gpus, ranks)
     dataset, clip, fed = prepare.everything(resolved, torch.device("meta"), room)
     clients = cohort.sample(resolved.cohort, fed.shards.num_clients, resolved.seed, 1)
@@ -85,8 +90,8 @@ def plan(
     costs = [cost(fed, group) for group in groups]
     num_bytes = 2 if resolved.features.precision == "bf16" else 4
     chosen, load = prepare.group_size(resolved, dataset, clip, fed.method, len(clients), room)
-    group_bytes = load.of_group(chosen.clients)
-    needed = memory(clip, fed, load, len(dataset.images), -(-len(clients) // ranks), num_bytes)
+    group_bytes = load.of_group(min(fed.group_size, len(clients)))
+    needed = memory(clip, fed, load, group_bytes, len(dataset.images), -(-len(clients) // ranks), num_bytes)
 
     table = Table(title=f"plan of {Path(config).name}", title_justify="left", show_header=False)
     table.add_column(style="dim")
@@ -94,7 +99,7 @@ def plan(
     numbers = sum(p.numel() for p in clip.model.parameters())
     table.add_row("model", f"{clip.name}, {numbers:,} numbers, {decimal(needed['weights'])}")
     table.add_row("method", f"{resolved.method.name}, {fed.method.num_params:,} trained numbers per client")
-    table.add_row("computed", fed.method.how)
+    table.add_row("computed", f"{fed.method.how}; {resolved.model.precision}")
     table.add_row("payload", f"{fed.method.payload_bytes:,} bytes per update")
     table.add_row("data", f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images")
     table.add_row("captions", f"{len(dataset.captions)}, such as '{dataset.captions[0]}'")

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from flora_hpc import configfile
+from flora_hpc import configfile, plugins
 from flora_hpc.cli import _jobscript
 from flora_hpc.cli._args import ConfigFile, Overrides, whole_numbers
+from flora_hpc.comm import mpilibrary
 from flora_hpc.errors import UserError
 
 
@@ -101,12 +102,9 @@ def check_config(config: Path, job: _jobscript.Job) -> str:
     return resolved.comm.backend
 
 
-def library() -> str | None:
-    """The MPI library that mpi4py loads here; None without mpi4py."""
-    from flora_hpc.cli.doctor import mpi_library
-
-    name = mpi_library()
-    return None if name == "none, since mpi4py is not installed" else name
+def library() -> mpilibrary.Library | None:
+    """The MPI library that mpi4py loads here, None without mpi4py. Raises UserError when mpi4py finds none."""
+    return mpilibrary.loaded() if plugins.member("backends", "mpi").available() else None
 
 
 def hand_in(script: str) -> str:

@@ -6,6 +6,7 @@ A library that does not understand its launcher starts N worlds of one rank, end
 import os
 import re
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +118,16 @@ def prepare(launch: Launch, library: Library, environ: MutableMapping[str, str] 
     """Tell MPICH under its own mpiexec which protocol is meant: in a Slurm step of type pmix it finds two and gives up."""
     if library.family == "MPICH" and launch.launcher == "mpich" and "PMIX_NAMESPACE" in environ:
         environ.setdefault("MPIR_CVAR_PMI_VERSION", "1")
+
+
+def abort_early(launch: Launch, code: int, environ: Mapping[str, str] = os.environ) -> None:
+    """End all ranks before MPI is initialised: until then MPICH's mpiexec does not mind that one ends, and the others wait for it.
+
+    This is the command that MPI_Abort sends in the protocol PMI-1.
+    """
+    if launch.launcher == "mpich" and environ.get("PMI_FD", "").isdigit():
+        with suppress(OSError):  # it has ended the job already
+            os.write(int(environ["PMI_FD"]), f"cmd=abort exitcode={code}\n".encode())
 
 
 def wants_own_heap(launch: Launch, library: Library, environ: Mapping[str, str] = os.environ) -> bool:

@@ -55,8 +55,11 @@ class Tickets:
             yield ticket
 
 
-def share(comm: Communicator, timeout_seconds: float) -> Tickets:
-    """Tickets for all ranks of `comm`. Raises UserError, on every rank, when some cannot reach rank 0's port."""
+def share(comm: Communicator, timeout_seconds: float, reach_seconds: float = REACH_SECONDS) -> Tickets:
+    """Tickets for all ranks of `comm`, each of which tries for `reach_seconds` to reach an address of rank 0's.
+
+    Raises UserError, on every rank, when some cannot.
+    """
     if comm.size == 1:
         return Tickets()
     limit = timedelta(seconds=timeout_seconds)
@@ -66,7 +69,8 @@ def share(comm: Communicator, timeout_seconds: float) -> Tickets:
 
     served = together(comm, serve)
     door = Door(**json.loads(comm.allgather(json.dumps(asdict(served[1]) if served else None).encode())[0]))
-    return Tickets(together(comm, lambda: served[0] if served else connect(door, limit)), clears=comm.rank == 0)
+    reach_seconds = min(reach_seconds, timeout_seconds / 2)
+    return Tickets(together(comm, lambda: served[0] if served else connect(door, limit, reach_seconds)), clears=comm.rank == 0)
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,24 @@ class Door:
 
 
 def open_door(limit: timedelta) -> tuple[TCPStore, Door]:
-    """The server of the counters, and where it is."""
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=limit)
+    """The server of the counters, and where it is. Raises UserError when this machine lets nobody listen."""
+    try:
+        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=limit)
+    except (OSError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(needed(f"a port that {socket.gethostname()} cannot open ({why})")) from None
     door = Door([socket.gethostname(), *addresses()], store.port, secrets.token_hex(16))
     store.set(TOKEN, door.token)
     return store, door
 
 
-def connect(door: Door, limit: timedelta) -> TCPStore:
+def connect(door: Door, limit: timedelta, reach_seconds: float) -> TCPStore:
     """This rank's way to rank 0's counters. Raises UserError when there is none.
 
     Names are no proof: nodes may have equal ones, and an address of a private network may be somebody else's here. So each place is
     tried in turn, this machine first where the names are equal, until one knows the word.
     """
     mine = socket.gethostname() == door.hosts[0]  # a machine need not know its own name
-    reach_seconds = min(REACH_SECONDS, limit.total_seconds() / 2)
     problems = []
     for host in ["localhost", *door.hosts] if mine else door.hosts:
         try:  # torch says the same in a hundred lines
@@ -105,9 +112,14 @@ def connect(door: Door, limit: timedelta) -> TCPStore:
             problems.append(f"{host}: another program")
         except (OSError, RuntimeError) as error:
             problems.append(f"{host}: {str(error).splitlines()[0]}")
-    raise UserError(
-        f"cohort.assignment: dynamic and evaluate.overlap need a connection to port {door.port} of {door.hosts[0]}, which "
-        f"{socket.gethostname()} does not get ({'; '.join(problems)}); set cohort.assignment: balanced and evaluate.overlap: false"
+    way = f"a connection to port {door.port} of {door.hosts[0]}"
+    raise UserError(needed(f"{way}, which {socket.gethostname()} does not get ({'; '.join(problems)})"))
+
+
+def needed(what: str) -> str:
+    """One sentence: what tickets cannot do without, and the cure."""
+    return (
+        f"cohort.assignment: dynamic and evaluate.overlap need {what}; set cohort.assignment: balanced and evaluate.overlap: false"
     )
 
 

@@ -24,6 +24,8 @@ class Board(Protocol):
 
     def set(self, key: str, value: str) -> None: ...
 
+    def check(self, keys: list[str]) -> bool: ...
+
     def get(self, key: str) -> bytes: ...
 
 
@@ -86,16 +88,20 @@ class Watchdog:
         return [0] if before is None or after is None else [rank for rank in after if after[rank] == before[rank]]
 
     def _read(self) -> dict[int, tuple[int, int]] | None:
-        """What every other rank has written: collectives entered, and how often it wrote. None when the board does not answer."""
+        """What every other rank has written: collectives entered, and how often it wrote; zeros for one that never did.
+
+        None when the board does not answer.
+        """
         if self._board is None:
             return None
-        get, read = self._board.get, dict[int, tuple[int, int]]()
+        board, read = self._board, dict[int, tuple[int, int]]()
         others = [rank for rank in range(self._meter.size) if rank != self._meter.rank]
 
         def ask() -> None:
             with suppress(RuntimeError):
-                for rank in others:
-                    entered, beats = get(f"at {rank}").split()
+                for rank in others:  # asking for what is not there would wait for it
+                    written = board.get(f"at {rank}") if board.check([f"at {rank}"]) else b"0 0"
+                    entered, beats = written.split()
                     read[rank] = int(entered), int(beats)
 
         asking = threading.Thread(target=ask, name="asks the board", daemon=True)

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flora_hpc.errors import UserError
+from flora_hpc.records import disk
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.known import RoundRecord, RunInfo
 
@@ -22,7 +23,7 @@ class Hdf5:
             self._folder.mkdir(parents=True, exist_ok=True)
             part = self._folder / "config.yaml.part"
             part.write_text(info.config, encoding="utf-8")
-            part.replace(self._folder / "config.yaml")
+            disk.settle(part, self._folder / "config.yaml")
             self._writer = Writer(self._folder / "run.h5", info)
         except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
             raise UserError(f"--out {self._folder}: cannot be written ({reason(error)}); choose a directory that can") from None

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from flora_hpc.errors import UserError
+from flora_hpc.records import disk
 from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import SCHEMA, TABLES, Rows
 
@@ -34,7 +35,7 @@ class Writer:
         try:
             with self._let_go_of_what_fails():
                 self._begin(info)
-            new.replace(path)
+            disk.settle(new, path)
         except (OSError, RuntimeError):
             with suppress(OSError):
                 new.unlink()
@@ -71,6 +72,7 @@ class Writer:
         for name in ("clients", "ranks", "rounds") if info.earlier else ():
             self._append(name, getattr(info.earlier, name))
         self._file.swmr_mode = True  # from here on neither attributes nor tables can be added
+        self._file.flush()
 
     def _append(self, table: str, rows: Rows) -> None:
         dataset = self._file[table]
@@ -110,7 +112,7 @@ class Writer:
             with h5py.File(part, "r+", libver="latest") as file, letting_go(file):
                 file.attrs["status"] = status
                 file.flush()
-            part.replace(self._path)
+            disk.settle(part, self._path)
         finally:
             with suppress(OSError):  # it is gone, or the disk is read-only
                 part.unlink()
@@ -120,8 +122,7 @@ def make_room(path: Path) -> None:
     """Let a file have room at its end for what HDF5 may write there; one that it could not flush it cannot close either."""
     with path.open("ab") as file:
         file.write(bytes(SPARE_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
+    disk.sync(path)
 
 
 @contextmanager

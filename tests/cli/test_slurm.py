@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flora_hpc.cli import _jobscript, doctor
+from flora_hpc.cli import _jobscript, slurm
+from flora_hpc.comm import mpilibrary
 from flora_hpc.errors import UserError
 from tests.cli.test_bad_input import call
 from tests.conftest import ROOT
@@ -160,6 +161,7 @@ def test_ranks_in_a_container_are_told_where_to_meet(invoke: Invoke, calls: Path
     assert words(calls, "srun")[-2:] == ["-s", "comm.backend=gloo"]
 
 
+CRAY = "MPI VERSION    : CRAY MPICH version 8.1.27.26"
 OPEN_MPI, MPICH, INTEL = "Open MPI v4.1.4, package: Debian", "MPICH Version: 5.0.2", "Intel(R) MPI Library 2021.12 for Linux* OS"
 
 
@@ -167,10 +169,9 @@ OPEN_MPI, MPICH, INTEL = "Open MPI v4.1.4, package: Debian", "MPICH Version: 5.0
     ("library", "arguments", "mpi", "backend"),
     [
         (OPEN_MPI, ["--nodes", "2"], "pmix", None),
-        ("IBM Spectrum MPI 10.4", ["--nodes", "2"], "pmix", None),
         (MPICH, ["--nodes", "2"], "pmi2", None),
         (INTEL, ["--nodes", "2", "-s", "comm.backend=mpi"], "pmi2", None),
-        ("MPI VERSION    : CRAY MPICH version 8.1.27.26", ["--gpus-per-node", "2"], "pmi2", None),
+        (CRAY, ["--gpus-per-node", "2", "--mpi", "pmi2"], "pmi2", None),
         (MPICH, ["--nodes", "2", "-s", "comm.backend=gloo"], "none", None),
         (MPICH, ["--nodes", "2", "--mpi", "none"], "none", "gloo"),
         (MPICH, ["--gpus-per-node", "4", "--mpi", "none"], "none", "nccl"),
@@ -179,13 +180,19 @@ OPEN_MPI, MPICH, INTEL = "Open MPI v4.1.4, package: Debian", "MPICH Version: 5.0
         (MPICH, ["--nodes", "2", "--container", "flora.sif"], "none", "gloo"),
         (MPICH, [], "none", None),
         (MPICH, ["-s", "comm.backend=serial"], "none", None),
-        ("none, since mpi4py is not installed", ["--gpus-per-node", "4"], "none", "nccl"),
+        (None, ["--gpus-per-node", "4"], "none", "nccl"),
     ],
 )
 def test_mpi_follows_the_library_and_the_backend(
-    library: str, arguments: list[str], mpi: str, backend: str | None, invoke: Invoke, calls: Path, monkeypatch: pytest.MonkeyPatch
+    library: str | None,
+    arguments: list[str],
+    mpi: str,
+    backend: str | None,
+    invoke: Invoke,
+    calls: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(doctor, "mpi_library", lambda: library)
+    monkeypatch.setattr(slurm, "library", lambda: library and mpilibrary.identify(library, []))
     script = invoke("slurm", QUICK, *arguments)
     play(script, calls)
     assert words(calls, "srun")[1] == f"--mpi={mpi}"
@@ -259,7 +266,7 @@ MISTAKES = {
     "mpi without": (["--nodes", "2", "--mpi", "none", "-s", "comm.backend=mpi"], "give --mpi pmix or pmi2"),
     "container": (
         ["--nodes", "2", "--container", "a.sif", "-s", "comm.backend=mpi"],
-        "that of the container cannot be seen from here",
+        "library of the container cannot be seen from here",
     ),
     "mpi": (["--mpi", "openmpi"], "'openmpi' is not one of 'auto', 'pmix', 'pmi2', 'none'"),
 }
@@ -277,15 +284,15 @@ def test_mistakes(mistake: str, calls: Path, monkeypatch: pytest.MonkeyPatch, ca
 @pytest.mark.parametrize(
     ("library", "backend", "message"),
     [
-        ("none: cannot load MPI library", "auto", "MPI library: none: cannot load MPI library; give --mpi pmix"),
-        ("none, since mpi4py is not installed", "mpi", "none, since mpi4py is not installed; give --mpi pmix"),
-        ("SomeMPI 1.0", "auto", "MPI library: SomeMPI 1.0; give --mpi pmix (Open MPI) or pmi2"),
+        (None, "mpi", "--mpi auto: mpi4py is not installed here; give --mpi pmix"),
+        ("SomeMPI 1.0", "auto", "--mpi auto: nobody knows which SomeMPI 1.0 needs; give --mpi pmix (Open MPI) or pmi2"),
+        (CRAY, "auto", "--mpi auto: nobody knows which Cray MPICH 8.1.27.26 needs; give --mpi pmix"),
     ],
 )
 def test_an_mpi_library_that_does_not_say_how(
-    library: str, backend: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    library: str | None, backend: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "mpi_library", lambda: library)
+    monkeypatch.setattr(slurm, "library", lambda: library and mpilibrary.identify(library, []))
     code, error = call(["slurm", QUICK, "--nodes", "2", "-s", f"comm.backend={backend}"], monkeypatch, capsys)
     assert (code, error.count(message)) == (2, 1), error
 

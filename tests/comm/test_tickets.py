@@ -35,7 +35,7 @@ def draw_all(served: Served, size: int, count: int, work: Callable[[int, int], N
     """What each of `size` ranks drew. `work(rank, ticket)` is what it does before it asks again."""
 
     def rank(number: int) -> list[int]:
-        mine, drawn = Tickets(tickets.connect(served[1], LIMIT)), []
+        mine, drawn = Tickets(tickets.connect(served[1], LIMIT, 30)), []
         for ticket in mine.draw("groups", 1, count):
             drawn.append(ticket)
             work(number, ticket)
@@ -99,7 +99,7 @@ def closed_port() -> int:
 def test_a_rank_that_cannot_reach_rank_0_is_told_what_to_do() -> None:
     port, name = closed_port(), socket.gethostname()
     with pytest.raises(UserError, match=rf"to port {port} of {name}, .*localhost: .*refused.*; set cohort\.assignment: balanced"):
-        tickets.connect(Door([name], port, "word"), LIMIT)
+        tickets.connect(Door([name], port, "word"), LIMIT, 30)
 
 
 def test_a_machine_with_rank_0s_name_is_not_taken_for_rank_0s(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +112,10 @@ def test_a_machine_with_rank_0s_name_is_not_taken_for_rank_0s(served: Served, mo
     real = {"socket": socket.create_connection, "store": tickets.TCPStore}
     monkeypatch.setattr(socket, "create_connection", lambda at, limit: real["socket"](("localhost", places[at[0]]), limit))
     monkeypatch.setattr(tickets, "TCPStore", lambda host, port, **more: real["store"]("localhost", places[host], **more))
-    reached = tickets.connect(Door(["node", "10.9.8.7"], door.port, door.token), LIMIT)
+    reached = tickets.connect(Door(["node", "10.9.8.7"], door.port, door.token), LIMIT, 30)
     assert reached.get("token") == door.token.encode()
     with pytest.raises(UserError, match="localhost: another program; node: "):
-        tickets.connect(Door(["node"], door.port, door.token), LIMIT)
+        tickets.connect(Door(["node"], door.port, door.token), LIMIT, 30)
 
 
 def test_rank_0_names_every_interface_but_the_loopback() -> None:

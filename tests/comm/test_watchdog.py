@@ -19,6 +19,11 @@ class Board(dict[str, str]):
             raise RuntimeError("no answer")
         self[key] = value
 
+    def check(self, keys: list[str]) -> bool:
+        if not self.answers:
+            raise RuntimeError("no answer")
+        return set(keys) <= set(self)
+
     def get(self, key: str) -> bytes:  # type: ignore[override]
         if not self.answers:
             raise RuntimeError("no answer")
@@ -77,11 +82,15 @@ def test_without_an_answer_it_is_rank_0() -> None:
     assert "in a collective for rank 0 on a;" in wait_with(board)
 
     class Silent(Board):
-        def get(self, key: str) -> bytes:  # type: ignore[override]
+        def check(self, keys: list[str]) -> bool:
             threading.Event().wait(1)
             raise RuntimeError
 
     assert "in a collective for rank 0 on a;" in wait_with(Silent())
+
+
+def test_a_rank_that_never_wrote_is_named() -> None:
+    assert "for rank 2 on c;" in wait_with(Board({"at 0": "1 9", "at 3": "1 9"}))
 
 
 def test_without_a_board_nobody_is_named() -> None:
@@ -107,6 +116,9 @@ def test_a_broken_connection_is_told_with_the_ranks_that_are_silent() -> None:
 
     class Alive(Board):
         beats = 0
+
+        def check(self, keys: list[str]) -> bool:
+            return True
 
         def get(self, key: str) -> bytes:  # type: ignore[override]
             self.beats += key == "at 3"

@@ -1,12 +1,14 @@
 """What every aggregator promises; a new file in flora_hpc/aggregators is tested the day it appears."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
-from flora_hpc import plugins
+from flora_hpc import checkpoint, plugins
 from flora_hpc.aggregators._aggregator import Aggregator
+from flora_hpc.checkpoint import Checkpoint
 
 ADAPTER = torch.tensor([1.0, -2.0, 0.5, 0.0])
 UPDATE = torch.tensor([0.25, 1.0, -0.5, 2.0])
@@ -53,6 +55,17 @@ def test_the_same_values_give_the_same_bits(aggregator: Aggregator) -> None:
         return adapter, state
 
     same(two_rounds(), two_rounds())
+
+
+def test_a_run_that_goes_on_gives_the_same_bits(aggregator: Aggregator, tmp_path: Path) -> None:
+    """Adapter and state survive a checkpoint, those of the start and those of a round."""
+    adapter, state = ADAPTER, aggregator.init(ADAPTER)
+    for number in range(2):
+        checkpoint.write(tmp_path, Checkpoint(number, adapter, state), "run")
+        read = checkpoint.read(checkpoint.path(tmp_path, number).read_bytes())
+        assert type(read.server) is type(state)
+        same(aggregator.apply(read.adapter, UPDATE, read.server), aggregator.apply(adapter, UPDATE, state))
+        adapter, state = aggregator.apply(adapter, UPDATE, state)
 
 
 @pytest.mark.parametrize("name", plugins.members("aggregators"))

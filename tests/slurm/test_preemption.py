@@ -18,7 +18,7 @@ from tests.slurm.test_scripts import bits, field, logs
 pytestmark = pytest.mark.slurm
 
 SETTINGS = ["-s", "client.group_size=1", "-s", "comm.backend=gloo"]
-TRAINED_SECONDS = 80.0  # of all rounds together; Slurm warns after 15 to 45 seconds, of which the start takes some
+TRAINED_SECONDS = 60.0  # of all rounds together; Slurm warns after 15 to 45 seconds, of which the start takes some
 LAYOUT = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
 
 
@@ -30,17 +30,8 @@ def test_a_job_that_is_longer_than_its_time_limit(slurm: Slurm, tmp_path: Path) 
     rounds = f"rounds={int(TRAINED_SECONDS / seconds)}"
 
     script = tmp_path / "job.sh"
-    words = [
-        "flora-hpc",
-        "slurm",
-        "configs/quickstart.yaml",
-        "--nodes=2",
-        "--cpus-per-task=1",
-        "--mpi=none",
-        *SETTINGS,
-        "-s",
-        rounds,
-    ]
+    asked = ["--nodes=2", "--cpus-per-task=1", "--mpi=none", *SETTINGS, "-s", rounds]
+    words = ["flora-hpc", "slurm", "configs/quickstart.yaml", *asked]
     script.write_text(subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
     submitted = slurm("sbatch", "--time=1", "--signal=USR1@15", script)  # flora-hpc slurm would not write so short a limit
     job = submitted.stdout.split()[-1]
