@@ -51,10 +51,14 @@ def test_a_job_that_is_longer_than_its_time_limit(slurm: Slurm, tmp_path: Path) 
 
 
 def wait_for_the_end(field: Callable[[str], str], start_now: Callable[[], object]) -> None:
-    """Let a job that was put back start at once, as often as it is; Slurm would wait two minutes each time."""
+    """Let a job that was put back start soon, as often as it is; Slurm would wait two minutes each time.
+
+    It waits for a reason: the end of the script that put the job back must not be taken for that of the next one.
+    """
     end = time.monotonic() + 1200
     while (state := field("JobState")) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
         assert time.monotonic() < end
         if state == "PENDING":
+            time.sleep(8)
             start_now()
         time.sleep(2)
