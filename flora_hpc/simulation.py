@@ -103,7 +103,7 @@ def run(
             together(comm, lambda: observers.started(info))
             meter.lap()
             hosts = [host.decode() for host in topology["host"].tolist()]
-            with Watchdog(meter, hosts, config.comm.timeout_seconds, fed.tickets.board(), end, lambda: bool(stop.asked_by)):
+            with Watchdog(meter, hosts, config.comm.timeout_seconds, fed.tickets.board(), end, stop.came):
                 play_rounds(config, fed, meter, state, begin.next_round, observers, saved)
             if comm.rank == 0:
                 trained = fed.method.unpack(state.adapter.cpu())
