@@ -74,3 +74,9 @@ class Stop:
     def agreed_to_abandon(self, comm: Communicator) -> bool:
         """Whether the round that is played is given up, since any rank was asked; the same answer on every rank."""
         return self._abandon and self.agreed(comm)
+
+
+def ignore() -> None:
+    """Let signals mean nothing any more: a job that is done and waits to leave would be told to have failed."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -45,6 +46,7 @@ def test_a_signal_is_seen_by_other_threads_while_the_main_one_is_in_a_library() 
     def look() -> None:
         before = stop.came()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # the main thread takes it, when its turn comes
         seen.append((before, stop.came(), stop.asked_by))
 
     with stop.listening():
