@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,10 @@ def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
         part.write_bytes(save(tensors, facts | {"checksum": _checksum(tensors, facts)}))
         disk.settle(part, file)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk lets nothing be removed either
+            part.unlink()
         raise UserError(
-            f"{file}: cannot be written ({error.strerror or error}); make room for it, and go on with --resume"
+            f"{file}: cannot be written ({error.strerror or error}); make room or make it writable, and go on with --resume"
         ) from None
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from flora_hpc import __version__, embed, evaluate, prepare
 from flora_hpc.clip import adapters
@@ -25,7 +26,7 @@ from flora_hpc.comm.stop import Stop
 from flora_hpc.comm.watchdog import Watchdog
 from flora_hpc.config import Config
 from flora_hpc.data.images import Dataset
-from flora_hpc.errors import StoppedError
+from flora_hpc.errors import StoppedError, UserError
 from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
@@ -103,7 +104,7 @@ def run(
             together(comm, lambda: observers.started(info))
             meter.lap()
             hosts = [host.decode() for host in topology["host"].tolist()]
-            with Watchdog(meter, hosts, config.comm.timeout_seconds, fed.tickets.board(), end):
+            with Watchdog(meter, hosts, config.comm.timeout_seconds, fed.tickets.board(), end, stop.came):
                 play_rounds(config, fed, meter, state, begin.next_round, observers, saved)
             if comm.rank == 0:
                 trained = fed.method.unpack(state.adapter.cpu())
@@ -172,12 +173,22 @@ def play_rounds(
 def save_adapter(
     out: Path, clip: Clip, trained: dict[str, torch.Tensor], alpha: float | None, method: str, classes: Sequence[str]
 ) -> None:
-    """Write the adapter, whole or not at all; one that a run left when it was killed just then makes way."""
+    """Write the adapter, whole or not at all; one that a run left when it was killed just then makes way.
+
+    Raises UserError when it cannot be written.
+    """
     part = out / "adapter.part"
     for folder in (part, out / "adapter"):
         shutil.rmtree(folder, ignore_errors=True)
-    adapters.save(part, clip.model, trained, alpha, clip.name, method, classes)
-    part.rename(out / "adapter")
+    try:
+        adapters.save(part, clip.model, trained, alpha, clip.name, method, classes)
+        part.rename(out / "adapter")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{out / 'adapter'}: cannot be written ({why}); make room or make it writable, and go on with --resume"
+        ) from None
 
 
 def embed_all(config: Config, comm: Communicator, launch: Launch, progress: embed.Progress) -> tuple[Dataset, embed.Embedded]:

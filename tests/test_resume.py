@@ -168,17 +168,23 @@ def test_a_damaged_checkpoint_costs_a_round_and_is_told(tmp_path: Path, unbroken
 
 
 def test_killed_at_any_moment_a_run_goes_on(tmp_path: Path, unbroken: Callable[..., Path]) -> None:
-    """Rounds that it told of are in the log, which can be read every time. FLORA_HPC_KILLS sets how often it is killed."""
+    """Rounds that it told of are in the log, which can be read every time. FLORA_HPC_KILLS sets how often it is killed.
+
+    Every other time that is before it is set up: while it imports, reads what an earlier start left, or begins its files anew.
+    """
     out, moments, many = tmp_path / "run", random.Random(0), [*QUICK, "-s", f"rounds={20 * KILLS}"]
     words = [sys.executable, "-u", "-m", "flora_hpc", *command(out, *many), "--resume"]
-    killed = 0
-    for _ in range(KILLS):
+    killed, setup_seconds = 0, 0.0
+    for number in range(KILLS):
+        started = time.monotonic()
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
             assert run.stdout is not None
-            for line in run.stdout:
-                if line.startswith("set up"):
-                    break
-            time.sleep(moments.uniform(0, 0.2))
+            if number % 2:
+                time.sleep(moments.uniform(0, setup_seconds))
+            else:
+                assert any(line.startswith("set up") for line in run.stdout)
+                setup_seconds = time.monotonic() - started
+                time.sleep(moments.uniform(0, 0.2))
             run.kill()
             told = [int(line.split("/")[0].split()[1]) for line in run.stdout if line.startswith("round ")]
         killed += run.returncode == -signal.SIGKILL

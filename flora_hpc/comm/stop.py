@@ -1,9 +1,10 @@
 """Signals that ask a job to stop: noted at once, acted on where all ranks agree."""
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import numpy as np
@@ -19,7 +20,8 @@ class Stop:
 
     def __init__(self, abandon: bool = False) -> None:
         self.asked_by = ""  # the signal's name
-        self._abandon = abandon
+        self._abandon, self._came = abandon, False
+        self._woken: socket.socket | None = None  # Python writes a signal's number to the other end at once
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -32,14 +34,28 @@ class Stop:
             yield
             return
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._woken, woken = socket.socketpair()
+        for end in (self._woken, woken):
+            end.setblocking(False)
+        wakes = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
         try:
             yield
         except StoppedError:
             before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
             raise
         finally:
+            signal.set_wakeup_fd(wakes)
+            for end in (self._woken, woken):
+                end.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def came(self) -> bool:
+        """Whether a signal came, for other threads: also one that is not noted yet, since the main thread waits in a collective."""
+        with suppress(OSError):  # nothing came, or it listens no more
+            while self._woken and (numbers := self._woken.recv(64)):
+                self._came = self._came or bool(set(numbers) & set(SIGNALS))
+        return self._came or bool(self.asked_by)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked_by = signal.Signals(number).name
@@ -58,3 +74,9 @@ class Stop:
     def agreed_to_abandon(self, comm: Communicator) -> bool:
         """Whether the round that is played is given up, since any rank was asked; the same answer on every rank."""
         return self._abandon and self.agreed(comm)
+
+
+def ignore() -> None:
+    """Let signals mean nothing any more: a job that is done and waits to leave would be told to have failed."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -3,6 +3,9 @@
 Ranks that wait in a collective cannot tell for whom: nothing comes. So a thread of each rank writes down, every second, how many
 collectives it has entered, on a board that all can read (the server is a thread of rank 0's process). Whoever has been in one for
 too long looks there: the ranks that have entered fewer did not come, and those that no longer write are stopped or dead.
+
+A signal that asks to stop may come from a launcher that has lost a rank: srun sends TERM then, and kills half a minute later. The
+other ranks, in a collective that the lost one will not enter, look at once whether all still write.
 """
 
 import threading
@@ -32,11 +35,20 @@ class Board(Protocol):
 class Watchdog:
     """Watches the collectives of one rank, while inside. `hosts` are those of all ranks; without a `board` no other rank is named.
 
-    `end` says why, and ends the whole job.
+    `end` says why, and ends the whole job. `told_to_stop` is whether a signal asked this rank to.
     """
 
-    def __init__(self, meter: Meter, hosts: Sequence[str], limit_seconds: float, board: Board | None, end: Callable[[str], None]):
+    def __init__(
+        self,
+        meter: Meter,
+        hosts: Sequence[str],
+        limit_seconds: float,
+        board: Board | None,
+        end: Callable[[str], None],
+        told_to_stop: Callable[[], bool] = lambda: False,
+    ):
         self._meter, self._hosts, self._limit, self._board, self._end = meter, hosts, limit_seconds, board, end
+        self._told_to_stop = told_to_stop
         self._over = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -62,13 +74,28 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._over.wait(min(BEAT_SECONDS, self._limit / 4)):
             since = self._meter.inside_since
-            if since is not None and self._meter.clock() - since > self._limit:
-                missing = self.missing()
-                first = min(set(range(self._meter.size)) - set(missing), default=0)
-                time.sleep(0 if self._meter.rank == first else MERCY_SECONDS)
-                waited = f"waited {self._limit:g} s (comm.timeout_seconds) in a collective"
-                self._end(f"{waited} for {self.names(missing)}; the job ends here")
+            if since is None:
+                continue
+            if self._told_to_stop() and (lost := self.lost()):
+                self._end_without(lost, f"a signal asks the job to stop, and no sign of life comes from {self.names(lost)}")
                 return
+            if self._meter.clock() - since > self._limit:
+                missing = self.missing()
+                waited = f"waited {self._limit:g} s (comm.timeout_seconds) in a collective"
+                self._end_without(missing, f"{waited} for {self.names(missing)}")
+                return
+
+    def _end_without(self, ranks: Sequence[int], why: str) -> None:
+        """End the job; the first of the other ranks is the first to say why."""
+        first = min(set(range(self._meter.size)) - set(ranks), default=0)
+        time.sleep(0 if self._meter.rank == first else MERCY_SECONDS)
+        self._end(f"{why}; the job ends here")
+
+    def lost(self) -> list[int]:
+        """Ranks that have been silent for some five seconds, in which this one did not leave its collective."""
+        entered, ranks = self._meter.num_entered, set(self.silent()) & set(self.silent())
+        waits = self._meter.inside_since is not None and self._meter.num_entered == entered
+        return sorted(ranks) if waits else []
 
     def missing(self) -> list[int]:
         """Ranks that have not entered the collective that this one is in. Rank 0, when its board does not answer."""

@@ -1,7 +1,8 @@
 """Writes run.h5 and config.yaml into the run directory."""
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flora_hpc.errors import UserError
@@ -25,7 +26,7 @@ class Hdf5:
             disk.settle(part, self._folder / "config.yaml")
             self._writer = Writer(self._folder / "run.h5", info)
         except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
-            raise UserError(f"--out {self._folder}: cannot be written ({error}); choose a directory that can") from None
+            raise UserError(f"--out {self._folder}: cannot be written ({reason(error)}); choose a directory that can") from None
 
     def round(self, record: RoundRecord) -> None:
         assert self._writer is not None
@@ -33,8 +34,9 @@ class Hdf5:
             self._writer.add(record)
 
     def ended(self, status: str) -> None:
+        """A run that failed is not told again that its file cannot be written: what ended it counts."""
         if self._writer is not None:
-            with self._telling_why():
+            with self._telling_why() if status in ("finished", "stopped") else suppress(OSError, RuntimeError):
                 self._writer.close(status)
 
     @contextmanager
@@ -43,10 +45,14 @@ class Hdf5:
         try:
             yield
         except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
-            why = " ".join(str(error).split())
-            raise UserError(
-                f"{self._folder / 'run.h5'}: can no longer be written ({why}); make room on its disk, and go on with --resume"
-            ) from None
+            log, why = self._folder / "run.h5", reason(error)
+            raise UserError(f"{log}: can no longer be written ({why}); make room on its disk, and go on with --resume") from None
+
+
+def reason(error: Exception) -> str:
+    """The system's own words, which HDF5 hides among its addresses."""
+    told = re.search(r"error message = '([^']+)'", str(error))
+    return told[1] if told else getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def build(folder: Path) -> Hdf5:

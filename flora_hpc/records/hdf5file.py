@@ -1,6 +1,10 @@
 """run.h5: written while a run goes on (SWMR), readable at any moment, whole after any death."""
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import SCHEMA, TABLES, Rows
 
 CHUNK_ROWS = 256
+SPARE_BYTES = 2**16
 
 
 class Writer:
@@ -22,11 +27,21 @@ class Writer:
     """
 
     def __init__(self, path: Path, info: RunInfo) -> None:
-        self._path = path
+        self._path, self._lost = path, False
         if path.exists() and not info.earlier:
             raise FileExistsError(f"{path} is there already")
         new = path.with_name(f"{path.name}.part")  # a run that is killed meanwhile leaves no half file
         self._file = h5py.File(new, "w", libver="latest")
+        try:
+            with self._let_go_of_what_fails():
+                self._begin(info)
+            disk.settle(new, path)
+        except (OSError, RuntimeError):
+            with suppress(OSError):
+                new.unlink()
+            raise
+
+    def _begin(self, info: RunInfo) -> None:
         attributes = {
             "schema": SCHEMA,
             "status": "running",
@@ -62,15 +77,24 @@ class Writer:
             self._append(name, getattr(info.earlier, name))
         self._file.swmr_mode = True  # from here on neither attributes nor tables can be added
         self._file.flush()
-        disk.settle(new, path)
 
     def _append(self, table: str, rows: Rows) -> None:
         dataset = self._tables[table]
-        before = len(dataset)
-        dataset.resize(before + len(rows), axis=0)
-        if len(rows):
-            dataset[before:] = rows
-        dataset.flush()
+        with self._let_go_of_what_fails():
+            before = len(dataset)
+            dataset.resize(before + len(rows), axis=0)
+            if len(rows):
+                dataset[before:] = rows
+            dataset.flush()
+
+    @contextmanager
+    def _let_go_of_what_fails(self) -> Iterator[None]:
+        try:
+            with letting_go(self._file):
+                yield
+        except (OSError, RuntimeError):
+            self._lost = True
+            raise
 
     def add(self, record: RoundRecord) -> None:
         self._append("clients", record.clients)
@@ -78,10 +102,50 @@ class Writer:
         self._append("rounds", record.row)
 
     def close(self, status: str) -> None:
-        """Close and note how the run ended: finished, stopped, interrupted or failed."""
+        """Close and note how the run ended: finished, stopped, interrupted or failed. A file that was let go of stays as it is."""
+        if not self._lost:
+            with self._let_go_of_what_fails():
+                make_room(self._path)
+                self._file.flush()
         self._file.close()
-        with h5py.File(self._path, "r+", libver="latest", locking=False) as file:  # a reader may have it open
-            file.attrs["status"] = status
+        if self._lost:
+            return
+        part = self._path.with_name(f"{self._path.name}.part")  # HDF5 refuses a file whose writer was killed just then
+        try:
+            shutil.copyfile(self._path, part)
+            make_room(part)
+            with h5py.File(part, "r+", libver="latest") as file, letting_go(file):
+                file.attrs["status"] = status
+                file.flush()
+            disk.settle(part, self._path)
+        finally:
+            with suppress(OSError):  # it is gone, or the disk is read-only
+                part.unlink()
+
+
+def make_room(path: Path) -> None:
+    """Let a file have room at its end for what HDF5 may write there; one that it could not flush it cannot close either."""
+    with path.open("ab") as file:
+        file.write(bytes(SPARE_BYTES))
+    disk.sync(path)
+
+
+@contextmanager
+def letting_go(file: h5py.File) -> Iterator[None]:
+    """When the disk takes no more, leave the file there as a kill would leave it, and HDF5 a copy in memory.
+
+    HDF5 writes what is left whenever it closes a file, at the exit of the process too, and crashes where it cannot.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError):
+        opened, memory = file.id.get_vfd_handle(), os.memfd_create("run.h5")
+        with open(opened, "rb", closefd=False) as lost, open(memory, "wb") as copy:
+            lost.seek(0)
+            shutil.copyfileobj(lost, copy)
+            copy.flush()
+            os.dup2(memory, opened)
+        raise
 
 
 def earlier(run: Path, last: int, logged: int, told: list[str]) -> Earlier:

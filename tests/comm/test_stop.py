@@ -1,7 +1,10 @@
 """Signals to stop: noted while a run listens, and without effect once it is stopped."""
 
+import hashlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -34,3 +37,22 @@ def test_a_job_that_was_stopped_leaves_with_its_own_exit_code() -> None:
         raise StoppedError("saved")
     for number in SIGNALS:
         os.kill(os.getpid(), number)
+
+
+def test_a_signal_is_seen_by_other_threads_while_the_main_one_is_in_a_library() -> None:
+    """Python notes it afterwards; a collective that a lost rank does not enter has no afterwards."""
+    stop, seen = Stop(), []
+
+    def look() -> None:
+        before = stop.came()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # the main thread takes it, when its turn comes
+        seen.append((before, stop.came(), stop.asked_by))
+
+    with stop.listening():
+        looking = threading.Timer(0.1, look)
+        looking.start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # no Python runs in it, for a second or more
+        looking.join()
+    assert seen == [(False, True, "")]
+    assert (stop.came(), stop.asked_by) == (True, "SIGTERM")

@@ -52,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 HOSTS = ["a", "b", "c", "d"]
 
 
-def wait_with(board: Board | None) -> str:
+def wait_with(board: Board | None, limit_seconds: float = 0.2, told_to_stop: bool = False) -> str:
     """What rank 1 says, which is in its first collective, before that is let go."""
     comm, said = Stuck(), []
     meter = Meter(comm)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def wait_with(board: Board | None) -> str:
         said.append(why)
         comm.let_go.set()
 
-    with Watchdog(meter, HOSTS, 0.2, board, end):
+    with Watchdog(meter, HOSTS, limit_seconds, board, end, lambda: told_to_stop):
         meter.allreduce(np.zeros(1, np.int64))
     (why,) = said
     return why
@@ -73,6 +73,30 @@ def test_who_entered_fewer_collectives_did_not_come() -> None:
         "waited 0.2 s (comm.timeout_seconds) in a collective for rank 2 on c, rank 3 on d; the job ends here"
     )
     assert board["at 1"].split()[0] in "01"
+
+
+def test_a_rank_that_is_silent_when_a_signal_asks_to_stop_is_lost() -> None:
+    """srun tells the others to stop when it lost a rank, which does not write any more."""
+
+    class Writing(Board):
+        def get(self, key: str) -> bytes:  # type: ignore[override]
+            if key != "at 2":
+                self[key] = f"1 {int(self[key].split()[1]) + 1}"
+            return super().get(key)
+
+    board = Writing({"at 0": "1 9", "at 2": "1 9", "at 3": "1 2"})
+    said = wait_with(board, limit_seconds=20, told_to_stop=True)
+    assert said == "a signal asks the job to stop, and no sign of life comes from rank 2 on c; the job ends here"
+
+
+def test_nobody_is_lost_while_all_write_or_when_no_signal_came() -> None:
+    class Writing(Board):
+        def get(self, key: str) -> bytes:  # type: ignore[override]
+            self[key] = f"0 {int(self[key].split()[1]) + 1}"
+            return super().get(key)
+
+    assert "waited" in wait_with(Writing({"at 0": "0 9", "at 2": "0 9", "at 3": "0 2"}), told_to_stop=True)
+    assert "waited" in wait_with(Board({"at 0": "0 9", "at 2": "0 9", "at 3": "0 2"}))
 
 
 def test_without_an_answer_it_is_rank_0() -> None:

@@ -27,6 +27,36 @@ COLUMNS = {
     "clients": "round client rank num_examples num_steps train_loss update_norm train_seconds uplink_bytes downlink_bytes",
     "topology": "rank host local_rank device num_threads",
 }
+FILLER = """
+import os, sys
+from pathlib import Path
+from flora_hpc.records import hdf5file
+from flora_hpc.records.hdf5file import Writer
+from tests.contracts.known_helpers import round_record, run_info
+
+disk, when = Path(sys.argv[1]), sys.argv[2]
+for pages in map(int, sys.argv[3:]):
+    writer, number = Writer(disk / "run.h5", run_info()), 0
+    while when == "close" and number < 20:
+        writer.add(round_record(number, num_clients=20))
+        number += 1
+    left = os.statvfs(disk)
+    (disk / "ballast").write_bytes(bytes(left.f_bavail * left.f_frsize - 4096 * pages))
+    try:
+        while when == "add":
+            writer.add(round_record(number, num_clients=20))
+            number += 1
+    except (OSError, RuntimeError):
+        pass
+    try:
+        writer.close("failed")
+    except OSError:
+        pass
+    attributes, tables = hdf5file.read(disk / "run.h5")
+    print(tables["rounds"]["round"].tolist() == list(range(number)))
+    for file in disk.iterdir():
+        file.unlink()
+"""
 READER = "import h5py, sys; f = h5py.File(sys.argv[1], 'r', libver='latest', swmr=True); print('open', flush=True); input()"
 ROUNDS_OF = """
 import sys
@@ -210,6 +240,22 @@ def test_a_killed_writer_leaves_every_finished_round_whole(path: Path, attempt: 
     last = int(tables["rounds"]["round"].max())
     assert last >= reported
     assert_whole(tables, [round_record(number, accuracy=0.5, num_clients=number % 50 + 1) for number in range(last + 1)])
+
+
+@pytest.mark.parametrize("when", ["add", "close"])
+def test_a_full_disk_leaves_every_finished_round_and_does_not_crash_the_process(when: str, tmp_path: Path) -> None:
+    """Full to the last so many pages; HDF5 of files that it could not write used to end the process with a segmentation fault."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    try:
+        pages = [*range(0, 90, 7)]
+        command = [sys.executable, "-c", FILLER, tmp_path, when, *pages]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=100, cwd=ROOT)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["True"] * len(pages)
 
 
 # --- what is not a run
