@@ -37,6 +37,21 @@ def seconds(value: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def count(number: int, what: str, many: str = "") -> str:
+    """1 -> '1 round', 2000 -> '2,000 rounds'; `many` where an s does not do."""
+    return f"{number:,} {what if number == 1 else many or what + 's'}"
+
+
+def headline(rounds: Rows, status: str, num_rounds: int) -> list[str]:
+    """A run in a few words: how it stands, how far it came, its accuracy."""
+    done, measured = int(rounds["round"].max(initial=0)), accuracies(rounds)
+    parts = [status, count(done, "round") if done == num_rounds else f"round {done:,} of {num_rounds:,}"]
+    if len(measured):
+        first, last = (f"{row['test_accuracy']:.4f}" for row in (measured[0], measured[-1]))
+        parts.append(f"test accuracy {first}" + (f" → {last}" if len(measured) > 1 else ""))
+    return parts
+
+
 def accuracies(rounds: Rows) -> Rows:
     """The rows of /rounds in which the test accuracy was measured."""
     measured: Rows = rounds[~np.isnan(rounds["test_accuracy"])]
