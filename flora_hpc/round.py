@@ -55,6 +55,7 @@ class Federation:
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # what the method sees of all images
     tickets: Tickets = field(default_factory=Tickets)  # for work that goes to idle ranks
     stop: Stop = field(default_factory=Stop)  # whether this rank was asked to
+    trained: Callable[[int, int, int], None] = lambda done, mine, cohort: None  # told after each group; see Background.trained
 
 
 class AbandonedError(Exception):
@@ -136,6 +137,9 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
         groups = groups_of(fed, number)
         mine = my_groups(fed, comm, groups, number)
         total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
+        num_mine = sum(len(groups[index]) for index in mine) if isinstance(mine, list) else 0
+        done, num_all = 0, sum(map(len, groups))
+    fed.trained(done, num_mine, num_all)
     for index in mine:
         if fed.stop.abandons:
             break
@@ -167,6 +171,8 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
             row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
             row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
             rows.append(row)
+        done += len(members)
+        fed.trained(done, num_mine, num_all)
     return total, np.concatenate(rows)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from flora_hpc.observers._facts import facts
-from flora_hpc.observers.terminal import Terminal, heading
+from flora_hpc.observers.terminal import Terminal
 from flora_hpc.records import hdf5file
+from flora_hpc.records.facts import facts_of
 from flora_hpc.records.known import RoundRecord, RunInfo
+from flora_hpc.records.panel import heading
 
 
 def main(run: Path, out: Path) -> None:
@@ -31,7 +32,7 @@ def main(run: Path, out: Path) -> None:
         now[0] = next(passed)
         terminal.round(RoundRecord(rounds[rounds["round"] == row["round"]], tables["ranks"], tables["clients"]))
     picture = Console(record=True, width=92, file=io.StringIO(), force_terminal=True)
-    picture.print(heading(facts(info)), terminal.view(), sep="\n")
+    picture.print(heading(facts_of(info)), terminal.view(), sep="\n")
     terminal.ended(attributes["status"])
     picture.save_svg(str(out), title="mpiexec -n 2 flora-hpc run configs/quickstart.yaml", theme=MONOKAI)
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, run, show, slurm
+from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, run, show, slurm, watch
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.errors import StoppedError, UserError
@@ -26,6 +26,7 @@ app.command()(plan.plan)
 app.command()(doctor.doctor)
 app.command("list")(list_.list_)
 app.command()(show.show)
+app.command()(watch.watch)
 app.command()(slurm.slurm)
 app.command()(evaluate.evaluate)
 app.command()(export.export)

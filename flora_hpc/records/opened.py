@@ -20,8 +20,8 @@ class Run:
     """What a run.h5 holds at the moment it is opened; open it again for what was written since.
 
     `tables` are structured arrays, as the file has them, `attributes` the facts that hold for the whole run. The frames have the
-    columns of `records.schema`, so that code for runs of today reads older ones: what their version did not measure is NaN. Rows of a
-    round that was not finished are left out.
+    columns of `records.schema`, so that code for runs of today reads older ones: what these did not measure is NaN. Rows of a round
+    that was not finished are left out.
     """
 
     path: Path

@@ -1,8 +1,8 @@
 """Opens an HDF5 file for reading whether or not its writer has closed it, and without asking its writer.
 
-A file that is being written (SWMR), or whose writer was killed, is marked as open in its superblock. HDF5 refuses the mark, or, in its
-SWMR mode, tries a damaged block for hours. Here the mark is lifted in what is handed to HDF5, never in the file: a block that is just
-being written then fails at once, and the caller tries again.
+A file that is being written (SWMR), or whose writer was killed, is marked as open in its superblock. HDF5 refuses the mark, or, in
+its SWMR mode, tries a damaged block for hours. Here the mark is lifted in what is handed to HDF5, never in the file: a block that
+is just being written then fails at once, and the caller tries again.
 """
 
 import io
@@ -48,7 +48,7 @@ class Unmarked(io.RawIOBase):
 
 
 def open_file(path: Path, file: BinaryIO) -> h5py.File:
-    """HDF5's view of `file`, which lies at `path`. Raises what h5py raises for a damaged one, ValueError for a damaged superblock."""
+    """HDF5's view of `file`, which lies at `path`. For a damaged one raises what h5py does, or ValueError."""
     file.seek(0)
     head = file.read(LENGTH)
     if len(head) == LENGTH and head.startswith(SIGNATURE) and head[8] in (2, 3):  # earlier kinds have no marks
@@ -62,7 +62,7 @@ def open_file(path: Path, file: BinaryIO) -> h5py.File:
 
 
 def lookup3(data: bytes) -> int:
-    """Bob Jenkins' hash, 32 bits, of 1 byte or more, which HDF5 has as the checksum of its blocks (burtleburtle.net/bob/c/lookup3.c)."""
+    """Bob Jenkins' hash of 1 byte or more, 32 bits: the checksum of HDF5's blocks (burtleburtle.net/bob/c/lookup3.c)."""
     mask = 0xFFFFFFFF
 
     def rotated(x: int, k: int) -> int:
