@@ -15,7 +15,7 @@ from flora_hpc.records.schema import Rows
 HIDDEN_FIRST = (
     "server_seconds", "sum_seconds", "log_seconds", "num_rejected", "downlink_bytes", "weight", "group", "eval_seconds",
     "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
-    "num_clients", "wait_seconds", "batch_seconds",
+    "num_clients", "wait_seconds", "batch_seconds", "train_seconds", "train_loss",
 )  # fmt: skip
 NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", "worst_client")  # which one, not how many
 

@@ -24,11 +24,11 @@ class Terminal:
 
     def __init__(self, folder: Path, console: Console | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._folder, self._console, self._clock = folder, console or Console(force_terminal=True), clock
-        self._live = Live(console=self._console, refresh_per_second=PER_SECOND, get_renderable=self.view)
         self._rounds = np.zeros(0, ROUNDS)
         self._facts: dict[str, str] = {}
-        self._num_rounds, self._resumed_after, self._last = 0, -1, 0.0
+        self._num_rounds, self._resumed_after, self._last = 0, -1, self._clock()
         self._progress: Progress | None = None
+        self._live = Live(console=self._console, refresh_per_second=PER_SECOND, get_renderable=self.view)
 
     def started(self, info: RunInfo) -> None:
         self._facts, self._num_rounds = facts_of(info), info.num_rounds

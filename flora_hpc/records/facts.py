@@ -28,13 +28,15 @@ def facts(known: Mapping[str, Any], topology: Rows) -> dict[str, str]:
     config = yaml.safe_load(known["config"])
     cohort = config["cohort"].get("size") or f"{config['cohort'].get('fraction') or 1.0:.0%}"
     precision = config["model"].get("precision", "fp32")
+    beta = f" (beta {config['partition']['beta']:g})" if config["partition"].get("beta") is not None else ""
+    split = f"{config['partition']['name']}{beta} over {count(known['num_clients'], 'client')}"
     dataset = known.get("dataset", config["data"]["name"])
     update = f"{known['num_params']:,} trained numbers, {decimal(known['payload_bytes'])} per update"
     facts = {
         "model": config["model"]["name"] + (f", {precision}" if precision != "fp32" else ""),
         "method": f"{config['method']['name']}, {update}",
         "computed": known.get("how", ""),
-        "data": f"{dataset}, {config['partition']['name']} over {count(known['num_clients'], 'client')}, cohort {cohort}",
+        "data": f"{dataset}, {split}, cohort {cohort}",
         "client": client(config.get("client", {})),
         "ranks": ranks(known, topology),
         "groups": groups(known) if "num_groups" in known else "",

@@ -63,14 +63,19 @@ def head(seen: Seen, done: int) -> list[Text]:
     left = time_left(seen, done)
     items = [
         labelled("round", f"{done}/{seen.num_rounds}", "bold"),
-        labelled("elapsed", seconds(elapsed)),
-        labelled("left", "?" if left is None else "none" if done == seen.num_rounds else seconds(left)),
+        labelled("elapsed", clock(elapsed)),
+        labelled("left", "?" if left is None else "none" if done == seen.num_rounds else clock(left)),
     ]
     if (now := seen.progress) and done < seen.num_rounds:
         whose = "clients" if now.mine == now.cohort else "rank 0's clients"
         of = f"/{now.mine:,}" if now.mine else f" (cohort {now.cohort:,})"
         items.insert(1, labelled(whose, f"{now.done:,}{of}"))
     return items
+
+
+def clock(value: float) -> str:
+    """A time that is redrawn while it passes: 12.3456 -> '12.3 s', 75 -> '1:15'."""
+    return f"{value:.1f} s" if value < 60 else seconds(value)
 
 
 def time_left(seen: Seen, done: int) -> float | None:
@@ -86,7 +91,7 @@ def bar(seen: Seen, done: int, width: int) -> ProgressBar:
     """Rounds, and of the one that is played the share of clients."""
     now = seen.progress
     share = now.done / now.mine if now and now.mine and done < seen.num_rounds else 0.0
-    return ProgressBar(max(1, seen.num_rounds), done + min(1.0, share), width=width)
+    return ProgressBar(max(1, seen.num_rounds), done + min(1.0, share), width=width, complete_style="green")
 
 
 def numbers(rounds: Rows) -> list[Text]:

@@ -54,8 +54,8 @@ def cost_facts(rounds: Rows) -> dict[str, str]:
     return {
         "rounds": f"{len(trained):,}, {seconds(float(np.median(trained['round_seconds'])))} each (median)",
         "time": seconds(float(rounds["round_seconds"].sum())) + " in rounds",
-        "federation traffic": ", ".join(sent),
-        "sent by ranks": f"{decimal(int(trained['collective_bytes'].sum()))} handed to collectives",
+        "federation": ", ".join(sent),
+        "ranks sent": f"{decimal(int(trained['collective_bytes'].sum()))} handed to collectives",
     }
 
 
