@@ -96,9 +96,10 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> list[RoundR
     reports = comm.gather(report(comm, number, rows, correct, before, state.adapter).to_bytes())
     if reports is None:
         return []
-    told = [RankReport.from_bytes(data) for data in reports]
-    record = merge(number, told)
-    note_accuracy(fed, record, [report.correct for report in told])
+    with comm.phase("log"):
+        told = [RankReport.from_bytes(data) for data in reports]
+        record = merge(number, told)
+        note_accuracy(fed, record, [report.correct for report in told])
     complete = [record]
     if state.untested is not None:
         note_accuracy(fed, state.untested, [report.before for report in told])
@@ -213,7 +214,9 @@ def cost(fed: Federation, group: Ints) -> int:
 
 def report(comm: Meter, number: int, clients: Rows, correct: Ints, before: Ints, adapter: torch.Tensor) -> RankReport:
     """What this rank tells rank 0: its rows of /clients, its counts of right answers, and its timeline since the round before."""
-    held, lap = digest(adapter), comm.lap()
+    with comm.phase("log"):
+        held = digest(adapter)
+    lap = comm.lap()
     row = np.zeros(1, RANKS)
     row["round"], row["rank"], row["num_clients"] = number, comm.rank, len(clients)
     for phase, value in lap.seconds.items():
