@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -206,3 +207,31 @@ def test_csv_needs_the_name_of_a_table(folder: Path) -> None:
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path / 'nowhere'}: holds no run.*give a run directory"):
         show(tmp_path / "nowhere")
+
+
+# --- parquet
+
+
+def test_parquet_keeps_values_and_types(folder: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    show(folder, "--clients", "--parquet", folder / "clients.parquet")
+    table = parquet.read_table(folder / "clients.parquet")
+    with h5py.File(folder / "run.h5") as file:
+        for name in file["clients"].dtype.names:
+            np.testing.assert_array_equal(table[name].to_numpy(), file["clients"][name])
+            assert table[name].to_numpy().dtype == file["clients"].dtype[name]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"--parquet: needs pyarrow; install it with: pip install 'flora-hpc\[parquet\]'"):
+        show(folder, "--clients", "--parquet", folder / "clients.parquet")
+
+
+def test_many_rows_are_not_printed_unasked(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run.h5", run_info())
+    for number in range(3):
+        writer.add(round_record(number, num_clients=600))
+    writer.close("finished")
+    assert len(rows_of(show(tmp_path, "--clients"))) == 1000
+    assert len(rows_of(show(tmp_path, "--clients", "--last", 1100))) == 1100
