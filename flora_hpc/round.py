@@ -55,6 +55,7 @@ class Federation:
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # what the method sees of all images
     tickets: Tickets = field(default_factory=Tickets)  # for work that goes to idle ranks
     stop: Stop = field(default_factory=Stop)  # whether this rank was asked to
+    trained: Callable[[int, int, int], None] = lambda done, mine, cohort: None  # told after each group; see Background.trained
 
 
 class AbandonedError(Exception):
@@ -95,9 +96,10 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> list[RoundR
     reports = comm.gather(report(comm, number, rows, correct, before, state.adapter).to_bytes())
     if reports is None:
         return []
-    told = [RankReport.from_bytes(data) for data in reports]
-    record = merge(number, told)
-    note_accuracy(fed, record, [report.correct for report in told])
+    with comm.phase("log"):
+        told = [RankReport.from_bytes(data) for data in reports]
+        record = merge(number, told)
+        note_accuracy(fed, record, [report.correct for report in told])
     complete = [record]
     if state.untested is not None:
         note_accuracy(fed, state.untested, [report.before for report in told])
@@ -136,6 +138,9 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
         groups = groups_of(fed, number)
         mine = my_groups(fed, comm, groups, number)
         total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
+        num_mine = sum(len(groups[index]) for index in mine) if isinstance(mine, list) else 0
+        done, num_all = 0, sum(map(len, groups))
+    fed.trained(done, num_mine, num_all)
     for index in mine:
         if fed.stop.abandons:
             break
@@ -167,6 +172,8 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
             row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
             row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
             rows.append(row)
+        done += len(members)
+        fed.trained(done, num_mine, num_all)
     return total, np.concatenate(rows)
 
 
@@ -207,7 +214,9 @@ def cost(fed: Federation, group: Ints) -> int:
 
 def report(comm: Meter, number: int, clients: Rows, correct: Ints, before: Ints, adapter: torch.Tensor) -> RankReport:
     """What this rank tells rank 0: its rows of /clients, its counts of right answers, and its timeline since the round before."""
-    held, lap = digest(adapter), comm.lap()
+    with comm.phase("log"):
+        held = digest(adapter)
+    lap = comm.lap()
     row = np.zeros(1, RANKS)
     row["round"], row["rank"], row["num_clients"] = number, comm.rank, len(clients)
     for phase, value in lap.seconds.items():

@@ -75,6 +75,7 @@ def run(
             del clip.model.visual  # its work is done, for all rounds
         topology = place_rows(devices.places(comm, launch, place.device, place.num_threads))
         observers = Background(make_observers() if comm.rank == 0 else [])
+        fed = replace(fed, trained=observers.trained)
         info = RunInfo(
             seed=config.seed,
             config=config.to_yaml(),

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm
+from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm, watch
 from flora_hpc.cli._job import LATER
 from flora_hpc.comm import launch, stop
 from flora_hpc.comm.communicator import AgreedError
@@ -27,6 +27,7 @@ app.command()(plan.plan)
 app.command()(doctor.doctor)
 app.command("list")(list_.list_)
 app.command()(show.show)
+app.command()(watch.watch)
 app.command()(report.report)
 app.command()(slurm.slurm)
 app.command()(evaluate.evaluate)

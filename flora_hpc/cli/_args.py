@@ -1,5 +1,7 @@
 """Arguments that several commands share."""
 
+import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +24,19 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class View(StrEnum):
+    """How a run is shown. Under mpiexec the output is a pipe, so a live view there must be asked for."""
+
+    auto = "auto"
+    live = "live"
+    plain = "plain"
+
+
+def has_terminal() -> bool:
+    """Whether what is printed goes to a terminal that can redraw."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def whole_numbers(option: str, text: str, example: str) -> list[int]:

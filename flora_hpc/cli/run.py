@@ -2,17 +2,15 @@
 
 import json
 import os
-import sys
 import time
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import ConfigFile, Overrides
+from flora_hpc.cli._args import ConfigFile, Overrides, View, has_terminal
 from flora_hpc.cli._job import ends, job_with_config
 from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch
@@ -21,14 +19,6 @@ from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 
 STARTED = time.perf_counter()
-
-
-class View(StrEnum):
-    """How a run is shown. Under mpiexec the output is a pipe, so a live view there must be asked for."""
-
-    auto = "auto"
-    live = "live"
-    plain = "plain"
 
 
 def run(
@@ -49,6 +39,7 @@ def run(
             help="also keep every round's numbers in csv, tensorboard, mlflow or wandb; may be repeated",
         ),
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="say only what is wrong, and one line at the end")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with the unfinished run in --out; start anew where there is none")
     ] = False,
@@ -65,7 +56,7 @@ def run(
 
     def load() -> Config:
         resolved, notes = configfile.load(config, overrides)
-        for note in notes:
+        for note in notes if not quiet else ():
             print(f"note: {note}")
         return resolved
 
@@ -89,10 +80,11 @@ def run(
 
         from flora_hpc import simulation  # torch and open_clip take seconds to import
         from flora_hpc.observers import _tracker, hdf5, plain, terminal
+        from flora_hpc.observers import quiet as one_line
 
-        seen = sys.stdout.isatty() and me.launcher != "openmpi"  # its ranks always have a terminal, even when a log file is read
-        live = view == View.live or (view == View.auto and seen)
-        observers = (hdf5, terminal if live else plain)
+        seen = has_terminal() and me.launcher != "openmpi"  # its ranks always have a terminal, even when a log file is read
+        live = not quiet and (view == View.live or (view == View.auto and seen))
+        observers = (hdf5, one_line if quiet else terminal if live else plain)
         simulation.run(
             resolved.with_group_size(resolved.client.group_size or found.group_size),
             comm,
@@ -100,7 +92,7 @@ def run(
             out,
             lambda: [*(each.build(out) for each in observers), *_tracker.build(track or (), out)],
             STARTED,
-            Bar("features", live=live),
+            Bar("features", live=live) if not quiet else lambda done, total: None,
             found.unfinished,
             ends(comm),
         )

@@ -1,138 +1,114 @@
-"""`flora-hpc show`: a run as tables in the terminal, or as JSON or CSV for other programs."""
+"""`flora-hpc show`: a run as tables in the terminal, or as JSON, CSV or Parquet for other programs."""
 
 import csv
 import json
 import sys
 import time
-from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
-import numpy as np
 import typer
-import yaml
-from rich import box
 from rich.console import Console
-from rich.filesize import decimal
-from rich.measure import Measurement
-from rich.table import Table
 
 from flora_hpc.cli._args import Run
+from flora_hpc.cli._table import columns, show_table
 from flora_hpc.errors import UserError
-from flora_hpc.records import hdf5file, views
+from flora_hpc.records import views
+from flora_hpc.records.facts import facts
+from flora_hpc.records.opened import Run as OpenRun
+from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import Rows
+from flora_hpc.records.summary import rank_facts, summary
 
-HIDDEN_FIRST = (
-    "server_seconds", "sum_seconds", "log_seconds", "num_rejected", "downlink_bytes", "weight", "group", "eval_seconds",
-    "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
-    "num_clients", "wait_seconds", "batch_seconds",
-)  # fmt: skip
-
-
-class Part(StrEnum):
-    """What can be shown."""
-
-    summary = "summary"
-    rounds = "rounds"
-    ranks = "ranks"
-    clients = "clients"
-    topology = "topology"
+MOST_ROWS = 1000  # that are printed unasked
 
 
 def show(
     run: Run,
-    part: Annotated[Part, typer.Argument(help="which table")] = Part.summary,
+    rounds: Annotated[bool, typer.Option("--rounds", help="a row a round")] = False,
+    ranks: Annotated[bool, typer.Option("--ranks", help="a row for every rank in every round")] = False,
+    clients: Annotated[bool, typer.Option("--clients", help="a row for every client that trained in a round")] = False,
+    topology: Annotated[bool, typer.Option("--topology", help="a row a rank: host, device, threads")] = False,
+    last: Annotated[int | None, typer.Option(min=1, metavar="N", help="only the last N rows", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="the table as CSV on standard output; needs a table's name")] = False,
-    last: Annotated[int | None, typer.Option(min=1, help="only the last N rows", show_default=False)] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="one table as CSV on standard output")] = False,
+    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="write one table to a file", show_default=False)] = None,
 ) -> None:
-    """Show a run, finished or still being written."""
-    if as_json and as_csv:
-        raise UserError("--json --csv: choose one of them")
-    attributes, tables = hdf5file.read(run)
+    """Show a run, finished or still being written: a summary, or the tables that are asked for."""
+    if as_json + as_csv + (parquet is not None) > 1:
+        raise UserError("--json, --csv, --parquet: choose one of them")
+    named = {"rounds": rounds, "ranks": ranks, "clients": clients, "topology": topology}
+    chosen = [name for name, asked in named.items() if asked]
+    if (as_csv or parquet) and len(chosen) != 1:
+        option = "--csv" if as_csv else "--parquet"
+        raise UserError(f"{option}: name one table: --rounds, --ranks, --clients or --topology")
+    opened = open_run(run)
+    tables = {name: opened.tables[name][-last if last else 0 :] for name in chosen or named}
     if as_json:
-        chosen = tables if part == Part.summary else {part.value: tables[part.value]}
-        rows = {name: [record(table, row) for row in table[-last if last else 0 :]] for name, table in chosen.items()}
-        json.dump({"attributes": attributes} | rows, sys.stdout)
-        print()
+        write_json(opened, tables)
     elif as_csv:
-        if part == Part.summary:
-            raise UserError(
-                "--csv: name a table (rounds, ranks, clients or topology), for example: flora-hpc show RUN rounds --csv"
-            )
-        table = tables[part.value][-last if last else 0 :]
-        writer = csv.DictWriter(sys.stdout, table.dtype.names or (), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(record(table, row) for row in table)
-    elif part == Part.summary:
-        config = yaml.safe_load(attributes["config"])
-        facts = {
-            "status": status(attributes["status"], hdf5file.locate(run).stat().st_mtime),
-            "model": config["model"]["name"],
-            "method": f"{config['method']['name']}, {attributes['num_params']:,} trained numbers",
-            "data": f"{attributes['dataset']}, {config['partition']['name']} over {attributes['num_clients']:,} clients",
-            "ranks": f"{attributes['world_size']} (launcher: {attributes['launcher']}), backend {attributes['backend']}",
-        }
-        if attributes.get("num_damaged"):
-            facts["left out"] = f"{attributes['num_damaged']:,} images that cannot be decoded"
-        Console().print(views.summary(tables["rounds"], facts, str(run)))
+        write_csv(tables[chosen[0]])
+    elif parquet:
+        write_parquet(opened, chosen[0], last, parquet)
+    elif chosen:
+        for name, rows in tables.items():
+            if last is None and len(rows) > MOST_ROWS:
+                print(
+                    f"{name}: the last {MOST_ROWS:,} of {len(rows):,} rows; --last N asks for others, --csv for all",
+                    file=sys.stderr,
+                )
+                rows = rows[-MOST_ROWS:]
+            show_table(Console(), rows)
     else:
-        show_table(Console(), tables[part.value][-last if last else 0 :])
+        console = Console()
+        console.print(summary(opened.tables["rounds"], all_facts(opened), str(run), width=console.width))
 
 
-def show_table(console: Console, rows: Rows) -> None:
-    """Print every row, without columns of what was not asked for.
-
-    On a terminal too narrow for the others, the less telling ones are left out, and that is said.
-    """
-    optional = () if views.per_client(rows) else views.PER_CLIENT
-    names = [name for name in rows.dtype.names or () if name not in optional]
-    unbounded = console.options.update(max_width=10_000)
-    hidden = []
-    while (width := Measurement.get(console, unbounded, as_table(rows, names)).maximum) > console.width:
-        if not console.is_terminal:
-            console.width = width  # a file or another program has no width to keep to
-        elif less := [name for name in HIDDEN_FIRST if name in names]:
-            hidden.append(less[0])
-            names.remove(less[0])
-        else:
-            break
-    console.print(as_table(rows, names))
-    if hidden:
-        console.print(f"[dim]not shown for want of width: {', '.join(hidden)} (--csv and --json have all)[/]")
+def all_facts(run: OpenRun) -> dict[str, str]:
+    """How the run stands, what it was, how its ranks shared the work."""
+    known, rounds = run.attributes, run.tables["rounds"]
+    told = {"status": ", ".join(views.headline(rounds, status(run), run.num_rounds)[:2])} | facts(known, run.tables["topology"])
+    resumed = json.loads(known.get("resumed_after", "[]"))
+    if resumed:
+        told["goes on"] = "resumed after " + ", ".join(f"round {number}" if number >= 0 else "no round" for number in resumed)
+    told["set up"] = views.seconds(known["setup_seconds"]) + " before round 0"
+    return told | rank_facts(run.tables["ranks"], run.tables["topology"])
 
 
-def status(said: str, written: float) -> str:
+def status(run: OpenRun) -> str:
     """What the file says of itself; of one that is still running, when it last grew, since a killed run cannot say so."""
-    return said if said != "running" else f"running (last written {views.seconds(max(0.0, time.time() - written))} ago)"
+    if run.status != "running":
+        return run.status
+    return f"running (last written {views.seconds(max(0.0, time.time() - run.path.stat().st_mtime))} ago)"
 
 
-def record(table: Rows, row: Any) -> dict[str, Any]:
-    """One row as plain Python values; NaN and infinity become None."""
-    values = {}
-    for name in table.dtype.names or ():
-        value = row[name].item() if isinstance(row[name], np.generic) else row[name]
-        value = value.decode() if isinstance(value, bytes) else value
-        values[name] = None if isinstance(value, float) and not np.isfinite(value) else value
-    return values
+def write_json(run: OpenRun, tables: dict[str, Rows]) -> None:
+    """Attributes and tables; NaN and infinity, which JSON lacks, are null."""
+    rows = {}
+    for name, table in tables.items():
+        values = columns(table)
+        rows[name] = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    json.dump({"attributes": run.attributes} | rows, sys.stdout)
+    print()
 
 
-def as_table(rows: Rows, names: list[str]) -> Table:
-    """Every row, the columns `names`, with units a person reads."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " "), justify="right", overflow="fold")
-    for row in rows:
-        values = record(rows, row)
-        table.add_row(*(cell(name, values[name]) for name in names))
-    return table
+def write_csv(table: Rows) -> None:
+    """One table; what is not known is empty."""
+    values = columns(table)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(values)
+    writer.writerows(zip(*values.values(), strict=True))
 
 
-def cell(name: str, value: Any) -> str:
-    """One value as text: seconds and bytes with their unit, other numbers to four digits."""
-    if value is None:
-        return "-"
-    if name.endswith("_seconds"):
-        return views.seconds(value)
-    if name.endswith("_bytes"):
-        return decimal(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def write_parquet(run: OpenRun, name: str, last: int | None, path: Path) -> None:
+    """One table with the types that it has in the file. Raises UserError when pyarrow is missing or the file cannot be written."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError("--parquet: needs pyarrow; install it with: pip install 'flora-hpc[parquet]'") from None
+    frame = getattr(run, name)
+    try:
+        parquet.write_table(pa.Table.from_pandas(frame.tail(last) if last else frame, preserve_index=False), path)
+    except OSError as error:
+        raise UserError(f"--parquet {path}: cannot be written ({error}); choose another place") from None

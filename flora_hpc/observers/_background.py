@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
-from flora_hpc.observers._observer import Observer
+from flora_hpc.observers._observer import Observer, WatchesClients
 from flora_hpc.records.known import RoundRecord, RunInfo
 
 
@@ -16,6 +16,7 @@ class Background:
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
+        self._watching = [observer.trained for observer in observers if isinstance(observer, WatchesClients)]
         self._teller = ThreadPoolExecutor(1, "observers")  # its thread starts with the first round
         self._told: Future[None] | None = None
 
@@ -38,6 +39,11 @@ class Background:
             for observer in self._observers:
                 observer.round(record)
         then()
+
+    def trained(self, done: int, mine: int, cohort: int) -> None:
+        """Say how far this rank is with a round, at once and in this thread, to observers that have a method `trained`."""
+        for tell in self._watching:
+            tell(done, mine, cohort)
 
     def settle(self) -> None:
         """Return when every round is told. Raises what an observer raised."""

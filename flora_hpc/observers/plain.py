@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.filesize import decimal
 
-from flora_hpc.observers._facts import facts
 from flora_hpc.records import views
+from flora_hpc.records.facts import facts_of
 from flora_hpc.records.known import RoundRecord, RunInfo
 from flora_hpc.records.schema import ROUNDS
+from flora_hpc.records.summary import summary
 
 
 class Plain:
@@ -22,7 +22,7 @@ class Plain:
         self._num_rounds = 0
 
     def started(self, info: RunInfo) -> None:
-        self._facts, self._num_rounds = facts(info), info.num_rounds
+        self._facts, self._num_rounds = facts_of(info), info.num_rounds
         for name, value in self._facts.items():
             self._say(f"{name}: {value}")
         self._say(f"set up in {views.seconds(info.setup_seconds)}; writing to {self._folder}")
@@ -31,28 +31,14 @@ class Plain:
 
     def round(self, record: RoundRecord) -> None:
         self._rounds = np.concatenate([self._rounds, record.row])
-        row = record.row[0]
-        parts = [f"round {row['round']}/{self._num_rounds}"]
-        if not np.isnan(row["test_accuracy"]):
-            parts.append(f"accuracy {row['test_accuracy']:.4f}")
-        if row["round"]:
-            parts += [
-                f"loss {row['train_loss']:.4f}",
-                f"clients {row['num_clients']}",
-                f"up {decimal(int(row['uplink_bytes']))}",
-            ]
-            parts += [f"{phase} {views.seconds(row[f'{phase}_seconds'])}" for phase in ("train", "wait", "comm")]
-        if row["num_rejected"]:
-            parts.append(f"left out {row['num_rejected']} (not finite or too large)")
-        parts.append(f"round {views.seconds(row['round_seconds'])}")
-        self._say(" | ".join(parts))
+        self._say(views.line(record.row[0], self._num_rounds))
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
     def ended(self, status: str) -> None:
         if len(self._rounds):
-            self._console.print(views.summary(self._rounds, self._facts, f"run {status}", f"in {self._folder}"))
+            self._console.print(summary(self._rounds, self._facts, f"run {status}", f"in {self._folder}", self._console.width))
 
 
 def build(folder: Path) -> Plain:

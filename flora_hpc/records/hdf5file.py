@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import h5py
 import numpy as np
 
 from flora_hpc.errors import UserError
-from flora_hpc.records import disk, split
+from flora_hpc.records import disk, split, superblock
 from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import SCHEMA, TABLES, Rows
 
 CHUNK_ROWS = 256
 SPARE_BYTES = 2**16
+BY_ROUND = ("rounds", "ranks", "clients")  # tables whose rows belong to a round
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py makes of it
+PAUSES = (0.02, 0.05, 0.1, 0.2)  # seconds between attempts; a round is written in a few milliseconds
 
 
 class Writer:
@@ -160,28 +164,63 @@ def earlier(run: Path, last: int, logged: int, told: list[str]) -> Earlier:
 
 def locate(run: Path) -> Path:
     """The run.h5 of a run directory, or the file itself. Raises UserError when there is none."""
+    if not run.exists():
+        raise UserError(f"{run}: holds no run, for it is not there; give a run directory or its run.h5")
     path = run / "run.h5" if run.is_dir() else run
     if not path.is_file():
-        raise UserError(f"{run}: holds no run (looked for {path}); give a run directory or its run.h5")
+        inside = sorted(run.glob("*/run.h5"), key=lambda file: file.stat().st_mtime) if run.is_dir() else []
+        hint = f"did you mean {inside[-1].parent}?" if inside else "give a run directory or its run.h5"
+        raise UserError(f"{run}: holds no run (looked for {path}); {hint}")
     return path
 
 
-def read(run: Path) -> tuple[dict[str, Any], dict[str, Rows]]:
-    """Attributes and tables of a run, finished or not. Raises UserError for a file that is not a run's."""
+def read(run: Path, names: Sequence[str] = tuple(TABLES)) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """Attributes and the tables `names` of a run, finished or not, without rows of a round that is not finished.
+
+    Columns and attributes are those of the file: one of an old version lacks some. Neither blocks nor disturbs a writer. Raises
+    UserError for a file that is not a run's.
+    """
     path = locate(run)
+    for pause in PAUSES:
+        try:
+            return _read_once(path, names)
+        except DAMAGE:  # or a block that is just being written
+            time.sleep(pause)
     try:
-        with h5py.File(path, "r", libver="latest", swmr=True) as file:
-            attributes = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
-            tables = {name: file[name][:] for name in TABLES if isinstance(file.get(name), h5py.Dataset)}
-    except OSError as error:
-        raise UserError(f"{path}: is not an HDF5 file that can be read ({error})") from None
-    if attributes.get("schema", 0) > SCHEMA:
-        raise UserError(
-            f"{path}: was written by a newer flora-hpc (schema {attributes['schema']}, here {SCHEMA}); update flora-hpc"
-        )
-    if "schema" not in attributes or len(tables) < len(TABLES):
-        raise UserError(f"{path}: is an HDF5 file, but not one that flora-hpc wrote")
-    last = tables["rounds"]["round"].max(initial=-1)  # rows of a round that was not finished are left out
-    for name in ("ranks", "clients"):
-        tables[name] = tables[name][tables[name]["round"] <= last]
-    return attributes, {name: np.asarray(rows) for name, rows in tables.items()}
+        return _read_once(path, names)
+    except DAMAGE as error:
+        raise UserError(f"{path}: {_reason(path, error)}") from None
+
+
+def _read_once(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Rows]]:
+    with path.open("rb") as raw, superblock.open_file(path, raw) as file:
+        attributes = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+        _check(path, file, attributes)
+        tables = {name: np.asarray(file[name][:]) for name in ("rounds", *names) if name in file}  # rounds are written last
+    last = tables["rounds"]["round"].max(initial=-1)
+    return attributes, {name: rows[rows["round"] <= last] if name in BY_ROUND else rows for name, rows in tables.items()}
+
+
+def _check(path: Path, file: h5py.File, attributes: dict[str, Any]) -> None:
+    """Raise UserError when it is not the file of a run that this version can read."""
+    schema = attributes.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UserError(f"{path}: was written by a newer flora-hpc (schema {schema}, here {SCHEMA}); update flora-hpc")
+    kinds = [file[name].dtype.names or () if isinstance(file.get(name), h5py.Dataset) else () for name in BY_ROUND]
+    if not (isinstance(schema, int) and "config" in attributes and all("round" in names for names in kinds)):
+        raise UserError(f"{path}: is an HDF5 file, but not one that flora-hpc wrote; give a run directory or its run.h5")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, and what can be done."""
+    if isinstance(error, PermissionError):
+        return "you may not read it; ask its owner for the right to"
+    if not path.exists():
+        return "was removed while it was read; give a run directory or its run.h5"
+    if path.stat().st_size == 0:
+        return "is empty, as a full disk leaves it; nothing of the run is in it"
+    with path.open("rb") as file:
+        if file.read(len(superblock.SIGNATURE)) != superblock.SIGNATURE:
+            return "is not an HDF5 file; give a run directory or its run.h5"
+    what = "is cut off" if "truncated" in str(error) else "is damaged"
+    return f"{what} ({' '.join(str(error).split())}); copy it again from where the run was, or run it again"

@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flora_hpc.records import hdf5file
+from flora_hpc.errors import UserError
+from flora_hpc.records import hdf5file, views
 from flora_hpc.records import split as split_of
-from flora_hpc.records.schema import Rows
+from flora_hpc.records.schema import TABLES, Rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """What a run.h5 holds at the moment it is opened; open it again for what was written since.
 
-    `tables` are structured arrays with the columns of `records.schema`, `attributes` the facts that hold for the whole run. The
-    frames have the same columns; rows of a round that was not finished are left out of all of them.
+    `tables` are structured arrays, as the file has them, `attributes` the facts that hold for the whole run. The frames have the
+    columns of `records.schema`, so that code for runs of today reads older ones: what these did not measure is NaN. Rows of a round
+    that was not finished are left out.
     """
 
     path: Path
@@ -35,8 +37,19 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The whole configuration, every default included, as nested dictionaries."""
-        config: dict[str, Any] = yaml.safe_load(self.attributes["config"])
+        try:
+            config: dict[str, Any] = yaml.safe_load(self.attributes["config"])
+        except yaml.YAMLError as error:
+            raise UserError(f"{self.path}: its attribute 'config' is not YAML ({error}); the file is damaged") from None
         return config
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of training that it is meant to have."""
+        return int(self.config["rounds"])
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {', '.join(views.headline(self.tables['rounds'], self.status, self.num_rounds))})"
 
     @cached_property
     def rounds(self) -> "pd.DataFrame":
@@ -75,9 +88,12 @@ class Run:
         import pandas as pd  # takes half a second
 
         rows = self.tables[table]
-        columns = {name: rows[name] for name in rows.dtype.names or ()}
-        texts = {name: [text.decode() for text in column] for name, column in columns.items() if column.dtype.kind == "S"}
-        return pd.DataFrame(columns | texts)
+        columns: dict[str, Any] = {name: rows[name] for name in rows.dtype.names or ()}
+        for name, column in columns.items():
+            if column.dtype.kind in "SO":
+                columns[name] = [text.decode() if isinstance(text, bytes) else str(text) for text in column]
+        order = [*(TABLES[table].names or ()), *columns]
+        return pd.DataFrame({name: columns.get(name, float("nan")) for name in order}, index=range(len(rows)))
 
 
 def open_run(path: str | Path) -> Run:

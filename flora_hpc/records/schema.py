@@ -38,7 +38,7 @@ ROUNDS = np.dtype(
         ("comm_seconds", "f8"),
         ("server_seconds", "f8"),
         ("eval_seconds", "f8"),
-        ("log_seconds", "f8"),  # handing the round before to a thread of rank 0 that writes it
+        ("log_seconds", "f8"),  # digest, reports, handing the round before to a thread that writes it
         ("round_seconds", "f8"),
     ]
 )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flora_hpc.errors import UserError
+from flora_hpc.records import superblock
 
 GROUP = "split"
 
@@ -35,11 +36,11 @@ def write(file: h5py.File, split: Split) -> None:
 def read(path: Path) -> Split | None:
     """The split of a run.h5, also of one that is being written; None where it has none, as files before schema 4."""
     try:
-        with h5py.File(path, "r", libver="latest", swmr=True) as file:
+        with path.open("rb") as raw, superblock.open_file(path, raw) as file:
             if GROUP not in file:
                 return None
             client, counts, names = (file[GROUP][name][:] for name in ("client", "counts", "class"))
-    except (OSError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # what h5py makes of damage
         raise UserError(f"{path}: its /split cannot be read ({error}); the file is damaged") from None
     return Split(client, counts.astype(np.int64), tuple(_text(name) for name in names))
 

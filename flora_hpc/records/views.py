@@ -1,11 +1,10 @@
-"""A run as things rich can print: a curve, a bar of where time went, a closing table."""
+"""Parts of a run as text: numbers with their unit, a curve, a bar of where time went, a line a round."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
 from rich.filesize import decimal
-from rich.table import Table
 from rich.text import Text
 
 from flora_hpc.records.schema import Rows
@@ -26,6 +25,8 @@ EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 def seconds(value: float) -> str:
     """0.0123 -> '12.3 ms', 75 -> '1:15'."""
+    if value == 0:
+        return "0 s"
     if value < 1e-4:
         return f"{value * 1e6:.0f} µs"
     if value < 1:
@@ -35,6 +36,21 @@ def seconds(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def count(number: int, what: str, many: str = "") -> str:
+    """1 -> '1 round', 2000 -> '2,000 rounds'; `many` where an s does not do."""
+    return f"{number:,} {what if number == 1 else many or what + 's'}"
+
+
+def headline(rounds: Rows, status: str, num_rounds: int) -> list[str]:
+    """A run in a few words: how it stands, how far it came, its accuracy."""
+    done, measured = int(rounds["round"].max(initial=0)), accuracies(rounds)
+    parts = [status, count(done, "round") if done == num_rounds else f"round {done:,} of {num_rounds:,}"]
+    if len(measured):
+        first, last = (f"{row['test_accuracy']:.4f}" for row in (measured[0], measured[-1]))
+        parts.append(f"test accuracy {first}" + (f" → {last}" if len(measured) > 1 else ""))
+    return parts
 
 
 def accuracies(rounds: Rows) -> Rows:
@@ -63,49 +79,45 @@ def curve(values: Sequence[float], width: int, height: int = 6) -> Text:
     return text
 
 
+def flow(items: Sequence[Text], width: int, gap: int = 3) -> Text:
+    """Items one after the other on lines of up to `width` cells; none is split."""
+    lines = [Text()]
+    for item in items:
+        if lines[-1] and lines[-1].cell_len + gap + item.cell_len > width:
+            lines.append(Text())
+        lines[-1].append(" " * gap if lines[-1] else "").append_text(item)
+    return Text("\n").join(lines)
+
+
 def time_split(rounds: Rows, width: int) -> Text:
     """One bar over `width` cells and its legend: the share of each phase in all seconds of `rounds`."""
     total = rounds["round_seconds"].sum() or 1.0
     known = [phase for phase in PHASES if f"{phase}_seconds" in (rounds.dtype.names or ())]  # files of old versions lack some
     shares = {phase: float(rounds[f"{phase}_seconds"].sum() / total) for phase in known}
-    bar, legend = Text(), Text()
+    bar, legend = Text(), []
     ends = np.round(np.cumsum(list(shares.values())) * width).astype(int)
     for (phase, share), start, end in zip(shares.items(), [0, *ends[:-1]], ends, strict=True):
         bar.append("█" * (end - start), PHASES[phase])
-        legend.append("■ ", PHASES[phase]).append(f"{phase} {share:.0%}  " if share >= 0.1 else f"{phase} {share:.1%}  ")
-    return bar.append("\n").append(legend)
+        legend.append(Text.assemble(("■", PHASES[phase]), f" {phase} {share:.0%}" if share >= 0.1 else f" {phase} {share:.1%}"))
+    return bar.append("\n").append_text(flow(legend, width, 2))
 
 
-def summary(rounds: Rows, facts: dict[str, str], title: str, caption: str | None = None) -> RenderableType:
-    """The closing table: what was run, what came out, what it cost. `rounds` are the rows of /rounds so far."""
-    table = Table(title=Text(title), title_justify="left", show_header=False, pad_edge=False)
-    if caption:
-        table.caption, table.caption_justify = Text(caption), "left"
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name, Text(value))
-    measured, trained = accuracies(rounds), rounds[rounds["round"] > 0]
-    if len(measured):
-        first, last, best = measured[0], measured[-1], measured[measured["test_accuracy"].argmax()]
-        table.add_row(
-            "test accuracy",
-            f"[bold]{first['test_accuracy']:.4f} → {last['test_accuracy']:.4f}[/]"
-            f"  (best {best['test_accuracy']:.4f} in round {best['round']})",
-        )
-        before, after = 1 - first["test_accuracy"], 1 - last["test_accuracy"]
-        if 0 < after < before:
-            table.add_row("test error", f"{before:.4f} → {after:.4f}  ({before / after:.1f} times smaller)")
-    if per_client(measured):
-        mean, spread, least, worst = (measured[-1][name] for name in PER_CLIENT)
-        table.add_row("clients' accuracy", f"mean {mean:.4f}, standard deviation {spread:.4f}, worst {least:.4f} (client {worst})")
-    if len(trained):
-        table.add_row("rounds", f"{len(trained)}, {seconds(float(np.median(trained['round_seconds'])))} each (median)")
-        table.add_row("time", seconds(float(rounds["round_seconds"].sum())) + " in rounds")
-        sent = (f"{decimal(int(trained[f'{way}link_bytes'].sum()))} {way}" for way in ("up", "down"))
-        table.add_row("federation traffic", ", ".join(sent))
-        table.add_row("sent by ranks", f"{decimal(int(trained['collective_bytes'].sum()))} handed to collectives")
-        if rejected := int(trained["num_rejected"].sum()):
-            table.add_row("left out", f"[red]{rejected} client updates that were not finite or too large[/]")
-        return Group(table, time_split(trained, 60))
-    return table
+def line(row: Any, num_rounds: int) -> str:
+    """A round on one line, for logs that are searched with grep. `row` is one of /rounds."""
+    parts = [f"round {row['round']}/{num_rounds}"]
+    if not np.isnan(row["test_accuracy"]):
+        parts.append(f"accuracy {row['test_accuracy']:.4f}")
+    if row["round"]:
+        parts += [] if np.isnan(row["train_loss"]) else [f"loss {row['train_loss']:.4f}"]
+        parts += [f"clients {row['num_clients']}", f"up {decimal(int(row['uplink_bytes']))}"]
+        parts += [f"{phase} {seconds(row[f'{phase}_seconds'])}" for phase in ("train", "wait", "comm")]
+    if row["num_rejected"]:
+        parts.append(f"left out {row['num_rejected']} (not finite or too large)")
+    return " | ".join([*parts, f"round {seconds(row['round_seconds'])}"])
+
+
+def left_out(rounds: Rows) -> str:
+    """That updates were left out, or nothing."""
+    rejected = int(rounds["num_rejected"].sum())
+    how = "was not finite or too large and was left out" if rejected == 1 else "were not finite or too large and were left out"
+    return f"{count(rejected, 'client update')} {how}" if rejected else ""

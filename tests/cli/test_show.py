@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flora_hpc.cli import app
-from flora_hpc.cli.show import show_table
+from flora_hpc.cli._table import show_table
 from flora_hpc.errors import UserError
 from flora_hpc.records import views
 from flora_hpc.records.hdf5file import Writer
@@ -58,19 +59,24 @@ def test_the_summary_says_what_was_run_and_what_came_out(folder: Path) -> None:
         "flora-tiny",
         "flora, 25 trained numbers",
         "digits, iid over 40 clients",
-        "2 (launcher: mpich), backend mpi",
+        "2 ranks by mpich on 2 hosts, backend mpi, cpu x 4 threads",
+        "finished, 2 rounds",
+        "1.50 s before round 0",
+        "rank 0 on node1: 1.00 s of work, 0% above the mean",
+        "100% (mean of the ranks' work / the slowest rank's)",
+        "1.0 GB (rank 0)",
         "0.2500 → 0.7500",
         "(best 0.7500 in round 2)",
         "0.7500 → 0.2500  (3.0 times smaller)",  # the error
         "600 bytes up, 600 bytes down",  # 2 rounds x 3 clients x 100 bytes
         "8.0 kB handed to collectives",  # 2 rounds x 4,000 bytes
-        "1 client updates that were not finite or too large",
+        "1 client update was not finite or too large and was left out",
     ):
         assert words in shown
 
 
 def test_the_file_and_its_directory_show_the_same(folder: Path) -> None:
-    assert show(folder, "rounds") == show(folder / "run.h5", "rounds")
+    assert show(folder, "--rounds") == show(folder / "run.h5", "--rounds")
 
 
 def test_a_run_that_is_still_written_can_be_shown(tmp_path: Path) -> None:
@@ -84,7 +90,7 @@ def test_a_run_that_is_still_written_can_be_shown(tmp_path: Path) -> None:
 def test_seconds_of_files_that_knew_fewer_phases_are_split_too() -> None:
     rounds = np.concatenate([record.row for record in RECORDS[1:]])
     kept = [name for name in rounds.dtype.names if name not in ("batch_seconds", "sum_seconds")]
-    legend = views.time_split(rounds[kept], 20).plain.splitlines()[1]
+    legend = views.time_split(rounds[kept], 40).plain.splitlines()[1]
     assert legend.startswith("■ train 38%  ■ wait 12%")
 
 
@@ -112,14 +118,14 @@ def test_a_directory_is_named_as_it_is(folder: Path, monkeypatch: pytest.MonkeyP
 )
 def test_a_table_has_all_rows_and_columns(folder: Path, table: str, num_rows: int, row: str) -> None:
     """A file or another program has no width to keep to."""
-    found = rows_of(show(folder, table, columns=80))
+    found = rows_of(show(folder, f"--{table}", columns=80))
     assert len(found) == num_rows
     assert row.split(", ") in found
 
 
 def test_what_is_not_known_is_a_dash(folder: Path) -> None:
     """In round 0 nothing was trained; in round 1 nothing was evaluated."""
-    assert [row.count("-") for row in rows_of(show(folder, "rounds"))] == [1, 1, 0]
+    assert [row.count("-") for row in rows_of(show(folder, "--rounds"))] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("table", ["row", "ranks", "clients"])
@@ -165,19 +171,19 @@ def test_json_turns_nan_and_infinity_into_null(folder: Path) -> None:
 
 
 def test_json_of_one_table(folder: Path) -> None:
-    assert list(json.loads(show(folder, "rounds", "--json"))) == ["attributes", "rounds"]
+    assert list(json.loads(show(folder, "--rounds", "--json"))) == ["attributes", "rounds"]
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_csv_has_every_column_and_row(folder: Path, table: str) -> None:
-    rows = list(csv.DictReader(io.StringIO(show(folder, table, "--csv"))))
+    rows = list(csv.DictReader(io.StringIO(show(folder, f"--{table}", "--csv"))))
     with h5py.File(folder / "run.h5") as file:
         assert len(rows) == len(file[table])
         assert list(rows[0]) == list(file[table].dtype.names)
 
 
 def test_csv_holds_the_values(folder: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(show(folder, "rounds", "--csv"))))
+    rows = list(csv.DictReader(io.StringIO(show(folder, "--rounds", "--csv"))))
     assert [row["test_accuracy"] for row in rows] == ["0.25", "", "0.75"]
     assert sum(int(row["uplink_bytes"]) for row in rows) == 600
 
@@ -186,7 +192,7 @@ def test_only_the_last_rows(folder: Path) -> None:
     shown = json.loads(show(folder, "--json", "--last", 2))
     assert [row["round"] for row in shown["rounds"]] == [1, 2]
     assert [row["client"] for row in shown["clients"]] == [1, 2]
-    assert len(show(folder, "rounds", "--csv", "--last", 1).splitlines()) == 2
+    assert len(show(folder, "--rounds", "--csv", "--last", 1).splitlines()) == 2
     assert len(json.loads(show(folder, "--json", "--last", 100))["rounds"]) == 3
 
 
@@ -194,10 +200,38 @@ def test_only_the_last_rows(folder: Path) -> None:
 
 
 def test_csv_needs_the_name_of_a_table(folder: Path) -> None:
-    with pytest.raises(UserError, match="--csv: name a table"):
+    with pytest.raises(UserError, match="--csv: name one table: --rounds"):
         show(folder, "--csv")
 
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path / 'nowhere'}: holds no run.*give a run directory"):
         show(tmp_path / "nowhere")
+
+
+# --- parquet
+
+
+def test_parquet_keeps_values_and_types(folder: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    show(folder, "--clients", "--parquet", folder / "clients.parquet")
+    table = parquet.read_table(folder / "clients.parquet")
+    with h5py.File(folder / "run.h5") as file:
+        for name in file["clients"].dtype.names:
+            np.testing.assert_array_equal(table[name].to_numpy(), file["clients"][name])
+            assert table[name].to_numpy().dtype == file["clients"].dtype[name]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"--parquet: needs pyarrow; install it with: pip install 'flora-hpc\[parquet\]'"):
+        show(folder, "--clients", "--parquet", folder / "clients.parquet")
+
+
+def test_many_rows_are_not_printed_unasked(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run.h5", run_info())
+    for number in range(3):
+        writer.add(round_record(number, num_clients=600))
+    writer.close("finished")
+    assert len(rows_of(show(tmp_path, "--clients"))) == 1000
+    assert len(rows_of(show(tmp_path, "--clients", "--last", 1100))) == 1100

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ from flora_hpc.observers import _tracker
 from flora_hpc.observers._observer import Observer
 from flora_hpc.observers.hdf5 import Hdf5
 from flora_hpc.observers.plain import Plain
+from flora_hpc.observers.quiet import Quiet
 from flora_hpc.observers.terminal import Terminal
 from tests.contracts.known_helpers import CONFIG, round_record, run_info
 
@@ -151,43 +153,76 @@ def test_plain_names_the_folder_as_it_is() -> None:
 # --- terminal
 
 
-def terminal_frames(width: int, seconds: list[float]) -> str:
-    """All that a terminal was sent, without colours; `seconds` is what the clock shows at the start and at each round."""
-    text, clock = io.StringIO(), iter(seconds)
-    watch(Terminal(Path("somewhere"), Console(file=text, width=width, height=50, force_terminal=True), lambda: next(clock)))
+def terminal(width: int, now: list[float]) -> tuple[Terminal, io.StringIO]:
+    """A live view and what its terminal was sent; its clock shows `now[0]`."""
+    text = io.StringIO()
+    return Terminal(Path("somewhere"), Console(file=text, width=width, height=50, force_terminal=True), lambda: now[0]), text
+
+
+def plain_text(text: io.StringIO) -> str:
+    """Without colours."""
     return Text.from_ansi(text.getvalue()).plain
 
 
-@pytest.mark.parametrize("width", [60, 120])
+@pytest.mark.parametrize("width", [40, 60, 120])
 def test_terminal_shows_the_last_round_within_its_width(width: int) -> None:
-    shown = terminal_frames(width, [0, 1, 2, 3])
+    view, text = terminal(width, [0.0])
+    watch(view)
+    shown = plain_text(text)
     panel = shown[shown.rindex("╭─ flora-hpc") : shown.rindex("╯")]
-    for words in (
-        "round 2/2",
-        "test accuracy",
-        "0.7500",
-        "1.2500",
-        "where the time goes",
-        "1 client updates were not finite or too large",
-    ):
+    for words in ("round 2/2", "test accuracy", "0.7500", "1.2500", "where the time goes", "1 client update"):
         assert words in panel
     assert max(Text(line).cell_len for line in shown.splitlines()) <= width
 
 
 def test_terminal_ends_with_a_summary() -> None:
-    shown = terminal_frames(100, [0, 1, 2, 3])
-    assert "run finished" in shown
-    assert "0.2500 → 0.7500" in shown
+    view, text = terminal(100, [0.0])
+    watch(view)
+    assert "run finished" in plain_text(text)
+    assert "0.2500 → 0.7500" in plain_text(text)
 
 
-def test_terminal_estimates_the_time_left_from_the_rounds_so_far() -> None:
-    """Two of six rounds in 20 seconds leave 40 more; before the first round nothing is known."""
-    text, clock = io.StringIO(), iter([100.0, 100.0, 120.0])
-    terminal = Terminal(Path("somewhere"), Console(file=text, width=100, force_terminal=True), lambda: next(clock))
-    terminal.started(run_info(num_rounds=6))
-    terminal.round(ROUNDS[0])
-    terminal._live.refresh()
-    assert "left ?" in Text.from_ansi(text.getvalue()).plain
-    terminal.round(ROUNDS[2])
-    terminal.ended("interrupted")
-    assert "elapsed 20.00 s   left 40.00 s" in Text.from_ansi(text.getvalue()).plain
+def test_terminal_tells_the_clients_done_and_the_time_while_a_round_goes_on() -> None:
+    """Rounds take a second; two of six are done, and half a second of the third."""
+    now = [100.0]
+    view, _ = terminal(100, now)
+    view.started(run_info(num_rounds=6))
+    for record in ROUNDS:
+        view.round(record)
+    now[0] += 0.5
+    view.trained(20, 30, 30)
+    assert "round 2/6   clients 20/30   elapsed 3.5 s   left 3.5 s" in rendered(view)
+    view.trained(20, 30, 60)
+    assert "rank 0's clients 20/30" in rendered(view)
+    view.trained(20, 0, 60)
+    assert "rank 0's clients 20 (cohort 60)" in rendered(view)
+    view.ended("interrupted")
+
+
+def rendered(view: Terminal) -> str:
+    """The panel as text."""
+    console = Console(file=io.StringIO(), width=100)
+    console.print(view.view())
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_without_colours_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    view, text = terminal(80, [0.0])
+    watch(view)
+    assert not re.search(r"\x1b\[[\d;]*(3\d|9\d)m", text.getvalue())
+
+
+def test_a_log_has_no_escape_codes() -> None:
+    text = io.StringIO()
+    watch(Plain(Path("somewhere"), Console(file=text, width=80)))
+    assert "\x1b" not in text.getvalue()
+
+
+# --- quiet
+
+
+def test_quiet_says_one_line() -> None:
+    text = io.StringIO()
+    watch(Quiet(Path("sweep[lr]"), Console(file=text, width=40)))
+    assert text.getvalue() == "run finished, 2 rounds, test accuracy 0.2500 → 0.7500; in sweep[lr]\n"

@@ -1,0 +1,79 @@
+"""A table of run.h5 for people."""
+
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.measure import Measurement
+from rich.table import Table
+
+from flora_hpc.records import views
+from flora_hpc.records.schema import Rows
+
+HIDDEN_FIRST = (
+    "server_seconds", "sum_seconds", "log_seconds", "num_rejected", "downlink_bytes", "weight", "group", "eval_seconds",
+    "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
+    "num_clients", "wait_seconds", "batch_seconds", "train_seconds", "train_loss",
+)  # fmt: skip
+NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", "worst_client")  # which one, not how many
+
+
+def columns(rows: Rows) -> dict[str, list[Any]]:
+    """Every column as plain Python values; NaN and infinity become None."""
+    found: dict[str, list[Any]] = {}
+    for name in rows.dtype.names or ():
+        column = rows[name]
+        values = column.tolist()
+        if column.dtype.kind == "f":
+            values = [value if known else None for value, known in zip(values, np.isfinite(column), strict=True)]
+        found[name] = [value.decode() if isinstance(value, bytes) else value for value in values]
+    return found
+
+
+def show_table(console: Console, rows: Rows) -> None:
+    """Print every row, without columns of what was not asked for.
+
+    On a terminal too narrow for the others, the less telling ones are left out, and that is said. A file or another program has no
+    width to keep to: it gets all of them, a line a row.
+    """
+    optional = () if views.per_client(rows) else views.PER_CLIENT
+    names = [name for name in rows.dtype.names or () if name not in optional]
+    values = columns(rows)
+    unbounded = console.options.update(max_width=10_000)
+    hidden = []
+    while (width := Measurement.get(console, unbounded, as_table(values, names, console.is_terminal)).maximum) > console.width:
+        if not console.is_terminal:
+            console.width = width
+        elif less := [name for name in HIDDEN_FIRST if name in names]:
+            hidden.append(less[0])
+            names.remove(less[0])
+        else:
+            break
+    console.print(as_table(values, names, console.is_terminal))
+    if hidden:
+        console.print(f"[dim]not shown for want of width: {', '.join(hidden)} (--csv and --json have all)[/]")
+
+
+def as_table(values: dict[str, list[Any]], names: list[str], ruled: bool) -> Table:
+    """Every row, the columns `names`, with units a person reads."""
+    table = Table(box=box.SIMPLE_HEAD if ruled else None, pad_edge=False, padding=(0, 1) if ruled else (0, 2, 0, 0))
+    for name in names:
+        table.add_column(name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " "), justify="right", overflow="fold")
+    for row in zip(*(values[name] for name in names), strict=True):
+        table.add_row(*(cell(name, value) for name, value in zip(names, row, strict=True)))
+    return table
+
+
+def cell(name: str, value: Any) -> str:
+    """One value as text: seconds and bytes with their unit, counts with commas, other numbers to four digits."""
+    if value is None or (name == "worst_client" and value < 0):
+        return "-"
+    if name.endswith("_seconds"):
+        return views.seconds(value)
+    if name.endswith("_bytes"):
+        return decimal(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and name not in NUMBERS_OF else str(value)

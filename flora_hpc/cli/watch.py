@@ -1,0 +1,114 @@
+"""`flora-hpc watch`: follow a run that another process or another node writes."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from flora_hpc.cli._args import Run, View, has_terminal
+from flora_hpc.records import views
+from flora_hpc.records.facts import facts
+from flora_hpc.records.follow import Followed, Look
+from flora_hpc.records.panel import WIDEST, Seen, heading, panel
+from flora_hpc.records.summary import summary
+
+RESUMABLE = ("stopped", "interrupted", "failed")
+CODES = {"finished": 0, "stopped": 75}  # others: 1
+
+
+def watch(
+    run: Run,
+    view: Annotated[
+        View, typer.Option(help="live view or one plain line a round; auto asks whether this is a terminal")
+    ] = View.auto,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="between two looks at the file")] = 1.0,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="stay when it was stopped or failed, for a job that goes on with it")
+    ] = False,
+) -> None:
+    """Follow a run until it ends, from any node that sees its directory. The run does not notice.
+
+    Waits for a run that has not begun, and goes on with one that is resumed. Exit codes are those of the run: 0 finished,
+    75 stopped by a signal, 1 failed or interrupted. Ctrl-C ends the watching, not the run.
+    """
+    live = view == View.live or (view == View.auto and has_terminal())
+    console = Console(highlight=False, force_terminal=True if live else None)
+    say = Sayer(console)
+    try:
+        seen = looks(Followed(run), say, every, stay)
+        last = show_live(console, seen) if live else show_lines(say, seen)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if len(last.rounds):
+        told = facts(last.attributes, last.topology)
+        console.print(summary(last.rounds, told, f"run {last.status}", f"in {run}", console.width))
+    raise typer.Exit(CODES.get(last.status, 1))
+
+
+class Sayer:
+    """Says a sentence once, however often it is told in a row."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._said = console, ""
+
+    def __call__(self, sentence: str) -> None:
+        if sentence and sentence != self._said:
+            self._console.print(sentence, markup=False, soft_wrap=True)
+        self._said = sentence
+
+
+def looks(
+    followed: Followed, say: Callable[[str], None], every: float, stay: bool, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[Look]:
+    """The run, again and again, to its end; the last one has the status that it ended with."""
+    while True:
+        look = followed.look()
+        if look is None:
+            say(f"waiting for {followed.path}, which is not there yet (Ctrl-C leaves)")
+        else:
+            yield look
+            if look.status == "finished" or (look.status != "running" and not stay):
+                return
+        sleep(every)
+
+
+def show_lines(say: Sayer, seen: Iterator[Look]) -> Look:
+    """A line a round, from the last one that is there on; returns the last look."""
+    shown, doubted, start, begun = 0, False, -1, False
+    for look in seen:
+        numbers = look.rounds["round"]
+        if not begun:
+            begun = True
+            for name, value in facts(look.attributes, look.topology).items():
+                say(f"{name}: {value}")
+            shown = int(numbers.max(initial=0)) - 1
+        elif look.resumed_after != start:
+            say(f"goes on after round {look.resumed_after}" if look.resumed_after >= 0 else "starts over")
+            shown = min(shown, look.resumed_after)
+        start = look.resumed_after
+        for row in look.rounds[numbers > shown]:
+            say(views.line(row, look.num_rounds))
+            shown = int(row["round"])
+        if look.doubt and not doubted:
+            say(look.doubt)
+        doubted = bool(look.doubt)
+    return look
+
+
+def show_live(console: Console, seen: Iterator[Look]) -> Look:
+    """The panel that `run --view live` shows, drawn anew with every look; returns the last one."""
+    look = next(seen)
+    console.print(heading(facts(look.attributes, look.topology)))
+
+    def drawn() -> RenderableType:
+        note = look.doubt or (f"{look.status}; it may go on (Ctrl-C leaves)" if look.status in RESUMABLE else "")
+        known = Seen(look.rounds, look.num_rounds, look.resumed_after, look.silent, None, note)
+        return panel(known, min(console.width, WIDEST))
+
+    with Live(drawn(), console=console, auto_refresh=False) as live:
+        for look in seen:  # noqa: B007 -- `drawn` uses it
+            live.update(drawn(), refresh=True)
+    return look

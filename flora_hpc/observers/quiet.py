@@ -1,0 +1,35 @@
+"""Nothing while a run goes on; one line at the end."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from flora_hpc.records import views
+from flora_hpc.records.known import RoundRecord, RunInfo
+from flora_hpc.records.schema import ROUNDS
+
+
+class Quiet:
+    """For many runs in one log: how it ended, how far it came, its accuracy, and where it lies."""
+
+    def __init__(self, folder: Path, console: Console | None = None) -> None:
+        self._folder, self._console = folder, console or Console(highlight=False)
+        self._rounds = np.zeros(0, ROUNDS)
+        self._num_rounds = 0
+
+    def started(self, info: RunInfo) -> None:
+        self._num_rounds = info.num_rounds
+        if info.earlier:
+            self._rounds = info.earlier.rounds
+
+    def round(self, record: RoundRecord) -> None:
+        self._rounds = np.concatenate([self._rounds, record.row])
+
+    def ended(self, status: str) -> None:
+        said = ", ".join(views.headline(self._rounds, f"run {status}", self._num_rounds))
+        self._console.print(f"{said}; in {self._folder}", markup=False, soft_wrap=True)
+
+
+def build(folder: Path) -> Quiet:
+    return Quiet(folder)

@@ -1,0 +1,82 @@
+"""Opens an HDF5 file for reading whether or not its writer has closed it, and without asking its writer.
+
+A file that is being written (SWMR), or whose writer was killed, is marked as open in its superblock. HDF5 refuses the mark, or, in
+its SWMR mode, tries a damaged block for hours. Here the mark is lifted in what is handed to HDF5, never in the file: a block that
+is just being written then fails at once, and the caller tries again.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+FLAGS, SIZE, CHECKED, LENGTH = 11, 28, 44, 48  # bytes: where the marks and the file's size are; what the checksum covers; with it
+
+GROWTH = 2**30  # bytes that a writer may add while the file is read
+
+
+class Unmarked(io.RawIOBase):
+    """The bytes of `file`, but for the first ones, which are `head`; said to be `size` bytes long."""
+
+    def __init__(self, file: BinaryIO, head: bytes, size: int) -> None:
+        self._file, self._head, self._size, self._at = file, head, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset if whence == os.SEEK_SET else self._at + offset if whence == os.SEEK_CUR else self._size + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]
+        view = memoryview(buffer).cast("B")
+        data = os.pread(self._file.fileno(), len(view), self._at)
+        if self._at < len(self._head):
+            data = self._head[self._at : self._at + len(data)] + data[max(0, len(self._head) - self._at) :]
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def open_file(path: Path, file: BinaryIO) -> h5py.File:
+    """HDF5's view of `file`, which lies at `path`. For a damaged one raises what h5py does, or ValueError."""
+    file.seek(0)
+    head = file.read(LENGTH)
+    if len(head) == LENGTH and head.startswith(SIGNATURE) and head[8] in (2, 3):  # earlier kinds have no marks
+        if lookup3(head[:CHECKED]).to_bytes(4, "little") != head[CHECKED:]:
+            raise ValueError("the checksum of its first block is wrong")
+        if head[FLAGS]:
+            size = os.fstat(file.fileno()).st_size + GROWTH  # which a writer notes only when it closes
+            unmarked = head[:FLAGS] + b"\0" + head[FLAGS + 1 : SIZE] + size.to_bytes(8, "little") + head[SIZE + 8 : CHECKED]
+            return h5py.File(Unmarked(file, unmarked + lookup3(unmarked).to_bytes(4, "little"), size), "r")
+    return h5py.File(path, "r", libver="latest", locking=False)
+
+
+def lookup3(data: bytes) -> int:
+    """Bob Jenkins' hash of 1 byte or more, 32 bits: the checksum of HDF5's blocks (burtleburtle.net/bob/c/lookup3.c)."""
+    mask = 0xFFFFFFFF
+
+    def rotated(x: int, k: int) -> int:
+        return (x << k | x >> (32 - k)) & mask
+
+    a = b = c = (0xDEADBEEF + len(data)) & mask
+    for start in range(0, len(data), 12):
+        if start:
+            for k in (4, 6, 8, 16, 19, 4):
+                a, c = (a - c) & mask ^ rotated(c, k), (c + b) & mask
+                a, b, c = b, c, a  # the next step does the same with the names moved on
+        x, y, z = (int.from_bytes(data[start + i : start + i + 4], "little") for i in (0, 4, 8))
+        a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
+    for k in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - rotated(b, k)) & mask
+        a, b, c = b, c, a
+    return b

@@ -1,0 +1,34 @@
+"""Writes run.h5 as earlier versions did."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from flora_hpc.records.known import RoundRecord
+from flora_hpc.records.schema import TABLES
+from tests.contracts.known_helpers import CONFIG, run_info
+
+SINCE_2 = {"client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "worst_client"}
+SINCE_3 = {"batch_seconds", "sum_seconds"}
+
+
+def write_old(path: Path, schema: int, records: list[RoundRecord]) -> None:
+    """A finished run of that schema, with the columns and the attributes that it had."""
+    lacking = SINCE_3 | (SINCE_2 if schema == 1 else set())
+    parts = {"rounds": "row", "ranks": "ranks", "clients": "clients"}
+    with h5py.File(path, "w", libver="latest") as file:
+        file.attrs.update(
+            schema=schema, status="finished", seed=7, config=CONFIG, versions="{}", launcher="mpich", backend="mpi", world_size=2,
+            num_clients=40, num_params=25, payload_bytes=100, group_size=2, setup_seconds=1.5,
+        )  # fmt: skip
+        if schema > 1:
+            file.attrs.update(
+                dataset="digits", features="memory", features_made_by="{}", num_features_computed=0, num_damaged=0, how="plainly",
+                num_groups=2, resumed_after="[]",
+            )  # fmt: skip
+        for name, part in parts.items():
+            rows = np.concatenate([getattr(record, part) for record in records])
+            kept = [column for column in TABLES[name].names or () if column not in lacking]
+            file.create_dataset(name, data=rows[kept].astype([(column, rows.dtype[column]) for column in kept]), maxshape=(None,))
+        file.create_dataset("topology", data=run_info().topology)

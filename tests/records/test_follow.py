@@ -1,0 +1,86 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flora_hpc.errors import UserError
+from flora_hpc.records.follow import Followed
+from flora_hpc.records.hdf5file import Writer
+from flora_hpc.records.known import Earlier
+from flora_hpc.records.schema import CLIENTS, RANKS
+from tests.contracts.known_helpers import round_record, run_info
+
+
+def test_nothing_is_there_before_the_run_begins(tmp_path: Path) -> None:
+    followed = Followed(tmp_path / "later")
+    assert followed.look() is None
+    (tmp_path / "later").mkdir()
+    assert followed.look() is None
+    Writer(tmp_path / "later" / "run.h5", run_info())
+    look = followed.look()
+    assert look is not None
+    assert (look.status, look.num_rounds, len(look.rounds)) == ("running", 2, 0)
+
+
+def test_every_round_is_seen_and_the_end(tmp_path: Path) -> None:
+    writer, followed, seen = Writer(tmp_path / "run.h5", run_info()), Followed(tmp_path / "run.h5"), []
+    for number in range(3):
+        writer.add(round_record(number))
+        seen.append(followed.look().rounds["round"].tolist())
+    assert seen == [[0], [0, 1], [0, 1, 2]]
+    writer.close("stopped")
+    assert followed.look().status == "stopped"
+
+
+def test_a_run_that_goes_on_puts_a_new_file_in_its_place(tmp_path: Path) -> None:
+    writer, followed = Writer(tmp_path / "run.h5", run_info()), Followed(tmp_path)
+    for number in range(3):
+        writer.add(round_record(number))
+    assert followed.look().resumed_after == -1
+    rows = np.concatenate([round_record(number).row for number in range(2)])
+    Writer(tmp_path / "run.h5", run_info(earlier=Earlier(rows, np.zeros(0, RANKS), np.zeros(0, CLIENTS), [1])))
+    look = followed.look()
+    assert (look.rounds["round"].tolist(), look.resumed_after) == ([0, 1], 1)
+
+
+def test_a_silent_run_is_doubted(tmp_path: Path) -> None:
+    """After a minute, or five of its rounds, which take a second here. An ended one is not."""
+    writer, now = Writer(tmp_path / "run.h5", run_info()), [0.0]
+    writer.add(round_record(0))
+    os.utime(tmp_path / "run.h5", (1000, 1000))
+    now[0] = 1059.0
+    followed = Followed(tmp_path, lambda: now[0])
+    assert followed.look().doubt == ""
+    now[0] = 1200.0
+    assert followed.look().doubt == "last written 3:20 ago; its job may have been killed"
+    writer.add(round_record(1))
+    assert followed.look().doubt == "", "it has grown"
+    writer.close("finished")
+    followed.look()
+    now[0] += 1000
+    assert followed.look().doubt == ""
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is being made, a file system that loses its server; but not for ever."""
+    monkeypatch.setattr("flora_hpc.records.hdf5file.PAUSES", ())
+    path = tmp_path / "run.h5"
+    Writer(path, run_info()).close("stopped")
+    shutil.copy(path, tmp_path / "kept")
+    followed = Followed(path)
+    followed.look()
+    path.write_text("half a copy")
+    assert followed.look().status == "stopped", "what was known"
+    shutil.copy(tmp_path / "kept", path)
+    assert followed.look().status == "stopped"
+    path.write_text("not a run")
+    with pytest.raises(UserError, match="is not an HDF5 file"):
+        [followed.look() for _ in range(20)]
+
+
+def test_a_file_that_is_not_a_runs_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "run.h5").write_text("not a run")
+    with pytest.raises(UserError, match="is not an HDF5 file"):
+        Followed(tmp_path).look()
