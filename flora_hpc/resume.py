@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class Saved:
         def save() -> None:
             log = self._out / "run.h5"
             try:
-                disk.sync(log)
+                with suppress(FileNotFoundError):  # who calls `simulation.run` may want no log
+                    disk.sync(log)
             except OSError as error:
                 raise UserError(f"{log}: does not reach its disk ({error.strerror or error}); go on with --resume") from None
             checkpoint.write(self.folder, point, self._run)
