@@ -27,9 +27,7 @@ class Board(Protocol):
 
     def set(self, key: str, value: str) -> None: ...
 
-    def check(self, keys: list[str]) -> bool: ...
-
-    def get(self, key: str) -> bytes: ...
+    def multi_get(self, keys: list[str]) -> list[bytes]: ...
 
 
 class Watchdog:
@@ -49,24 +47,32 @@ class Watchdog:
     ):
         self._meter, self._hosts, self._limit, self._board, self._end = meter, hosts, limit_seconds, board, end
         self._told_to_stop = told_to_stop
+        self._keys = [f"at {rank}" for rank in range(meter.size)]
         self._over = threading.Event()
+        self._writer = threading.Thread(target=self._write, name="signs of life", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         if self._meter.size > 1:
-            threading.Thread(target=self._write, name="signs of life", daemon=True).start()
+            if self._board is not None and self._meter.rank == 0:  # asking for what is not there would wait for it
+                for key in self._keys:
+                    self._board.set(key, "0 0")
+            self._writer.start()
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, RuntimeError) and self._meter.inside_since is not None:  # a broken connection does not say whose
-            error.add_note(f"No sign of life from {self.names(self.silent())}.")
+            silent = self.silent()
+            error.add_note(f"No sign of life from {self.names([0] if silent is None else silent)}.")
         self._over.set()
+        if self._writer.is_alive():  # at the end of the interpreter it must not be within the store's code
+            self._writer.join(ANSWER_SECONDS)
 
     def _write(self) -> None:
         beats = 0
         with suppress(RuntimeError):  # rank 0 is gone
             while self._board is not None:
-                self._board.set(f"at {self._meter.rank}", f"{self._meter.num_entered} {beats}")
+                self._board.set(self._keys[self._meter.rank], f"{self._meter.num_entered} {beats}")
                 beats += 1
                 if self._over.wait(BEAT_SECONDS):
                     return
@@ -92,8 +98,9 @@ class Watchdog:
         self._end(f"{why}; the job ends here")
 
     def lost(self) -> list[int]:
-        """Ranks that have been silent for some five seconds, in which this one did not leave its collective."""
-        entered, ranks = self._meter.num_entered, set(self.silent()) & set(self.silent())
+        """Ranks that are known to have been silent for some five seconds, in which this one did not leave its collective."""
+        entered, once = self._meter.num_entered, self.silent() or []
+        ranks = set(once) & set(self.silent() or []) if once else set()
         waits = self._meter.inside_since is not None and self._meter.num_entered == entered
         return sorted(ranks) if waits else []
 
@@ -102,39 +109,51 @@ class Watchdog:
         if self._board is None:
             return []
         entered = self._meter.num_entered  # those of this rank on the board may be a second old
-        read = self._read()
-        return [0] if read is None else [rank for rank, (theirs, _) in read.items() if theirs < entered]
+        try:
+            read = self._read(self._board)
+        except ConnectionError:
+            read = None
+        return (
+            [0]
+            if read is None
+            else [rank for rank, (theirs, _) in enumerate(read) if theirs < entered and rank != self._meter.rank]
+        )
 
-    def silent(self) -> list[int]:
-        """Ranks that do not write any more: they are stopped or dead."""
+    def silent(self) -> list[int] | None:
+        """Ranks that do not write any more: they are stopped or dead. None when the board does not answer, which may be busy."""
         if self._board is None:
             return []
-        before = self._read()
-        time.sleep(2.5 * BEAT_SECONDS)
-        after = self._read()
-        return [0] if before is None or after is None else [rank for rank in after if after[rank] == before[rank]]
-
-    def _read(self) -> dict[int, tuple[int, int]] | None:
-        """What every other rank has written: collectives entered, and how often it wrote; zeros for one that never did.
-
-        None when the board does not answer.
-        """
-        if self._board is None:
+        try:
+            before = self._read(self._board)
+            time.sleep(2.5 * BEAT_SECONDS)
+            after = self._read(self._board)
+        except ConnectionError:
+            return [0]
+        if before is None or after is None:
             return None
-        board, read = self._board, dict[int, tuple[int, int]]()
-        others = [rank for rank in range(self._meter.size) if rank != self._meter.rank]
+        return [rank for rank in range(self._meter.size) if after[rank] == before[rank] and rank != self._meter.rank]
+
+    def _read(self, board: Board) -> list[tuple[int, int]] | None:
+        """What every rank has written: collectives entered, and how often it wrote; zeros for one that never did.
+
+        None when the board does not answer in time; raises ConnectionError when its server is gone.
+        """
+        answers: list[list[bytes] | None] = []
 
         def ask() -> None:
-            with suppress(RuntimeError):
-                for rank in others:  # asking for what is not there would wait for it
-                    written = board.get(f"at {rank}") if board.check([f"at {rank}"]) else b"0 0"
-                    entered, beats = written.split()
-                    read[rank] = int(entered), int(beats)
+            try:
+                answers.append(board.multi_get(self._keys))
+            except RuntimeError:
+                answers.append(None)
 
         asking = threading.Thread(target=ask, name="asks the board", daemon=True)
         asking.start()
         asking.join(ANSWER_SECONDS)
-        return read if len(read) == len(others) else None
+        if not answers:
+            return None
+        if answers[0] is None:
+            raise ConnectionError
+        return [(int(entered), int(beats)) for entered, beats in (written.split() for written in answers[0])]
 
     def names(self, ranks: Sequence[int]) -> str:
         """Ranks and their hosts, for a message."""

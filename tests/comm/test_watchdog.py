@@ -19,15 +19,10 @@ class Board(dict[str, str]):
             raise RuntimeError("no answer")
         self[key] = value
 
-    def check(self, keys: list[str]) -> bool:
+    def multi_get(self, keys: list[str]) -> list[bytes]:
         if not self.answers:
             raise RuntimeError("no answer")
-        return set(keys) <= set(self)
-
-    def get(self, key: str) -> bytes:  # type: ignore[override]
-        if not self.answers:
-            raise RuntimeError("no answer")
-        return self[key].encode()
+        return [self.get(key, "0 0").encode() for key in keys]
 
 
 class Stuck:
@@ -79,10 +74,9 @@ def test_a_rank_that_is_silent_when_a_signal_asks_to_stop_is_lost() -> None:
     """srun tells the others to stop when it lost a rank, which does not write any more."""
 
     class Writing(Board):
-        def get(self, key: str) -> bytes:  # type: ignore[override]
-            if key != "at 2":
-                self[key] = f"1 {int(self[key].split()[1]) + 1}"
-            return super().get(key)
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            self.update({f"at {rank}": f"1 {int(self[f'at {rank}'].split()[1]) + 1}" for rank in (0, 3)})
+            return super().multi_get(keys)
 
     board = Writing({"at 0": "1 9", "at 2": "1 9", "at 3": "1 2"})
     said = wait_with(board, limit_seconds=20, told_to_stop=True)
@@ -91,12 +85,26 @@ def test_a_rank_that_is_silent_when_a_signal_asks_to_stop_is_lost() -> None:
 
 def test_nobody_is_lost_while_all_write_or_when_no_signal_came() -> None:
     class Writing(Board):
-        def get(self, key: str) -> bytes:  # type: ignore[override]
-            self[key] = f"0 {int(self[key].split()[1]) + 1}"
-            return super().get(key)
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            self.update({f"at {rank}": f"0 {int(self[f'at {rank}'].split()[1]) + 1}" for rank in (0, 2, 3)})
+            return super().multi_get(keys)
 
     assert "waited" in wait_with(Writing({"at 0": "0 9", "at 2": "0 9", "at 3": "0 2"}), told_to_stop=True)
     assert "waited" in wait_with(Board({"at 0": "0 9", "at 2": "0 9", "at 3": "0 2"}))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_signal_alone_ends_nothing_while_the_board_is_too_busy_to_answer(gone: bool) -> None:
+    """A server that is gone is rank 0's end; one that does not answer in time may serve a thousand ranks."""
+
+    class Unanswering(Board):
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            if not gone:
+                threading.Event().wait(1)
+            raise RuntimeError
+
+    said = wait_with(Unanswering(), limit_seconds=2, told_to_stop=True)
+    assert said.startswith("a signal asks the job to stop, and no sign of life comes from rank 0" if gone else "waited 2 s")
 
 
 def test_without_an_answer_it_is_rank_0() -> None:
@@ -106,7 +114,7 @@ def test_without_an_answer_it_is_rank_0() -> None:
     assert "in a collective for rank 0 on a;" in wait_with(board)
 
     class Silent(Board):
-        def check(self, keys: list[str]) -> bool:
+        def multi_get(self, keys: list[str]) -> list[bytes]:
             threading.Event().wait(1)
             raise RuntimeError
 
@@ -141,12 +149,10 @@ def test_a_broken_connection_is_told_with_the_ranks_that_are_silent() -> None:
     class Alive(Board):
         beats = 0
 
-        def check(self, keys: list[str]) -> bool:
-            return True
-
-        def get(self, key: str) -> bytes:  # type: ignore[override]
-            self.beats += key == "at 3"
-            return f"1 {self.beats}".encode() if key == "at 3" else super().get(key)
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            self.beats += 1
+            self["at 3"] = f"1 {self.beats}"
+            return super().multi_get(keys)
 
     class Broken(Stuck):
         def allreduce(self, array: Array) -> None:
