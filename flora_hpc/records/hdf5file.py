@@ -18,7 +18,8 @@ from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import SCHEMA, TABLES, Rows
 
 CHUNK_ROWS = 256
-SPARE_BYTES = 2**16
+SPARE_BYTES = 2**16  # room at its end for what HDF5 may write there: a file that it could not flush it cannot close either
+STATUS = h5py.string_dtype("utf-8", 16)  # of a fixed length it can be changed while readers look on
 BY_ROUND = ("rounds", "ranks", "clients")  # tables whose rows belong to a round
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py makes of it
 PAUSES = (0.02, 0.05, 0.1, 0.2)  # seconds between attempts; a round is written in a few milliseconds
@@ -48,7 +49,6 @@ class Writer:
     def _begin(self, info: RunInfo) -> None:
         attributes = {
             "schema": SCHEMA,
-            "status": "running",
             "seed": info.seed,
             "config": info.config,
             "versions": json.dumps(info.versions),
@@ -70,6 +70,7 @@ class Writer:
             "resumed_after": json.dumps(info.earlier.resumed_after if info.earlier else []),
         }
         self._file.attrs.update(attributes)
+        self._file.attrs.create("status", "running", dtype=STATUS)
         self._tables = {  # looked up once: by name in every round, they would take longer than what is written
             name: self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
             for name, dtype in TABLES.items()
@@ -93,11 +94,21 @@ class Writer:
 
     @contextmanager
     def _let_go_of_what_fails(self) -> Iterator[None]:
+        """When the disk takes no more, leave the file there as a kill would leave it, and HDF5 a copy in memory.
+
+        HDF5 writes what is left whenever it closes a file, at the exit of the process too, and crashes where it cannot.
+        """
         try:
-            with letting_go(self._file):
-                yield
+            yield
         except (OSError, RuntimeError):
-            self._lost = True
+            if not self._lost:
+                self._lost = True
+                opened, memory = self._file.id.get_vfd_handle(), os.memfd_create("run.h5")
+                with open(opened, "rb", closefd=False) as lost, open(memory, "wb") as copy:
+                    lost.seek(0)
+                    shutil.copyfileobj(lost, copy)
+                    copy.flush()
+                    os.dup2(memory, opened)
             raise
 
     def add(self, record: RoundRecord) -> None:
@@ -106,50 +117,20 @@ class Writer:
         self._append("rounds", record.row)
 
     def close(self, status: str) -> None:
-        """Close and note how the run ended: finished, stopped, interrupted or failed. A file that was let go of stays as it is."""
-        if not self._lost:
-            with self._let_go_of_what_fails():
-                make_room(self._path)
-                self._file.flush()
-        self._file.close()
-        if self._lost:
-            return
-        part = self._path.with_name(f"{self._path.name}.part")  # HDF5 refuses a file whose writer was killed just then
+        """Note how the run ended: finished, stopped, interrupted or failed. A file that was let go of stays as it is."""
+        own = os.dup(self._file.id.get_vfd_handle())  # by its path it might be that of a run that went on meanwhile
         try:
-            shutil.copyfile(self._path, part)
-            make_room(part)
-            with h5py.File(part, "r+", libver="latest") as file, letting_go(file):
-                file.attrs["status"] = status
-                file.flush()
-            disk.settle(part, self._path)
+            if not self._lost:
+                with self._let_go_of_what_fails():
+                    self._file.attrs.modify("status", np.bytes_(status))
+                    os.pwrite(own, bytes(SPARE_BYTES), os.fstat(own).st_size)
+                    os.fsync(own)
+                    self._file.flush()
+            self._file.close()
+            if not self._lost:
+                os.ftruncate(own, superblock.end_of(own))
         finally:
-            with suppress(OSError):  # it is gone, or the disk is read-only
-                part.unlink()
-
-
-def make_room(path: Path) -> None:
-    """Let a file have room at its end for what HDF5 may write there; one that it could not flush it cannot close either."""
-    with path.open("ab") as file:
-        file.write(bytes(SPARE_BYTES))
-    disk.sync(path)
-
-
-@contextmanager
-def letting_go(file: h5py.File) -> Iterator[None]:
-    """When the disk takes no more, leave the file there as a kill would leave it, and HDF5 a copy in memory.
-
-    HDF5 writes what is left whenever it closes a file, at the exit of the process too, and crashes where it cannot.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError):
-        opened, memory = file.id.get_vfd_handle(), os.memfd_create("run.h5")
-        with open(opened, "rb", closefd=False) as lost, open(memory, "wb") as copy:
-            lost.seek(0)
-            shutil.copyfileobj(lost, copy)
-            copy.flush()
-            os.dup2(memory, opened)
-        raise
+            os.close(own)
 
 
 def earlier(run: Path, last: int, logged: int, told: list[str]) -> Earlier:
@@ -194,11 +175,16 @@ def read(run: Path, names: Sequence[str] = tuple(TABLES)) -> tuple[dict[str, Any
 
 def _read_once(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Rows]]:
     with path.open("rb") as raw, superblock.open_file(path, raw) as file:
-        attributes = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
+        attributes = {name: _plain(value) for name, value in file.attrs.items()}
         _check(path, file, attributes)
         tables = {name: np.asarray(file[name][:]) for name in ("rounds", *names) if name in file}  # rounds are written last
     last = tables["rounds"]["round"].max(initial=-1)
     return attributes, {name: rows[rows["round"] <= last] if name in BY_ROUND else rows for name, rows in tables.items()}
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _check(path: Path, file: h5py.File, attributes: dict[str, Any]) -> None:

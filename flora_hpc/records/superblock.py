@@ -61,6 +61,11 @@ def open_file(path: Path, file: BinaryIO) -> h5py.File:
     return h5py.File(path, "r", libver="latest", locking=False)
 
 
+def end_of(descriptor: int) -> int:
+    """Where a closed file ends, which may be before the end of what the disk has of it."""
+    return int.from_bytes(os.pread(descriptor, 8, SIZE), "little")
+
+
 def lookup3(data: bytes) -> int:
     """Bob Jenkins' hash of 1 byte or more, 32 bits: the checksum of HDF5's blocks (burtleburtle.net/bob/c/lookup3.c)."""
     mask = 0xFFFFFFFF

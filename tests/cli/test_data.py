@@ -214,7 +214,7 @@ def test_a_packed_folder_runs(trees: Path, invoke: Invoke, tmp_path: Path) -> No
     few = set_("partition.name=iid", "partition.num_clients=2", "rounds=1", "features.store=none")
     invoke("run", CONFIG, *words, *few, "--out", tmp_path / "run")
     with h5py.File(tmp_path / "run" / "run.h5") as file:
-        assert file.attrs["status"] == "finished"
+        assert file.attrs["status"] == b"finished"
 
 
 def test_a_file_that_is_there_is_kept_unless_asked(trees: Path, invoke: Invoke, refused: Refused, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_hdf5_keeps_the_rounds_and_how_the_run_ended(tmp_path: Path, status: str
     with h5py.File(tmp_path / "deep" / "run" / "run.h5") as file:
         assert file["rounds"]["round"].tolist() == [0, 1, 2]
         np.testing.assert_array_equal(file["rounds"]["test_accuracy"], [0.25, np.nan, 0.75])
-        assert file.attrs["status"] == status
+        assert file.attrs["status"] == status.encode()
     assert (tmp_path / "deep" / "run" / "config.yaml").read_text() == CONFIG
 
 
