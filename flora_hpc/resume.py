@@ -90,7 +90,7 @@ class Saved:
 
     def _look(self) -> tuple[bytes, Earlier]:
         """The newest checkpoint that fits the log, empty for none, and the log up to it."""
-        _, tables = hdf5file.read(self._out)
+        _, tables = hdf5file.read(self._out, ())
         data, told = checkpoint.newest(self.folder, self._run, int(tables["rounds"]["round"].max(initial=-1)))
         point = checkpoint.read(data) if data else None
         last = -1 if point is None else point.round

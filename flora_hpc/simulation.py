@@ -100,13 +100,15 @@ def run(
             setup_seconds=time.perf_counter() - started,
             earlier=begin.earlier,
         )
-        state, status = begin.state, "failed"
+        state, next_round, status = begin.state, begin.next_round, "failed"
         try:
             together(comm, lambda: observers.started(info))
+            del begin  # with all rows of a run that goes on
+            info = replace(info, earlier=None)
             meter.lap()
             hosts = [host.decode() for host in topology["host"].tolist()]
             with Watchdog(meter, hosts, config.comm.timeout_seconds, fed.tickets.board(), end, stop.came):
-                play_rounds(config, fed, meter, state, begin.next_round, observers, saved)
+                play_rounds(config, fed, meter, state, next_round, observers, saved)
             if comm.rank == 0:
                 trained = fed.method.unpack(state.adapter.cpu())
                 classes = dataset.wordings if fed.method.per_class else ()

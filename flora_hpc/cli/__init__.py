@@ -9,7 +9,7 @@ import typer
 
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm, watch
 from flora_hpc.cli._job import LATER
-from flora_hpc.comm import launch, stop
+from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.errors import StoppedError, UserError
 
@@ -51,7 +51,6 @@ def main() -> NoReturn:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the process lives
     try:
         result = app(standalone_mode=False)
-        stop.ignore()
         code = result if isinstance(result, int) else 0  # what a command gave to typer.Exit
     except UserError as error:
         code = 2

@@ -13,7 +13,7 @@ from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides, View, has_terminal
 from flora_hpc.cli._job import ends, job_with_config
 from flora_hpc.cli._progress import Bar
-from flora_hpc.comm import launch
+from flora_hpc.comm import launch, stop
 from flora_hpc.comm.communicator import together
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
@@ -79,7 +79,7 @@ def run(
             return
 
         from flora_hpc import simulation  # torch and open_clip take seconds to import
-        from flora_hpc.observers import _tracker, hdf5, plain, terminal
+        from flora_hpc.observers import _aside, hdf5, plain, terminal
         from flora_hpc.observers import quiet as one_line
 
         seen = has_terminal() and me.launcher != "openmpi"  # its ranks always have a terminal, even when a log file is read
@@ -90,12 +90,13 @@ def run(
             comm,
             me,
             out,
-            lambda: [*(each.build(out) for each in observers), *_tracker.build(track or (), out)],
+            lambda: [*(each.build(out) for each in observers), _aside.build(track or (), out)],
             STARTED,
             Bar("features", live=live) if not quiet else lambda done, total: None,
             found.unfinished,
             ends(comm),
         )
+        stop.ignore()
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def unfinished(out: Path, config: Config) -> Found:
         return Found()
     from flora_hpc.records import hdf5file
 
-    attributes, _ = hdf5file.read(out)
+    attributes, _ = hdf5file.read(out, ())
     stored, _ = configfile.load(out / "config.yaml")
     mine = config.with_group_size(config.client.group_size or stored.client.group_size)
     if differing := configfile.differences(stored.essence(), mine.essence()):

@@ -3,13 +3,19 @@
 import queue
 import sys
 import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from flora_hpc import plugins
 from flora_hpc.observers._tracker import Start, Tracker, parameters
 from flora_hpc.records.known import RoundRecord, RunInfo
 from flora_hpc.records.schema import Rows
 
-PATIENCE_SECONDS = 30.0  # at the end of a run: what a slow network may take for the last rounds
+PATIENCE_SECONDS = 30.0  # at the end of a run: what a slow network may take for the last rounds, of all trackers together
+STOPPED_PATIENCE_SECONDS = 5.0  # a launcher that stops a run kills it soon
+LEFT_OUT = "left out"  # the status that one is told of that lags too far
 MOST_WAITING = 1000  # rounds
 
 
@@ -43,13 +49,20 @@ class Aside:
         self._put(record.row.copy())
 
     def ended(self, status: str) -> None:
-        if self._teller is None:
-            return
-        self._put(status)
-        if not self._left_out:
-            self._teller.join(self._patience)
+        self.say_end(status)
+        self.wait(self._patience)
+
+    def say_end(self, status: str) -> None:
+        """Pass the status on, and return at once."""
+        if self._teller is not None:
+            self._put(status)
+
+    def wait(self, seconds: float) -> None:
+        """Return when the tracker has taken all, or after so long."""
+        if self._teller is not None and not self._left_out:
+            self._teller.join(seconds)
             if self._teller.is_alive():
-                self._leave_out(f"has not taken the last of it within {self._patience:g} s")
+                self._leave_out(f"has not taken the last of it within {seconds:.2g} s")
 
     def _put(self, news: Rows | str) -> None:
         if not self._left_out:
@@ -57,6 +70,10 @@ class Aside:
                 self._news.put_nowait(news)
             except queue.Full:
                 self._leave_out(f"is {self._news.maxsize:,} rounds behind")
+                with suppress(queue.Empty):
+                    while True:
+                        self._news.get_nowait()
+                self._news.put_nowait(LEFT_OUT)  # so that it may close its run there
 
     def _tell(self, start: Start, earlier: list[Rows]) -> None:
         """The thread: all that the tracker is ever told."""
@@ -78,3 +95,30 @@ class Aside:
         if not self._left_out:
             self._left_out = True
             print(f"warning: {self._name} is left out from here on ({why}); run.h5 has everything", file=sys.stderr, flush=True)
+
+
+class Together:
+    """All trackers of a run, as one Observer: they share the time at its end."""
+
+    def __init__(self, asides: Sequence[Aside]) -> None:
+        self._asides = asides
+
+    def started(self, info: RunInfo) -> None:
+        for aside in self._asides:
+            aside.started(info)
+
+    def round(self, record: RoundRecord) -> None:
+        for aside in self._asides:
+            aside.round(record)
+
+    def ended(self, status: str) -> None:
+        for aside in self._asides:
+            aside.say_end(status)
+        until = time.monotonic() + (STOPPED_PATIENCE_SECONDS if status == "stopped" else PATIENCE_SECONDS)
+        for aside in self._asides:
+            aside.wait(max(0.0, until - time.monotonic()))
+
+
+def build(names: Sequence[str], folder: Path) -> Together:
+    """The trackers with these names, each once."""
+    return Together([plugins.member("observers", name).build(folder) for name in dict.fromkeys(names)])

@@ -15,7 +15,6 @@ import yaml
 
 from flora_hpc import plugins
 from flora_hpc.errors import UserError, did_you_mean
-from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import Rows
 
@@ -113,9 +112,3 @@ def installed(package: str) -> bool:
     """Whether a package can be imported. Folders that trackers leave behind are named like it, and would pass for it."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
-
-
-def build(wanted: Sequence[str], folder: Path) -> list[Observer]:
-    """An observer for each of these trackers."""
-    observers: list[Observer] = [plugins.member("observers", name).build(folder) for name in dict.fromkeys(wanted)]
-    return observers

@@ -26,7 +26,8 @@ class Hdf5:
             disk.settle(part, self._folder / "config.yaml")
             self._writer = Writer(self._folder / "run.h5", info)
         except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
-            raise UserError(f"--out {self._folder}: cannot be written ({reason(error)}); choose a directory that can") from None
+            cure = "make room on its disk, or make it writable" if info.earlier else "choose a directory that can"
+            raise UserError(f"--out {self._folder}: cannot be written ({reason(error)}); {cure}") from None
 
     def round(self, record: RoundRecord) -> None:
         assert self._writer is not None

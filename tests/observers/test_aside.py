@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flora_hpc.observers._aside import Aside
+from flora_hpc.observers import _aside
+from flora_hpc.observers._aside import Aside, Together
 from flora_hpc.observers._background import Background
 from flora_hpc.observers._tracker import Start
 from flora_hpc.observers.hdf5 import Hdf5
@@ -115,6 +116,26 @@ def test_what_waits_for_one_that_lags_is_bounded(tmp_path: Path, capsys: pytest.
     aside.ended("finished")  # at once
     assert warnings(capsys) == ["warning: fake is left out from here on (is 3 rounds behind); run.h5 has everything"]
     tracker.may_go_on.set()
+    assert aside._teller is not None
+    aside._teller.join(30)
+    assert tracker.heard == ["start", "left out"], "it may close its run"
+
+
+def test_trackers_share_the_time_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One hangs; the other hears the status all the same, and before."""
+    monkeypatch.setattr(_aside, "PATIENCE_SECONDS", 0.2)
+    hanging, well = Fake(), Fake()
+    hanging.may_go_on.clear()
+    together = Together([Aside("hanging", tmp_path, hanging), Aside("well", tmp_path, well)])
+    together.started(run_info())
+    together.round(round_record(0))
+    together.ended("finished")
+    assert well.heard == ["start", 0, "finished"]
+    (warning,) = warnings(capsys)
+    assert warning.startswith("warning: hanging is left out from here on (has not taken the last of it")
+    hanging.may_go_on.set()
 
 
 def test_a_run_that_goes_on_tells_what_was_missed_and_nothing_twice(tmp_path: Path) -> None:

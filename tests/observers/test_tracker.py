@@ -4,7 +4,7 @@ import pytest
 
 from flora_hpc import plugins
 from flora_hpc.errors import UserError
-from flora_hpc.observers import _tracker
+from flora_hpc.observers import _aside, _tracker
 from flora_hpc.observers._tracker import Bookmark
 from tests.contracts.known_helpers import round_record, run_info
 
@@ -51,7 +51,8 @@ def test_a_folder_that_a_tracker_left_is_not_its_package(tmp_path: Path, monkeyp
 
 
 def test_one_that_is_named_twice_is_told_once(tmp_path: Path) -> None:
-    assert len(_tracker.build(["csv", "csv"], tmp_path)) == 1
+    built = [aside._name for aside in _aside.build(["csv", "wandb", "csv"], tmp_path)._asides]
+    assert built == ["csv", "wandb"]
 
 
 def test_an_extra_installs_each_package() -> None:
