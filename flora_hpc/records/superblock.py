@@ -4,8 +4,8 @@ A file that is being written (SWMR), or whose writer was killed, is marked as op
 its SWMR mode, tries a damaged block for hours. Here the mark is lifted in what is handed to HDF5, never in the file: a block that
 is just being written then fails at once, and the caller tries again.
 
-HDF5 has calls for both, H5Pset_metadata_read_attempts and H5Fclear (h5clear's), but h5py (3.16) hands neither on: nothing in h5py.h5p,
-h5py.h5f and their classes is named after them.
+HDF5 has calls for both, H5Pset_metadata_read_attempts and H5Fclear (h5clear's), but h5py (3.16) hands neither on: nothing in
+h5py.h5p, h5py.h5f and their classes is named after them.
 """
 
 import io
@@ -67,7 +67,7 @@ def open_file(path: Path, file: BinaryIO) -> h5py.File:
 
 
 def is_open(path: Path) -> bool:
-    """Whether a file is marked as open: it is being written, or its writer was killed. False for what is not there or no HDF5 file."""
+    """Whether a file is marked as open: it is being written, or its writer was killed. False for what is no HDF5 file."""
     try:
         with path.open("rb") as file:
             return marked(first_block(file))
