@@ -1,5 +1,6 @@
 """A table of run.h5 for people."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ HIDDEN_FIRST = (
     "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
     "num_clients", "wait_seconds", "batch_seconds", "train_seconds", "train_loss",
 )  # fmt: skip
+SLICE_ROWS = 100_000  # that are Python objects at once
 NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", "worst_client")  # which one, not how many
 
 
@@ -30,6 +32,12 @@ def columns(rows: Rows) -> dict[str, list[Any]]:
             values = [value if known else None for value, known in zip(values, np.isfinite(column), strict=True)]
         found[name] = [value.decode() if isinstance(value, bytes) else value for value in values]
     return found
+
+
+def plain_rows(rows: Rows) -> Iterator[tuple[Any, ...]]:
+    """Every row as plain Python values, made for some rows at a time: those of a whole table would take many times its memory."""
+    for start in range(0, len(rows), SLICE_ROWS):
+        yield from zip(*columns(rows[start : start + SLICE_ROWS]).values(), strict=True)
 
 
 def show_table(console: Console, rows: Rows) -> None:

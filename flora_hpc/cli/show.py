@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from flora_hpc.cli._args import Run
-from flora_hpc.cli._table import columns, show_table
+from flora_hpc.cli._table import plain_rows, show_table
 from flora_hpc.errors import UserError
 from flora_hpc.records import views
 from flora_hpc.records.facts import facts
@@ -84,20 +84,20 @@ def status(run: OpenRun) -> str:
 
 def write_json(run: OpenRun, tables: dict[str, Rows]) -> None:
     """Attributes and tables; NaN and infinity, which JSON lacks, are null."""
-    rows = {}
-    for name, table in tables.items():
-        values = columns(table)
-        rows[name] = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-    json.dump({"attributes": run.attributes} | rows, sys.stdout)
-    print()
+    sys.stdout.write(f'{{"attributes": {json.dumps(run.attributes)}')
+    for table, rows in tables.items():
+        sys.stdout.write(f', "{table}": [')
+        for number, row in enumerate(plain_rows(rows)):
+            sys.stdout.write((", " if number else "") + json.dumps(dict(zip(rows.dtype.names or (), row, strict=True))))
+        sys.stdout.write("]")
+    print("}")
 
 
 def write_csv(table: Rows) -> None:
     """One table; what is not known is empty."""
-    values = columns(table)
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(values)
-    writer.writerows(zip(*values.values(), strict=True))
+    writer.writerow(table.dtype.names or ())
+    writer.writerows(plain_rows(table))
 
 
 def write_parquet(run: OpenRun, name: str, last: int | None, path: Path) -> None:

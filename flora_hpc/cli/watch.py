@@ -26,25 +26,38 @@ def watch(
     ] = View.auto,
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="between two looks at the file")] = 1.0,
     stay: Annotated[
-        bool, typer.Option("--stay", help="stay when it was stopped or failed, for a job that goes on with it")
+        bool, typer.Option("--stay", help="stay when it was stopped, killed or failed, for a job that goes on with it")
     ] = False,
+    give_up: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="leave a run that writes nothing for so long, and for five of its longest rounds: it was killed "
+            "(six times as long before its first trained round)",
+        ),
+    ] = 600.0,
 ) -> None:
     """Follow a run until it ends, from any node that sees its directory. The run does not notice.
 
-    Waits for a run that has not begun, and goes on with one that is resumed. Exit codes are those of the run: 0 finished,
-    75 stopped by a signal, 1 failed or interrupted. Ctrl-C ends the watching, not the run.
+    Waits for a run that has not begun, and goes on with one that is resumed.
+
+    Exit codes: 0 finished, 75 stopped, else 1; after Ctrl-C, which does not end the run, 130.
     """
     live = view == View.live or (view == View.auto and has_terminal())
     console = Console(highlight=False, force_terminal=True if live else None)
     say = Sayer(console)
     try:
-        seen = looks(Followed(run), say, every, stay)
+        seen = looks(Followed(run), say, every, None if stay else give_up)
         last = show_live(console, seen) if live else show_lines(say, seen)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    ended = "given up" if last.status == "running" else last.status
     if len(last.rounds):
         told = facts(last.attributes, last.topology)
-        console.print(summary(last.rounds, told, f"run {last.status}", f"in {run}", console.width))
+        console.print(summary(last.rounds, told, f"run {ended}", f"in {run}", console.width))
+    if ended == "given up":
+        say(f"given up after {views.seconds(last.silent)} without a sign of life (--give-up SECONDS waits longer, --stay for ever)")
     raise typer.Exit(CODES.get(last.status, 1))
 
 
@@ -61,34 +74,37 @@ class Sayer:
 
 
 def looks(
-    followed: Followed, say: Callable[[str], None], every: float, stay: bool, sleep: Callable[[float], None] = time.sleep
+    followed: Followed, say: Callable[[str], None], every: float, give_up: float | None, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Look]:
-    """The run, again and again, to its end; the last one has the status that it ended with."""
+    """The run, again and again, until it ends or has been silent for `give_up` seconds; None stays until it has finished."""
     while True:
         look = followed.look()
         if look is None:
             say(f"waiting for {followed.path}, which is not there yet (Ctrl-C leaves)")
         else:
             yield look
-            if look.status == "finished" or (look.status != "running" and not stay):
+            if look.status == "finished":
+                return
+            if give_up is not None and (look.status != "running" or look.given_up(give_up)):
                 return
         sleep(every)
 
 
 def show_lines(say: Sayer, seen: Iterator[Look]) -> Look:
     """A line a round, from the last one that is there on; returns the last look."""
-    shown, doubted, start, begun = 0, False, -1, False
+    shown, doubted = -1, False
+    resumed: tuple[int, ...] | None = None
     for look in seen:
         numbers = look.rounds["round"]
-        if not begun:
-            begun = True
+        if resumed is None:
             for name, value in facts(look.attributes, look.topology).items():
                 say(f"{name}: {value}")
             shown = int(numbers.max(initial=0)) - 1
-        elif look.resumed_after != start:
-            say(f"goes on after round {look.resumed_after}" if look.resumed_after >= 0 else "starts over")
-            shown = min(shown, look.resumed_after)
-        start = look.resumed_after
+        elif look.resumed != resumed:
+            since = look.resumed[len(resumed) :] or (-1,)  # it may have gone on twice between two looks, or be another run
+            say(f"goes on after round {since[-1]}" if since[-1] >= 0 else "starts over")
+            shown = min(shown, *since)
+        resumed = look.resumed
         for row in look.rounds[numbers > shown]:
             say(views.line(row, look.num_rounds))
             shown = int(row["round"])
@@ -105,7 +121,8 @@ def show_live(console: Console, seen: Iterator[Look]) -> Look:
 
     def drawn() -> RenderableType:
         note = look.doubt or (f"{look.status}; it may go on (Ctrl-C leaves)" if look.status in RESUMABLE else "")
-        known = Seen(look.rounds, look.num_rounds, look.resumed_after, look.silent, None, note)
+        after, since = (look.resumed or (-1,))[-1], look.silent if look.status == "running" else 0.0
+        known = Seen(look.rounds, look.num_rounds, after, since, None, note)
         return panel(known, min(console.width, WIDEST))
 
     with Live(drawn(), console=console, auto_refresh=False) as live:

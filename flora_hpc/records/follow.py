@@ -4,10 +4,10 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from flora_hpc.errors import UserError
@@ -16,6 +16,9 @@ from flora_hpc.records.schema import Rows
 from flora_hpc.records.views import seconds
 
 PATIENCE = 10  # looks in a row at which a file that could be read once cannot
+TICK = 2.0  # seconds after a change in which another one may bear the same time
+ROUNDS = 5  # of its longest, after which silence is suspicious
+FIRST = 6  # times as patient before the first trained round, for nobody knows how long one takes
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,32 @@ class Look:
     @property
     def num_rounds(self) -> int:
         """Rounds that it is meant to have."""
-        return int(yaml.safe_load(self.attributes["config"])["rounds"])
+        return planned(self.attributes["config"])
 
     @property
-    def resumed_after(self) -> int:
-        """The last round before it was started last; -1 for none."""
-        resumed: list[int] = json.loads(self.attributes.get("resumed_after", "[]"))
-        return resumed[-1] if resumed else -1
+    def resumed(self) -> tuple[int, ...]:
+        """The last round before each time that it went on; -1 for none."""
+        return tuple(json.loads(self.attributes.get("resumed_after", "[]")))
 
     @property
     def doubt(self) -> str:
-        """That a run may have been killed, when it has been silent for long; else nothing."""
-        usual = float(np.median(self.rounds["round_seconds"])) if len(self.rounds) else 0.0
-        if self.status != "running" or self.silent < max(60.0, 5 * usual):
-            return ""
-        return f"last written {seconds(self.silent)} ago; its job may have been killed"
+        """That a run may have been killed, when it has been silent for a minute or more; else nothing."""
+        return f"last written {seconds(self.silent)} ago; its job may have been killed" if self._silent_for(60.0) else ""
+
+    def given_up(self, least: float) -> bool:
+        """Whether a run has been silent for so long, `least` seconds or more, that nobody should wait for it."""
+        return self._silent_for(least if (self.rounds["round"] > 0).any() else FIRST * least)
+
+    def _silent_for(self, least: float) -> bool:
+        """Whether it says that it runs, but has been silent for `least` seconds and longer than rounds take."""
+        longest = float(self.rounds["round_seconds"].max(initial=0.0))
+        return self.status == "running" and self.silent >= max(least, ROUNDS * longest)
+
+
+@cache
+def planned(config: str) -> int:
+    """The number of rounds in a configuration."""
+    return int(yaml.safe_load(config)["rounds"])
 
 
 class Followed:
@@ -69,7 +83,7 @@ class Followed:
         except (FileNotFoundError, NotADirectoryError):
             return None
         key = (found.st_ino, found.st_mtime_ns, found.st_size)
-        if key != self._key:
+        if key != self._key or self._clock() - self._changed < TICK:
             self._read(key, found.st_mtime)
         if self._last is None:
             return None
@@ -84,5 +98,6 @@ class Followed:
             if self._last is None or self._failures >= PATIENCE:
                 raise
             return
-        self._changed = self._clock() if self._key else min(self._clock(), written)  # clocks of nodes differ
+        if key != self._key:
+            self._changed = self._clock() if self._key else min(self._clock(), written)  # clocks of nodes differ
         self._key, self._failures = key, 0

@@ -3,6 +3,9 @@
 A file that is being written (SWMR), or whose writer was killed, is marked as open in its superblock. HDF5 refuses the mark, or, in
 its SWMR mode, tries a damaged block for hours. Here the mark is lifted in what is handed to HDF5, never in the file: a block that
 is just being written then fails at once, and the caller tries again.
+
+HDF5 has calls for both, H5Pset_metadata_read_attempts and H5Fclear (h5clear's), but h5py (3.16) hands neither on: nothing in
+h5py.h5p, h5py.h5f and their classes is named after them.
 """
 
 import io
@@ -16,10 +19,14 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 FLAGS, SIZE, CHECKED, LENGTH = 11, 28, 44, 48  # bytes: where the marks and the file's size are; what the checksum covers; with it
 
 GROWTH = 2**30  # bytes that a writer may add while the file is read
+GUESSED = 512  # bytes of a block that HDF5 asks for before it knows the block's length; all that it asks for beyond a whole file
 
 
 class Unmarked(io.RawIOBase):
-    """The bytes of `file`, but for the first ones, which are `head`; said to be `size` bytes long."""
+    """The bytes of `file`, but for the first ones, which are `head`; said to be `size` bytes long.
+
+    HDF5, told such a size, does not see that a file was cut off, so bytes that are not there are refused here.
+    """
 
     def __init__(self, file: BinaryIO, head: bytes, size: int) -> None:
         self._file, self._head, self._size, self._at = file, head, size, 0
@@ -40,6 +47,8 @@ class Unmarked(io.RawIOBase):
     def readinto(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]
         view = memoryview(buffer).cast("B")
         data = os.pread(self._file.fileno(), len(view), self._at)
+        if len(data) < len(view) and (len(view) > GUESSED or not data):  # h5py would take what is missing for zeros
+            raise OSError(f"truncated file: nothing after byte {self._at + len(data)}")
         if self._at < len(self._head):
             data = self._head[self._at : self._at + len(data)] + data[max(0, len(self._head) - self._at) :]
         view[: len(data)] = data
@@ -49,16 +58,37 @@ class Unmarked(io.RawIOBase):
 
 def open_file(path: Path, file: BinaryIO) -> h5py.File:
     """HDF5's view of `file`, which lies at `path`. For a damaged one raises what h5py does, or ValueError."""
+    head = first_block(file)
+    if not marked(head):
+        return h5py.File(path, "r", libver="latest", locking=False)
+    size = os.fstat(file.fileno()).st_size + GROWTH  # which a writer notes only when it closes
+    unmarked = head[:FLAGS] + b"\0" + head[FLAGS + 1 : SIZE] + size.to_bytes(8, "little") + head[SIZE + 8 : CHECKED]
+    return h5py.File(Unmarked(file, unmarked + lookup3(unmarked).to_bytes(4, "little"), size), "r")
+
+
+def is_open(path: Path) -> bool:
+    """Whether a file is marked as open: it is being written, or its writer was killed. False for what is no HDF5 file."""
+    try:
+        with path.open("rb") as file:
+            return marked(first_block(file))
+    except (OSError, ValueError):
+        return False
+
+
+def first_block(file: BinaryIO) -> bytes:
+    """The superblock of a file of HDF5 1.10 or later; empty for other files, which have no marks. ValueError when it is damaged."""
     file.seek(0)
     head = file.read(LENGTH)
-    if len(head) == LENGTH and head.startswith(SIGNATURE) and head[8] in (2, 3):  # earlier kinds have no marks
-        if lookup3(head[:CHECKED]).to_bytes(4, "little") != head[CHECKED:]:
-            raise ValueError("the checksum of its first block is wrong")
-        if head[FLAGS]:
-            size = os.fstat(file.fileno()).st_size + GROWTH  # which a writer notes only when it closes
-            unmarked = head[:FLAGS] + b"\0" + head[FLAGS + 1 : SIZE] + size.to_bytes(8, "little") + head[SIZE + 8 : CHECKED]
-            return h5py.File(Unmarked(file, unmarked + lookup3(unmarked).to_bytes(4, "little"), size), "r")
-    return h5py.File(path, "r", libver="latest", locking=False)
+    if len(head) < LENGTH or not head.startswith(SIGNATURE) or head[8] not in (2, 3):
+        return b""
+    if lookup3(head[:CHECKED]).to_bytes(4, "little") != head[CHECKED:]:
+        raise ValueError("the checksum of its first block is wrong")
+    return head
+
+
+def marked(head: bytes) -> bool:
+    """Whether a first block bears the mark of a writer."""
+    return bool(head) and head[FLAGS] != 0
 
 
 def end_of(descriptor: int) -> int:

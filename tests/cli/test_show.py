@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flora_hpc.cli import app
-from flora_hpc.cli._table import show_table
+from flora_hpc.cli import _table, app
+from flora_hpc.cli._table import columns, show_table
 from flora_hpc.errors import UserError
 from flora_hpc.records import views
 from flora_hpc.records.hdf5file import Writer
+from flora_hpc.records.schema import TOPOLOGY
 from tests.contracts.known_helpers import round_record, run_info
 
 TABLES = ["rounds", "ranks", "clients", "topology"]
@@ -194,6 +195,24 @@ def test_only_the_last_rows(folder: Path) -> None:
     assert [row["client"] for row in shown["clients"]] == [1, 2]
     assert len(show(folder, "--rounds", "--csv", "--last", 1).splitlines()) == 2
     assert len(json.loads(show(folder, "--json", "--last", 100))["rounds"]) == 3
+
+
+def test_a_long_table_is_written_in_slices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which nobody sees. Two rows at a time, where tables have 2, 3 and 6."""
+    whole = show(folder, "--json"), *(show(folder, f"--{table}", "--csv") for table in TABLES)
+    made: list[int] = []
+    monkeypatch.setattr(_table, "SLICE_ROWS", 2)
+    monkeypatch.setattr(_table, "columns", lambda rows: [made.append(len(rows)), columns(rows)][1])
+    assert (show(folder, "--json"), *(show(folder, f"--{table}", "--csv") for table in TABLES)) == whole
+    assert max(made) == 2
+    assert sum(made) == 2 * (3 + 6 + 6 + 2)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_without_rows_is_written_too(tmp_path: Path, table: str) -> None:
+    Writer(tmp_path / "run.h5", run_info(topology=np.zeros(0, TOPOLOGY))).close("stopped")
+    assert json.loads(show(tmp_path, "--json"))[table] == []
+    assert show(tmp_path, f"--{table}", "--csv").count("\n") == 1
 
 
 # --- mistakes

@@ -1,5 +1,7 @@
 """`watch` follows a run of another process."""
 
+import io
+import json
 import os
 import pty
 import re
@@ -7,10 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
+from flora_hpc.cli import app
+from flora_hpc.cli.watch import Sayer, looks, show_lines, show_live
+from flora_hpc.errors import UserError
+from flora_hpc.records.follow import Look
 from flora_hpc.records.hdf5file import Writer
 from tests.conftest import ROOT
 from tests.contracts.known_helpers import round_record, run_info
@@ -69,16 +79,6 @@ def read_all(descriptor: int) -> str:
     return b"".join(parts).decode()
 
 
-@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("stopped", 75), ("failed", 1), ("interrupted", 1)])
-def test_the_exit_code_is_the_runs(tmp_path: Path, status: str, code: int) -> None:
-    writer = Writer(tmp_path / "run.h5", run_info())
-    writer.add(round_record(0, accuracy=0.25))
-    writer.close(status)
-    watching = start("watch", tmp_path, stdout=subprocess.PIPE)
-    assert f"run {status}" in watching.communicate(timeout=60)[0]
-    assert watching.returncode == code
-
-
 @pytest.mark.parametrize("view", ["plain", "live"])
 def test_ctrl_c_leaves_quietly(tmp_path: Path, view: str) -> None:
     writer = Writer(tmp_path / "run.h5", run_info())
@@ -94,9 +94,145 @@ def test_ctrl_c_leaves_quietly(tmp_path: Path, view: str) -> None:
     writer.close("finished")
 
 
-def test_a_foreign_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+# --- in this process
+
+
+def watch(*arguments: object) -> tuple[int, str]:
+    """Exit code and what is said."""
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["watch", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("stopped", 75), ("failed", 1), ("interrupted", 1)])
+def test_the_exit_code_is_the_runs(tmp_path: Path, status: str, code: int) -> None:
+    writer = Writer(tmp_path / "run.h5", run_info())
+    writer.add(round_record(0, accuracy=0.25))
+    writer.close(status)
+    found, said = watch(tmp_path)
+    assert f"run {status}" in said
+    assert found == code
+
+
+@pytest.mark.parametrize("view", ["plain", "live"])
+def test_a_killed_run_is_given_up_in_a_sentence(tmp_path: Path, view: str) -> None:
+    writer = Writer(tmp_path / "run.h5", run_info())
+    for number in range(2):
+        writer.add(round_record(number))
+    os.utime(tmp_path / "run.h5", (time.time() - 700, time.time() - 700))
+    code, said = watch(tmp_path, "--view", view)
+    assert code == 1
+    assert re.fullmatch(r"given up after 11:4\d without a sign of life \(--give-up .*\)", said.splitlines()[-1])
+    assert "run running" not in said
+    writer.close("finished")
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.h5").write_text("not a run")
-    watching = start("watch", tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _, told = watching.communicate(timeout=60)
-    assert told == f"flora-hpc: {tmp_path}/run.h5: is not an HDF5 file; give a run directory or its run.h5\n"
-    assert watching.returncode == 2
+    result = CliRunner().invoke(app, ["watch", str(tmp_path)])
+    assert isinstance(result.exception, UserError)
+
+
+def look(last: int, status: str = "running", resumed: Sequence[int] = (), silent: float = 0.0) -> Look:
+    """A run that has played rounds 0 to `last` of 2."""
+    info = run_info()
+    rounds = np.concatenate([round_record(number, accuracy=0.5).row for number in range(last + 1)])
+    return Look(vars(info) | {"status": status, "resumed_after": json.dumps(resumed)}, rounds, info.topology, silent)
+
+
+class Scripted:
+    """A run whose looks are known beforehand; one too many is a StopIteration, which a generator turns into a RuntimeError."""
+
+    path = Path("run.h5")
+
+    def __init__(self, *looks: Look | None) -> None:
+        self._looks = iter(looks)
+
+    def look(self) -> Look | None:
+        return next(self._looks)
+
+
+def statuses(*scripted: Look | None, give_up: float | None = 600.0) -> list[str]:
+    """Of every look until the watching ends."""
+    return [seen.status for seen in looks(Scripted(*scripted), lambda sentence: None, 1.0, give_up, lambda seconds: None)]
+
+
+def test_watching_ends_with_the_run_and_waits_for_it() -> None:
+    assert statuses(None, None, look(0), look(1, "stopped"), look(2)) == ["running", "stopped"]
+    assert statuses(look(1), look(2, "finished"), look(2)) == ["running", "finished"]
+
+
+def test_a_silent_run_is_left_after_a_while() -> None:
+    assert statuses(look(1, silent=599), look(1, silent=600), look(1)) == ["running"] * 2
+
+
+def test_stay_waits_for_a_job_that_goes_on() -> None:
+    seen = (look(1, "failed"), look(1, silent=1e6), look(2, resumed=[1]), look(2, "finished"), look(2))
+    assert statuses(*seen, give_up=None) == ["failed", "running", "running", "finished"]
+
+
+def told(*seen: Look) -> list[str]:
+    """What is said of rounds and of resuming; the facts come first."""
+    text = io.StringIO()
+    show_lines(Sayer(Console(file=text, width=200)), iter(seen))
+    return [line.split(" | ")[0] for line in text.getvalue().splitlines() if re.match("round|goes on after|starts|last", line)]
+
+
+def test_rounds_are_told_once_from_the_last_one_on() -> None:
+    assert told(look(1), look(1), look(2), look(2, "finished")) == ["round 1/2", "round 2/2"]
+
+
+def test_rounds_that_are_played_again_are_told_again() -> None:
+    assert told(look(2), look(1, resumed=[1]), look(2, resumed=[1])) == ["round 2/2", "goes on after round 1", "round 2/2"]
+
+
+def test_a_run_that_goes_on_twice_after_one_round_says_so_twice() -> None:
+    """As a job does that is killed before its first checkpoint."""
+    again = ["goes on after round 1", "round 2/2"]
+    seen = (look(2), look(2, resumed=[1]), look(2, resumed=[1, 1]))
+    assert told(*seen) == ["round 2/2", *again, *again]
+
+
+def test_what_happened_between_two_looks_counts() -> None:
+    assert told(look(2), look(2, resumed=[0, 1])) == ["round 2/2", "goes on after round 1", "round 1/2", "round 2/2"]
+
+
+@pytest.mark.parametrize(("before", "after"), [([], [-1]), ([0], [])])
+def test_a_run_that_starts_over_is_told_from_its_beginning(before: list[int], after: list[int]) -> None:
+    """Without a checkpoint; or because another one was put in its place."""
+    seen = (look(1, resumed=before), look(1, resumed=after))
+    assert told(*seen) == ["round 1/2", "starts over", "round 0/2", "round 1/2"]
+
+
+def test_a_doubt_is_told_once_each_time() -> None:
+    doubt = "last written 2:00 ago; its job may have been killed"
+    seen = (look(1, silent=120), look(1, silent=120.1), look(2), look(2, silent=120))
+    assert told(*seen) == ["round 1/2", doubt, "round 2/2", doubt]
+
+
+def drawn(*seen: Look) -> str:
+    """The last panel that a terminal of 80 columns is shown."""
+    text = io.StringIO()
+    show_live(Console(file=text, width=80, force_terminal=True, color_system=None), iter(seen))
+    return text.getvalue()[text.getvalue().rindex("╭") :]
+
+
+@pytest.mark.parametrize("silent", [0.0, 1e9])
+def test_the_clock_of_a_run_that_has_ended_stands_still(silent: float) -> None:
+    """Two rounds and the state before them took a second each."""
+    assert "elapsed 3.0 s" in drawn(look(2), look(2, "finished", silent=silent))
+
+
+def test_the_clock_of_a_run_that_goes_on_counts_from_there() -> None:
+    assert "elapsed 1.5 s" in drawn(look(1), look(2, resumed=[0, 1], silent=0.5))
+
+
+@pytest.mark.parametrize(
+    ("seen", "note"),
+    [
+        (look(1, "stopped"), "stopped; it may go on (Ctrl-C leaves)"),
+        (look(1, silent=120), "last written 2:00 ago; its job may have been killed"),
+    ],
+)
+def test_the_panel_says_when_nothing_may_come(seen: Look, note: str) -> None:
+    assert note in drawn(look(1), seen)
+    assert note not in drawn(seen, look(1))

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from flora_hpc.errors import UserError
-from flora_hpc.records.follow import Followed
+from flora_hpc.records.follow import Followed, Look
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.known import Earlier
-from flora_hpc.records.schema import CLIENTS, RANKS
-from tests.contracts.known_helpers import round_record, run_info
+from flora_hpc.records.schema import CLIENTS, RANKS, TOPOLOGY
+from tests.contracts.known_helpers import CONFIG, round_record, run_info
 
 
 def test_nothing_is_there_before_the_run_begins(tmp_path: Path) -> None:
@@ -34,15 +35,38 @@ def test_every_round_is_seen_and_the_end(tmp_path: Path) -> None:
     assert followed.look().status == "stopped"
 
 
+def test_a_round_that_bears_the_time_of_the_one_before_is_seen(tmp_path: Path) -> None:
+    """The clock of a file system has ticks, which may be longer than a round."""
+    path = tmp_path / "run.h5"
+    writer, followed = Writer(path, run_info()), Followed(path)
+    for number in range(2):
+        writer.add(round_record(number))
+    followed.look()
+    before = path.stat()
+    writer.add(round_record(2))
+    os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size, "or else this tests nothing"
+    assert followed.look().rounds["round"].tolist() == [0, 1, 2]
+
+
+def test_the_configuration_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, load = [], yaml.safe_load
+    monkeypatch.setattr("flora_hpc.records.follow.yaml.safe_load", lambda text: [parsed.append(text), load(text)][1])
+    Writer(tmp_path / "run.h5", run_info(config=CONFIG + "# of this test\n"))
+    followed = Followed(tmp_path)
+    assert [followed.look().num_rounds for _ in range(3)] == [2, 2, 2]
+    assert len(parsed) == 1
+
+
 def test_a_run_that_goes_on_puts_a_new_file_in_its_place(tmp_path: Path) -> None:
     writer, followed = Writer(tmp_path / "run.h5", run_info()), Followed(tmp_path)
     for number in range(3):
         writer.add(round_record(number))
-    assert followed.look().resumed_after == -1
+    assert followed.look().resumed == ()
     rows = np.concatenate([round_record(number).row for number in range(2)])
     Writer(tmp_path / "run.h5", run_info(earlier=Earlier(rows, np.zeros(0, RANKS), np.zeros(0, CLIENTS), [1])))
     look = followed.look()
-    assert (look.rounds["round"].tolist(), look.resumed_after) == ([0, 1], 1)
+    assert (look.rounds["round"].tolist(), look.resumed) == ([0, 1], (1,))
 
 
 def test_a_silent_run_is_doubted(tmp_path: Path) -> None:
@@ -61,6 +85,25 @@ def test_a_silent_run_is_doubted(tmp_path: Path) -> None:
     followed.look()
     now[0] += 1000
     assert followed.look().doubt == ""
+
+
+@pytest.mark.parametrize(
+    ("round_seconds", "patience"),
+    [
+        ([9.0], 3600),  # no trained round: nobody knows how long one takes
+        ([9.0, 30.0], 600),
+        ([9.0, 30.0, 400.0, 30.0], 2000),  # one in which clients were tested
+    ],
+)
+def test_a_silent_run_is_given_up_after_several_rounds(round_seconds: list[float], patience: float) -> None:
+    rounds = np.concatenate([round_record(number).row for number in range(len(round_seconds))])
+    rounds["round_seconds"] = round_seconds
+
+    def given_up(silent: float, status: str = "running") -> bool:
+        return Look({"status": status}, rounds, np.zeros(0, TOPOLOGY), silent).given_up(600)
+
+    assert (given_up(patience - 1), given_up(patience)) == (False, True)
+    assert not given_up(1e6, "finished")
 
 
 def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
