@@ -208,5 +208,8 @@ def _reason(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         if file.read(len(superblock.SIGNATURE)) != superblock.SIGNATURE:
             return "is not an HDF5 file; give a run directory or its run.h5"
+    why = " ".join(str(error).split())
+    if superblock.is_open(path):
+        return f"cannot be read just now ({why}); try again, or, if its run has ended, copy it again from where the run was"
     what = "is cut off" if "truncated" in str(error) else "is damaged"
-    return f"{what} ({' '.join(str(error).split())}); copy it again from where the run was, or run it again"
+    return f"{what} ({why}); copy it again from where the run was, or run it again"
