@@ -59,6 +59,17 @@ def accuracies(rounds: Rows) -> Rows:
     return measured
 
 
+def best(measured: Rows) -> Any:
+    """Of rows with an accuracy, the one with the highest; the first of several."""
+    return measured[measured["test_accuracy"].argmax()]
+
+
+def sent(rounds: Rows) -> tuple[str, str, str]:
+    """Bytes up, down, and handed to collectives, summed over all these rounds."""
+    up, down, collective = (decimal(int(rounds[f"{name}_bytes"].sum())) for name in ("uplink", "downlink", "collective"))
+    return up, down, collective
+
+
 def per_client(rounds: Rows) -> bool:
     """Whether clients were tested on their own, which runs do when asked, and those of old versions never."""
     return "worst_client" in (rounds.dtype.names or ()) and bool((rounds["worst_client"] >= 0).any())
