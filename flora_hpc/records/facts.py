@@ -64,7 +64,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             leaves |= flat(value, f"{prefix}{key}.")
         else:
-            leaves[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
+            leaves[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else value
     return leaves
 
 

@@ -65,7 +65,7 @@ def rank_facts(ranks: Rows, topology: Rows) -> dict[str, str]:
     if found := balance(ranks):
         who = f"rank {found.rank}{host_of(topology, found.rank)}: " if found.num_last else ""
         facts["slowest rank"] = f"{who}{found}"
-        facts["balance"] = f"{found.share:.0%} (the mean of the ranks' work / the slowest rank's, round by round)"
+        facts["balance"] = f"{found.share:.0%} (mean work of ranks / the slowest's, by round)"
     if len(ranks):
         largest = ranks[ranks["peak_memory_bytes"].argmax()]
         where = f" (rank {largest['rank']})" if len(topology) > 1 else ""

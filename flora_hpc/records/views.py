@@ -64,8 +64,8 @@ def best(measured: Rows) -> Any:
     return measured[measured["test_accuracy"].argmax()]
 
 
-def sent(rounds: Rows) -> tuple[str, str, str]:
-    """Bytes up, down, and handed to collectives, summed over all these rounds."""
+def sent(rounds: Rows | np.void) -> tuple[str, str, str]:
+    """Bytes up, down, and handed to collectives, of one row of /rounds or summed over all these rows."""
     up, down, collective = (decimal(int(rounds[f"{name}_bytes"].sum())) for name in ("uplink", "downlink", "collective"))
     return up, down, collective
 

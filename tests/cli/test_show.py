@@ -63,7 +63,7 @@ def test_the_summary_says_what_was_run_and_what_came_out(folder: Path) -> None:
         "finished, 2 rounds",
         "1.50 s before round 0",
         "none, all ranks have as much work",
-        "100% (the mean of the ranks' work / the slowest rank's, round by round)",
+        "100% (mean work of ranks / the slowest's, by round)",
         "1.0 GB (rank 0)",
         "0.2500 → 0.7500",
         "(best 0.7500 in round 2)",
