@@ -9,7 +9,9 @@ import typer
 from rich.filesize import decimal
 
 from flora_hpc.errors import UserError
+from flora_hpc.records.hdf5file import locate
 from flora_hpc.records.opened import Run, open_run
+from flora_hpc.records.schema import TABLES
 
 START = 2000  # characters of a page in which its mark stands
 MOST_RUNS = 24  # lines that can be told apart
@@ -71,17 +73,18 @@ def report(
 
 def _open(paths: list[Path]) -> list[Run]:
     """The runs, each once. Raises UserError for what is none, and for more than a page can tell apart."""
-    found: dict[Path, Run] = {}
+    found: dict[Path, Path] = {}
     for path in paths:
-        run = open_run(path)
-        if run.path.resolve() in found:
+        file = locate(path).resolve()
+        if file in found:
             print(f"note: {path} is given twice, and shown once")
-        found.setdefault(run.path.resolve(), run)
+        found.setdefault(file, path)
     if len(found) > MOST_RUNS:
         raise UserError(
             f"report: {len(found)} runs are more than the {MOST_RUNS} lines that an eye tells apart; make several pages"
         )
-    return list(found.values())
+    needed = tuple(TABLES) if len(found) == 1 else ("rounds",)  # of 24 runs, /clients could be more than memory holds
+    return [open_run(path, needed) for path in found.values()]
 
 
 def _beside(run: Run) -> Path:

@@ -42,8 +42,8 @@ def show(
     if (as_csv or parquet) and len(chosen) != 1:
         option = "--csv" if as_csv else "--parquet"
         raise UserError(f"{option}: name one table: --rounds, --ranks, --clients or --topology")
-    opened = open_run(run)
-    tables = {name: opened.tables[name][-last if last else 0 :] for name in chosen or named}
+    opened = open_run(run, chosen or (tuple(named) if as_json else ("ranks", "topology")))
+    tables = {name: opened.tables[name][-last if last else 0 :] for name in chosen or opened.tables}
     if as_json:
         write_json(opened, tables)
     elif as_csv:

@@ -15,6 +15,7 @@ import yaml
 
 from flora_hpc import plugins
 from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.records.facts import flat
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import Rows
 
@@ -47,17 +48,6 @@ def parameters(info: RunInfo) -> dict[str, Any]:
     facts = ("dataset", "world_size", "launcher", "backend", "num_params", "payload_bytes")
     found = {f"run.{name}": getattr(info, name) for name in facts}
     return flat(yaml.safe_load(info.config)) | found | flat({"versions": info.versions})
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'client': {'lr': 0.1}} -> {'client.lr': 0.1}; lists become texts."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
-    return leaves
 
 
 def numbers(row: Rows) -> dict[str, float]:

@@ -30,13 +30,11 @@ def facts(known: Mapping[str, Any], topology: Rows) -> dict[str, str]:
     precision = config["model"].get("precision", "fp32")
     beta = f" (beta {config['partition']['beta']:g})" if config["partition"].get("beta") is not None else ""
     split = f"{config['partition']['name']}{beta} over {count(known['num_clients'], 'client')}"
-    dataset = known.get("dataset", config["data"]["name"])
-    update = f"{known['num_params']:,} trained numbers, {decimal(known['payload_bytes'])} per update"
     facts = {
         "model": config["model"]["name"] + (f", {precision}" if precision != "fp32" else ""),
-        "method": f"{config['method']['name']}, {update}",
+        "method": f"{config['method']['name']}, {update(known)}",
         "computed": known.get("how", ""),
-        "data": f"{dataset}, {split}, cohort {cohort}",
+        "data": f"{dataset(known)}, {split}, cohort {cohort}",
         "client": client(config.get("client", {})),
         "ranks": ranks(known, topology),
         "groups": groups(known) if "num_groups" in known else "",
@@ -47,6 +45,27 @@ def facts(known: Mapping[str, Any], topology: Rows) -> dict[str, str]:
     if known.get("num_damaged"):
         facts["left out"] = f"{count(known['num_damaged'], 'image')} that cannot be decoded"
     return {name: text for name, text in facts.items() if text}
+
+
+def dataset(known: Mapping[str, Any]) -> str:
+    """What it is called; files of schema 1 say it only in their configuration."""
+    return str(known["dataset"] if "dataset" in known else yaml.safe_load(known["config"])["data"]["name"])
+
+
+def update(known: Mapping[str, Any]) -> str:
+    """What a client sends."""
+    return f"{known['num_params']:,} trained numbers, {decimal(known['payload_bytes'])} per update"
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'client': {'lr': 0.1}} -> {'client.lr': 0.1}; lists become texts."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else value
+    return leaves
 
 
 def client(options: Mapping[str, Any]) -> str:

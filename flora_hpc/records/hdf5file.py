@@ -179,7 +179,8 @@ def _read_once(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[s
         _check(path, file, attributes)
         tables = {name: np.asarray(file[name][:]) for name in ("rounds", *names) if name in file}  # rounds are written last
     last = tables["rounds"]["round"].max(initial=-1)
-    return attributes, {name: rows[rows["round"] <= last] if name in BY_ROUND else rows for name, rows in tables.items()}
+    ends = {name: np.searchsorted(tables[name]["round"], last, "right") for name in BY_ROUND if name in tables}  # rounds ascend
+    return attributes, {name: rows[: ends.get(name)] for name, rows in tables.items()}
 
 
 def _plain(value: Any) -> Any:

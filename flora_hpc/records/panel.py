@@ -4,14 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.filesize import decimal
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from flora_hpc.records.schema import Rows
-from flora_hpc.records.views import accuracies, curve, flow, left_out, seconds, time_split
+from flora_hpc.records.views import accuracies, curve, flow, left_out, seconds, sent, time_split
 
 WIDEST = 110  # cells; a curve of some rounds does not gain from more
 RECENT = 20  # rounds that the time left is estimated from
@@ -41,15 +40,14 @@ class Seen:
 def panel(seen: Seen, width: int) -> Panel:
     """The panel, `width` cells wide."""
     inner, rounds = max(16, width - 4), seen.rounds
-    trained, measured = rounds[rounds["round"] > 0], accuracies(rounds)["test_accuracy"]
+    measured = accuracies(rounds)["test_accuracy"]
     done = int(rounds["round"].max(initial=0))
-    parts: list[RenderableType] = [flow(head(seen, done), inner), bar(seen, done, inner)]
-    if len(measured):
+    parts: list[RenderableType] = [flow(head(seen, done), inner), bar(seen, done, inner), Text()]  # a bar ends without a new line
+    if len(measured) > 1:
         parts += [Text(), Text("test accuracy", "dim"), curve(measured.tolist(), inner - 6)]
     if len(rounds):
         parts += [Text(), flow(numbers(rounds), inner)]
-    if len(trained):
-        parts += [Text(), Text("where the time goes", "dim"), time_split(trained, inner)]
+        parts += [Text(), Text("where the time goes", "dim"), time_split(rounds, inner)]
     if said := left_out(rounds):
         parts += [Text(), Text(said, "red")]
     if seen.note:
@@ -97,12 +95,13 @@ def bar(seen: Seen, done: int, width: int) -> ProgressBar:
 def numbers(rounds: Rows) -> list[Text]:
     """Accuracy, loss and bytes."""
     measured, loss = accuracies(rounds)["test_accuracy"], rounds["train_loss"][-1]
+    up, down, collective = sent(rounds)
     return [
         labelled("accuracy", f"{measured[-1]:.4f}" if len(measured) else "-", "bold green"),
         labelled("loss", "-" if np.isnan(loss) else f"{loss:.4f}"),
-        labelled("up", decimal(int(rounds["uplink_bytes"].sum()))),
-        labelled("down", decimal(int(rounds["downlink_bytes"].sum()))),
-        labelled("ranks sent", decimal(int(rounds["collective_bytes"][rounds["round"] > 0].sum()))),
+        labelled("up", up),
+        labelled("down", down),
+        labelled("ranks sent", collective),
     ]
 
 

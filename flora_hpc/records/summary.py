@@ -8,10 +8,9 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from flora_hpc.records.balance import balance
 from flora_hpc.records.schema import Rows
-from flora_hpc.records.views import PER_CLIENT, accuracies, left_out, per_client, seconds, time_split
-
-WORK = ("batch_seconds", "train_seconds", "sum_seconds")  # of a rank, for its own clients
+from flora_hpc.records.views import PER_CLIENT, accuracies, best, left_out, per_client, seconds, sent, time_split
 
 
 def summary(rounds: Rows, facts: dict[str, str], title: str, caption: str | None = None, width: int = 80) -> RenderableType:
@@ -24,8 +23,8 @@ def summary(rounds: Rows, facts: dict[str, str], title: str, caption: str | None
     if said := left_out(rounds):
         table.add_row("rejected", Text(said, "red"))
     parts: list[RenderableType] = [Text(title, "bold"), table]
-    if len(trained := rounds[rounds["round"] > 0]):
-        parts += [Text(), time_split(trained, min(width, 80))]
+    if len(rounds):
+        parts += [Text(), time_split(rounds, min(width, 80))]
     return Group(*parts, *([Text(caption, "dim")] if caption else []))
 
 
@@ -33,8 +32,8 @@ def accuracy_facts(rounds: Rows) -> dict[str, str]:
     """From what to what."""
     facts, measured = {}, accuracies(rounds)
     if len(measured):
-        first, last, best = measured[0], measured[-1], measured[measured["test_accuracy"].argmax()]
-        top = f"best {best['test_accuracy']:.4f} in round {best['round']}"
+        first, last, most = measured[0], measured[-1], best(measured)
+        top = f"best {most['test_accuracy']:.4f} in round {most['round']}"
         facts["test accuracy"] = f"{first['test_accuracy']:.4f} → {last['test_accuracy']:.4f}  ({top})"
         before, after = 1 - first["test_accuracy"], 1 - last["test_accuracy"]
         if 0 < after < before:
@@ -46,40 +45,32 @@ def accuracy_facts(rounds: Rows) -> dict[str, str]:
 
 
 def cost_facts(rounds: Rows) -> dict[str, str]:
-    """Rounds, seconds and bytes."""
-    trained = rounds[rounds["round"] > 0]
-    if not len(trained):
+    """Rounds, seconds and bytes; sums are over all rounds, round 0 included."""
+    if not len(rounds):
         return {}
-    sent = (f"{decimal(int(trained[f'{way}link_bytes'].sum()))} {way}" for way in ("up", "down"))
+    trained = rounds[rounds["round"] > 0]
+    each = f", {seconds(float(np.median(trained['round_seconds'])))} each (median)" if len(trained) else ""
+    up, down, collective = sent(rounds)
     return {
-        "rounds": f"{len(trained):,}, {seconds(float(np.median(trained['round_seconds'])))} each (median)",
+        "rounds": f"{len(trained):,}{each}",
         "time": seconds(float(rounds["round_seconds"].sum())) + " in rounds",
-        "federation": ", ".join(sent),
-        "ranks sent": f"{decimal(int(trained['collective_bytes'].sum()))} handed to collectives",
+        "federation": f"{up} up, {down} down",
+        "ranks sent": f"{collective} handed to collectives",
     }
 
 
 def rank_facts(ranks: Rows, topology: Rows) -> dict[str, str]:
-    """Which rank had most to do, how well the work was spread, and the largest memory."""
+    """Which rank the others waited for, how well the work was spread, and the largest memory."""
     facts: dict[str, str] = {}
-    trained = ranks[ranks["round"] > 0]
-    numbers = np.unique(trained["rank"])
-    if len(numbers) > 1:
-        busy = np.array([work_seconds(trained[trained["rank"] == number]) for number in numbers])
-        mean, most = busy.mean() or 1.0, int(busy.argmax())
-        slowest = f"rank {numbers[most]}{host_of(topology, int(numbers[most]))}"
-        facts["slowest rank"] = f"{slowest}: {seconds(busy[most])} of work, {busy[most] / mean - 1:.0%} above the mean"
-        facts["balance"] = f"{mean / (busy[most] or 1.0):.0%} (mean of the ranks' work / the slowest rank's)"
+    if found := balance(ranks):
+        who = f"rank {found.rank}{host_of(topology, found.rank)}: " if found.num_last else ""
+        facts["slowest rank"] = f"{who}{found}"
+        facts["balance"] = f"{found.share:.0%} (mean work of ranks / the slowest's, by round)"
     if len(ranks):
         largest = ranks[ranks["peak_memory_bytes"].argmax()]
         where = f" (rank {largest['rank']})" if len(topology) > 1 else ""
         facts["peak memory"] = decimal(int(largest["peak_memory_bytes"])) + where
     return facts
-
-
-def work_seconds(rows: Rows) -> float:
-    """What ranks spent on their own clients; files of old versions count all of it as training."""
-    return float(sum(rows[name].sum() for name in WORK if name in (rows.dtype.names or ())))
 
 
 def host_of(topology: Rows, rank: int) -> str:

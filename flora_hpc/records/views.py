@@ -59,6 +59,17 @@ def accuracies(rounds: Rows) -> Rows:
     return measured
 
 
+def best(measured: Rows) -> Any:
+    """Of rows with an accuracy, the one with the highest; the first of several."""
+    return measured[measured["test_accuracy"].argmax()]
+
+
+def sent(rounds: Rows | np.void) -> tuple[str, str, str]:
+    """Bytes up, down, and handed to collectives, of one row of /rounds or summed over all these rows."""
+    up, down, collective = (decimal(int(rounds[f"{name}_bytes"].sum())) for name in ("uplink", "downlink", "collective"))
+    return up, down, collective
+
+
 def per_client(rounds: Rows) -> bool:
     """Whether clients were tested on their own, which runs do when asked, and those of old versions never."""
     return "worst_client" in (rounds.dtype.names or ()) and bool((rounds["worst_client"] >= 0).any())
@@ -70,12 +81,13 @@ def curve(values: Sequence[float], width: int, height: int = 6) -> Text:
         values = [float(np.mean(part)) for part in np.array_split(np.asarray(values), width)]
     top, bottom = min(1.0, np.ceil(max(values) * 20) / 20), max(0.0, np.floor(min(values) * 20) / 20 - 0.05)
     filled = [(value - bottom) / (top - bottom) * height if top > bottom else 0.0 for value in values]
-    per_value = max(1, min(3, width // len(values)))
+    ends = np.round(np.linspace(0, min(width, 3 * len(values)), len(values) + 1)).astype(int)
+    cells_of = np.diff(ends).tolist()
     text = Text()
     for row in range(height - 1, -1, -1):
         label = {height - 1: f"{top:5.0%} ", 0: f"{bottom:5.0%} "}.get(row, " " * 6)
-        cells = (EIGHTHS[round(min(1.0, max(0.0, level - row)) * 8)] for level in filled)
-        text.append(label, "dim").append("".join(cell * per_value for cell in cells), "green").append("\n" if row else "")
+        cells = (EIGHTHS[round(min(1.0, max(0.0, level - row)) * 8)] * count for level, count in zip(filled, cells_of, strict=True))
+        text.append(label, "dim").append("".join(cells), "green").append("\n" if row else "")
     return text
 
 

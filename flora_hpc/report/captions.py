@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from rich.filesize import decimal
 
+from flora_hpc.records import views
+from flora_hpc.records.balance import balance
+from flora_hpc.records.facts import dataset
 from flora_hpc.records.opened import Run
 from flora_hpc.records.views import seconds
 from flora_hpc.report import clients, facts, timing
@@ -12,8 +15,8 @@ from flora_hpc.report import clients, facts, timing
 
 def accuracy(run: Run) -> str:
     """Of the test accuracy of a run."""
-    tested = facts.measured(run)
-    best = tested[tested["test_accuracy"].argmax()]
+    tested = views.accuracies(facts.rounds(run))
+    best = views.best(tested)
     cut = " The axis does not start at zero." if tested["test_accuracy"].min() > 0.1 else ""
     text = "Share of test images that get the right class; round 0 is the state before training."
     return f"{text} Best: {facts.percent(best['test_accuracy'])} after round {best['round']:,}.{cut}"
@@ -28,18 +31,17 @@ def loss(run: Run) -> str:
 
 def federation(run: Run) -> str:
     """Of the traffic of a federation."""
-    rows = facts.trained(run)
-    up, down = int(rows["uplink_bytes"].sum()), int(rows["downlink_bytes"].sum())
-    each = up / max(1, int(rows["num_clients"].sum()))
-    sent = f"{decimal(up)} and {decimal(down)} in all"
-    return f"What clients would send (up) and receive (down): {sent}; an update has {decimal(round(each))}."
+    rows = facts.rounds(run)
+    up, down, _ = views.sent(rows)
+    each = int(rows["uplink_bytes"].sum()) / max(1, int(rows["num_clients"].sum()))
+    return f"What clients would send (up) and receive (down): {up} and {down} in all; an update has {decimal(round(each))}."
 
 
 def collectives(run: Run) -> str:
     """Of the bytes that ranks sent."""
-    total, num = int(facts.rounds(run)["collective_bytes"].sum()), int(run.attributes["world_size"])
+    (_, _, total), num = views.sent(facts.rounds(run)), int(run.attributes["world_size"])
     whose = "handed over by the one rank, though nothing leaves it" if num == 1 else f"by all {num:,} ranks together"
-    return f"What ranks of the simulation give to collectives, which is not what a federation would send: {decimal(total)} {whose}."
+    return f"What ranks of the simulation give to collectives, which is not what a federation would send: {total} {whose}."
 
 
 def phases(run: Run) -> str:
@@ -56,7 +58,6 @@ def phases(run: Run) -> str:
 def ranks(run: Run) -> str:
     """Of the ranks along time."""
     rows = run.tables["ranks"]
-    rows = rows[rows["round"] > 0]
     if timing.is_strip(run):
         text = "A bar for each rank. Within a round its phases stand in the order of the key, not of the clock."
     else:
@@ -66,9 +67,9 @@ def ranks(run: Run) -> str:
     waits = np.bincount(rows["rank"], rows["wait_seconds"]) / np.maximum(np.bincount(rows["rank"], rows["round_seconds"]), 1e-12)
     least, most = int(waits.argmin()), int(waits.argmax())
     shares = [f"{100 * waits[rank]:.1f}\u00a0%" for rank in (least, most)]
-    return (
-        f"{text} Rank {least} waits least ({shares[0]} of its time), so others wait for it; rank {most} waits most ({shares[1]})."
-    )
+    text += f" Rank {least} waits least ({shares[0]} of its time), rank {most} most ({shares[1]})."
+    found = balance(rows)
+    return f"{text} The slowest is rank {found.rank}: {found}." if found and found.num_last else text
 
 
 def sizes(run: Run) -> str:
@@ -144,5 +145,5 @@ def bars(runs: Sequence[Run]) -> str:
 
 
 def _beware(runs: Sequence[Run]) -> str:
-    sets = dict.fromkeys(str(run.attributes["dataset"]) for run in runs)
+    sets = dict.fromkeys(dataset(run.attributes) for run in runs)
     return f" The runs are on different data ({', '.join(sets)}): their accuracies do not compare." if len(sets) > 1 else ""

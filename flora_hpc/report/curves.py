@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flora_hpc.records import views
 from flora_hpc.records.opened import Run
-from flora_hpc.records.schema import Rows
 from flora_hpc.report import facts
 from flora_hpc.report.style import (
     GREEN,
@@ -34,9 +34,16 @@ ALL_DOTS = 40  # rounds up to which each one gets a dot
 def accuracy(runs: Sequence[Run]) -> Figure:
     """Test accuracy after each round that was evaluated."""
     figure, axes = new(*_size(runs))
-    _curves(axes, runs, lambda run: facts.measured(run)["round"], lambda run: facts.measured(run)["test_accuracy"], UNTESTED)
-    shown = np.concatenate([facts.measured(run)["test_accuracy"] for run in runs])
-    if len(runs) == 1 and len(own := _per_client(runs[0])):
+    _curves(
+        axes,
+        runs,
+        lambda run: views.accuracies(facts.rounds(run))["round"],
+        lambda run: views.accuracies(facts.rounds(run))["test_accuracy"],
+        UNTESTED,
+    )
+    shown = np.concatenate([views.accuracies(facts.rounds(run))["test_accuracy"] for run in runs])
+    if len(runs) == 1 and views.per_client(rows := facts.rounds(runs[0])):
+        own = rows[rows["worst_client"] >= 0]
         mean, std = own["client_accuracy_mean"], own["client_accuracy_std"]
         low, high = np.maximum(mean - std, own["client_accuracy_min"]), np.minimum(mean + std, 1)
         axes.fill_between(own["round"], low, high, color=GREEN, alpha=0.18, linewidth=0, label="± standard deviation")
@@ -92,9 +99,9 @@ def _accuracy_by(runs: Sequence[Run], reached: Callable[[Run], Numbers], unit: f
         points: Numbers = reached(run)[~np.isnan(facts.rounds(run)["test_accuracy"])] / unit
         return points
 
-    _curves(axes, runs, at, lambda run: facts.measured(run)["test_accuracy"], UNTESTED)
+    _curves(axes, runs, at, lambda run: views.accuracies(facts.rounds(run))["test_accuracy"], UNTESTED)
     axes.set_xlim(left=0)
-    percent_axis(axes, np.concatenate([facts.measured(run)["test_accuracy"] for run in runs]))
+    percent_axis(axes, np.concatenate([views.accuracies(facts.rounds(run))["test_accuracy"] for run in runs]))
     axes.set_ylabel("test accuracy (%)")
     axes.set_xlabel(label)
     return figure
@@ -125,12 +132,3 @@ def _per_row(runs: Sequence[Run]) -> int:
     """How many names stand beside each other in a key."""
     longest = max(map(len, facts.names(runs)))
     return 3 if longest <= 12 else 2 if longest <= 24 else 1
-
-
-def _per_client(run: Run) -> Rows:
-    """Rows in which clients were tested on their own; none in files of old versions."""
-    rows = facts.rounds(run)
-    if "worst_client" not in (rows.dtype.names or ()):
-        return rows[:0]
-    own: Rows = rows[rows["worst_client"] >= 0]
-    return own

@@ -1,16 +1,20 @@
 """What figures and tables of runs take from a run: numbers of its rounds, and what it was."""
 
+import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.filesize import decimal
 
+from flora_hpc.records import facts as known_facts
+from flora_hpc.records import views
+from flora_hpc.records.balance import balance as balance_of
 from flora_hpc.records.opened import Run
 from flora_hpc.records.schema import Rows
 from flora_hpc.records.views import seconds
 from flora_hpc.report.style import PHASES, Numbers
+
+VERSIONS = ("flora_hpc", "python", "torch", "open_clip_torch")  # of those that a file names
 
 
 def rounds(run: Run) -> Rows:
@@ -21,12 +25,6 @@ def rounds(run: Run) -> Rows:
 def trained(run: Run) -> Rows:
     """The rows of rounds in which clients trained."""
     rows: Rows = rounds(run)[rounds(run)["round"] > 0]
-    return rows
-
-
-def measured(run: Run) -> Rows:
-    """The rows of rounds after which the accuracy was measured."""
-    rows: Rows = rounds(run)[~np.isnan(rounds(run)["test_accuracy"])]
     return rows
 
 
@@ -56,13 +54,19 @@ def traffic(run: Run) -> Numbers:
     return np.cumsum(rounds(run)["uplink_bytes"] + rounds(run)["downlink_bytes"])
 
 
-def balance(run: Run) -> tuple[float, float]:
-    """The share of its time that a rank waits, and how much longer the busiest rank trains than the mean."""
-    ranks = run.tables["ranks"]
-    ranks = ranks[ranks["round"] > 0]
-    total = ranks["round_seconds"].sum()
-    busy = np.bincount(ranks["rank"], ranks["train_seconds"])
-    return float(ranks["wait_seconds"].sum() / total) if total else 0.0, float(busy.max() / busy.mean()) if busy.sum() else 1.0
+def waiting(run: Run) -> str:
+    """The share of its time that a rank waits for others."""
+    rows = rounds(run)
+    total = float(rows["round_seconds"].sum())
+    return f"{100 * float(rows['wait_seconds'].sum()) / total:.1f} %" if total else "-"
+
+
+def balance(run: Run) -> str:
+    """Who is slowest and how much that matters, as `show` says it."""
+    found = balance_of(run.tables["ranks"])
+    if found is None:
+        return "one rank waits for nobody"
+    return f"balance {found.share:.0%}" + (f"; rank {found.rank} is {found}" if found.num_last else "")
 
 
 def names(runs: Sequence[Run]) -> list[str]:
@@ -81,40 +85,21 @@ def label(run: Run) -> str:
 
 
 def settings(run: Run) -> dict[str, str]:
-    """What was run, a line each."""
+    """What was run, a line each: what `show` says, and all options of the method and of the split."""
     config, known = run.config, run.attributes
-    cohort = config.get("cohort", {})
-    size = cohort.get("size") or f"{cohort.get('fraction') or 1.0:.0%}"
-    client, model = config.get("client", {}), config["model"]
-    pretrained = f", {model['pretrained']}" if model.get("pretrained") else ""
-    method = _options(config["method"])
-    hosts = sorted({text for row in run.tables["topology"]["host"].tolist() if (text := row.decode())})
-    devices = sorted({row.decode() for row in run.tables["topology"]["device"].tolist()})
-    where = (
-        f"{known['world_size']}, on {len(hosts)} node{'s' * (len(hosts) != 1)}, {', '.join(devices)}, backend {known['backend']}"
-    )
-    return {
-        "model": f"{model['name']}{pretrained}, {model.get('precision', 'fp32')}",
-        "method": f"{method}; {known['num_params']:,} trained numbers, {decimal(known['payload_bytes'])} an update",
-        "data": str(known["dataset"]),
-        "partition": f"{_options(config['partition'], ('num_clients',))}; {known['num_clients']:,} clients, cohort {size}",
-        "client": ", ".join(
-            f"{name.replace('_', ' ')} {client[name]}"
-            for name in ("epochs", "batch_size", "lr", "optimizer", "loss")
-            if name in client
-        ),
-        "aggregator": _options(config.get("aggregator", {"name": "-"})),
-        "ranks": where,
+    told = known_facts.facts(known, run.tables["topology"])
+    if pretrained := config["model"].get("pretrained"):
+        told["model"] += f", {pretrained}"
+    told["method"] = f"{_options(config['method'])}; {known_facts.update(known)}"
+    versions: dict[str, str] = json.loads(known.get("versions", "{}"))
+    shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
+    more = {
+        "split": _options(config["partition"], ("num_clients",)),
+        "aggregator": _options(config["aggregator"]) if "aggregator" in config else "",
         "seed": str(known["seed"]),
-        "versions": _versions(known),
+        "versions": ", ".join(shown),
     }
-
-
-def _versions(known: dict[str, Any]) -> str:
-    import json
-
-    found = json.loads(known.get("versions", "{}"))
-    return ", ".join(f"{name} {found[name]}" for name in ("flora_hpc", "python", "torch", "open_clip_torch") if name in found)
+    return told | {name: text for name, text in more.items() if text}
 
 
 def _options(options: dict[str, Any], without: tuple[str, ...] = ()) -> str:
@@ -128,35 +113,28 @@ def _options(options: dict[str, Any], without: tuple[str, ...] = ()) -> str:
 
 def status(run: Run) -> str:
     """How far it came and how it ended."""
-    done, planned = int(rounds(run)["round"].max(initial=0)), run.config.get("rounds", 0)
-    far = f"{done:,} of {planned:,} rounds"
-    note = {"running": "still running, or killed before it could say so"}.get(run.status, run.status)
-    return f"{note}; {far}"
+    note = "still running, or killed before it could say so" if run.status == "running" else run.status
+    return "; ".join(views.headline(rounds(run), note, run.num_rounds)[:2])
 
 
 def headlines(run: Run) -> list[tuple[str, str, str]]:
-    """The numbers to remember: what, the number, and a remark."""
-    tested, played = measured(run), trained(run)
+    """The numbers to remember: what, the number, and a remark. Sums are over all rounds, round 0 included."""
+    tested, played = views.accuracies(rounds(run)), trained(run)
     found = []
     if len(tested):
-        first, last = tested[0]["test_accuracy"], tested[-1]["test_accuracy"]
-        best = tested[tested["test_accuracy"].argmax()]
+        first, last, best = tested[0]["test_accuracy"], tested[-1]["test_accuracy"], views.best(tested)
         value = f"{100 * first:.2f} → {percent(last)}" if len(tested) > 1 else percent(last)
         found.append(("test accuracy", value, f"best {percent(best['test_accuracy'])} after round {best['round']}"))
     else:
         found.append(("test accuracy", "-", "no round was evaluated"))
-    if len(played):
-        up, down = int(played["uplink_bytes"].sum()), int(played["downlink_bytes"].sum())
-        found.append(("federation traffic", f"{decimal(up)} up", f"{decimal(down)} down; what clients would send and receive"))
-        found.append(("sent by ranks", decimal(int(played["collective_bytes"].sum())), "handed to collectives of the backend"))
+    up, down, collective = views.sent(rounds(run))
+    found.append(("federation traffic", f"{up} up", f"{down} down; what clients would send and receive"))
+    found.append(("sent by ranks", collective, "handed to collectives of the backend"))
     total = float(rounds(run)["round_seconds"].sum())
     each = f"{seconds(float(np.median(played['round_seconds'])))} a round (median)" if len(played) else "no round was trained"
     found.append(("time in rounds", seconds(total), f"{each}; start-up {seconds(run.attributes['setup_seconds'])}"))
     if len(played):
-        waiting, busiest = balance(run)
-        one = run.attributes["world_size"] == 1
-        remark = "one rank waits for nobody" if one else f"the busiest rank trains {busiest:.2f} times the mean"
-        found.append(("waiting", f"{100 * waiting:.1f} %", remark))
+        found.append(("waiting", waiting(run), balance(run)))
     return found
 
 
@@ -165,30 +143,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}\u00a0%"
 
 
-def flat(tree: dict[str, Any], before: str = "") -> dict[str, str]:
-    """A nested configuration as 'client.lr' -> text."""
-    found: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = (
-                ", ".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
-            )
-    return found
-
-
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Settings that are not alike in all runs: key -> a text for each run, '-' where it has no such setting."""
     trees = [
-        flat(run.config) | {"(ranks)": str(run.attributes["world_size"]), "(backend)": str(run.attributes["backend"])}
+        known_facts.flat(run.config) | {"(ranks)": run.attributes["world_size"], "(backend)": run.attributes["backend"]}
         for run in runs
     ]
     keys = list(dict.fromkeys(key for tree in trees for key in tree))
-    rows = {key: [tree.get(key, "-") for tree in trees] for key in keys}
+    rows = {key: ["-" if tree.get(key) is None else str(tree[key]) for tree in trees] for key in keys}
     return {key: texts for key, texts in rows.items() if len(set(texts)) > 1}
-
-
-def folder(run: Run) -> Path:
-    """The directory that holds the run's file."""
-    return run.path.parent

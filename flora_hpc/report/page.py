@@ -5,11 +5,10 @@ from html import escape
 from importlib.resources import files
 
 import numpy as np
-from rich.filesize import decimal
 
 from flora_hpc import __version__
+from flora_hpc.records import views
 from flora_hpc.records.opened import Run
-from flora_hpc.records.views import seconds
 from flora_hpc.report import facts, figures, svg
 from flora_hpc.report.figures import Drawing
 from flora_hpc.report.mark import MARK
@@ -72,21 +71,17 @@ def _results(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _result(run: Run) -> list[str]:
-    tested, played = facts.measured(run), facts.trained(run)
+    rows = facts.rounds(run)
+    tested = views.accuracies(rows)
     if len(tested):
-        best = tested[tested["test_accuracy"].argmax()]
+        best = views.best(tested)
         before = facts.percent(tested[0]["test_accuracy"]) if tested[0]["round"] == 0 else "-"
-        accuracies = [
-            before,
-            facts.percent(tested[-1]["test_accuracy"]),
-            facts.percent(best["test_accuracy"]),
-            f"{best['round']:,}",
-        ]
+        last, most = facts.percent(tested[-1]["test_accuracy"]), facts.percent(best["test_accuracy"])
+        accuracies = [before, last, most, f"{best['round']:,}"]
     else:
         accuracies = ["-"] * 4
-    sent = [decimal(int(played[name].sum())) for name in ("uplink_bytes", "downlink_bytes", "collective_bytes")]
-    waiting = f"{100 * facts.balance(run)[0]:.1f} %" if len(played) else "-"
-    return [*accuracies, f"{len(played):,}", *sent, seconds(float(facts.rounds(run)["round_seconds"].sum())), waiting]
+    took = views.seconds(float(rows["round_seconds"].sum()))
+    return [*accuracies, f"{len(facts.trained(run)):,}", *views.sent(rows), took, facts.waiting(run)]
 
 
 def _differences(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -162,9 +157,8 @@ def _numbers(run: Run) -> str:
 def _row(row: np.void) -> list[str]:
     loss, accuracy = float(row["train_loss"]), float(row["test_accuracy"])
     known = [f"{loss:.4f}" if loss == loss else "-", facts.percent(accuracy) if accuracy == accuracy else "-"]
-    sent = [decimal(int(row[name])) for name in ("uplink_bytes", "downlink_bytes", "collective_bytes")]
-    took = [seconds(float(row[f"{name}_seconds"])) for name in ("train", "wait", "round")]
-    return [f"{row['round']:,}", f"{row['num_clients']:,}", *known, *sent, *took]
+    took = [views.seconds(float(row[f"{name}_seconds"])) for name in ("train", "wait", "round")]
+    return [f"{row['round']:,}", f"{row['num_clients']:,}", *known, *views.sent(row), *took]
 
 
 def _config(run: Run) -> str:

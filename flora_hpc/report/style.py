@@ -15,6 +15,8 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from flora_hpc.records import views
+
 Numbers = npt.NDArray[Any]
 
 HALF, WIDE = 4.7, 9.6  # inches: two figures beside each other, or one
@@ -35,16 +37,9 @@ DARK = {  # what takes a colour's place on a dark page
 }
 LINES = (BLUE, ORANGE, GREEN, PURPLE, OCHRE, SLATE)  # from Okabe and Ito's colours, which the colour-blind tell apart
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
-PHASES = {  # in the order of the terminal's, and of like colours; neighbours differ in lightness too. They suit both pages
-    "batch": "#a5d883",
-    "train": "#2e8b57",
-    "sum": "#86d3dc",
-    "wait": "#f2b632",
-    "comm": "#b5488f",
-    "server": "#2f97a3",
-    "eval": "#4a7fd4",
-    "log": "#9aa1ab",
-}
+# like those of the terminal, in its order; neighbours differ in lightness too. They suit both pages
+OF_PHASES = ("#a5d883", "#2e8b57", "#86d3dc", "#f2b632", "#b5488f", "#2f97a3", "#4a7fd4", "#9aa1ab")
+PHASES = dict(zip(views.PHASES, OF_PHASES, strict=True))
 DENSE_BLUE, DENSE_AMBER = "#2b8fd6", "#e08a00"  # of pictures, which are denser for more on both pages
 MOST_POINTS = 4000  # of all lines of a figure
 STYLE: Any = {

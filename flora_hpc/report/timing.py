@@ -45,9 +45,9 @@ def phases(run: Run) -> Figure:
     unit, unit_name = seconds_unit(float(np.sum(list(parts.values()), 0).max()))
     gap = 0.06 if len(starts) <= 60 else 0.0
     below = np.zeros(len(starts))
-    total = sum(values.sum() for values in facts.phase_seconds(rows).values())
+    sums = {name: float(values.sum()) for name, values in facts.phase_seconds(rows).items()}
+    total = sum(sums.values()) or 1.0
     for name, values in parts.items():
-        share = facts.phase_seconds(rows)[name].sum() / total
         blocks(
             axes,
             edges[:-1] + gap,
@@ -55,10 +55,10 @@ def phases(run: Run) -> Figure:
             below / unit,
             (below + values) / unit,
             PHASES[name],
-            f"{name} {_percent(share)}",
+            f"{name} {_percent(sums[name] / total)}",
         )
         below += values
-    axes.set_ylim(0, 1.05 * below.max() / unit)
+    axes.set_ylim(0, 1.05 * below.max() / unit or 1)
     rounds_axis(axes, rows["round"])
     axes.set_ylabel(f"{unit_name} per round")
     legend_below(axes, 8, handlelength=1, handleheight=1, columnspacing=1.4)
@@ -82,11 +82,9 @@ def is_strip(run: Run) -> bool:
 def _strip(rows: Rows, num_ranks: int) -> Figure:
     figure, axes = new(WIDE, 1.35 + 0.34 * num_ranks)
     rows = rows[np.lexsort((rows["round"], rows["rank"]))]
-    before = np.zeros(len(rows))
-    for rank in range(num_ranks):
-        own = rows["rank"] == rank
-        before[own] = np.cumsum(rows["round_seconds"][own]) - rows["round_seconds"][own]
-    unit, unit_name = seconds_unit(float((before + rows["round_seconds"]).max()))
+    before = starts(rows)
+    end = float((before + rows["round_seconds"]).max())
+    unit, unit_name = seconds_unit(end)
     left = before
     for name, values in facts.phase_seconds(rows).items():
         blocks(axes, left / unit, (left + values) / unit, rows["rank"] - 0.38, rows["rank"] + 0.38, PHASES[name], name)
@@ -94,15 +92,24 @@ def _strip(rows: Rows, num_ranks: int) -> Figure:
     first = rows[rows["rank"] == 0]
     for row, start in zip(first, before[rows["rank"] == 0], strict=True):
         axes.plot([start / unit] * 2, [-0.5, -0.42], color=INK, linewidth=0.8, clip_on=False)
-        if len(first) <= 26 and row["round_seconds"] > 0.02 * (before + rows["round_seconds"]).max():
+        if len(first) <= 26 and row["round_seconds"] > 0.02 * end:
             axes.text(start / unit, -0.55, f"{row['round']}", size=7.5, va="bottom", ha="center")
     axes.set_ylim(num_ranks - 0.5, -0.5)
-    axes.set_xlim(0, float((before + rows["round_seconds"]).max()) / unit)
+    axes.set_xlim(0, end / unit or 1)
     _ranks_axis(axes, num_ranks)
     axes.set_xlabel(f"time in rounds ({unit_name}); the numbers on top are rounds, where each begins")
     axes.grid(False)
     legend_below(axes, 8, handlelength=1, handleheight=1, columnspacing=1.4)
     return figure
+
+
+def starts(rows: Rows) -> Numbers:
+    """Seconds at which the round of each row begins, for all its ranks alike: when the slowest is through the rounds before."""
+    rounds, which = np.unique(rows["round"], return_inverse=True)
+    longest = np.zeros(len(rounds))
+    np.maximum.at(longest, which, rows["round_seconds"])
+    found: Numbers = (np.cumsum(longest) - longest)[which]
+    return found
 
 
 def _map(rows: Rows, num_ranks: int) -> Figure:
@@ -151,7 +158,7 @@ def split_bars(runs: Sequence[Run]) -> Figure:
         left += values
     for place, end in zip(places, left, strict=True):
         axes.annotate(f"{end:.3g}", (end, place), (4, 0), textcoords="offset points", va="center", size=8)
-    axes.set_xlim(0, 1.08 * left.max())
+    axes.set_xlim(0, 1.08 * left.max() or 1)
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_yticks(places, names)
     axes.grid(False)

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flora_hpc.cli import app
+from flora_hpc.cli.report import _open
 from flora_hpc.errors import UserError
 from flora_hpc.records.hdf5file import Writer
 from tests.contracts.known_helpers import round_record, run_info
@@ -114,3 +115,10 @@ def test_figures_for_a_paper(run: Path, invoke: Callable[..., str], tmp_path: Pa
     before = (folder / f"accuracy.{kind}").read_bytes()
     invoke("report", run, "--figures", folder, "--format", kind)
     assert (folder / f"accuracy.{kind}").read_bytes() == before, "the same run gives the same bytes"
+
+
+def test_a_comparison_reads_nothing_but_rounds(run: Path) -> None:
+    """Of 24 runs with a million rows of clients each, the others would be more than many machines hold."""
+    both = _open([run, written(run.parent / "second")])
+    assert [list(each.tables) for each in both] == [["rounds"], ["rounds"]]
+    assert "clients" in _open([run])[0].tables

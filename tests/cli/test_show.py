@@ -63,14 +63,14 @@ def test_the_summary_says_what_was_run_and_what_came_out(folder: Path) -> None:
         "2 ranks by mpich on 2 hosts, backend mpi, cpu x 4 threads",
         "finished, 2 rounds",
         "1.50 s before round 0",
-        "rank 0 on node1: 1.00 s of work, 0% above the mean",
-        "100% (mean of the ranks' work / the slowest rank's)",
+        "none, all ranks have as much work",
+        "100% (mean work of ranks / the slowest's, by round)",
         "1.0 GB (rank 0)",
         "0.2500 → 0.7500",
         "(best 0.7500 in round 2)",
         "0.7500 → 0.2500  (3.0 times smaller)",  # the error
         "600 bytes up, 600 bytes down",  # 2 rounds x 3 clients x 100 bytes
-        "8.0 kB handed to collectives",  # 2 rounds x 4,000 bytes
+        "12.0 kB handed to collectives",  # 3 rounds x 4,000 bytes, round 0 included
         "1 client update was not finite or too large and was left out",
     ):
         assert words in shown

@@ -28,7 +28,6 @@ def test_parameters_are_flat() -> None:
     found = _tracker.parameters(run_info())
     assert (found["seed"], found["data.name"], found["cohort.fraction"]) == (7, "digits", None)
     assert (found["run.backend"], found["versions.numpy"]) == ("mpi", "2.0.0")
-    assert _tracker.flat({"a": {"b": {"c": 1}}, "d": [1, "x"]}) == {"a.b.c": 1, "d": "[1, 'x']"}
 
 
 def test_a_name_that_is_no_tracker_is_answered_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:

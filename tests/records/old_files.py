@@ -15,7 +15,7 @@ SINCE_3 = {"batch_seconds", "sum_seconds"}
 
 def write_old(path: Path, schema: int, records: list[RoundRecord]) -> None:
     """A finished run of that schema, with the columns and the attributes that it had."""
-    lacking = SINCE_3 | (SINCE_2 if schema == 1 else set())
+    lacking = (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
     parts = {"rounds": "row", "ranks": "ranks", "clients": "clients"}
     with h5py.File(path, "w", libver="latest") as file:
         file.attrs.update(

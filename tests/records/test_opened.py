@@ -8,6 +8,7 @@ import pytest
 import flora_hpc
 from flora_hpc.errors import UserError
 from flora_hpc.records.hdf5file import Writer
+from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import TABLES
 from tests.contracts.known_helpers import round_record, run_info
 from tests.records.old_files import SINCE_2, SINCE_3, write_old
@@ -65,6 +66,12 @@ def test_old_files_have_the_columns_of_today(tmp_path: Path, schema: int) -> Non
     assert run.clients["client"].tolist() == [0, 1, 2] * 2
     assert run.topology["host"].tolist() == ["node1", "node2"]
     assert set(run.tables["rounds"].dtype.names or ()) == set(run.rounds.columns) - lacking, "as the file has them"
+
+
+def test_tables_that_nobody_asks_for_are_not_read(tmp_path: Path) -> None:
+    write_old(tmp_path / "run.h5", 3, [round_record(number) for number in range(3)])
+    run = open_run(tmp_path, ("ranks",))
+    assert {name: len(rows) for name, rows in run.tables.items()} == {"rounds": 3, "ranks": 6}
 
 
 def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:

@@ -2,20 +2,20 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import yaml
-from numpy.lib import recfunctions
 
 from flora_hpc import open_run
 from flora_hpc.bench import report as made_up
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.opened import Run
+from flora_hpc.records.schema import RANKS
 from flora_hpc.records.split import Split
-from flora_hpc.report import facts, figures, page, svg
+from flora_hpc.report import facts, figures, page, svg, timing
 from flora_hpc.report.style import DARK, NothingError, styled
-from tests.contracts.known_helpers import CONFIG, round_record, run_info
+from tests.contracts.known_helpers import CONFIG, round_record, rows, run_info
+from tests.records.old_files import write_old
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ def test_numbers_on_axes_are_not_cut() -> None:
 
 
 def test_headlines_are_those_of_the_tables(make: Callable[..., Run]) -> None:
-    """Two rounds of three clients, 100 bytes each way; two ranks hand over 4000 bytes a round; round 0 takes a second too."""
+    """Two rounds of three clients, 100 bytes each way; two ranks hand over 4000 bytes a round and take a second, in round 0 too."""
     found = {what: (value, remark) for what, value, remark in facts.headlines(make())}
     assert found["test accuracy"] == ("50.00 → 52.00\u00a0%", "best 52.00\u00a0% after round 2")
     assert found["federation traffic"][0] == "600 bytes up"
-    assert found["sent by ranks"][0] == "8.0 kB"
+    assert found["sent by ranks"][0] == "12.0 kB"
     assert found["time in rounds"] == ("3.00 s", "1.00 s a round (median); start-up 1.50 s")
-    assert found["waiting"] == ("12.5 %", "the busiest rank trains 1.00 times the mean")
+    assert found["waiting"] == ("12.5 %", "balance 100%")
 
 
 def test_settings_that_differ(make: Callable[..., Run]) -> None:
@@ -134,20 +134,40 @@ def test_a_run_that_was_never_tested(make: Callable[..., Run]) -> None:
     assert empty(page.make([run, make("tested")])) == {}
 
 
-def test_files_of_old_versions(make: Callable[..., Run]) -> None:
-    """Schema 2 knew neither /split nor some columns."""
-    path = make().path
-    with h5py.File(path, "r+") as file:
-        del file["split"]
-        for name in ("rounds", "ranks"):
-            rows = file[name][:]
-            dropped = [column for column in rows.dtype.names if column.startswith(("batch", "sum", "client_acc", "worst"))]
-            del file[name]
-            file[name] = recfunctions.drop_fields(rows, dropped)
-        file.attrs["schema"] = 2
-    found = empty(page.make([open_run(path)]))
+@pytest.mark.parametrize("schema", [1, 2, 3])
+def test_files_of_old_versions(make: Callable[..., Run], tmp_path: Path, schema: int) -> None:
+    """They knew neither /split nor some columns and attributes."""
+    write_old(tmp_path / "run.h5", schema, [round_record(number, 0.5) for number in range(3)])
+    old = open_run(tmp_path)
+    found = empty(page.make([old]))
     assert list(found) == ["labels"]
     assert "older version" in found["labels"]
+    assert "digits, iid over 40 clients" in facts.settings(old)["data"]
+    assert "different data" not in page.make([old, make()])
+
+
+def test_a_clock_that_stands_still(make: Callable[..., Run]) -> None:
+    run, other = make(), make("other")
+    for each in (run, other):
+        for name in ("rounds", "ranks", "clients"):
+            for column in each.tables[name].dtype.names or ():
+                if column.endswith("_seconds"):
+                    each.tables[name][column] = 0
+    assert "nan" not in page.make([run])
+    assert "nan" not in page.make([run, other])
+
+
+def test_ranks_begin_a_round_together() -> None:
+    """Rank 1 joins when the run goes on; round 1 takes as long as the slower of them."""
+    ranks = rows(
+        RANKS,
+        {"round": 0, "rank": 0, "round_seconds": 5},
+        {"round": 1, "rank": 0, "round_seconds": 2},
+        {"round": 1, "rank": 1, "round_seconds": 3},
+        {"round": 2, "rank": 1, "round_seconds": 1},
+        {"round": 2, "rank": 0, "round_seconds": 1},
+    )
+    assert timing.starts(ranks).tolist() == [0, 5, 5, 8, 8]
 
 
 def test_runs_on_different_data_are_told_apart(make: Callable[..., Run]) -> None:
