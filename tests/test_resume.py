@@ -39,7 +39,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 
 def start(under: list[str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*under, *words], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    return subprocess.run([*under, *words], capture_output=True, text=True, timeout=max(200, 20 * KILLS), cwd=ROOT)
 
 
 def signalled(name: str, rank: int, at: int, out: Path, *more: str, under: list[str]) -> subprocess.CompletedProcess[str]:
