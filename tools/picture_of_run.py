@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.terminal_theme import MONOKAI
+from rich.terminal_theme import SVG_EXPORT_THEME
 
 from flora_hpc.records import hdf5file
 from flora_hpc.records.facts import facts
@@ -21,7 +21,7 @@ def main(run: Path, out: Path) -> None:
     picture = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     picture.print(heading(facts(attributes | {"features": place}, tables["topology"])))
     picture.print(panel(Seen(rounds, int(rounds["round"].max())), WIDTH))
-    picture.save_svg(str(out), title="mpiexec -n 2 flora-hpc run configs/quickstart.yaml", theme=MONOKAI)
+    picture.save_svg(str(out), title="mpiexec -n 2 flora-hpc run configs/quickstart.yaml", theme=SVG_EXPORT_THEME)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Balance:
         if not self.num_last:
             return "none, all ranks have as much work"
         which = f"last in {self.num_last:,} of {count(self.num_rounds, 'round')}"
-        return f"{which}, {seconds(self.late_seconds)} after the mean rank"
+        return f"{which}, {seconds(self.late_seconds)} after the mean rank in all"
 
 
 def balance(ranks: Rows) -> Balance | None:

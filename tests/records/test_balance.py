@@ -47,7 +47,7 @@ def test_all_work_for_clients_counts_and_round_0_does_not() -> None:
         found = balance(tables)
         assert found is not None
         assert (found.share, found.rank) == (2 / 3, 0)
-        assert str(found) == "last in 1 of 1 round, 1.00 s after the mean rank"
+        assert str(found) == "last in 1 of 1 round, 1.00 s after the mean rank in all"
 
 
 def test_no_seconds_at_all() -> None:
