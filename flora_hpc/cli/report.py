@@ -42,12 +42,14 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="also write each figure into a file of its own, for a paper", show_default=False),
     ] = None,
-    kind: Annotated[Format, typer.Option("--format", help="of these files")] = Format.pdf,
+    kind: Annotated[Format | None, typer.Option("--format", help="of these files; pdf when not said", show_default=False)] = None,
 ) -> None:
     """Explain a run on one HTML page, or compare several.
 
     The page needs no network and no other file. A page that is there already is replaced; a file that is not such a page is not.
     """
+    if kind and figures is None:
+        raise UserError(f"--format {kind.value}: is for single figures; name their folder with --figures DIR")
     opened = _open(runs)
     page = out or (_beside(opened[0]) if len(opened) == 1 else Path("comparison.html"))
     _check(page)
@@ -61,7 +63,7 @@ def report(
     print(f"{page}: {decimal(page.stat().st_size)}")
     if figures is not None:
         try:
-            written, missing = papers.save(opened, figures, kind.value)
+            written, missing = papers.save(opened, figures, (kind or Format.pdf).value)
         except OSError as error:
             raise UserError(
                 f"--figures {figures}: cannot be written ({error.strerror or error}); choose a directory that can"

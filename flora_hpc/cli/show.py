@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -61,7 +62,7 @@ def show(
             show_table(Console(), rows)
     else:
         console = Console()
-        console.print(summary(opened.tables["rounds"], all_facts(opened), str(run), width=console.width))
+        console.print(summary(console, opened.tables["rounds"], all_facts(opened), str(run)))
 
 
 def all_facts(run: OpenRun) -> dict[str, str]:
@@ -71,8 +72,16 @@ def all_facts(run: OpenRun) -> dict[str, str]:
     resumed = json.loads(known.get("resumed_after", "[]"))
     if resumed:
         told["goes on"] = "resumed after " + ", ".join(f"round {number}" if number >= 0 else "no round" for number in resumed)
+    told["ranks"] += earlier_ranks(run.tables["ranks"])
     told["set up"] = views.seconds(known["setup_seconds"]) + " before round 0"
     return told | rank_facts(run.tables["ranks"], run.tables["topology"])
+
+
+def earlier_ranks(ranks: Rows) -> str:
+    """On how many ranks rounds were played before the run went on on another number; empty where it did not."""
+    rounds, counts = np.unique(ranks["round"], return_counts=True)
+    changes = np.flatnonzero(np.diff(counts))
+    return "".join(f"; {counts[i]} until round {rounds[i]}" for i in changes)
 
 
 def status(run: OpenRun) -> str:

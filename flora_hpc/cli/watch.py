@@ -55,7 +55,7 @@ def watch(
     ended = "given up" if last.status == "running" else last.status
     if len(last.rounds):
         told = facts(last.attributes, last.topology)
-        console.print(summary(last.rounds, told, f"run {ended}", f"in {run}", console.width))
+        console.print(summary(console, last.rounds, told, f"run {ended}", f"in {run}"))
     if ended == "given up":
         say(f"given up after {views.seconds(last.silent)} without a sign of life (--give-up SECONDS waits longer, --stay for ever)")
     raise typer.Exit(CODES.get(last.status, 1))

@@ -38,7 +38,8 @@ class Plain:
 
     def ended(self, status: str) -> None:
         if len(self._rounds):
-            self._console.print(summary(self._rounds, self._facts, f"run {status}", f"in {self._folder}", self._console.width))
+            told = summary(self._console, self._rounds, self._facts, f"run {status}", views.ending(status, self._folder))
+            self._console.print(told)
 
 
 def build(folder: Path) -> Plain:

@@ -28,7 +28,7 @@ class Quiet:
 
     def ended(self, status: str) -> None:
         said = ", ".join(views.headline(self._rounds, f"run {status}", self._num_rounds))
-        self._console.print(f"{said}; in {self._folder}", markup=False, soft_wrap=True)
+        self._console.print(f"{said}; {views.ending(status, self._folder)}", markup=False, soft_wrap=True)
 
 
 def build(folder: Path) -> Quiet:

@@ -55,7 +55,7 @@ class Terminal:
         self._last, self._progress = self._clock(), None
         self._live.stop()
         if len(self._rounds):
-            told = summary(self._rounds, self._facts, f"run {status}", f"in {self._folder}", self._console.width)
+            told = summary(self._console, self._rounds, self._facts, f"run {status}", views.ending(status, self._folder))
             self._console.print(told)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
@@ -13,8 +13,8 @@ from flora_hpc.records.schema import Rows
 from flora_hpc.records.views import PER_CLIENT, accuracies, best, left_out, per_client, seconds, sent, time_split
 
 
-def summary(rounds: Rows, facts: dict[str, str], title: str, caption: str | None = None, width: int = 80) -> RenderableType:
-    """`rounds` are the rows of /rounds so far; `facts` stand above what they say."""
+def summary(console: Console, rounds: Rows, facts: dict[str, str], title: str, caption: str | None = None) -> RenderableType:
+    """`rounds` are the rows of /rounds so far; `facts` stand above what they say. `console` is where it will be printed."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -24,7 +24,8 @@ def summary(rounds: Rows, facts: dict[str, str], title: str, caption: str | None
         table.add_row("rejected", Text(said, "red"))
     parts: list[RenderableType] = [Text(title, "bold"), table]
     if len(rounds):
-        parts += [Text(), time_split(rounds, min(width, 80))]
+        coloured = console.color_system is not None and not console.no_color
+        parts += [Text(), time_split(rounds, min(console.width, 80), coloured)]
     return Group(*parts, *([Text(caption, "dim")] if caption else []))
 
 

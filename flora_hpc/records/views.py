@@ -1,6 +1,7 @@
 """Parts of a run as text: numbers with their unit, a curve, a bar of where time went, a line a round."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,16 +102,19 @@ def flow(items: Sequence[Text], width: int, gap: int = 3) -> Text:
     return Text("\n").join(lines)
 
 
-def time_split(rounds: Rows, width: int) -> Text:
-    """One bar over `width` cells and its legend: the share of each phase in all seconds of `rounds`."""
+def time_split(rounds: Rows, width: int, coloured: bool = True) -> Text:
+    """The share of each phase in all seconds of `rounds`: one bar over `width` cells and its legend; words, without colours."""
     total = rounds["round_seconds"].sum() or 1.0
     known = [phase for phase in PHASES if f"{phase}_seconds" in (rounds.dtype.names or ())]  # files of old versions lack some
     shares = {phase: float(rounds[f"{phase}_seconds"].sum() / total) for phase in known}
+    words = {phase: f"{phase} {share:.0%}" if share >= 0.1 else f"{phase} {share:.1%}" for phase, share in shares.items()}
+    if not coloured:
+        return flow([Text(word) for word in words.values()], width, 2)
     bar, legend = Text(), []
     ends = np.round(np.cumsum(list(shares.values())) * width).astype(int)
-    for (phase, share), start, end in zip(shares.items(), [0, *ends[:-1]], ends, strict=True):
+    for phase, start, end in zip(shares, [0, *ends[:-1]], ends, strict=True):
         bar.append("█" * (end - start), PHASES[phase])
-        legend.append(Text.assemble(("■", PHASES[phase]), f" {phase} {share:.0%}" if share >= 0.1 else f" {phase} {share:.1%}"))
+        legend.append(Text.assemble(("■", PHASES[phase]), f" {words[phase]}"))
     return bar.append("\n").append_text(flow(legend, width, 2))
 
 
@@ -133,3 +137,8 @@ def left_out(rounds: Rows) -> str:
     rejected = int(rounds["num_rejected"].sum())
     how = "was not finite or too large and was left out" if rejected == 1 else "were not finite or too large and were left out"
     return f"{count(rejected, 'client update')} {how}" if rejected else ""
+
+
+def ending(status: str, folder: Path) -> str:
+    """Where a run that ended lies, and what can be done with it."""
+    return f"in {folder}" + ("; the same command with --resume goes on" if status == "interrupted" else "")

@@ -40,7 +40,8 @@ def federation(run: Run) -> str:
 def collectives(run: Run) -> str:
     """Of the bytes that ranks sent."""
     (_, _, total), num = views.sent(facts.rounds(run)), int(run.attributes["world_size"])
-    whose = "handed over by the one rank, though nothing leaves it" if num == 1 else f"by all {num:,} ranks together"
+    alone = num == 1 and not run.tables["ranks"]["rank"].any()  # nor before it went on
+    whose = "handed over by the one rank, though nothing leaves it" if alone else "by all ranks together"
     return f"What ranks of the simulation give to collectives, which is not what a federation would send: {total} {whose}."
 
 

@@ -82,6 +82,11 @@ def test_wrong_places_are_told_before_any_work(run: Path, tmp_path: Path) -> Non
     assert not (run / "report.html").exists()
 
 
+def test_a_format_without_figures_is_no_wish(run: Path, tmp_path: Path) -> None:
+    assert refusal(run, "--format", "png") == "--format png: is for single figures; name their folder with --figures DIR"
+    assert not (run / "report.html").exists()
+
+
 def test_what_cannot_be_written_leaves_nothing_half(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, target: Path) -> None:
         raise OSError(28, os.strerror(28))

@@ -12,12 +12,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+import flora_hpc
 from flora_hpc.cli import _table, app
 from flora_hpc.cli._table import columns, show_table
+from flora_hpc.cli.show import earlier_ranks
 from flora_hpc.errors import UserError
 from flora_hpc.records import views
 from flora_hpc.records.hdf5file import Writer
-from flora_hpc.records.schema import TOPOLOGY
+from flora_hpc.records.schema import RANKS, TOPOLOGY, Rows
+from flora_hpc.records.summary import summary
 from tests.contracts.known_helpers import round_record, run_info
 
 TABLES = ["rounds", "ranks", "clients", "topology"]
@@ -254,3 +257,30 @@ def test_many_rows_are_not_printed_unasked(tmp_path: Path) -> None:
     writer.close("finished")
     assert len(rows_of(show(tmp_path, "--clients"))) == 1000
     assert len(rows_of(show(tmp_path, "--clients", "--last", 1100))) == 1100
+
+
+def test_ranks_of_a_run_that_went_on_on_another_number_are_all_told() -> None:
+    ranks = np.zeros(6, RANKS)
+    ranks["round"], ranks["rank"] = [0, 0, 1, 1, 2, 3], [0, 1, 0, 1, 0, 0]
+    assert earlier_ranks(ranks) == "; 2 until round 1"
+    assert earlier_ranks(ranks[:4]) == ""
+    assert earlier_ranks(ranks[:0]) == ""
+
+
+def test_where_there_is_no_colour_shares_are_words(folder: Path) -> None:
+    rows = flora_hpc.open_run(folder).tables["rounds"]
+    plain, coloured = (Console(color_system=system, width=60, force_terminal=True) for system in (None, "truecolor"))
+    told = [_text(console, rows) for console in (plain, coloured)]
+    assert ["█" in text for text in told] == [False, True]
+    assert all(re.search(r"train \d", text) for text in told)
+
+
+def _text(console: Console, rows: Rows) -> str:
+    with console.capture() as caught:
+        console.print(summary(console, rows, {}, "a run"))
+    return caught.get()
+
+
+def test_a_run_that_was_interrupted_says_how_to_go_on() -> None:
+    assert views.ending("interrupted", Path("runs/a")) == "in runs/a; the same command with --resume goes on"
+    assert views.ending("finished", Path("runs/a")) == "in runs/a"
