@@ -89,7 +89,7 @@ def test_the_file_says_how_it_was_started(runs: dict[str, Path], name: str, back
     with h5py.File(runs[name] / "run.h5", swmr=True) as file:
         attributes = dict(file.attrs)
         assert (attributes["backend"], attributes["launcher"], attributes["world_size"]) == (backend, launcher, size)
-        assert attributes["status"] == "finished"
+        assert attributes["status"] == b"finished"
         assert len(file["topology"]) == size
         assert len(file["rounds"]) == 3
         assert len(file["ranks"]) == 3 * size
