@@ -88,6 +88,8 @@ def run(
             features_made_by=json.dumps({name: text for name, text in features.facts.items() if name != "damaged"}),
             num_features_computed=features.num_computed,
             num_damaged=len(features.damaged),
+            left_out=dataset.left_out,
+            warnings=dataset.warnings,
             topology=topology,
             num_rounds=config.rounds,
             num_clients=fed.shards.num_clients,

@@ -119,6 +119,8 @@ class Dataset:
     train: Ints
     test: Ints
     paired: bool = False  # whether every image has a caption of its own; the "classes" are then the distinct captions
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files that are no images of the dataset
+    warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0: the data can be used, but may not be meant so
 
     def drop(self, rows: Sequence[int]) -> "Dataset":
         """The dataset without these images, which stay where they are but belong to nobody."""

@@ -25,6 +25,8 @@ class Plain:
         self._facts, self._num_rounds = facts_of(info), info.num_rounds
         for name, value in self._facts.items():
             self._say(f"{name}: {value}")
+        for sentence in info.warnings:
+            self._say(f"warning: {sentence}")
         self._say(f"set up in {views.seconds(info.setup_seconds)}; writing to {self._folder}")
         if info.earlier:
             self._rounds = info.earlier.rounds

@@ -20,6 +20,8 @@ class Quiet:
 
     def started(self, info: RunInfo) -> None:
         self._num_rounds = info.num_rounds
+        for sentence in info.warnings:
+            self._console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
         if info.earlier:
             self._rounds = info.earlier.rounds
 

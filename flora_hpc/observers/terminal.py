@@ -33,6 +33,8 @@ class Terminal:
     def started(self, info: RunInfo) -> None:
         self._facts, self._num_rounds = facts_of(info), info.num_rounds
         self._console.print(heading(self._facts | {"set up": views.seconds(info.setup_seconds)}))
+        for sentence in info.warnings:
+            self._console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
         self._last = self._clock()
         if info.earlier:
             self._rounds, self._resumed_after = info.earlier.rounds, info.earlier.resumed_after[-1]

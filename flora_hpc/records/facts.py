@@ -42,9 +42,16 @@ def facts(known: Mapping[str, Any], topology: Rows) -> dict[str, str]:
     }
     if resumed := json.loads(known.get("resumed_after", "[]")):
         facts["goes on"] = f"after round {resumed[-1]}" if resumed[-1] >= 0 else "from the start"
-    if known.get("num_damaged"):
-        facts["left out"] = f"{count(known['num_damaged'], 'image')} that cannot be decoded"
+    facts["left out"] = left_out(known)
     return {name: text for name, text in facts.items() if text}
+
+
+def left_out(known: Mapping[str, Any]) -> str:
+    """Images that cannot be decoded, and files that are no images, by reason."""
+    damaged, files = known.get("num_damaged", 0), known.get("left_out", {})
+    reasons = json.loads(files) if isinstance(files, str) else files
+    parts = [f"{count(damaged, 'image')} that cannot be decoded"] if damaged else []
+    return "; ".join(parts + [f"{count(number, 'file')}: {reason}" for reason, number in reasons.items()])
 
 
 def dataset(known: Mapping[str, Any]) -> str:

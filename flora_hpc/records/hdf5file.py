@@ -60,6 +60,8 @@ class Writer:
             "features_made_by": info.features_made_by,
             "num_features_computed": info.num_features_computed,
             "num_damaged": info.num_damaged,
+            "left_out": json.dumps(dict(info.left_out)),
+            "warnings": json.dumps(info.warnings),
             "num_clients": info.num_clients,
             "num_params": info.num_params,
             "payload_bytes": info.payload_bytes,

@@ -1,6 +1,6 @@
 """What is known about a run when it starts, and about a round when it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ class RunInfo:
     num_groups: int  # of a round
     split: Split | None  # who holds which classes; None where images have captions instead
     setup_seconds: float  # from the start of the program to round 0: imports, model, features
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files that are no images of the dataset
+    warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
     earlier: "Earlier | None" = None  # where the run goes on after it was stopped or killed
 
 
