@@ -1,29 +1,35 @@
 """The experiment as one tree of frozen options, `Config`; `configfile` reads it from YAML."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from flora_hpc import plugins
+from flora_hpc import plugins, yamltext
 from flora_hpc.errors import did_you_mean
 from flora_hpc.plugins import BaseOptions
+from flora_hpc.strict import StrictModel, check_text
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Section(BaseModel):
-    """A branch of the configuration: frozen, unknown keys refused."""
+class Section(StrictModel):
+    """A branch of the configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+def _folder(value: Any) -> Any:
+    if value in ("auto", "none") or not isinstance(value, str):
+        return value
+    check_text(value, is_path=True)
+    return str(Path(value).expanduser().absolute())
 
 
 def _absolute(value: Any) -> Any:
     """A path as one that holds from any working directory; the run's config.yaml keeps it. Other texts as they are."""
-    looks_like_one = isinstance(value, str) and ("/" in value or value.startswith(("~", ".")) or Path(value).is_file())
-    return str(Path(value).expanduser().absolute()) if looks_like_one else value
+    looks_like_one = isinstance(value, str) and ("/" in value or value.startswith(("~", ".")) or os.path.isfile(value))  # noqa: PTH113
+    return _folder(value) if looks_like_one else value
 
 
 class ModelConfig(Section):
@@ -36,10 +42,6 @@ class ModelConfig(Section):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="fp32; bf16 for products with frozen weights, adapters stay fp32; tf32 for all products, on NVIDIA GPUs"
     )
-
-
-def _folder(value: Any) -> Any:
-    return value if value in ("auto", "none") or not isinstance(value, str) else str(Path(value).expanduser().absolute())
 
 
 class FeaturesConfig(Section):
@@ -125,7 +127,9 @@ class CommConfig(Section):
 
     backend: Annotated[str, BeforeValidator(_backend)] = Field("auto", description="auto, serial, mpi, gloo or nccl")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU when there is one")
-    timeout_seconds: Positive = Field(1800.0, description="a collective that takes longer ends the job, naming who did not come")
+    timeout_seconds: Positive = Field(
+        1800.0, le=1e8, description="a collective that takes longer ends the job, naming who did not come"
+    )
 
 
 class CheckpointConfig(Section):
@@ -193,4 +197,4 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration, every default written out; loading it gives an equal Config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+        return yamltext.dump(self.model_dump(mode="json"))

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from flora_hpc import plugins
+from flora_hpc import plugins, yamltext
 from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import UserError, did_you_mean
 from flora_hpc.plugins import BaseOptions
 
 FAMILY_OF = {"method": "methods", "data": "datasets", "partition": "partitioners", "aggregator": "aggregators"}
 DEFAULT_MEMBER = {"method": "flora", "data": "digits", "partition": "iid", "aggregator": "fedavg"}
+MAX_BYTES = 2**20  # a larger file is no configuration
+MAX_PROBLEMS = 30  # that are told of one section
 INSTEAD_OF = {"cohort.size": "cohort.fraction", "cohort.fraction": "cohort.size"}
 
 
@@ -100,7 +101,7 @@ def _read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any],
     if base is None:
         return tree, origin
     if not isinstance(base, str):
-        raise UserError(f"{path.name}: base: must be the path of one YAML file, not {base!r}")
+        raise UserError(f"{path.name}: base: must be the path of one YAML file, not {shown(base)}")
     chain = (*above, path.resolve())
     if (path.parent / base).resolve() in chain:
         raise UserError(f"{path.name}: base: {base} is built on this file itself; take one of the two lines out")
@@ -119,7 +120,7 @@ def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = yamltext.parse(yamltext.read(path, MAX_BYTES))
     except FileNotFoundError:
         if str(path) in plugins.members("datasets"):
             raise UserError(f"{path}: give a configuration; for example configs/quickstart.yaml -s data.name={path}") from None
@@ -127,32 +128,27 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such file{did_you_mean(path.name, nearby)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a YAML text file: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise UserError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    except yamltext.YamlError as error:
+        raise UserError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', but holds {found}")
     return tree
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is a mistake instead of the last one winning."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{twice[0]}' stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _split_override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"-s {text}: write -s key=value, for example -s client.lr=1.0e-4")
+    """The key and the value of `-s key=value`. The value is one scalar, or a list, a mapping or a text in quotes as in YAML."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key:
+        raise UserError(f"-s {shown(text)[1:-1]}: write -s key=value, for example -s client.lr=1.0e-4")
+    if not value:
+        raise UserError(f"-s {key}=: has no value; write {key}=null for none")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        return key.strip(), value
+        return key, yamltext.parse(value) if value[0] in "[{'\"" else yamltext.scalar(value)
+    except yamltext.YamlError as error:
+        if value[0] not in "[{'\"":
+            raise UserError(f"-s {key}: {error}") from None
+        return key, value  # such as the caption "{}, a type of pet"
 
 
 def _apply(tree: dict[str, Any], given: dict[str, Any], where: str = "-s") -> list[str]:
@@ -196,11 +192,14 @@ def _member_options(section: str, family: str, branch: Any, known: list[str], pr
     """The checked options of one family member; on a mistake, a stand-in so that the other sections are checked too."""
     stand_in = BaseOptions(name=DEFAULT_MEMBER[section])
     if not isinstance(branch, dict):
-        problems.append((section, f"{section}: must hold keys such as 'name: {stand_in.name}', not {branch!r}"))
+        problems.append((section, f"{section}: must hold keys such as 'name: {stand_in.name}', not {shown(branch)}"))
         return stand_in
     branch = {"name": DEFAULT_MEMBER[section]} | branch
+    if not isinstance(branch["name"], str):
+        problems.append((f"{section}.name", f"{section}.name: {SENTENCES['string_type'].format(value=shown(branch['name']))}"))
+        return stand_in
     try:
-        options: type[BaseOptions] = plugins.member(family, str(branch["name"])).Options
+        options: type[BaseOptions] = plugins.member(family, branch["name"]).Options
     except UserError as error:
         problems.append((f"{section}.name", f"{section}.name: {error}"))
         return stand_in
@@ -231,7 +230,7 @@ def _explain(error: ValidationError, prefix: str, known: list[str]) -> list[tupl
     """(key, sentence) for each mistake that pydantic found below `prefix`."""
     found = []
     places = [problem["loc"] for problem in error.errors()]
-    for problem in error.errors():
+    for problem in error.errors()[:MAX_PROBLEMS]:
         place = problem["loc"]
         if problem["type"] == "too_short" and any(other[: len(place)] == place and other != place for other in places):
             continue  # short only because an item of it was refused
@@ -243,9 +242,15 @@ def _explain(error: ValidationError, prefix: str, known: list[str]) -> list[tupl
             text = str(context["error"])
             found.append((key, f"{key}: {text}") if place else (text.partition(":")[0], text))
         else:
-            sentence = SENTENCES.get(problem["type"], problem["msg"]).format(**context, value=repr(value))
-            found.append((key, f"{key}: {sentence}"))
+            sentence = SENTENCES.get(problem["type"], "")
+            found.append((key, f"{key}: {sentence.format(**context, value=shown(value)) if sentence else problem['msg']}"))
     return found
+
+
+def shown(value: Any) -> str:
+    """A value as a configuration has it, short enough for a sentence."""
+    text = {"True": "true", "False": "false", "None": "null"}.get(text := repr(value), text)
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
 
 SENTENCES = {
@@ -265,7 +270,9 @@ SENTENCES = {
     "finite_number": "must be a finite number, not {value}",
     "bool_parsing": "must be true or false, not {value}",
     "bool_type": "must be true or false, not {value}",
-    "string_type": "must be a text, not {value}",
+    "string_type": "must be a text, not {value}; put it in quotes if it is meant",
+    "string_unicode": "must be a text in UTF-8, not {value}",
+    "path_type": "must be the path of a file or folder, not {value}; put it in quotes if it is meant",
     "literal_error": "must be {expected}, not {value}",
     "model_type": "must hold keys of its own, not {value}",
     "model_attributes_type": "must hold keys of its own, not {value}",

@@ -10,9 +10,10 @@ import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.strict import StrictModel
 
 FAMILIES = {
     "methods": "flora_hpc.methods",
@@ -24,10 +25,8 @@ FAMILIES = {
 }
 
 
-class BaseOptions(BaseModel):
-    """What the options of every member share: they are frozen and refuse unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class BaseOptions(StrictModel):
+    """What the options of every member share."""
 
     name: str = Field(description="which member of the family")
 

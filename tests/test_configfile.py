@@ -56,7 +56,7 @@ def test_a_member_is_chosen_by_name_and_has_its_own_options(read: Load) -> None:
 
 @pytest.mark.parametrize("text", ["5e-5", "5.0e-5", "0.00005"])
 def test_a_small_number_may_be_written_in_any_way(read: Load, text: str) -> None:
-    """YAML takes 5e-5 for a text, since it has no dot."""
+    """YAML 1.1 takes 5e-5 for a text, since it has no dot."""
     config, _ = read(f"client: {{lr: {text}}}")
     assert config.client.lr == 5e-5
 
@@ -90,14 +90,14 @@ MISTAKES = {
     "not a whole number": ("rounds: 2.5", "rounds: must be a whole number, not 2.5"),
     "a text for a whole number": ("rounds: ten", "rounds: must be a whole number, not 'ten'"),
     "infinite": ("rounds: .inf", "rounds: must be a finite number, not inf"),
-    "nothing": ("rounds:", "rounds: must be a whole number, not None"),
+    "nothing": ("rounds:", "rounds: must be a whole number, not null"),
     "a text for a number": ("client: {lr: fast}", "client.lr: must be a number, not 'fast'"),
     "NaN": ("client: {lr: .nan}", "client.lr: must be a finite number, not nan"),
     "zero for a step": ("client: {lr: 0}", "client.lr: must be greater than 0.0, not 0"),
     "too much": ("cohort: {fraction: 1.5}", "cohort.fraction: must be at most 1.0, not 1.5"),
     "not below 1": ("data: {test_fraction: 1}", "data.test_fraction: must be less than 1.0, not 1"),
     "neither true nor false": ("client: {shuffle: maybe}", "client.shuffle: must be true or false, not 'maybe'"),
-    "a number for a text": ("model: {name: 5}", "model.name: must be a text, not 5"),
+    "a number for a text": ("model: {name: 5}", "model.name: must be a text, not 5; put it in quotes if it is meant"),
     "not on the list": ("client: {loss: contrstive}", "client.loss: must be 'contrastive' or 'classification', not 'contrstive'"),
     "a value for a section": ("client: 5", "client: must hold keys of its own, not 5"),
     "a value for a family": ("method: flora", "method: must hold keys such as 'name: flora', not 'flora'"),
@@ -200,7 +200,66 @@ def test_a_key_near_to_nothing_is_answered_with_all_of_its_section(problems: Pro
     assert problems("evaluate: {zzz: 1}") == ["run.yaml: evaluate.zzz: unknown key (known here: every, overlap, per_client)"]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rounds: true", "rounds: must be a whole number, not true"),
+        ("client: {epochs: false}", "client.epochs: must be a whole number, not false"),
+        ("method: {rank: true}", "method.rank: must be a whole number, not true"),
+        ("client: {lr: yes}", "client.lr: must be a number, not 'yes'"),
+        ("client: {betas: [0.9, true]}", "client.betas: must be a number, not [0.9, True]"),
+        ("client: {shuffle: no}", "client.shuffle: must be true or false, not 'no'"),
+        ("evaluate: {per_client: 1}", "evaluate.per_client: must be true or false, not 1"),
+        ("rounds: 1_000", "rounds: must be a whole number, not '1_000'"),
+        ("comm: {timeout_seconds: 1:30}", "comm.timeout_seconds: must be a number, not '1:30'"),
+        ("rounds: '5'", "rounds: must be a whole number, not '5'"),
+        ("client: {weight_decay: .inf}", "client.weight_decay: must be a finite number, not inf"),
+        ("rounds: 9223372036854775808", f"rounds: must be less than {2**63}, not {2**63}"),
+        ("data: {name: 5}", "data.name: must be a text, not 5; put it in quotes if it is meant"),
+        ('data: {name: cifar10, root: "a\\0b"}', "data.root: must not hold the character NUL"),
+        ("features: {store: ~nobody-of-this-name}", "features.store: begins with ~, but the home folder is not known here"),
+    ],
+)
+def test_a_value_is_not_taken_for_one_of_another_kind(problems: Problems, text: str, sentence: str) -> None:
+    (line,) = problems(text)
+    assert line.startswith(f"run.yaml: {sentence}")
+
+
+def test_zeros_before_a_number_mean_nothing(read: Load) -> None:
+    """YAML 1.1 read 008 as 8 by way of a text, and 010 as 8 too."""
+    assert [read(f"seed: {text}")[0].seed for text in ("007", "008", "010", "0o10")] == [7, 8, 10, 8]
+    assert [read("seed: 1", f"seed={text}")[0].seed for text in ("007", "008", "010", "0o10")] == [7, 8, 10, 8]
+
+
+def test_a_file_of_mistakes_is_answered_soon_and_not_at_length(problems: Problems) -> None:
+    lines = problems("".join(f"key{number}: {'x' * 300}\n" for number in range(1000)))
+    assert 1 < len(lines) < 50
+    assert all(len(line) < 400 for line in lines)
+    (line,) = problems(f"rounds: {'x' * 3000}")
+    assert len(line) < 200
+
+
+def test_texts_that_look_like_other_kinds_stay_texts_in_what_a_run_keeps(read: Load) -> None:
+    config, _ = read("data: {name: pairs, path: x.csv, image_column: '008', caption_column: 'no'}", "data.test_path='1e3'")
+    again, _ = read(config.to_yaml())
+    assert again == config
+    assert (again.data.image_column, again.data.caption_column, str(again.data.test_path)) == ("008", "no", "1e3")
+
+
 # Overrides
+
+
+@pytest.mark.parametrize(
+    "value", ["a photo of a {} #1", "#{}", "{}: a photo", "a photo: {}", "{}, a type of pet", "[{}]]", "a 'b' {}", "- {}"]
+)
+def test_an_override_is_one_text_even_where_yaml_would_see_more(read: Load, value: str) -> None:
+    assert read("rounds: 1", f"data.caption={value}")[0].data.caption == value
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_override_without_a_value_is_no_null(problems: Problems, value: str) -> None:
+    """As in -s data.root=$ROOT where nobody has set ROOT."""
+    assert problems("rounds: 1", f"data.root={value}") == ["-s data.root=: has no value; write data.root=null for none"]
 
 
 def test_an_override_goes_before_the_file(read: Load) -> None:
@@ -315,7 +374,7 @@ def test_invalid_yaml_is_told_with_its_line(problems: Problems) -> None:
 
 @pytest.mark.parametrize("overrides", [[], ["data.caption=2024-99-99"]], ids=["file", "override"])
 def test_a_date_that_does_not_exist_is_the_users_mistake(problems: Problems, overrides: list[str]) -> None:
-    """YAML reads dates by itself, and stumbles over this one."""
+    """YAML 1.1 reads dates, and stumbles over this one; here it is a text."""
     assert problems("rounds: 1" if overrides else "rounds: 2024-99-99", *overrides)
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import yaml
 
-from flora_hpc import plugins
+from flora_hpc import plugins, yamltext
 from flora_hpc.errors import UserError, did_you_mean
 from flora_hpc.records.facts import flat
 from flora_hpc.records.known import RunInfo
@@ -47,7 +46,7 @@ def parameters(info: RunInfo) -> dict[str, Any]:
     """What was run: {'client.lr': 5e-05, ..., 'run.world_size': 2}."""
     facts = ("dataset", "world_size", "launcher", "backend", "num_params", "payload_bytes")
     found = {f"run.{name}": getattr(info, name) for name in facts}
-    return flat(yaml.safe_load(info.config)) | found | flat({"versions": info.versions})
+    return flat(yamltext.parse(info.config)) | found | flat({"versions": info.versions})
 
 
 def numbers(row: Rows) -> dict[str, float]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.filesize import decimal
 
+from flora_hpc import yamltext
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import Rows
 from flora_hpc.records.views import count
@@ -25,7 +25,7 @@ def facts_of(info: RunInfo) -> dict[str, str]:
 
 def facts(known: Mapping[str, Any], topology: Rows) -> dict[str, str]:
     """Of a run whose attributes are `known`; files of old versions lack some."""
-    config = yaml.safe_load(known["config"])
+    config = yamltext.parse(known["config"])
     cohort = config["cohort"].get("size") or f"{config['cohort'].get('fraction') or 1.0:.0%}"
     precision = config["model"].get("precision", "fp32")
     beta = f" (beta {config['partition']['beta']:g})" if config["partition"].get("beta") is not None else ""
@@ -56,7 +56,7 @@ def left_out(known: Mapping[str, Any]) -> str:
 
 def dataset(known: Mapping[str, Any]) -> str:
     """What it is called; files of schema 1 say it only in their configuration."""
-    return str(known["dataset"] if "dataset" in known else yaml.safe_load(known["config"])["data"]["name"])
+    return str(known["dataset"] if "dataset" in known else yamltext.parse(known["config"])["data"]["name"])
 
 
 def update(known: Mapping[str, Any]) -> str:

@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from flora_hpc import yamltext
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from flora_hpc.records.schema import Rows
@@ -63,7 +62,7 @@ class Look:
 @cache
 def planned(config: str) -> int:
     """The number of rounds in a configuration."""
-    return int(yaml.safe_load(config)["rounds"])
+    return int(yamltext.parse(config)["rounds"])
 
 
 class Followed:

@@ -6,8 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from flora_hpc import yamltext
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file, views
 from flora_hpc.records import split as split_of
@@ -39,8 +38,8 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The whole configuration, every default included, as nested dictionaries."""
         try:
-            config: dict[str, Any] = yaml.safe_load(self.attributes["config"])
-        except yaml.YAMLError as error:
+            config: dict[str, Any] = yamltext.parse(self.attributes["config"])
+        except yamltext.YamlError as error:
             raise UserError(f"{self.path}: its attribute 'config' is not YAML ({error}); the file is damaged") from None
         return config
 

@@ -173,6 +173,14 @@ def test_a_file_may_say_how_classes_are_written(tmp_path: Path, name: str, text:
     assert dataset.wordings == ("two_three", "great  white", "other one")
 
 
+def test_names_are_texts_whatever_they_look_like(tmp_path: Path) -> None:
+    """YAML 1.1 took the folder 0010 for 8, no for false, and 1_0 for 10."""
+    put(tmp_path / "images", "0010/a.jpg", "no/b.jpg", "1e3/c.jpg")
+    (tmp_path / "names.yaml").write_text("0010: 1_0\nno: yes\n1e3: 2024-01-01\n")
+    dataset = build(tmp_path / "images", names=tmp_path / "names.yaml")
+    assert dict(zip(dataset.class_names, dataset.wordings, strict=True)) == {"0010": "1_0", "no": "yes", "1e3": "2024-01-01"}
+
+
 # --- mistakes
 
 
@@ -215,6 +223,7 @@ def test_no_test_images_at_all(tmp_path: Path) -> None:
         ('["cat"]', "must map the folder of each class to a text"),
         ('{"cat": 3}', "must map the folder of each class to a text"),
         ('{"cat": ', "cannot be read (Expecting value"),
+        ('{"cat": "x", "cat": "y"}', "cannot be read (key 'cat' stands twice)"),
     ],
 )
 def test_a_wrong_file_of_names(tmp_path: Path, text: str, expected: str) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
+from flora_hpc import yamltext
 from flora_hpc.errors import UserError
 from flora_hpc.records.follow import Followed, Look
 from flora_hpc.records.hdf5file import Writer
@@ -50,8 +50,8 @@ def test_a_round_that_bears_the_time_of_the_one_before_is_seen(tmp_path: Path) -
 
 
 def test_the_configuration_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed, load = [], yaml.safe_load
-    monkeypatch.setattr("flora_hpc.records.follow.yaml.safe_load", lambda text: [parsed.append(text), load(text)][1])
+    parsed, parse = [], yamltext.parse
+    monkeypatch.setattr(yamltext, "parse", lambda text: [parsed.append(text), parse(text)][1])
     Writer(tmp_path / "run.h5", run_info(config=CONFIG + "# of this test\n"))
     followed = Followed(tmp_path)
     assert [followed.look().num_rounds for _ in range(3)] == [2, 2, 2]

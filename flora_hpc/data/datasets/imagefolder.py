@@ -6,9 +6,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import Field
 
+from flora_hpc import yamltext
 from flora_hpc.data.datasets._files import SUFFIXES, read
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, Raw, assemble, stamp
 from flora_hpc.errors import UserError, did_you_mean
@@ -116,9 +116,10 @@ def _wordings(options: Options, classes: Sequence[str]) -> list[str]:
 
 def _names(path: Path, classes: Sequence[str]) -> dict[str, str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        names: Any = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = yamltext.read(path)
+        is_json = path.suffix.lower() == ".json"
+        names: Any = json.loads(text, object_pairs_hook=_once) if is_json else yamltext.parse_texts(text)
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"data.names: {path} cannot be read ({reason}); it must be JSON or YAML, folder: name") from None
     if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
@@ -127,6 +128,14 @@ def _names(path: Path, classes: Sequence[str]) -> dict[str, str]:
     if unknown := [folder for folder in result if folder not in classes]:
         raise UserError(f"data.names: {path}: there is no class folder '{unknown[0]}'{did_you_mean(unknown[0], classes)}")
     return result
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a key that stands twice."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return dict(pairs)
 
 
 def _few(names: Sequence[str]) -> str:

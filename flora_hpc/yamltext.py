@@ -1,0 +1,208 @@
+"""YAML text is read by the core schema of YAML 1.2 and written so that readers of YAML 1.1 read the same.
+
+YAML 1.1, which PyYAML reads, takes `no` for false, `010` for 8 and `1:30` for 90. In the core schema `no` and `1:30` are texts and
+`010` is 10. PyYAML stays the parser, with other rules for plain scalars. ruamel.yaml would be one more dependency; it reads
+`1_000` as a number and a date as a date, and makes 0 of the key `00000`.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+MAX_BYTES = 2**24  # PyYAML reads some 100 kB a second
+MAX_DEPTH = 40
+MAX_NODES = 200_000  # every alias counted as the nodes that it stands for
+MAX_DIGITS = 400  # the longest decimal number of a float64 has 309 digits before its point
+CORE = {  # tag: pattern of the plain scalars that it takes, and their first characters
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+PATTERNS = {f"tag:yaml.org,2002:{name}": (re.compile(f"(?:{pattern})\\Z"), first) for name, (pattern, first) in CORE.items()}
+
+
+class YamlError(ValueError):
+    """Says in one sentence what is wrong with a text that should be YAML, and in which line."""
+
+
+def parse(text: str) -> Any:
+    """The value of a YAML document; keys are texts as they are written. Raises YamlError."""
+    return _load(text, _Core)
+
+
+def parse_texts(text: str) -> Any:
+    """The value of a YAML document in which every scalar is a text: `00000: no` gives {'00000': 'no'}. Raises YamlError."""
+    return _load(text, _Texts)
+
+
+def scalar(text: str) -> Any:
+    """The value of `text` as one plain scalar: '010' gives 10, 'a: b # c' itself. Raises YamlError."""
+    return _load_node(ScalarNode(_tag(text), text))
+
+
+def dump(tree: Any) -> str:
+    """The YAML text of nested dictionaries and lists; readers of YAML 1.1 and of YAML 1.2 read the same values from it."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def read(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    """The text of a file, in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises OSError, UnicodeDecodeError for other bytes, and YamlError for a larger file.
+    """
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise YamlError(f"the file is larger than {max_bytes >> 20} MiB")
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
+class _Core(yaml.SafeLoader):
+    """PyYAML's loader with the tags of the core schema and no others. A mapping has each key once, and keys are texts."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 -- PyYAML's name
+        if len(self.possible_simple_keys) > MAX_DEPTH:  # one for each open bracket; PyYAML's time grows with their square
+            raise yaml.scanner.ScannerError(None, None, "values are nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A dictionary; entries of `<<` come first, so that the mapping's own replace them."""
+        if not isinstance(node, MappingNode):
+            raise _error(f"expected a mapping, but found a {node.id}", node)
+        names: set[str] = set()
+        for key, _ in node.value:
+            if _key(key) in names:
+                raise _error(f"key {_short(key.value)} stands twice", key)
+            names.add(key.value)
+        self.flatten_mapping(node)
+        return {_key(key): self.construct_object(value, deep=True) for key, value in node.value}
+
+    def construct_core(self, node: Any) -> Any:
+        """The value of a scalar whose tag is one of the core schema's."""
+        name, text = node.tag.rpartition(":")[2], str(self.construct_scalar(node))
+        pattern, _ = PATTERNS[node.tag]
+        if not pattern.match(text):
+            raise _error(f"{_short(text)} is no {name}", node)
+        if name in ("int", "float") and len(text) > MAX_DIGITS:
+            raise _error(f"a number has {len(text)} digits", node)
+        if name == "int":
+            return int(text[2:], {"0x": 16, "0o": 8}[text[:2]]) if text[:2] in ("0x", "0o") else int(text)
+        if name == "float":
+            return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
+        return text.lower() == "true" if name == "bool" else None
+
+    def construct_list(self, node: Any) -> list[Any]:
+        return self.construct_sequence(node, deep=True)
+
+    def construct_unknown(self, node: Any) -> Any:
+        raise _error(f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} has no meaning here; leave it away", node)
+
+
+class _Texts(_Core):
+    """The same with no plain scalars but texts."""
+
+
+_Core.yaml_implicit_resolvers, _Texts.yaml_implicit_resolvers = {}, {}
+_Core.yaml_constructors = _Texts.yaml_constructors = {
+    **dict.fromkeys(PATTERNS, _Core.construct_core),
+    "tag:yaml.org,2002:str": _Core.construct_scalar,
+    "tag:yaml.org,2002:seq": _Core.construct_list,
+    "tag:yaml.org,2002:map": _Core.construct_mapping,
+    None: _Core.construct_unknown,
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's dumper, which puts texts in quotes that YAML 1.1 would not read as texts; so does this one for YAML 1.2."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Equal parts are written out: an anchor is hard to read."""
+        return True
+
+
+for _tag_name, (_pattern, _first) in PATTERNS.items():
+    _Core.add_implicit_resolver(_tag_name, _pattern, _first)
+    _Dumper.add_implicit_resolver(_tag_name, _pattern, _first)
+
+
+def _load(text: str, kind: type[_Core]) -> Any:
+    try:
+        loader = kind(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise YamlError("values are nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise YamlError(_sentence(error)) from None
+
+
+def _load_node(node: Node) -> Any:
+    try:
+        return _Core("").construct_document(node)
+    except yaml.YAMLError as error:
+        raise YamlError(_sentence(error)) from None
+
+
+def _key(node: Node) -> str:
+    if not isinstance(node, ScalarNode):
+        raise _error("a key must be a text, not a list or a mapping", node)
+    if node.value == "":
+        raise _error("a key is missing before ':'", node)
+    return str(node.value)
+
+
+def _tag(text: str) -> str:
+    return next((tag for tag, (pattern, _) in PATTERNS.items() if pattern.match(text)), "tag:yaml.org,2002:str")
+
+
+def _measure(node: Node, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many nodes `node` stands for, aliases written out, and how deep they are nested. Raises an error for too many."""
+    if id(node) not in sizes:
+        sizes[id(node)] = (0, 0)  # until its parts are counted
+        parts: list[Node] = []
+        if isinstance(node, SequenceNode):
+            parts = node.value
+        elif isinstance(node, MappingNode):
+            parts = [part for entry in node.value for part in entry]
+        measured = [_measure(part, sizes) for part in parts]
+        sizes[id(node)] = (1 + sum(size for size, _ in measured), 1 + max((depth for _, depth in measured), default=0))
+    size, depth = sizes[id(node)]
+    if size == 0:
+        raise _error("an alias stands for a part that contains it", node)
+    if depth > MAX_DEPTH:
+        raise _error("values are nested too deeply", node)
+    if size > MAX_NODES:
+        raise _error("there are too many values", node)
+    return size, depth
+
+
+def _error(problem: str, node: Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _sentence(error: yaml.YAMLError) -> str:
+    """PyYAML's error without the picture of the place: 'line 2: expected ...'."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None:
+        return " ".join(str(error).split())
+    if "'\\t'" in problem:
+        problem += " (indent with spaces, not with tabs)"
+    context, begin = getattr(error, "context", None), getattr(error, "context_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    since = f", {context}{f' that begins in line {begin.line + 1}' if begin else ''}" if context else ""
+    return f"{where}{problem}{since}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
