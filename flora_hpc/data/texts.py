@@ -1,6 +1,7 @@
 """Texts that come with data: what no file or tokenizer can take, and captions with a place for the name of a class."""
 
 PLACE = "{}"
+LONGEST = 80  # characters of a value that a message shows
 
 
 def fault(text: str) -> str | None:
@@ -20,3 +21,9 @@ def template_fault(caption: str) -> str | None:
         return f"needs {{}} once, where the name of the class goes, and no other braces, not {caption!r}"
     sign = fault(caption)
     return None if sign is None else f"holds {sign}"
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    text = ascii(value) if isinstance(value, str) and fault(value) else repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

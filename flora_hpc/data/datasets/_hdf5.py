@@ -165,7 +165,7 @@ def _why_closed(path: Path, error: Exception) -> str:
         return "it is still being written, or its writer was killed); wait for the writer, or run h5clear -s on it"
     if "truncated" in text:
         return f"{text}); the file is cut off: copy or fetch it again"
-    if (what := _kinds.kind(path)) is not None:
+    if (what := _kinds.kind(path)) not in (None, "an HDF5 file"):
         return f"it is {what}); {DOCUMENTATION}"
     if isinstance(error, PermissionError):
         return f"{text}); make it readable"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flora_hpc.errors import UserError, did_you_mean
 
+TAR = "a tar archive"
 LONGEST = 512  # bytes that tell a kind
 STARTS = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
@@ -15,7 +16,7 @@ STARTS = {
     b"\xfd7zXZ\x00": "compressed with xz; decompress it with unxz",
     b"\x28\xb5\x2f\xfd": "compressed with zstd; decompress it with unzstd",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"Rar!": "a RAR archive",
+    b"Rar!\x1a": "a RAR archive",
     b"PAR1": "a Parquet file",
     b"ARROW1": "an Arrow file",
     b"\x93NUMPY": "a NumPy .npy file",
@@ -23,7 +24,7 @@ STARTS = {
     b"\x80\x02": "a Python pickle",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself; fetch the file with git lfs pull",
     b"MATLAB 5.0": "a MATLAB 5 file; save it with -v7.3",
-    b"CDF": "a netCDF 3 file",
+    b"CDF\x01": "a netCDF 3 file",
     b"\x0e\x03\x13\x01": "an HDF4 file",
     b"SQLite format 3": "an SQLite database",
     b"%PDF": "a PDF document",
@@ -44,10 +45,18 @@ def kind(path: Path) -> str | None:
     except OSError:
         return None
     if start[257:262] == b"ustar":
-        return "a tar archive"
+        return TAR
     if re.match(rb"\s*<(!doctype html|html|head|\?xml|Error>)", start, re.IGNORECASE):
         return "a web page or XML, perhaps a server's message of an error; fetch the file again"
     return next((name for begins, name in STARTS.items() if start.startswith(begins)), None)
+
+
+def expanded(key: str, path: Path) -> Path:
+    """The path without ~. Raises UserError where that stands for nobody."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}: {path} begins with ~ and no known user; write the path out") from None
 
 
 def file_at(key: str, path: Path, siblings: str = "*") -> Path:
@@ -55,16 +64,14 @@ def file_at(key: str, path: Path, siblings: str = "*") -> Path:
 
     Raises UserError where there is none.
     """
-    try:
-        path = path.expanduser()
-    except RuntimeError:
-        raise UserError(f"{key}: {path} begins with ~ and no known user; write the path out") from None
+    path = expanded(key, path)
     if not os.path.isfile(path):  # noqa: PTH113 -- pathlib raises for names that are too long
-        raise UserError(f"{key}: {_why_absent(path, siblings)}")
+        raise UserError(f"{key}: {why_absent(path, siblings)}")
     return path
 
 
-def _why_absent(path: Path, siblings: str) -> str:
+def why_absent(path: Path, siblings: str = "*") -> str:
+    """Why there is no file at a path, in one clause."""
     text = str(path)
     if WINDOWS.match(text):
         return f"there is no file {path}, which is a path of Windows; write it as this system has it"

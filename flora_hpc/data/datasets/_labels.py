@@ -68,6 +68,7 @@ def _of_numbers(reader: Reader, name: str, values: npt.NDArray[Any], dtype: np.d
             )
     if values.min() < 0 or values.max() >= num_classes:
         raise reader.mistake(
-            f"{name} go from {int(values.min())} to {int(values.max())}, but there are {num_classes} classes, 0 to {num_classes - 1}"
+            f"{name} go from {int(values.min())} to {int(values.max())}, "
+            f"but there are {num_classes} classes, 0 to {num_classes - 1}"
         )
     return values.astype(np.int64)
