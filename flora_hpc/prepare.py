@@ -16,7 +16,7 @@ from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.comm.exact import MAX_CLIENTS
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
-from flora_hpc.data import mix, shards
+from flora_hpc.data import checks, mix, shards
 from flora_hpc.data.images import Dataset
 from flora_hpc.data.inputs import Features, Inputs, Pixels
 from flora_hpc.data.shards import PartitionOptions
@@ -65,8 +65,9 @@ def everything(config: Config, device: torch.device, room: devices.Room) -> tupl
 
     `room` is what all ranks have for a group of clients. Raises UserError for what does not exist or does not fit together.
     """
-    images, clip = dataset(config), load(config.model, config.seed, device)
-    return images, clip, federation(config, images, clip, device, room)
+    images, clip = checks.checked(dataset(config)), load(config.model, config.seed, device)
+    fed = federation(config, images, clip, device, room)
+    return checks.warned(images, fed.method.warnings), clip, fed
 
 
 def dataset(config: Config) -> Dataset:
@@ -115,6 +116,7 @@ def group_size(
 def for_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Method]:
     """Dataset, model and method, where nobody trains: one client stands for all."""
     images, clip = dataset(config), load(config.model, config.seed, device)
+    checks.refuse_alike(images)
     everyone = shards.Partition(images.train, np.array([0, len(images.train)]))
     return images, clip, build_method(config.method, config.model.precision, images, clip, everyone)
 
@@ -126,9 +128,30 @@ def build_method(options: BaseOptions, number_format: str, dataset: Dataset, cli
     """
     setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired)
     method: Method = plugins.member("methods", options.name).build(options, setting)
+    tokens = clip.tokenize(list(method.prompts)) if method.prompts else setting.tokens
     text, image = method.text_positions + method.caption_positions > 0, method.image_positions > 0
     precision.lower(number_format, clip.model, clip.name, options.name, set(method.shapes), text, image)
-    return replace(method, paired=dataset.paired)
+    return replace(method, paired=dataset.paired, warnings=told_apart(dataset, tokens))
+
+
+def told_apart(dataset: Dataset, tokens: torch.Tensor) -> tuple[str, ...]:
+    """Warnings about captions that the model cannot tell apart. `tokens` (num_captions, context_length) are what it sees of them.
+
+    Raises UserError where they belong to two classes.
+    """
+    rows = tokens.numpy()
+    twins = checks.alike([row.tobytes() for row in rows])
+    if not twins:
+        return ()
+    first, other = twins[0]
+    length, most = int(rows[first].argmax()) + 1, rows.shape[1]
+    shared = f"the same {length} tokens for the model" + (f", which cuts captions at {most}" if length == most else "")
+    if not dataset.paired:
+        raise UserError(checks.not_told_apart(dataset, twins, shared))
+    return (
+        f"{len(twins):,} of {len(dataset.captions):,} captions have the same tokens as another one, such as "
+        f"'{dataset.captions[first]}' and '{dataset.captions[other]}' ({shared}), so that only one of them can win",
+    )
 
 
 def see(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Inputs, embed.Embedded]:
@@ -180,7 +203,7 @@ def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
     kept = dataset.drop(list(damaged))
     if len(kept.test) == 0 or (len(dataset.train) and len(kept.train) == 0):
         raise UserError(f"data: {len(damaged):,} of {len(dataset.images):,} images cannot be decoded; too few are left")
-    return kept
+    return checks.checked(kept) if len(dataset.train) else kept
 
 
 def identity(config: Config, dataset: Dataset, clip: Clip, holders: shards.Shards | None = None) -> dict[str, str]:

@@ -25,6 +25,7 @@ from flora_hpc.comm.meter import Meter
 from flora_hpc.comm.stop import Stop
 from flora_hpc.comm.watchdog import Watchdog
 from flora_hpc.config import Config
+from flora_hpc.data import checks, twins
 from flora_hpc.data.images import Dataset
 from flora_hpc.errors import StoppedError, UserError
 from flora_hpc.observers._background import Background
@@ -65,6 +66,9 @@ def run(
         if features.damaged:
             dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
             fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device, place.room))
+        if fed.method.sees == "features":
+            alike = together(comm, lambda: twins.warnings(dataset, features.values) if comm.rank == 0 else [])
+            dataset = checks.warned(dataset, alike)
         mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
         fed = replace(fed, inputs=inputs, mixes=mixes, stop=stop)
         fed = replace(fed, tickets=shared_tickets(config, comm))

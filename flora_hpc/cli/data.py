@@ -77,7 +77,7 @@ def inspect(
         print(f"note: {note}")
 
     from flora_hpc import plugins
-    from flora_hpc.data import shards
+    from flora_hpc.data import checks, shards
     from flora_hpc.data.mix import mix_of
     from flora_hpc.report import split, words
 
@@ -88,6 +88,7 @@ def inspect(
     where = find_damage(dataset) if check or skips else None
     if where and skips:
         dataset = dataset.drop(list(where))
+    dataset = checks.checked(dataset)
     damaged = None if where is None else list(where.values())
     holders = shards.make(resolved.partition, dataset.images, dataset.train, resolved.seed)  # type: ignore[arg-type]
     mix = mix_of(holders, dataset.images.labels, dataset.train, dataset.wordings)
@@ -96,6 +97,7 @@ def inspect(
     rule = ", ".join([resolved.partition.name, *told])
     if as_json:
         found = words.numbers(mix) | {"dataset": dataset.name, "partition": rule, "num_test": len(dataset.test)}
+        found["warnings"] = list(dataset.warnings)
         json.dump(found if damaged is None else found | {"damaged": damaged}, sys.stdout)
         print()
     else:
@@ -103,6 +105,8 @@ def inspect(
         images = f"{dataset.name}, {len(dataset.train):,} training images; {len(dataset.test):,} test images, which no client holds"
         facts = {"data": images, "partition": rule} | ({} if where is not None else {"checked": "no; --check decodes every image"})
         console.print(split.terminal(mix, console.width, facts))
+        for sentence in dataset.warnings:
+            console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
         for text in damaged or []:
             console.print(f"cannot be decoded: {text}", style="red", markup=False, soft_wrap=True)
         if damaged is not None:

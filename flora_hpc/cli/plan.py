@@ -116,6 +116,8 @@ def plan(
     table.add_row("memory", f"per rank about {decimal(sum(needed.values()))} of tensors: {parts}; libraries: 1 GB more")
     console = Console()
     console.print(table)
+    for sentence in dataset.warnings:
+        console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
     if group_bytes > room.num_bytes:
         whose = "of its part of a GPU's memory" if room.gpu else "of this machine's memory for each core"
         cure = "lower client.group_size or" if chosen.clients > 1 else "put fewer ranks on a node, or lower"

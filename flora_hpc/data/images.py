@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from flora_hpc import seeds
+from flora_hpc.data.texts import template_fault
 from flora_hpc.errors import UserError, did_you_mean
 from flora_hpc.plugins import BaseOptions
 
@@ -145,10 +146,8 @@ class DatasetOptions(BaseOptions):
     @field_validator("caption")
     @classmethod
     def _has_place_for_the_name(cls, caption: str | None) -> str | None:
-        if caption is None:
-            return None
-        if caption.count("{}") != 1 or set("{}") & set(caption.replace("{}", "")):
-            raise ValueError(f"needs {{}} once, where the name of the class goes, and no other braces, not {caption!r}")
+        if caption is not None and (why := template_fault(caption)) is not None:
+            raise ValueError(why)
         return caption
 
 

@@ -39,10 +39,15 @@ class Setting:
     paired: bool = False  # whether every image has a caption of its own instead of a class
 
     @cached_property
+    def tokens(self) -> torch.Tensor:
+        """The captions as the model sees them, (num_captions, context_length) int64."""
+        return self.clip.tokenize(list(self.captions))
+
+    @cached_property
     def text(self) -> Text:
         """The text tower on the captions."""
-        tokens = self.clip.tokenize(list(self.captions))
-        return OwnCaptions(self.clip.model, tokens) if self.paired else text_tower(self.clip.model, tokens)
+        model, tokens = self.clip.model, self.tokens
+        return OwnCaptions(model, tokens) if self.paired else text_tower(model, tokens)
 
     def needs_classes(self, method: str) -> None:
         """Raise UserError, for a method that learns something of each class, when there are none."""
@@ -78,6 +83,8 @@ class Method:
     per_class: bool = False  # whether trained tensors belong to the classes, so that other classes cannot use them
     paired: bool = False  # whether every image has a caption of its own, so that scores are for the captions of a batch
     noisy: bool = False  # whether training draws random numbers
+    prompts: tuple[str, ...] = ()  # texts of the classes, where they are not the captions of the data
+    warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
     holds: Callable[[Ints], torch.Tensor] | None = None  # clients (n,) -> (n, num_params) bool, where some hold only a part
     sends: Callable[[Ints], Ints] | None = None  # clients (n,) -> (n,) int64, trained numbers of each, where some hold only a part
 

@@ -44,7 +44,8 @@ def build(options: Options, setting: Setting) -> Method:
     if int(names.argmax(1).max()) + num_tokens + 1 > length or (options.num_tokens or 0) > num_tokens:
         key = "num_tokens" if options.num_tokens else "context"
         raise UserError(f"method.{key}: leaves no room for the longest class name in {length} tokens; make it shorter")
-    tower = TextTower(clip.model, clip.tokenize([f"{context} {name}." for name in setting.wordings]))
+    prompts = tuple(f"{context} {name}." for name in setting.wordings)
+    tower = TextTower(clip.model, clip.tokenize(list(prompts)))
     words, scale = root.token_embedding.weight[start[1 : num_tokens + 1]], clip.model.logit_scale.exp()
 
     def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -59,4 +60,4 @@ def build(options: Options, setting: Setting) -> Method:
         return cosine_scores(scale, inputs, classes)
 
     how, positions = describe(False, tower), tower.num_positions
-    return Method({"context": tuple(words.shape)}, init, classes, logits, how=how, text_positions=positions)
+    return Method({"context": tuple(words.shape)}, init, classes, logits, how=how, text_positions=positions, prompts=prompts)

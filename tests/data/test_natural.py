@@ -116,3 +116,9 @@ def test_values_that_random_examples_do_not_find_are_weighted_too() -> None:
     orders = [tuple(natural._weighted(values, 2, stuck).tolist()) for _ in range(400)]
     assert set(orders) == {(0, 2, 1), (0, 1, 2)}
     assert abs(orders.count((0, 2, 1)) - 400 * 8 / 9) <= 5 * np.sqrt(400 * 8 / 81)
+
+
+def test_values_of_a_column_that_are_missing() -> None:
+    options = natural.Options(name="natural", num_clients=2, column="writer")
+    with pytest.raises(UserError, match=r"partition\.column: 'writer' has no value \(NaN\) for 2 of 4 images"):
+        natural.build(options, made([0, 1, 0, 1], writer=np.array([1.0, np.nan, 2.0, np.nan])))

@@ -1,50 +1,62 @@
 """Pairs from WebDataset shards: .tar files in which `key.jpg` is followed by its caption, `key.txt` or in `key.json`."""
 
-import json
+import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from glob import glob
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from flora_hpc.data.datasets._files import SUFFIXES, columns
+from flora_hpc.data.datasets._kinds import ADDRESS, TAR, kind, why_absent
 from flora_hpc.data.datasets._pairs import Pairs
+from flora_hpc.data.datasets._table import object_of
 from flora_hpc.data.images import Raw, stamp
+from flora_hpc.data.texts import fault, shown
 from flora_hpc.errors import UserError
 
 TEXTS = (".txt", ".json")
+MOST_SHARDS = 1_000_000
 
 
 def shards(key: str, path: Path) -> list[Path]:
     """The shards that `path` stands for, sorted: one, those in a folder, or those of a pattern such as `cc-{000..331}.tar`."""
-    if path.is_dir():
-        found = sorted(path.glob("*.tar"))
-    elif path.is_file():
-        found = [path]
+    if ADDRESS.match(str(path)):
+        raise UserError(f"{key}: {why_absent(path)}")
+    if os.path.isdir(path):  # noqa: PTH112 -- pathlib raises for names that are too long
+        files = sorted(path.glob("*.tar"))
+    elif os.path.isfile(path):  # noqa: PTH113
+        files = [path]
     else:
-        found = []
-        for name in _braces(str(path)):
-            found += [Path(match) for match in sorted(glob(name)) or [name]]  # noqa: PTH207 -- Path.glob takes no whole path
-    missing = [file for file in found if not file.is_file()]
-    if missing or not found:
+        files = []
+        for name in islice(_braces(str(path)), MOST_SHARDS + 1):
+            files += [Path(match) for match in sorted(glob(name)) or [name]]  # noqa: PTH207 -- Path.glob takes no whole path
+            if len(files) > MOST_SHARDS:
+                raise UserError(f"{key}: {path} stands for more than {MOST_SHARDS:,} shards; check the numbers in braces")
+            if not os.path.isfile(files[-1]):  # noqa: PTH113
+                break
+    missing = [file for file in files if not os.path.isfile(file)]  # noqa: PTH113
+    if missing or not files:
         raise UserError(
             f"{key}: there is no {missing[0] if missing else f'.tar file in {path}'}; give shards, their folder or a pattern"
         )
-    return found
+    return files
 
 
-def _braces(pattern: str) -> list[str]:
-    """Every text that a pattern with `{000..331}` or `{train,val}` stands for."""
+def _braces(pattern: str) -> Iterator[str]:
+    """Every text that a pattern with `{000..331}` or `{train,val}` stands for, one after the other, for they may be many."""
     brace = re.search(r"\{([^{}]*)\}", pattern)
     if brace is None:
-        return [pattern]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
-    choices = [f"{n:0{len(span[1])}}" for n in range(int(span[1]), int(span[2]) + 1)] if span else brace[1].split(",")
-    return [text for choice in choices for text in _braces(pattern[: brace.start()] + choice + pattern[brace.end() :])]
+        yield pattern
+        return
+    span = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", brace[1])
+    numbers = range(int(span[1]), int(span[2]) + 1) if span else ()
+    for choice in (f"{n:0{len(span[1])}}" for n in numbers) if span else brace[1].split(","):
+        yield from _braces(pattern[: brace.start()] + choice + pattern[brace.end() :])
 
 
 def pairs(key: str, path: Path, caption_column: str) -> Pairs:
@@ -93,18 +105,34 @@ def _samples(key: str, file: Path) -> dict[str, dict[str, Any]]:
                     parts = samples.setdefault(str(place.with_name(stem)), {})
                     if suffix in parts:
                         raise UserError(f"{key}: {file} has {member.name} twice; give the samples of a shard keys of their own")
+                    if member.issparse():
+                        raise UserError(f"{key}: {file}: {member.name} is stored with holes; write the shard without --sparse")
                     parts[suffix] = tar.extractfile(member).read().decode("utf-8-sig") if suffix in TEXTS else member  # type: ignore[union-attr]
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{key}: {file} is not a whole, uncompressed .tar file ({error}); unpack or fetch it again") from None
+            _check_end(tar)
+    except UserError:
+        raise
     except UnicodeDecodeError:
         raise UserError(f"{key}: {file}: {member.name} is not UTF-8; save it in that encoding") from None
+    except Exception as error:  # tarfile lets anything through on broken files
+        what = kind(file)
+        why = f"it is {what}" if what not in (None, TAR) else " ".join(str(error).split())
+        raise UserError(f"{key}: {file} is not a whole, uncompressed .tar file ({why}); unpack or fetch it again") from None
     return samples
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError where members stop at anything but the mark of the end: tarfile takes a broken header for it, in silence."""
+    source = tar.fileobj
+    assert source is not None
+    source.seek(tar.offset)
+    if source.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"its member at byte {tar.offset:,} is damaged")
 
 
 def _pair(place: str, parts: dict[str, Any], caption_column: str) -> tuple[tarfile.TarInfo, str, dict[str, Any]]:
     """A sample's image, its caption, and what else its JSON says."""
     try:
-        row = json.loads(parts.get(".json", "{}"))
+        row = object_of(parts.get(".json", "{}"))
     except ValueError as error:
         raise UserError(f"{place}.json is not JSON ({error}); mend it or take the sample out") from None
     if not isinstance(row, dict):
@@ -112,10 +140,13 @@ def _pair(place: str, parts: dict[str, Any], caption_column: str) -> tuple[tarfi
     images = [parts[suffix] for suffix in SUFFIXES if suffix in parts]
     if not images:
         raise UserError(f"{place} has no image ({', '.join(SUFFIXES)}); add it or take the sample out")
-    said = row.pop(caption_column, None)
-    caption = parts.get(".txt", said)
+    value = row.pop(caption_column, None)
+    caption = parts.get(".txt", value)
     if not isinstance(caption, str) or not caption.strip():
-        raise UserError(f"{place} has no caption; add it as .txt, or to .json as '{caption_column}'")
+        is_other = "" if caption is None or isinstance(caption, str) else f", but {shown(caption)}"
+        raise UserError(f"{place} has no caption{is_other}; add it as .txt, or to .json as '{caption_column}'")
+    if (sign := fault(caption)) is not None:
+        raise UserError(f"{place}: its caption holds {sign}; mend it or take the sample out")
     return images[0], caption.strip(), row
 
 

@@ -4,15 +4,17 @@ A step scores the images of a batch against the captions of that batch. Test acc
 own caption scores highest among all distinct captions of test images.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from flora_hpc.data.datasets import _table, _webdataset
+from flora_hpc.data.datasets._kinds import expanded, file_at, kind
 from flora_hpc.data.datasets._pairs import Pairs
 from flora_hpc.data.images import Dataset, DatasetOptions, draw_test, join
-from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.errors import UserError
 
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson")
 
@@ -38,6 +40,12 @@ class Options(DatasetOptions):
             raise ValueError("every image of pairs brings its own caption; leave this out")
         return caption
 
+    @model_validator(mode="after")
+    def _two_columns(self) -> "Options":
+        if self.image_column == self.caption_column:
+            raise ValueError("data.caption_column: is the same as data.image_column; name the two columns")
+        return self
+
 
 def build(options: Options) -> Dataset:
     """Read the captions and where the images lie. Raises UserError for what is no file of pairs.
@@ -46,7 +54,7 @@ def build(options: Options) -> Dataset:
     them, so that none is trained on with one caption and tested with another.
     """
     given = {"data.path": options.path, "data.test_path": options.test_path}
-    parts = [_read(options, key, path.expanduser()) for key, path in given.items() if path is not None]
+    parts = [_read(options, key, path) for key, path in given.items() if path is not None]
     captions = tuple(dict.fromkeys(caption for part in parts for caption in part.captions))
     number = {caption: i for i, caption in enumerate(captions)}
     images = join([part.images(np.array([number[caption] for caption in part.captions], np.int64)) for part in parts])
@@ -70,11 +78,11 @@ def build(options: Options) -> Dataset:
 
 def _read(options: Options, key: str, path: Path) -> Pairs:
     if path.suffix.lower() in TABLES:
-        if not path.is_file():
-            nearby = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(f"{key}: there is no file {path}{did_you_mean(path.name, nearby)}")
-        root = options.images_root.expanduser() if options.images_root else None
+        path = file_at(key, path)
+        root = expanded("data.images_root", options.images_root) if options.images_root else None
         return _table.pairs(key, path, root, options.image_column, options.caption_column)
-    if path.is_file() and path.suffix.lower() != ".tar":
-        raise UserError(f"{key}: {path} is of no known kind; pairs come from {', '.join(TABLES)} or .tar files")
+    path = expanded(key, path)
+    if os.path.isfile(path) and path.suffix.lower() != ".tar":  # noqa: PTH113 -- pathlib raises for names that are too long
+        what = kind(path) or "of no known kind"
+        raise UserError(f"{key}: {path} is {what}; pairs come from {', '.join(TABLES)} or .tar files")
     return _webdataset.pairs(key, path, options.caption_column)

@@ -28,7 +28,13 @@ class Options(PartitionOptions):
 
 
 def build(options: Options, images: Images) -> Partitioner:
-    values = group(images.column(options.column, "partition.column"))
+    column = images.column(options.column, "partition.column")
+    if column.dtype.kind == "f" and (num_missing := int(np.isnan(column).sum())):
+        raise UserError(
+            f"partition.column: '{options.column}' has no value (NaN) for {num_missing:,} of {len(column):,} images, which would "
+            "all be one client; fill it in, or take another column"
+        )
+    values = group(column)
 
     def split(num_clients: int, rng: np.random.Generator) -> Ints:
         if num_clients > len(values):

@@ -1,0 +1,50 @@
+"""HDF5's filters: which one a dataset needs that is not installed here."""
+
+from contextlib import suppress
+
+import h5py
+
+NAMES = {
+    4: "szip",
+    307: "bzip2",
+    32000: "LZF",
+    32001: "Blosc",
+    32004: "LZ4",
+    32008: "Bitshuffle",
+    32013: "ZFP",
+    32015: "Zstandard",
+    32017: "SZ",
+    32018: "FCIDECOMP",
+    32024: "SZ3",
+    32026: "Blosc2",
+    32028: "SPERR",
+}  # of the HDF Group's list of registered filters
+
+
+def missing_filter(dataset: h5py.Dataset) -> str | None:
+    """The filter that is missing and its cure, in one clause; None when every chunk can be decoded. Nothing is decoded."""
+    settings = dataset.id.get_create_plist()
+    for place in range(settings.get_nfilters()):
+        number = settings.get_filter(place)[0]
+        if _available(number) or not _used(dataset, place):
+            continue
+        cure = "pip install hdf5plugin, which is then found by itself" if number != 4 else "use an HDF5 library that has it"
+        name = f"{number} ({NAMES[number]})" if number in NAMES else f"{number}"
+        return (
+            f"HDF5's filter {name}, which is not installed here; {cure}, or set HDF5_PLUGIN_PATH to the folder that holds it, "
+            "or rewrite the file where it can be read: h5repack -f GZIP=4 OLD NEW"
+        )
+    return None
+
+
+def _available(number: int) -> bool:
+    if not h5py.h5z.filter_avail(number):
+        with suppress(Exception):  # importing it registers its filters; built for another HDF5 it may raise anything
+            import hdf5plugin  # noqa: F401
+    return bool(h5py.h5z.filter_avail(number))
+
+
+def _used(dataset: h5py.Dataset, place: int) -> bool:
+    """Whether a chunk went through the filter: an optional one is left out where a writer did not have it."""
+    chunks = dataset.id
+    return any(not chunks.get_chunk_info(i).filter_mask >> place & 1 for i in range(chunks.get_num_chunks()))

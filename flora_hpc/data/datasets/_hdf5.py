@@ -1,0 +1,194 @@
+"""Objects of an HDF5 file from elsewhere, checked before they are used: kind, filters, and whether they were written."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from flora_hpc.data.datasets import _kinds
+from flora_hpc.data.datasets._filters import missing_filter
+from flora_hpc.data.texts import fault
+from flora_hpc.errors import UserError
+
+DOCUMENTATION = "docs/data-format.md says what is needed"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An open HDF5 file. Every access either gives what it should or raises UserError with the file, the place and the cure."""
+
+    path: Path
+    file: h5py.File
+
+    @classmethod
+    def open(cls, path: Path) -> "Reader":
+        """Open a file for reading, without a lock: nobody may write it meanwhile, and some file systems have none."""
+        path = _kinds.file_at("data.path", path, "*.h5")
+        try:
+            return cls(path, h5py.File(path, "r", locking=False))
+        except Exception as error:  # HDF5 lets anything through on broken files
+            raise UserError(f"data.path: {path} is not an HDF5 file that can be read ({_why_closed(path, error)}") from None
+
+    def mistake(self, text: str) -> UserError:
+        """The error that names this file."""
+        return UserError(f"data.path: {self.path}: {text}")
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Turn whatever HDF5 raises on broken files into a UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise self.mistake(f"{what} cannot be read ({reason(error)}); write or fetch the file again") from None
+
+    def require(self, objects: tuple[str, ...], attributes: tuple[str, ...]) -> None:
+        """Raise UserError, naming all that is missing."""
+        with self.reading("the list of its objects"):
+            missing = [name for name in objects if self._link(name) is None]
+            missing += [f"attribute {name}" for name in attributes if name not in self.file.attrs]
+        if missing:
+            raise UserError(f"data.path: {self.path} lacks {', '.join(missing)}; {DOCUMENTATION}")
+
+    def _link(self, name: str) -> Any:
+        """The first link on the way to an object that leads nowhere, or the last one; None where there is none at all."""
+        link, at = None, ""
+        for part in name.split("/"):
+            at = f"{at}/{part}"
+            link = self.file.get(at, getlink=True)
+            if link is None or self.file.get(at) is None:
+                break
+        return link
+
+    def dataset(self, name: str) -> h5py.Dataset:
+        """The dataset of this name, which can be decoded here and has been written."""
+        with self.reading(name):
+            found = self.file.get(name)
+            if isinstance(found, h5py.Group):
+                raise self.mistake(f"{name} is a group of {len(found):,} objects; write one dataset; {DOCUMENTATION}")
+            if found is None:
+                raise self.mistake(f"{name} is {_leads_to(self._link(name))}; write the dataset itself, or bring that file")
+            if not isinstance(found, h5py.Dataset):
+                raise self.mistake(f"{name} is a datatype; write a dataset; {DOCUMENTATION}")
+            if found.shape is None:
+                raise self.mistake(f"{name} is empty (it has no dataspace); write its values")
+            self.check_storage(name, found)
+        return found
+
+    def check_storage(self, name: str, dataset: h5py.Dataset) -> None:
+        """Refuse a dataset whose values cannot be had here. HDF5 gives zeros in silence where a source or a block is missing."""
+        for source in dataset.virtual_sources() if dataset.is_virtual else ():
+            if not self._has_source(source):
+                raise self.mistake(
+                    f"{name} is put together from {source.file_name}:{source.dset_name}, which is not there; bring that file"
+                )
+        if (need := missing_filter(dataset)) is not None:
+            raise self.mistake(f"{name} is compressed with {need}")
+        if not dataset.is_virtual and dataset.external is None and 0 < _num_blocks(dataset) != _num_written(dataset):
+            raise self.mistake(f"parts of {name} have never been written, so they would be read as zeros; write the file again")
+
+    def _has_source(self, source: Any) -> bool:
+        """Whether what a virtual dataset is made of is there; HDF5 looks beside the file and in the working folder."""
+        if "%" in source.file_name:  # a pattern of numbers, which may match any file
+            return True
+        if source.file_name == ".":
+            return self.file.get(source.dset_name) is not None
+        for place in (self.path.parent / source.file_name, Path(source.file_name)):
+            with suppress(OSError), h5py.File(place, "r", locking=False) as file:
+                return file.get(source.dset_name) is not None
+        return False
+
+    def sources(self, dataset: h5py.Dataset) -> list[Path]:
+        """The other files that hold a dataset's values."""
+        names = [dataset.file.filename]
+        names += [name for name, _, _ in dataset.external or ()]
+        names += [source.file_name for source in dataset.virtual_sources() if source.file_name != "."] if dataset.is_virtual else []
+        return [self.path.parent / name for name in names if Path(name) != self.path]
+
+    def text(self, attribute: str) -> str:
+        """An attribute that is one text; other tools write it as bytes or as an array of one."""
+        with self.reading(f"attribute {attribute}"):
+            value = self.file.attrs[attribute]
+        if isinstance(value, np.ndarray) and value.size == 1:
+            value = value.reshape(-1)[0]
+        try:
+            text = value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError:
+            raise self.mistake(f"attribute {attribute} is not UTF-8; write it in that encoding") from None
+        if not isinstance(text, str):
+            raise self.mistake(f"attribute {attribute} is {_short(value)}; it must be one text")
+        if (sign := fault(text)) is not None:
+            raise self.mistake(f"attribute {attribute} holds {sign}; write it without")
+        return text.strip()
+
+    def names(self, attribute: str) -> tuple[str, ...]:
+        """An attribute that is a JSON list of texts, none of them blank."""
+        with self.reading(f"attribute {attribute}"):
+            value = self.file.attrs[attribute]
+        shown = f"attribute {attribute} must be a JSON list of texts, not {_short(value)}; write json.dumps(names)"
+        if isinstance(value, np.ndarray) and value.size != 1:
+            raise self.mistake(shown)
+        try:
+            names = json.loads(self.text(attribute))
+        except (ValueError, RecursionError):
+            raise self.mistake(shown) from None
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise self.mistake(shown)
+        for i, name in enumerate(names):
+            sign = "nothing but blanks" if not name.strip() else fault(name)
+            if sign is not None:
+                raise self.mistake(f"attribute {attribute}: name {i} holds {sign}; give each class a name")
+        return tuple(names)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _why_closed(path: Path, error: Exception) -> str:
+    """The rest of the sentence that says why a file cannot be opened, and what to do."""
+    text = reason(error)
+    if "already open for" in text or "consistency flags" in text:
+        return "it is still being written, or its writer was killed); wait for the writer, or run h5clear -s on it"
+    if "truncated" in text:
+        return f"{text}); the file is cut off: copy or fetch it again"
+    if (what := _kinds.kind(path)) not in (None, "an HDF5 file"):
+        return f"it is {what}); {DOCUMENTATION}"
+    if isinstance(error, PermissionError):
+        return f"{text}); make it readable"
+    return f"{text}); {DOCUMENTATION}"
+
+
+def _leads_to(link: Any) -> str:
+    if isinstance(link, h5py.SoftLink):
+        return f"a link to {link.path}, where nothing is"
+    if isinstance(link, h5py.ExternalLink):
+        return f"a link to {link.path} of the file {link.filename}, which cannot be opened"
+    return "an object that cannot be opened"
+
+
+def _num_blocks(dataset: h5py.Dataset) -> int:
+    """Blocks of values that a whole dataset has: its chunks, or one."""
+    if dataset.chunks is None:
+        return 1 if dataset.size else 0
+    return math.prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+
+
+def _num_written(dataset: h5py.Dataset) -> int:
+    """Blocks of values that have been written."""
+    if dataset.chunks is None:
+        return 1 if dataset.id.get_storage_size() else 0
+    return int(dataset.id.get_num_chunks())

@@ -1,0 +1,29 @@
+"""Texts that come with data: what no file or tokenizer can take, and captions with a place for the name of a class."""
+
+PLACE = "{}"
+LONGEST = 80  # characters of a value that a message shows
+
+
+def fault(text: str) -> str | None:
+    """What makes a text unusable, in a few words; None for a good one."""
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"{text[error.start]!a}, half of a pair of UTF-16, which UTF-8 cannot hold"
+    return None
+
+
+def template_fault(caption: str) -> str | None:
+    """Why a caption is no template, in one clause; None when it has {} once and no other braces."""
+    if caption.count(PLACE) != 1 or set("{}") & set(caption.replace(PLACE, "")):
+        return f"needs {{}} once, where the name of the class goes, and no other braces, not {caption!r}"
+    sign = fault(caption)
+    return None if sign is None else f"holds {sign}"
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    text = ascii(value) if isinstance(value, str) and fault(value) else repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
