@@ -21,7 +21,7 @@ from flora_hpc.data import features
 from flora_hpc.data.images import Images
 from flora_hpc.data.store import DTYPES, Damage, Store
 
-FORMAT = 3  # raise it when features come out differently for the same image, tower and preprocessing
+FORMAT = 4  # raise it when features come out differently for the same image, tower and preprocessing
 
 DIFFERENT = "the nodes have different images; give every node the same files"
 

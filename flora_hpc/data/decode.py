@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from threadpoolctl import threadpool_limits
 
+from flora_hpc.data import kinds
 from flora_hpc.data.images import Images, Raw
 from flora_hpc.errors import UserError
 
@@ -30,6 +31,17 @@ LASTING = {
     errno.ENAMETOOLONG,
 }  # what a stamp sees
 MOST_STRETCHED = 1000  # how much longer than wide an image may be: its shorter side is scaled to the model's, the other with it
+TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes the image upright; 1 is upright
+ABOUT = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where PIL finds an orientation
+GRAY_STEPS = {"L;2": 85, "L;4": 17}  # PNG of 2 and 4 bits: from one level to the next
 STRETCH = 8  # images that one thread reads at once
 AHEAD = 2  # stretches for each thread that are read and decoded while a block is computed
 
@@ -42,15 +54,16 @@ Decoded = list[torch.Tensor | DamagedError]
 
 
 def rgb(raw: Raw) -> Image.Image:
-    """An 8-bit RGB image from an image file's bytes or from uint8 pixels (height, width[, 1 or 3]).
+    """An 8-bit RGB image as people see it, from an image file's bytes or from uint8 pixels (height, width[, 1 or 3]).
 
-    Gray and palette images, CMYK and transparency become RGB as PIL converts them; of 16 bits the upper 8 are kept (PIL would
-    clip them to white). Raises DamagedError for what is no image, is truncated, or holds numbers without a known range.
+    EXIF orientation is applied, and transparent pixels lie on white. Gray, palette and CMYK images become RGB as PIL converts them.
+    Of 16 bits the upper 8 are kept (PIL would clip them to white). Of several frames the first is taken. Raises DamagedError for
+    what is no image, is truncated, or holds numbers without a known range.
     """
     try:
         image = _convert(raw)
     except UnidentifiedImageError:
-        raise DamagedError("it is no image that can be decoded" if raw else "it is empty") from None
+        raise DamagedError(kinds.unknown(raw) if isinstance(raw, bytes) else "it is no image that can be decoded") from None
     except Exception as error:  # PIL lets anything through on broken files: SyntaxError, struct.error, EOFError, IndexError, ...
         raise DamagedError(" ".join(str(error).split()) or type(error).__name__) from None
     if min(image.size) == 0 or max(image.size) > MOST_STRETCHED * min(image.size):
@@ -64,13 +77,41 @@ def _convert(raw: Raw) -> Image.Image:
     if isinstance(raw, np.ndarray):
         return Image.fromarray(raw.squeeze(2) if raw.ndim == 3 and raw.shape[2] == 1 else raw).convert("RGB")
     image: Image.Image = Image.open(io.BytesIO(raw))
+    key = _transparent_colour(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # these two have 16 bits at most
-        return Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
+        levels = np.asarray(image, np.uint32)
+        shades = np.where(levels == key, 255, levels >> 8) if isinstance(key, int) else levels >> 8
+        colours = Image.fromarray(shades.astype(np.uint8)).convert("RGB")
+    elif image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range")
-    if image.mode in ("P", "PA"):
-        return image.convert("RGBA").convert("RGB")  # PIL asks for this detour where the palette is transparent
-    return image.convert("RGB")
+    elif image.has_transparency_data:
+        if key is not None:
+            image.info["transparency"] = key
+        pixels = image.convert("RGBA")
+        colours = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+    else:
+        colours = image.convert("RGB")
+    turn = _turn(image)
+    return colours if turn is None else colours.transpose(turn)
+
+
+def _transparent_colour(image: Image.Image) -> Any:
+    """What stands for transparent, in the levels that PIL decodes to. PNG notes it in those of the file, and so does PIL."""
+    key = image.info.get("transparency")
+    stored = image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
+    if stored == "RGB;16B" and isinstance(key, tuple):
+        return tuple(level >> 8 for level in key)
+    return key * GRAY_STEPS[stored] if stored in GRAY_STEPS and isinstance(key, int) else key
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How a decoded image must be turned to stand upright. PIL has turned a TIFF already. Broken EXIF says nothing."""
+    if not ABOUT & image.info.keys():
+        return None
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # PIL lets anything through here, too
+        return None
 
 
 def fetch(images: Images, rows: Sequence[int]) -> list[Raw]:

@@ -22,6 +22,8 @@ from flora_hpc.data.decode import AHEAD, STRETCH, DamagedError, Loader, rgb
 from flora_hpc.data.images import Images, Raw
 from flora_hpc.errors import UserError
 
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+
 
 def file(image: Image.Image, form: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
@@ -53,18 +55,156 @@ def test_rgb_stays_as_it_is() -> None:
     assert pixels(file(Image.fromarray(colours), "PNG")) == [[[1, 2, 3], [250, 0, 9]]]
 
 
-@pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128])])
-def test_palette_with_and_without_transparency(transparency: Any) -> None:
+@pytest.mark.parametrize(
+    ("transparency", "second"),
+    [(None, [200, 100, 50]), (1, [255] * 3), (bytes([0, 255]), [200, 100, 50]), (bytes([255, 128]), [227, 177, 152])],
+)
+def test_palette_with_and_without_transparency(transparency: Any, second: list[int]) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
     options = {} if transparency is None else {"transparency": transparency}
-    assert pixels(file(image, "PNG", **options)) == [[[10, 20, 30], [200, 100, 50]]]
+    first = [255] * 3 if transparency == bytes([0, 255]) else [10, 20, 30]
+    assert pixels(file(image, "PNG", **options)) == [[first, second]]
 
 
-@pytest.mark.parametrize(("mode", "colour", "expected"), [("LA", (40, 0), 40), ("RGBA", (40, 40, 40, 128), 40)])
-def test_transparency_is_left_out(mode: str, colour: tuple[int, ...], expected: int) -> None:
-    assert pixels(file(Image.new(mode, (1, 1), colour), "PNG")) == gray(expected)
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+def test_what_is_transparent_lies_on_white(form: str) -> None:
+    """Half of a half transparent pixel is seen: (40 * 128 + 255 * 127) / 255 = 147."""
+    colours = np.array([[[0, 0, 0, 0], [40, 40, 40, 128], [40, 40, 40, 255], [255, 0, 0, 0]]], np.uint8)
+    assert pixels(file(Image.fromarray(colours), form, **({"lossless": True, "exact": True} if form == "WEBP" else {}))) == gray(
+        255, 147, 40, 255
+    )
+
+
+def test_gray_with_transparency_lies_on_white() -> None:
+    assert pixels(file(Image.fromarray(np.array([[[40, 0], [40, 128], [40, 255]]], np.uint8), "LA"), "PNG")) == gray(255, 147, 40)
+
+
+def test_a_transparent_gif_lies_on_white() -> None:
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([0, 0, 0, 7, 8, 9])
+    image.putpixel((0, 0), 0)
+    assert pixels(file(image, "GIF", transparency=0)) == [[[255] * 3, [7, 8, 9]]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "levels", "key"), [("L", [0, 9, 255], 9), ("1", [0, 255, 255], 0), ("RGB", [[1, 2, 3], [1, 2, 4]], (1, 2, 3))]
+)
+def test_one_colour_may_stand_for_transparent(mode: str, levels: list[Any], key: Any) -> None:
+    image = Image.fromarray(np.array([levels], np.uint8)).convert(mode)
+    seen = [[255] * 3 if level in (key, list(key) if mode == "RGB" else key) else level for level in levels]
+    assert pixels(file(image, "PNG", transparency=key)) == [[each if isinstance(each, list) else [each] * 3 for each in seen]]
+
+
+def png(bits: int, colours: int, row: bytes, width: int, transparent: bytes = b"") -> bytes:
+    """A PNG of one row, written by hand where PIL writes none."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, 1, bits, colours, 0, 0, 0)
+    key = chunk(b"tRNS", transparent) if transparent else b""
+    rows = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + key + rows + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "key", "seen"),
+    [
+        (2, 0b00011011, 1, [0, 255, 170, 255]),
+        (4, 0x12F0, 2, [17, 255, 255, 0]),
+        (16, 0x1234_1235, 0x1234, [255, 0x12]),
+    ],
+)
+def test_a_transparent_level_is_of_the_files_own_depth(bits: int, row: int, key: int, seen: list[int]) -> None:
+    """Of the two levels of 16 bits that look alike only one is transparent."""
+    stored = row.to_bytes(len(seen) * bits // 8)
+    assert pixels(png(bits, 0, stored, len(seen), struct.pack(">H", key))) == gray(*seen)
+
+
+def test_a_transparent_colour_of_sixteen_bits() -> None:
+    row, key = struct.pack(">6H", 0x1234, 0, 0, 0x2234, 0, 0), struct.pack(">3H", 0x1234, 0, 0)
+    assert pixels(png(16, 2, row, 2, key)) == [[[255] * 3, [0x22, 0, 0]]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_an_opaque_image_keeps_every_bit(mode: str) -> None:
+    """All 256 levels beside an alpha of 255."""
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB").convert(mode)
+    np.testing.assert_array_equal(np.asarray(rgb(file(image, "PNG"))), np.asarray(image.convert("RGB")))
+
+
+# --- as it was held: EXIF orientation
+
+CORNERS = np.array([[10, 60], [110, 160], [210, 255]], np.uint8)  # upright: 2 wide, 3 high
+STORED = {  # orientation -> how the upright image lies in the file, from the standard's "row 0 is ..., column 0 is ..."
+    1: CORNERS,
+    2: CORNERS[:, ::-1],  # row 0 top, column 0 right
+    3: CORNERS[::-1, ::-1],  # bottom, right
+    4: CORNERS[::-1],  # bottom, left
+    5: CORNERS.T,  # left, top
+    6: np.rot90(CORNERS),  # right, top
+    7: CORNERS[::-1, ::-1].T,  # right, bottom
+    8: np.rot90(CORNERS, -1),  # left, bottom
+}
+
+
+def turned(orientation: int, form: str, mode: str = "RGB", **options: Any) -> bytes:
+    """The upright corners, each 8 pixels wide, as a camera stores them that is held so."""
+    blocks = np.kron(STORED[orientation], np.ones((8, 8), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return file(Image.fromarray(blocks).convert(mode), form, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(("form", "options"), [("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})])
+def test_a_picture_stands_upright(orientation: int, form: str, options: dict[str, Any]) -> None:
+    levels = np.asarray(rgb(turned(orientation, form, **options)))[4::8, 4::8, 0]
+    np.testing.assert_allclose(levels, CORNERS, atol=3)
+
+
+def test_a_transparent_picture_and_one_of_sixteen_bits_stand_upright() -> None:
+    assert rgb(turned(6, "PNG", "RGBA")).size == (16, 24)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    levels = np.arange(6, dtype=np.uint16).reshape(2, 3) * 256
+    upright = np.rot90(np.arange(6).reshape(2, 3))  # what a turn by 270 degrees clockwise makes of it
+    np.testing.assert_array_equal(np.asarray(rgb(file(Image.fromarray(levels), "PNG", exif=exif)))[:, :, 0], upright)
+
+
+def test_xmp_may_say_how_a_picture_was_held() -> None:
+    about = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    assert rgb(file(Image.new("RGB", (4, 2)), "JPEG", xmp=about)).size == (2, 4)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # a test makes errors of them
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0broken", b"II*\0\x08\0\0\0\xff\xff"])
+def test_broken_exif_says_nothing(exif: bytes) -> None:
+    assert rgb(file(Image.new("RGB", (4, 2)), "JPEG", exif=exif)).size == (4, 2)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_says_nothing(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert rgb(file(Image.new("RGB", (4, 2)), "PNG", exif=exif)).size == (4, 2)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
+def test_upright_opaque_pixels_are_what_pil_decodes(form: str) -> None:
+    """Bit by bit, as they were before orientation and transparency counted."""
+    stored = file(Image.fromarray(NOISE), form)
+    expected = Image.open(io.BytesIO(stored)).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(rgb(stored)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_the_first_of_several_frames_is_taken(form: str) -> None:
+    first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
+    stored = file(first, form, save_all=True, append_images=[second], **({"lossless": True} if form == "WEBP" else {}))
+    assert pixels(stored)[0][0] == [250, 0, 0]
 
 
 def test_one_bit_is_black_and_white() -> None:
@@ -90,15 +230,7 @@ def test_sixteen_bit_gray_keeps_its_upper_eight(form: str) -> None:
 
 
 def test_sixteen_bit_rgb_png_keeps_its_upper_eight() -> None:
-    """Written by hand, since PIL writes none: one pixel of 0x1234, 0x00ff, 0xff00."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"\0" + struct.pack(">3H", 0x1234, 0x00FF, 0xFF00))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    assert pixels(png) == [[[0x12, 0x00, 0xFF]]]
+    assert pixels(png(16, 2, struct.pack(">3H", 0x1234, 0x00FF, 0xFF00), 1)) == [[[0x12, 0x00, 0xFF]]]
 
 
 # --- arrays
@@ -119,8 +251,6 @@ def test_arrays_of_five_channels_are_damaged() -> None:
 
 
 # --- damage
-
-NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])

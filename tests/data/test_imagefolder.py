@@ -1,12 +1,17 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import DatasetFolder
 
-from flora_hpc.data.datasets import imagefolder
+from flora_hpc.data.datasets import _walk, imagefolder
 from flora_hpc.data.datasets._files import SUFFIXES
+from flora_hpc.data.decode import rgb
 from flora_hpc.data.images import Dataset
 from flora_hpc.errors import UserError
 
@@ -134,6 +139,205 @@ def test_a_folder_may_be_empty_in_one_part(tmp_path: Path) -> None:
     assert dataset.images.labels[dataset.test].tolist() == [0]
 
 
+# --- each file once, by its first bytes; the rest is counted
+
+
+def picture(path: Path, form: str = "PNG", **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (len(path.name), 9, 9)).save(path, form, **options)
+    return path
+
+
+def names(dataset: Dataset) -> list[str]:
+    """The files, relative to the dataset's folder."""
+    return dataset.images.column("path", "key").tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("a.gif", "GIF"),
+        ("a.JFIF", "JPEG"),
+        ("a", "JPEG"),
+        ("a.b", "WEBP"),
+        ("a.png.txt", "PNG"),
+        ("a.avif", "AVIF"),
+        ("a.jp2", "JPEG2000"),
+        ("a.dat", "BMP"),
+        ("a.ico", "ICO"),
+    ],
+)
+def test_first_bytes_make_an_image_whatever_it_is_called(tmp_path: Path, name: str, form: str) -> None:
+    picture(tmp_path / "cat" / name, form)
+    picture(tmp_path / "cat" / "b.jpg", "PNG")  # the other way round: Pillow reads what is in it
+    dataset = build(tmp_path)
+    assert (names(dataset), dataset.left_out) == ([f"cat/{name}", "cat/b.jpg"], {})
+    assert [rgb(raw).size for raw in dataset.images.raw([0, 1])] == [(4, 4)] * 2
+
+
+def test_what_is_no_image_is_counted_by_reason(tmp_path: Path) -> None:
+    """The example is the first by name, in whatever order a folder is listed."""
+    picture(tmp_path / "cat" / "a.png")
+    put(tmp_path, "cat/z.txt", "cat/notes.txt", "cat/._a.png", "dog/.DS_Store", "__MACOSX/cat/a.png", "list.csv", "beside.jpg")
+    picture(tmp_path / "dog" / "sub" / "b.png")
+    for name in ("dog/IMG_1.HEIC", "dog/IMG_2.heic", "dog/photo"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "cat" / "more.zip").write_bytes(b"PK\x03\x04")
+    (tmp_path / "birds.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    os.mkfifo(tmp_path / "cat" / "pipe.jpg")
+    (tmp_path / "owl").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "cat" / "link").symlink_to("link")
+    dataset = build(tmp_path)
+    assert names(dataset) == ["cat/a.png", "dog/sub/b.png"]
+    assert dataset.left_out == {
+        "HEIF images, for which no decoder is installed (pip install pillow-heif), such as dog/IMG_1.HEIC": 3,
+        "a link that leads nowhere, such as cat/link": 2,
+        "a pipe, socket or device, such as cat/pipe.jpg": 1,
+        "an archive that is not unpacked, such as birds.tar.gz": 2,
+        "an image outside the folders of classes, such as beside.jpg": 1,
+        "hidden, or written by the operating system, such as __MACOSX": 3,
+        "no image, by its first bytes, such as cat/notes.txt": 3,
+    }
+
+
+def test_other_folders_beside_train_and_test_are_counted(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/a.jpg", "test/cat/b.jpg", "val/cat/c.jpg", "val/cat/d.jpg", "train/e.jpg")
+    assert build(tmp_path).left_out == {
+        "an image outside the folders of classes, such as train/e.jpg": 1,
+        "in a folder that holds neither training nor test images, such as val": 2,
+    }
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "TEST"), ("Training", "Testing")])
+def test_parts_in_other_letters_are_no_classes(tmp_path: Path, train: str, test: str) -> None:
+    dataset = build(put(tmp_path, f"{train}/cat/a.jpg", f"{train}/dog/b.jpg", f"{test}/cat/c.jpg", f"{test}/dog/d.jpg"))
+    assert dataset.class_names == ("cat", "dog")
+    assert contents(dataset, dataset.test) == [("cat", f"{test}/cat/c.jpg"), ("dog", f"{test}/dog/d.jpg")]
+
+
+@pytest.mark.parametrize("target", ["..", "../..", ".", "sub", "/"])
+def test_a_link_upwards_or_sideways_within_a_class_brings_nothing_twice(tmp_path: Path, target: str) -> None:
+    root = put(tmp_path / "root", "cat/a.jpg", "cat/sub/b.jpg", "dog/c.jpg")
+    (root / "cat" / "all").symlink_to(target)
+    (root / "cat" / "sub" / "up").symlink_to(root / "cat")
+    dataset = build(root)
+    assert contents(dataset, np.arange(len(dataset.images))) == [
+        ("cat", "cat/a.jpg"),
+        ("cat", "cat/sub/b.jpg"),
+        ("dog", "dog/c.jpg"),
+    ]
+    assert dataset.left_out == {"another way to a file or folder that is there already, such as cat/all": 2}
+
+
+def test_a_link_from_outside_back_into_its_own_folders_ends(tmp_path: Path) -> None:
+    """Two folders elsewhere that link to each other, and up to what contains both."""
+    root = put(tmp_path / "root", "cat/a.jpg")
+    put(tmp_path / "elsewhere", "one/b.jpg", "two/c.jpg")
+    (root / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "one")
+    (tmp_path / "elsewhere" / "one" / "two").symlink_to("../two")
+    (tmp_path / "elsewhere" / "two" / "one").symlink_to("../one")
+    (tmp_path / "elsewhere" / "two" / "up").symlink_to("../..")
+    assert names(build(root)) == ["cat/a.jpg", "cat/more/b.jpg", "cat/more/two/c.jpg"]
+
+
+@pytest.mark.parametrize("make", [os.link, lambda target, link: link.symlink_to(target)], ids=["hard", "soft"])
+def test_a_file_with_two_names_in_one_class_is_one_image(tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
+    put(tmp_path, "cat/b.jpg", "dog/c.jpg")
+    make(tmp_path / "cat" / "b.jpg", tmp_path / "cat" / "x.jpg")
+    dataset = build(tmp_path)
+    assert names(dataset) == ["cat/b.jpg", "dog/c.jpg"]
+    assert dataset.left_out == {"another way to a file or folder that is there already, such as cat/x.jpg": 1}
+
+
+def test_a_file_keeps_its_own_path_before_that_of_a_link(tmp_path: Path) -> None:
+    put(tmp_path, "cat/b.jpg")
+    (tmp_path / "cat" / "a.jpg").symlink_to("b.jpg")
+    assert names(build(tmp_path)) == ["cat/b.jpg"]
+
+
+@pytest.mark.parametrize("make", [os.link, lambda target, link: link.symlink_to(target)], ids=["hard", "soft"])
+def test_one_file_in_two_classes_is_refused(tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
+    put(tmp_path, "cat/b.jpg", "dog/c.jpg")
+    make(tmp_path / "cat" / "b.jpg", tmp_path / "dog" / "a.jpg")
+    assert mistake(tmp_path) == (
+        "data.path: cat/b.jpg and dog/a.jpg are links to one file, which has two classes (1 in all); "
+        "remove one of the two, or make a copy where both are meant"
+    )
+
+
+def test_a_class_that_is_a_link_to_another_class_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "cat/a.jpg", "cat/b.jpg")
+    (tmp_path / "kitty").symlink_to("cat")
+    assert "cat/a.jpg and kitty/a.jpg are links to one file, which has two classes (2 in all)" in mistake(tmp_path)
+
+
+def test_test_images_that_are_training_images_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg")
+    (tmp_path / "test").symlink_to("train")
+    told = "train/cat/a.jpg and test/cat/a.jpg are links to one file, which would be trained on and tested with (2 in all)"
+    assert told in mistake(tmp_path)
+
+
+def test_numbers_of_files_that_are_not_unique_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems list the same number for all files."""
+    put(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    entries = _walk.entries
+
+    def listed(folder: Any) -> list[Any]:
+        asked = ("name", "path", "is_dir", "is_file", "is_symlink")
+        return [SimpleNamespace(inode=lambda: 7, **{name: getattr(entry, name) for name in asked}) for entry in entries(folder)]
+
+    monkeypatch.setattr(_walk, "entries", listed)
+    assert names(build(tmp_path)) == ["cat/a.jpg", "dog/b.jpg"]
+
+
+def test_a_link_to_an_image_that_is_not_there_is_a_damaged_image(tmp_path: Path) -> None:
+    """As git-annex leaves them: not to be left out without a word of the image's class."""
+    put(tmp_path, "cat/a.jpg")
+    (tmp_path / "cat" / "b.jpg").symlink_to("nowhere")
+    first, second = build(tmp_path).images.raw([0, 1])
+    assert (first, type(second)) == (b"cat/a.jpg", FileNotFoundError)
+
+
+def test_the_order_is_that_of_torchvision(tmp_path: Path) -> None:
+    """Features that are kept, and test images that are drawn, depend on it."""
+    files = ["cat/b.jpg", "cat/a b/z.jpg", "cat/a/z.png", "cat/a.x/y.jpg", "cat/Z.jpg", "a cat/é.jpg", "cat/a/b/c.jpg"]
+    put(tmp_path, *files)
+    expected = DatasetFolder(str(tmp_path), loader=str, extensions=SUFFIXES).samples
+    dataset = build(tmp_path)
+    assert [(str(tmp_path / name), label) for name, label in zip(names(dataset), dataset.images.labels, strict=True)] == expected
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "cat/a.jpg", "cat/sub/b.jpg")
+    scandir = os.scandir
+
+    def deny(path: Any) -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    assert (
+        mistake(tmp_path) == f"data.path: {tmp_path}/cat/sub cannot be read (Permission denied); make it readable, or take it out"
+    )
+
+
+def test_first_bytes_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "cat/a.jpg", "cat/b")
+    opened, error = Path.open, PermissionError(13, "Permission denied")
+
+    def fail(path: Path, *arguments: Any) -> Any:
+        if path.name == "b":
+            raise error
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", fail)
+    assert build(tmp_path).left_out == {"must not be read by this user, such as cat/b": 1}
+    error = OSError(5, "Input/output error")
+    assert mistake(tmp_path).startswith(f"data.path: {tmp_path}/cat/b cannot be read now (Input/output error); ")
+
+
 # --- columns, stamp, names
 
 
@@ -191,7 +395,10 @@ def test_a_missing_folder_is_named_with_its_neighbour(tmp_path: Path) -> None:
 
 
 def test_no_folders_of_classes(tmp_path: Path) -> None:
-    assert mistake(put(tmp_path, "a.jpg")) == f"data.path: {tmp_path} has no folders; it needs one for each class, with its images"
+    assert mistake(put(tmp_path, "a.jpg")) == (
+        f"data.path: {tmp_path} has no folders; it needs one for each class, with its images "
+        "(left out: 1 x an image outside the folders of classes, such as a.jpg)"
+    )
     assert "train has no folders" in mistake(put(tmp_path / "b", "train/a.jpg", "test/b.jpg"))
 
 
@@ -208,7 +415,39 @@ def test_classes_without_images(tmp_path: Path) -> None:
     put(tmp_path, "cat/a.jpg", *[f"empty {i:02}/notes.txt" for i in range(12)])
     message = mistake(tmp_path)
     assert f"{tmp_path} has no images for empty 00, empty 01," in message
-    assert "empty 09 and 2 more; fill or remove the folders (images end in .jpg, .jpeg, " in message
+    assert message.endswith(
+        "empty 09 and 2 more; fill or remove the folders (left out: 12 x no image, by its first bytes, such as empty 00/notes.txt)"
+    )
+
+
+def test_archives_in_place_of_folders(tmp_path: Path) -> None:
+    archive = tmp_path / "pets.zip"
+    archive.write_bytes(b"PK\x03\x04")
+    assert (
+        mistake(archive) == f"data.path: {archive} is an archive; unpack it; give a folder, or data.name: pairs or hdf5 for a file"
+    )
+    assert mistake(tmp_path).endswith("(left out: 1 x an archive that is not unpacked, such as pets.zip)")
+    (tmp_path / "cat").mkdir()
+    archive.rename(tmp_path / "cat" / "images")
+    assert mistake(tmp_path).endswith("remove the folders (left out: 1 x an archive that is not unpacked, such as cat/images)")
+
+
+@pytest.mark.parametrize("inside", ["cat/a.jpg", "train/cat/a.jpg"])
+def test_a_folder_around_all_folders(tmp_path: Path, inside: str) -> None:
+    """As an archive unpacks."""
+    message = mistake(put(tmp_path, f"pets/{inside}"))
+    assert message == f"data.path: {tmp_path} has a single folder, which has folders; did you mean {tmp_path}/pets?"
+
+
+@pytest.mark.parametrize(("name", "shown"), [(b"caf\xe9", r"caf\udce9"), (b"a\nb", r"a\nb")])
+def test_names_that_cannot_be_written(tmp_path: Path, name: bytes, shown: str) -> None:
+    """Of a class they are refused; of a file they are shown as escapes."""
+    put(tmp_path, "cat/a.jpg")
+    (tmp_path / "cat" / os.fsdecode(name + b".jpg")).write_bytes(b"")
+    dataset = build(tmp_path)
+    assert f"{tmp_path}/cat/{shown}.jpg" in {dataset.images.where(row) for row in (0, 1)}
+    (tmp_path / os.fsdecode(name)).mkdir()
+    assert f"the folder {shown} is not named in UTF-8, or over several lines; rename it" in mistake(tmp_path)
 
 
 def test_no_test_images_at_all(tmp_path: Path) -> None:
@@ -240,7 +479,5 @@ def test_no_file_of_names(tmp_path: Path) -> None:
 
 def test_a_whole_picture(tmp_path: Path) -> None:
     """Bytes are those of the file."""
-    file = tmp_path / "cat" / "a.png"
-    file.parent.mkdir()
-    Image.new("RGB", (2, 2)).save(file)
+    file = picture(tmp_path / "cat" / "a.png")
     assert build(tmp_path).images.raw([0]) == [file.read_bytes()]

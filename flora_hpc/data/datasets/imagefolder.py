@@ -2,18 +2,22 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from flora_hpc import yamltext
-from flora_hpc.data.datasets._files import SUFFIXES, read
+from flora_hpc.data.datasets._files import read
+from flora_hpc.data.datasets._leftout import ARCHIVE, LeftOut, printable
+from flora_hpc.data.datasets._walk import Files, beside, entries, is_folder, is_hidden, once, reason_against, walk
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, Raw, assemble, stamp
 from flora_hpc.errors import UserError, did_you_mean
 
-TESTS = ("test", "val", "valid", "validation")  # folders of test images; the first that is there
+TRAINS = ("train", "training")
+TESTS = ("test", "testing", "val", "valid", "validation")  # folders of test images; the first that is there
 
 
 class Options(DatasetOptions):
@@ -29,83 +33,89 @@ def build(options: Options) -> Dataset:
     """List the files; they are read when they are needed. Raises UserError for a folder without images in folders of classes."""
     path = options.path.expanduser()
     if path.is_file():
-        raise UserError(f"data.path: {path} is a file; give a folder, or data.name: pairs or hdf5 for a file")
+        what = "an archive; unpack it" if reason_against(str(path)) == ARCHIVE else "a file"
+        raise UserError(f"data.path: {path} is {what}; give a folder, or data.name: pairs or hdf5 for a file")
     if not path.is_dir():
         nearby = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
         raise UserError(f"data.path: there is no folder {path}{did_you_mean(path.name, nearby)}")
+    left_out = LeftOut(path)
     train, test = _parts(path)
-    classes = _classes(train)
-    if test is not None and (other := sorted(set(classes) ^ set(_classes(test)))):
+    folders = [train] if test is None else [train, test]
+    beside(path, folders, left_out)
+    classes = _classes(train, left_out)
+    if test is not None and (other := sorted(set(classes) ^ set(_classes(test, left_out)))):
         raise UserError(
             f"data.path: {train} and {test} have other classes: {_few(other)} in one of them only; make their folders the same"
         )
-    found = [_files(folder, classes) for folder in (train, test) if folder is not None]
-    filled = {label for files in found for _, label in files}
+    parts = once([walk(folder, classes, left_out) for folder in folders], left_out)
+    filled = {int(label) for part in parts for label in np.unique(part.labels)}
     if empty := [name for i, name in enumerate(classes) if i not in filled]:
-        raise UserError(
-            f"data.path: {path} has no images for {_few(empty)}; fill or remove the folders (images end in {', '.join(SUFFIXES)})"
-        )
-    if not all(found):
-        raise UserError(f"data.path: {test if found[0] else train} holds no images; put some in, or remove {test}")
-    nested = any(len(PurePath(file).parts) > 2 for files in found for file, _ in files)
-    parts = [_images(path, folder, files, nested) for folder, files in zip((train, test), found, strict=False) if folder]
+        raise UserError(f"data.path: {path} has no images for {_few(empty)}; fill or remove the folders{_why(left_out)}")
+    if bare := [part.folder for part in parts if not len(part)]:
+        raise UserError(f"data.path: {bare[0]} holds no images; put some in, or remove {test}{_why(left_out)}")
+    if len(classes) == 1 and all("/" in file.split("/", 1)[1] for part in parts for file in part.paths):
+        raise UserError(f"data.path: {train} has a single folder, which has folders; did you mean {train / classes[0]}?")
+    nested = any(file.count("/") > 1 for part in parts for file in part.paths)
+    images = [_images(path, part, nested) for part in parts]
     wordings = _wordings(options, classes)
-    return assemble(options, path.resolve().name, classes, wordings, parts[0], parts[1] if test is not None else None)
+    dataset = assemble(options, path.resolve().name, classes, wordings, images[0], images[1] if test is not None else None)
+    return replace(dataset, left_out=left_out.reasons())
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The folders in one, by name."""
+    return [entry.name for entry in entries(path) if is_folder(entry) and not is_hidden(entry.name)]
 
 
 def _parts(path: Path) -> tuple[Path, Path | None]:
     """The folder of the training images and that of the test images. A class may be called train, beside others.
 
-    Folders of test images without folders of classes have no labels and are left alone.
+    Folders of test images without folders of classes have no labels and are left out.
     """
     folders = _folders(path)
-    tests = [name for name in TESTS if name in folders]
+    trains, tests = ([name for word in words for name in folders if name.lower() == word] for words in (TRAINS, TESTS))
     if folders and len(tests) == len(folders):
         raise UserError(
             f"data.path: {path} has {tests[0]}, but no train beside it; add it, or give {path / tests[0]} to split that"
         )
-    if "train" not in folders or not (tests or folders == ["train"]):
+    if not trains or not (tests or folders == trains[:1]):
         return path, None
     labelled = [path / name for name in tests if _folders(path / name)]
-    return path / "train", labelled[0] if labelled else None
+    return path / trains[0], labelled[0] if labelled else None
 
 
-def _classes(path: Path) -> list[str]:
+def _classes(path: Path, left_out: LeftOut) -> list[str]:
     classes = _folders(path)
     if not classes:
-        raise UserError(f"data.path: {path} has no folders; it needs one for each class, with its images")
+        raise UserError(f"data.path: {path} has no folders; it needs one for each class, with its images{_why(left_out)}")
+    if unclear := [name for name in classes if not _is_clear(name)]:
+        raise UserError(
+            f"data.path: {path}: the folder {printable(unclear[0])} is not named in UTF-8, or over several lines; rename it"
+        )
     return classes
 
 
-def _files(path: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """Each image file, relative to `path`, with the number of its class. Hidden files are none, such as macOS's ._photo.jpg."""
-    from torchvision.datasets import DatasetFolder  # seconds of imports that other datasets need not pay
-
-    start = len(str(path)) + 1
-
-    def is_image(file: str) -> bool:
-        return file.lower().endswith(SUFFIXES) and "/." not in file[start - 1 :]
-
-    numbers = {name: i for i, name in enumerate(classes)}
-    found = DatasetFolder.make_dataset(path, numbers, is_valid_file=is_image, allow_empty=True)
-    return [(file[start:], label) for file, label in found]
+def _is_clear(name: str) -> bool:
+    """Whether a name can be written in UTF-8 and has no control characters."""
+    return not any(sign < " " or sign == "\x7f" or "\ud800" <= sign <= "\udfff" for sign in name)
 
 
-def _images(root: Path, path: Path, files: Sequence[tuple[str, int]], nested: bool) -> Images:
-    paths = [path / file for file, _ in files]
-    columns = {"path": lambda: np.array([file.relative_to(root).as_posix() for file in paths], object)}
+def _why(left_out: LeftOut) -> str:
+    """What was left out, for a message that misses images."""
+    reasons = [f"{number:,} x {reason}" for reason, number in left_out.reasons().items()]
+    return f" (left out: {'; '.join(reasons)})" if reasons else ""
+
+
+def _images(root: Path, files: Files, nested: bool) -> Images:
+    paths = [f"{files.folder}/{file}" for file in files.paths]
+    columns = {"path": lambda: np.array([Path(path).relative_to(root).as_posix() for path in paths], object)}
     if nested:
-        columns["folder"] = lambda: np.array(["/".join(PurePath(file).parts[1:-1]) for file, _ in files], object)
+        columns["folder"] = lambda: np.array(["/".join(file.split("/")[1:-1]) for file in files.paths], object)
 
     def raw(rows: Sequence[int]) -> list[Raw]:
-        return [read(paths[row]) for row in rows]
+        return [read(Path(paths[row])) for row in rows]
 
-    labels = np.array([label for _, label in files], np.int64)
-    return Images(labels, raw, lambda row: str(paths[row]), columns, lambda: stamp(paths))
+    return Images(files.labels, raw, lambda row: printable(paths[row]), columns, lambda: stamp(map(Path, paths)))
 
 
 def _wordings(options: Options, classes: Sequence[str]) -> list[str]:

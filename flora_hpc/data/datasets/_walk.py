@@ -1,0 +1,274 @@
+"""Every image file below folders of classes, once. What is no image of the dataset is counted by reason."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flora_hpc.data import kinds
+from flora_hpc.data.datasets._files import SUFFIXES
+from flora_hpc.data.datasets._leftout import (
+    AGAIN,
+    ARCHIVE,
+    BESIDE,
+    FORBIDDEN,
+    HIDDEN,
+    LOST,
+    NO_IMAGE,
+    SPECIAL,
+    UNUSED,
+    LeftOut,
+    printable,
+)
+from flora_hpc.data.images import LOOKERS, Ints
+from flora_hpc.errors import UserError
+
+SETTLED = (*SUFFIXES, ".gif", ".jfif", ".jpe", ".tga")  # images by name: a file that ends so and is none is a damaged image
+SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The image files of one part of a dataset, in the order of their folders and names."""
+
+    folder: Path
+    paths: list[str]  # below `folder`, the first name is that of the class
+    labels: Ints  # (num_files,)
+    inodes: npt.NDArray[np.uint64]  # (num_files, 2): device and number; alike for two names of one file
+    is_linked: npt.NDArray[np.bool_]  # (num_files,) whether a link leads to it
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: Ints) -> "Files":
+        """These files alone."""
+        return Files(self.folder, [self.paths[row] for row in rows], self.labels[rows], self.inodes[rows], self.is_linked[rows])
+
+
+class _File(NamedTuple):
+    folder: str
+    name: str
+    device: int
+    inode: int
+    is_linked: bool
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+
+def walk(folder: Path, classes: Sequence[str], left_out: LeftOut) -> Files:
+    """The image files below each class's folder. Links are followed, but not upwards, and not twice into one folder.
+
+    Raises UserError for a folder that cannot be read.
+    """
+    files: list[_File] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        of_class = sorted(_images(list(_below(f"{folder}/{name}", left_out)), left_out))
+        files += of_class
+        labels += [label] * len(of_class)
+    start = len(str(folder)) + 1
+    return Files(
+        folder,
+        [file.path[start:] for file in files],
+        np.array(labels, np.int64),
+        np.array([(file.device, file.inode) for file in files], np.uint64).reshape(-1, 2),
+        np.array([file.is_linked for file in files], bool),
+    )
+
+
+def _below(top: str, left_out: LeftOut) -> Iterator[_File]:
+    """Every regular file below `top`, and links that end like images and lead nowhere.
+
+    Real folders come before links to folders, so that a file keeps its own path.
+    """
+    root = os.path.realpath(left_out.root)
+    real = os.path.realpath(top)
+    is_linked = real != os.path.normpath(f"{root}/{os.path.relpath(top, left_out.root)}")  # the class or its part may be a link
+    folders = [(top, real, is_linked)]
+    links: list[tuple[str, str, bool]] = []
+    visited = set()
+    if _is_above(real, root):
+        left_out.add(AGAIN, top)
+        return
+    while folders or links:
+        folder, real, is_linked = folders.pop() if folders else heappop(links)
+        if real in visited:
+            left_out.add(AGAIN, folder)
+            continue
+        visited.add(real)
+        device = os.stat(folder).st_dev  # noqa: PTH116 -- a Path for every folder costs more than the call
+        for entry in entries(folder):
+            if is_hidden(entry.name):
+                left_out.add(HIDDEN, entry.path)
+            elif is_folder(entry) and not entry.is_symlink():
+                folders.append((entry.path, f"{real}/{entry.name}", is_linked))
+            elif is_folder(entry):
+                target = os.path.realpath(entry.path)
+                if _is_above(target, real) or _is_above(target, root):
+                    left_out.add(AGAIN, entry.path)
+                else:
+                    heappush(links, (entry.path, target, True))
+            elif entry.is_symlink():
+                yield from _linked(entry, folder, left_out)
+            elif entry.is_file():
+                yield _File(folder, entry.name, device, entry.inode(), is_linked)
+            else:
+                left_out.add(SPECIAL, entry.path)
+
+
+def _linked(entry: os.DirEntry[str], folder: str, left_out: LeftOut) -> Iterator[_File]:
+    """The file that a link leads to. One that leads nowhere but ends like an image is an image that is not there."""
+    try:
+        facts, is_file = entry.stat(), entry.is_file()
+    except OSError:
+        if entry.name.lower().endswith(SETTLED):
+            facts = entry.stat(follow_symlinks=False)
+            yield _File(folder, entry.name, facts.st_dev, facts.st_ino, True)
+        else:
+            left_out.add(LOST, entry.path)
+        return
+    if is_file:
+        yield _File(folder, entry.name, facts.st_dev, facts.st_ino, True)
+    else:
+        left_out.add(SPECIAL, entry.path)
+
+
+def _is_above(folder: str, other: str) -> bool:
+    """Whether one real folder is another one, or contains it."""
+    return other == folder or other.startswith(folder.rstrip("/") + "/")
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is none of the data's own, such as macOS's ._photo.jpg or thumbnails."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name. Raises UserError for one that cannot be read."""
+    try:
+        with os.scandir(folder) as listing:
+            return sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"data.path: {printable(str(folder))} cannot be read ({why}); make it readable, or take it out") from None
+
+
+def beside(path: Path, parts: Sequence[Path], left_out: LeftOut) -> None:
+    """Count what lies beside the folders of classes, and in folders of `path` that are none of its `parts`."""
+    files = []
+    for folder in dict.fromkeys([path, *parts]):
+        for entry in entries(folder):
+            if is_hidden(entry.name):
+                left_out.add(HIDDEN, entry.path)
+            elif is_folder(entry):
+                if folder == path and path not in parts and Path(entry.path) not in parts:
+                    left_out.add(UNUSED, entry.path, sum(len(names) for _, _, names in os.walk(entry.path)))
+            elif entry.is_file():
+                files.append(entry.path)
+            else:
+                left_out.add(LOST if entry.is_symlink() else SPECIAL, entry.path)
+    for file, reason in zip(files, reasons_against(files), strict=True):
+        left_out.add(reason or BESIDE, file)
+
+
+def _images(files: list[_File], left_out: LeftOut) -> list[_File]:
+    """Those that are images: by their names, else by their first bytes."""
+    images = []
+    for file, reason in zip(files, reasons_against([file.path for file in files]), strict=True):
+        if reason is None:
+            images.append(file)
+        else:
+            left_out.add(reason, file.path)
+    return images
+
+
+def reasons_against(paths: Sequence[str]) -> list[str | None]:
+    """Why each file is no image that can be decoded; None where it is one by its name, else by its first bytes."""
+    unsettled = [path for path in paths if not path.lower().endswith(SETTLED)]
+    if not unsettled:
+        return [None] * len(paths)
+    with ThreadPoolExecutor(LOOKERS, "first bytes") as lookers:  # most of the time goes into waiting for the file system
+        reasons = dict(zip(unsettled, lookers.map(reason_against, unsettled), strict=True))
+    return [reasons.get(path) for path in paths]
+
+
+def reason_against(path: str) -> str | None:
+    """Why the first bytes of a file say that it is no image that can be decoded here."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(kinds.PREFIX)
+    except PermissionError:
+        return FORBIDDEN
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"data.path: {printable(path)} cannot be read now ({why}); look after the file system, try again") from None
+    name = kinds.image_format(start)
+    if name is None:
+        return ARCHIVE if kinds.ARCHIVES.match(start) else NO_IMAGE
+    return kinds.no_decoder(name)
+
+
+def once(parts: Sequence[Files], left_out: LeftOut) -> list[Files]:
+    """The parts with every file once: a path without links counts, of several the first by name.
+
+    Raises UserError where one file has two classes, or would be trained on and tested with.
+    """
+    of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    rows = np.concatenate([np.arange(len(part)) for part in parts])
+    inodes, is_linked = (np.concatenate([getattr(part, name) for part in parts]) for name in ("inodes", "is_linked"))
+    order = np.lexsort((rows, of, is_linked, inodes[:, 1], inodes[:, 0]))
+    keep, conflicts = np.ones(len(order), bool), []
+    for place in np.flatnonzero((inodes[order[1:]] == inodes[order[:-1]]).all(1)):
+        first, second = ((parts[of[row]], rows[row]) for row in order[place : place + 2])
+        if not _is_one_file(first, second):
+            continue
+        if first[0] is second[0] and first[0].labels[first[1]] == second[0].labels[second[1]]:
+            keep[order[place + 1]] = False
+            left_out.add(AGAIN, _path(second))
+        else:
+            conflicts.append((first, second))
+    if conflicts:
+        _refuse(conflicts, left_out)
+    return [part.take(rows[(of == number) & keep]) if not keep[of == number].all() else part for number, part in enumerate(parts)]
+
+
+_Row = tuple[Files, int]
+
+
+def _path(file: _Row) -> str:
+    return f"{file[0].folder}/{file[0].paths[file[1]]}"
+
+
+def _is_one_file(first: _Row, second: _Row) -> bool:
+    """Looks again, since some file systems list numbers that are not unique."""
+    try:
+        one, other = (os.stat(_path(file)) for file in (first, second))  # noqa: PTH116
+    except OSError:
+        return False
+    is_linked = any(files.is_linked[row] for files, row in (first, second))
+    return os.path.samestat(one, other) and (is_linked or one.st_nlink > 1)
+
+
+def _refuse(conflicts: list[tuple[_Row, _Row]], left_out: LeftOut) -> None:
+    first, second = conflicts[0]
+    what = "has two classes" if first[0] is second[0] else "would be trained on and tested with"
+    raise UserError(
+        f"data.path: {left_out.shown(_path(first))} and {left_out.shown(_path(second))} are links to one file, which {what} "
+        f"({len(conflicts):,} in all); remove one of the two, or make a copy where both are meant"
+    )

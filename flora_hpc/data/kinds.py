@@ -1,0 +1,56 @@
+"""What the first bytes of a file say: whether it is an image, of which format, and whether Pillow can decode it here."""
+
+import importlib
+import re
+from contextlib import suppress
+
+from PIL import Image, features
+
+PREFIX = 32  # bytes that decide
+
+with suppress(ImportError):  # photos of phones, where a decoder is installed
+    importlib.import_module("pillow_heif").register_heif_opener()
+
+FORMATS = {
+    name: re.compile(pattern, re.DOTALL)
+    for name, pattern in {
+        "JPEG": rb"\xff\xd8\xff",
+        "PNG": rb"\x89PNG\r\n\x1a\n",
+        "GIF": rb"GIF8[79]a",
+        "WEBP": rb"RIFF.{4}WEBP",
+        "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0{3}",  # with the size of its second header: "BM" begins words
+        "TIFF": rb"II[*+]\0|MM\0[*+]",
+        "PPM": rb"P[1-6][\s#]",
+        "JPEG2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+        "AVIF": rb".{4}ftypavi[fs]",
+        "HEIF": rb".{4}ftyp(he[iv][cmsx]|mif1|msf1)",
+        "ICO": rb"\0\0[\x01\x02]\0[^\0]\0",
+        "PSD": rb"8BPS\0\x01",
+        "DDS": rb"DDS \x7c\0\0\0",
+        "QOI": rb"qoif.{8}[\x03\x04][\0\x01]",
+    }.items()
+}
+ARCHIVES = re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd")
+DECODERS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # parts of Pillow that may be missing
+CURES = {"HEIF": "pip install pillow-heif"}
+
+
+def image_format(start: bytes) -> str | None:
+    """The format of an image file that begins so; None for anything else."""
+    return next((name for name, begins in FORMATS.items() if begins.match(start)), None)
+
+
+def no_decoder(name: str) -> str | None:
+    """Why images of this format cannot be decoded here, with the cure; None where they can."""
+    Image.init()
+    if name not in Image.OPEN or (name in DECODERS and not features.check(DECODERS[name])):
+        return f"{name} images, for which no decoder is installed ({CURES.get(name, 'install a newer Pillow')})"
+    return None
+
+
+def unknown(raw: bytes) -> str:
+    """What a file is that no decoder knows."""
+    if not raw:
+        return "it is empty"
+    missing = no_decoder(name) if (name := image_format(raw[:PREFIX])) else None
+    return f"it is one of the {missing}" if missing else "it is no image that can be decoded"
