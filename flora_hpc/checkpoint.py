@@ -10,7 +10,7 @@ Each holds a checksum of all its numbers, and the two newest rounds are kept, so
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ class Checkpoint:
     server: Any  # None, a tensor, or a tuple, list or dict of such
     untested: RoundRecord | None = None  # of this round, when it is tested during the next one
     shards: tuple[str, ...] = field(default=())  # names of the files with optimizers
+    identity: Mapping[str, str] = field(default_factory=dict)  # what decides results, beside the configuration -> its digest
 
 
 class DamagedError(Exception):
@@ -67,9 +68,15 @@ def write(folder: Path, checkpoint: Checkpoint, run: str) -> None:
             rows = getattr(checkpoint.untested, name).tobytes()
             tensors[f"untested.{name}"] = torch.from_numpy(np.frombuffer(rows, np.uint8).copy())
     facts = {"round": str(checkpoint.round), "run": run, "server": json.dumps(tree), "shards": json.dumps(checkpoint.shards)}
+    facts["identity"] = json.dumps(dict(checkpoint.identity))
     _write(path(folder, checkpoint.round), tensors, facts)
-    kept = [number for number in _rounds(folder) if number <= checkpoint.round][:KEPT]
-    for file in folder.glob("round-*"):
+    prune(folder, checkpoint.round, KEPT)
+
+
+def prune(folder: Path, last: int, number_kept: int) -> None:
+    """Remove what is older than the `number_kept` newest rounds up to round `last`."""
+    kept = [number for number in _rounds(folder) if number <= last][:number_kept]
+    for file in folder.glob("round-*") if kept else ():
         if int(file.name.split("-")[1].split(".")[0]) < kept[-1]:  # newer ones may be under way, on any rank
             file.unlink(missing_ok=True)
 
@@ -91,7 +98,8 @@ def read(data: bytes) -> Checkpoint:
             rows = {name: _rows(tensors[f"untested.{name}"], dtype) for name, dtype in TABLES.items()}
             untested = RoundRecord(**rows)
         server = _unflatten(json.loads(facts["server"]), "server", tensors)
-        return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(json.loads(facts["shards"])))
+        shards, identity = json.loads(facts["shards"]), json.loads(facts.get("identity", "{}"))  # version 0.1.0 had no identity
+        return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(shards), identity)
     except (LookupError, ValueError) as error:
         raise DamagedError(f"it lacks {error}") from None
 
@@ -111,8 +119,8 @@ def read_optimizers(folder: Path, shards: Iterable[str], groups: Iterable[int]) 
     return {group: tuple(parts[i] for i in sorted(parts)) for group, parts in found.items()}
 
 
-def newest(folder: Path, run: str, last_round: int) -> tuple[bytes | None, list[str]]:
-    """The bytes of the newest whole checkpoint of `run` whose rounds are in a log that ends with `last_round`; None for none.
+def newest(folder: Path, runs: Container[str], last_round: int) -> tuple[bytes | None, list[str]]:
+    """The bytes of the newest whole checkpoint of `runs` whose rounds are in a log that ends with `last_round`; None for none.
 
     Also a sentence about each newer one that cannot be used. Raises UserError when the checkpoints belong to another run.
     """
@@ -127,7 +135,7 @@ def newest(folder: Path, run: str, last_round: int) -> tuple[bytes | None, list[
         except (OSError, DamagedError) as error:
             told.append(f"{file} cannot be used ({error})")
             continue
-        if owner != run:
+        if owner not in runs:
             raise UserError(f"{file}: belongs to a run with another configuration; give --out a directory of its own")
         if number > last_round + (checkpoint.untested is not None):
             told.append(f"{file} is newer than the log, which ends with round {last_round}")

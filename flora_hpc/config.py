@@ -139,6 +139,14 @@ class CheckpointConfig(Section):
     on_signal: Literal["finish", "abandon"] = Field(
         "finish", description="what SIGUSR1 or SIGTERM does with the round that is played: finish it, or throw it away"
     )
+    keep: bool = Field(
+        True, description="keep the last checkpoint of a finished run, so that --resume can give it more rounds (needs every > 0)"
+    )
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether a finished run has a checkpoint of its last round."""
+        return self.keep and self.every > 0
 
 
 class Config(Section):
@@ -181,9 +189,10 @@ class Config(Section):
         return self
 
     def essence(self) -> "Config":
-        """What decides the results: the same wherever and on however many ranks the experiment runs."""
+        """What decides the results of a round: the same wherever, on however many ranks and for however many rounds it runs."""
         return self.model_copy(
             update={
+                "rounds": 0,
                 "comm": CommConfig(),
                 "checkpoint": CheckpointConfig(),
                 "features": self.features.model_copy(update={"store": "auto"}),

@@ -37,6 +37,7 @@ class Embedded:
     num_computed: int = 0  # images that the image tower was given, by all ranks together
     place: str = "memory"  # or the file they are mapped from
     facts: Mapping[str, str] = field(default_factory=dict)  # who made them, with what
+    digest: str = ""  # of the stored bytes of all images; empty when nobody needed it
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def embed(images: Images, name: str, work: Work) -> Embedded:
         facts |= made_by(work) | {"written": time.strftime("%Y-%m-%d %H:%M:%S")}
         num_computed = _fill(store, key, images, facts, work)
     stored = together(work.comm, lambda: store.wait(key, len(images)))
-    return Embedded(stored.values, stored.damaged, num_computed, str(store.place(key)), stored.facts)
+    return Embedded(stored.values, stored.damaged, num_computed, str(store.place(key)), stored.facts, digest)
 
 
 def find(images: Images, work: Work) -> Embedded | None:
@@ -142,14 +143,14 @@ def known_digest(images: Images, store: Store, work: Work) -> tuple[str, str]:
     return stamp, known.pop() if known and "unknown" not in known else ""
 
 
-def digest_of(images: Images, store: Store, work: Work) -> str:
-    """A digest of the stored bytes of all images; read off the times of their files where these were seen before.
+def digest_of(images: Images, store: Store | None, work: Work) -> str:
+    """A digest of the stored bytes of all images; read off the times of their files where a store knows these.
 
     All ranks share the reading; but where nodes have files of their own, each node reads all of its own. Raises AgreedError, on
     every rank, when these differ.
     """
     comm = work.comm
-    stamp, known = known_digest(images, store, work)
+    stamp, known = known_digest(images, store, work) if store else ("", "")
     if known:
         return known
     num_blocks = len(features.sizes(len(images)))
@@ -165,9 +166,15 @@ def digest_of(images: Images, store: Store, work: Work) -> str:
         shares = [iter([share[i : i + 16] for i in range(0, len(share), 16)]) for share in told]
         blocks = b"".join(next(shares[number % comm.size]) for number in range(num_blocks))
     digest = hashlib.blake2b(b"%d " % len(images) + blocks, digest_size=16).hexdigest()
-    is_new = stamp and store.digest(stamp) != digest
-    together(comm, lambda: store.remember(stamp, digest) if is_new else None)
+    if store is not None:
+        is_new = stamp and store.digest(stamp) != digest
+        together(comm, lambda: store.remember(stamp, digest) if is_new else None)
     return digest
+
+
+def images_digest(images: Images, work: Work) -> str:
+    """`digest_of` all images, with the store that the configuration names or none."""
+    return digest_of(images, open_store(work), work)
 
 
 def find_damage(images: Images, work: Work) -> Damage:

@@ -9,7 +9,14 @@ class UserError(Exception):
 
 
 class StoppedError(Exception):
-    """A signal stopped the job, on every rank; what it says is how to go on. Ends the program with exit code 75."""
+    """A signal stopped the job, on every rank; what it says is how to go on. Ends the program with exit code 75.
+
+    `num_rounds` is how many rounds the job saved since it started.
+    """
+
+    def __init__(self, sentence: str, num_rounds: int = 0) -> None:
+        super().__init__(sentence)
+        self.num_rounds = num_rounds
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """Build everything a job needs from its Config: dataset, model, method, and what they see of the images."""
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -208,16 +209,30 @@ def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
 
 def identity(config: Config, dataset: Dataset, clip: Clip, holders: shards.Shards | None = None) -> dict[str, str]:
     """Digests of what must be alike on all ranks, or their groups and updates would not belong together."""
-    split = hashlib.blake2b(digest_size=8)
+    weights = {"model weights": model_identity.module(clip.model)}
+    return {"configuration": config.to_yaml()} | weights | data_identity(dataset, holders)
+
+
+def data_identity(dataset: Dataset, holders: shards.Shards | None = None) -> dict[str, str]:
+    """Digests of what decides the results of a run, of its data: all but the images themselves."""
     held = [holders.order, holders.starts] if isinstance(holders, shards.Partition) else []
-    for rows in (dataset.images.labels, dataset.train, dataset.test, *held):
-        split.update(rows.tobytes())
-    return {
-        "configuration": config.to_yaml(),
-        "captions": hashlib.blake2b("|".join(dataset.captions).encode(), digest_size=8).hexdigest(),
-        "labels or split": split.hexdigest(),
-        "model weights": model_identity.module(clip.model),
+    parts = {
+        "captions": [json.dumps([dataset.captions, dataset.wordings]).encode()],
+        "labels": [dataset.images.labels.tobytes()],
+        "split": [rows.tobytes() for rows in (dataset.train, dataset.test)],
+        "clients": [rows.tobytes() for rows in held],
     }
+    return {name: hashlib.blake2b(b"\0".join(data), digest_size=16).hexdigest() for name, data in parts.items()}
+
+
+def sources(config: Config) -> dict[str, str]:
+    """Where the parts of a run's identity come from, for people: keys of the configuration with their values."""
+    keys = ("path", "test_path", "root", "images_root", "names")
+    places = [f"data.{key}: {value}" for key in keys if (value := getattr(config.data, key, None))]
+    data = ", ".join(places) or f"data.name: {config.data.name}"
+    weights = f"model.pretrained: {config.model.pretrained}" if config.model.pretrained else f"model.name: {config.model.name}"
+    clients = f"partition.name: {config.partition.name}, {data}"
+    return {"captions": data, "labels": data, "split": data, "images": data, "clients": clients, "model weights": weights}
 
 
 def first_state(fed: Federation, comm: Communicator, device: torch.device) -> State:

@@ -1,7 +1,10 @@
 """Where a run begins: at its first state, or where a run that was stopped or killed left off."""
 
 import hashlib
-from collections.abc import Callable
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from flora_hpc import checkpoint, prepare
 from flora_hpc.checkpoint import Checkpoint
 from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.comm.meter import Meter
+from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 from flora_hpc.records import disk, hdf5file
 from flora_hpc.records.known import Earlier, RoundRecord
-from flora_hpc.round import Federation, State, groups_of, my_groups
+from flora_hpc.records.schema import Rows
+from flora_hpc.round import Federation, State, groups_of, my_groups, tested
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,29 @@ class Begin:
     earlier: Earlier | None = None  # on rank 0, of a run that goes on
 
 
-class Saved:
-    """The checkpoints of the run in `out`. `essence` is what decides its results: checkpoints of any other are refused."""
+@dataclass(frozen=True)
+class Identity:
+    """What decides the results of a run. Checkpoints of any other run are refused."""
 
-    def __init__(self, out: Path, essence: str) -> None:
-        self.folder, self._out, self._run = out / "checkpoint", out, hashlib.blake2b(essence.encode(), digest_size=16).hexdigest()
+    essence: Config
+    digests: Mapping[str, str]  # of data and weights
+    sources: Mapping[str, str]  # where these come from, for people
+
+    def differences(self, began_with: Mapping[str, str]) -> str:
+        """What differs from the digests that a run began with, and where it comes from; empty for nothing."""
+        changed: dict[str, list[str]] = {}
+        for name, digest in began_with.items():
+            if self.digests.get(name, digest) != digest:
+                changed.setdefault(self.sources[name], []).append(name)
+        return "; ".join(f"{', '.join(names)} ({source})" for source, names in changed.items())
+
+
+class Saved:
+    """The checkpoints of the run in `out`. `holds` raises UserError when the run directory belongs to another process now."""
+
+    def __init__(self, out: Path, identity: Identity, holds: Callable[[], None] = lambda: None) -> None:
+        self.folder, self._out, self._identity, self.holds = out / "checkpoint", out, identity, holds
+        self._run = run_digest(identity.essence)
 
     def write(self, fed: Federation, comm: Meter, state: State, number: int) -> Callable[[], None]:
         """Write this rank's optimizers after round `number`, where they are kept.
@@ -43,6 +67,7 @@ class Saved:
         shards: tuple[str, ...] = ()
 
         def keep() -> str:
+            self.holds()
             with comm.phase("log"):
                 return checkpoint.write_optimizers(self.folder, number, comm.rank, state.optimizers)
 
@@ -54,9 +79,10 @@ class Saved:
         untested = state.untested
         if untested is not None:
             untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round notes its accuracy
-        point = Checkpoint(number, state.adapter, state.server, untested, shards)
+        point = Checkpoint(number, state.adapter, state.server, untested, shards, self._identity.digests)
 
         def save() -> None:
+            self.holds()
             log = self._out / "run.h5"
             try:
                 with suppress(FileNotFoundError):  # who calls `simulation.run` may want no log
@@ -72,7 +98,7 @@ class Saved:
 
         Rank 0 reads and sends it; optimizers are read by each rank. Raises UserError, on every rank, for what does not fit.
         """
-        data, earlier = together(comm, lambda: self._look() if comm.rank == 0 else (b"", None))
+        data, earlier = together(comm, lambda: self._look(fed) if comm.rank == 0 else (b"", None))
         data = share(comm, data)
         if not data:
             return Begin(prepare.first_state(fed, comm, device), 0, earlier)
@@ -88,14 +114,62 @@ class Saved:
             state.optimizers = {group: to(parts, device) for group, parts in kept.items()}
         return Begin(state, following, earlier)
 
-    def _look(self) -> tuple[bytes, Earlier]:
+    def _look(self, fed: Federation) -> tuple[bytes, Earlier]:
         """The newest checkpoint that fits the log, empty for none, and the log up to it."""
-        _, tables = hdf5file.read(self._out, ())
-        data, told = checkpoint.newest(self.folder, self._run, int(tables["rounds"]["round"].max(initial=-1)))
+        attributes, tables = hdf5file.read(self._out, ())
+        runs = (self._run, *self._digests_of_version_0_1_0(attributes))
+        data, told = checkpoint.newest(self.folder, runs, int(tables["rounds"]["round"].max(initial=-1)))
         point = checkpoint.read(data) if data else None
+        if point is None and attributes["status"] == "finished":
+            why = "; ".join(told) or "it kept none (checkpoint.keep: false, checkpoint.every: 0, or an older flora-hpc)"
+            raise UserError(
+                f"--resume: the finished run in {self._out} has no checkpoint to go on from: {why}; "
+                f"for more rounds start a new run with rounds: {fed.rounds} and another --out"
+            )
+        told += self._compare((point and point.identity) or json.loads(attributes.get("identity", "{}")))
         last = -1 if point is None else point.round
         logged = last - (point is not None and point.untested is not None)
-        return data or b"", hdf5file.earlier(self._out, last, logged, told)
+        earlier = hdf5file.earlier(self._out, last, logged, told)
+        forget_tests(earlier.rounds, fed)
+        return data or b"", earlier
+
+    def _compare(self, began_with: Mapping[str, str]) -> list[str]:
+        """Raise UserError when data or weights are other ones than the run began with. Returns a sentence when nobody can tell."""
+        if not began_with:
+            return ["an older flora-hpc wrote the run: whether its data and weights are the same could not be compared"]
+        if changed := self._identity.differences(began_with):
+            raise UserError(
+                f"--resume: the run in {self._out} began with other data or weights: {changed} changed since; "
+                "put back what it began with, or start a new run with another --out"
+            )
+        return []
+
+    def _digests_of_version_0_1_0(self, attributes: Mapping[str, Any]) -> list[str]:
+        """The digest of the same run where `rounds` is a part of it."""
+        rounds = yaml.safe_load(attributes["config"]).get("rounds", 0)
+        return [run_digest(self._identity.essence.model_copy(update={"rounds": rounds}))]
+
+    def finish(self, keep: bool) -> None:
+        """Remove the checkpoints of a run that has finished, all but the last one where that is to be kept."""
+        if keep:
+            checkpoint.prune(self.folder, sys.maxsize, 1)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def run_digest(essence: Config) -> str:
+    """What checkpoints call their run."""
+    return hashlib.blake2b(essence.to_yaml().encode(), digest_size=16).hexdigest()
+
+
+def forget_tests(rows: Rows, fed: Federation) -> None:
+    """Clear the accuracy of rounds that a run of `fed.rounds` does not test: a shorter run tested its last round."""
+    untested = np.array([not tested(fed, number) for number in rows["round"].tolist()], bool)
+    for name in rows.dtype.names or ():
+        if "accuracy" in name:
+            rows[name][untested] = np.nan
+    if "worst_client" in (rows.dtype.names or ()):
+        rows["worst_client"][untested] = -1
 
 
 def share(comm: Communicator, data: bytes) -> bytes:

@@ -32,7 +32,7 @@ from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import TOPOLOGY, Rows
-from flora_hpc.resume import Begin, Saved
+from flora_hpc.resume import Begin, Identity, Saved
 from flora_hpc.round import AbandonedError, Federation, State, play
 
 SOON_SECONDS = 10.0  # to reach an address of rank 0's where a run can do without
@@ -48,11 +48,13 @@ def run(
     progress: embed.Progress,
     resume: bool = False,
     end: Callable[[str], None] = lambda why: None,
+    holds: Callable[[], None] = lambda: None,
 ) -> None:
     """Run an experiment on all ranks of `comm` and leave its adapter in `out`; with `resume`, the one that `out` holds unfinished.
 
     Observers are made and told on rank 0, of each round while the next one is played. The `progress` of features is shown there,
     too. `started` is when the program began, by time.perf_counter. `end` says why ranks cannot go on, and ends the job.
+    `holds` raises UserError when `out` belongs to another process now.
     Raises UserError, on every rank, for what the user must change; nothing is written then. Raises StoppedError, on every rank,
     when a signal ended the run and it can be gone on with.
     """
@@ -61,7 +63,7 @@ def run(
         place = prepare.settle(config, comm, launch)
         meter = Meter(comm, idle=torch.cuda.synchronize if place.device.type == "cuda" else lambda: None)
         dataset, clip, fed = together(comm, lambda: prepare.everything(config, place.device, place.room))
-        same_everywhere(comm, prepare.identity(config, dataset, clip, fed.shards))
+        same_everywhere(comm, alike := prepare.identity(config, dataset, clip, fed.shards))
         inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, progress))
         if features.damaged:
             dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
@@ -73,7 +75,9 @@ def run(
         fed = replace(fed, inputs=inputs, mixes=mixes, stop=stop)
         fed = replace(fed, tickets=shared_tickets(config, comm))
         config = config.with_group_size(fed.group_size)
-        saved = Saved(out, config.essence().to_yaml())
+        digests = {"model weights": alike["model weights"]} | prepare.data_identity(dataset, fed.shards)
+        digests["images"] = features.digest or embed.images_digest(dataset.images, place.work(config, clip, progress))
+        saved = Saved(out, Identity(config.essence(), digests, prepare.sources(config)), holds)
         begin = saved.find(fed, comm, place.device) if resume else Begin(prepare.first_state(fed, comm, place.device))
         if fed.method.sees == "features":
             del clip.model.visual  # its work is done, for all rounds
@@ -94,6 +98,7 @@ def run(
             num_damaged=len(features.damaged),
             left_out=dataset.left_out,
             warnings=dataset.warnings,
+            identity=digests,
             topology=topology,
             num_rounds=config.rounds,
             num_clients=fed.shards.num_clients,
@@ -115,6 +120,7 @@ def run(
             hosts = [host.decode() for host in topology["host"].tolist()]
             with Watchdog(meter, hosts, config.comm.timeout_seconds, fed.tickets.board(), end, stop.came):
                 play_rounds(config, fed, meter, state, next_round, observers, saved)
+            together(comm, holds)
             if comm.rank == 0:
                 trained = fed.method.unpack(state.adapter.cpu())
                 classes = dataset.wordings if fed.method.per_class else ()
@@ -132,7 +138,7 @@ def run(
                     observers.round(state.untested)
             observers.ended(status)
         if comm.rank == 0:
-            shutil.rmtree(saved.folder, ignore_errors=True)
+            saved.finish(config.checkpoint.keeps_last)
 
 
 def shared_tickets(config: Config, comm: Communicator) -> tickets.Tickets:
@@ -170,8 +176,10 @@ def play_rounds(
                 last_saved = done
             together(comm, observers.settle)  # a rank that leaves early may have the others killed by its launcher
             where = f"after round {last_saved} of {config.rounds}" if last_saved >= 0 else "before round 0"
-            raise StoppedError(f"a signal stopped the run {where}; the same command with --resume goes on from there")
-        due = config.checkpoint.every and number % config.checkpoint.every == 0 and number < config.rounds
+            how = "the same command with --resume goes on from there"
+            raise StoppedError(f"a signal stopped the run {where}; {how}", last_saved - first + 1)
+        due = config.checkpoint.every and number % config.checkpoint.every == 0
+        due = config.checkpoint.keeps_last if number == config.rounds else due
         write = saved.write(fed, comm, state, number) if due else lambda: None
         last_saved = number if due else last_saved
         with comm.phase("log"):

@@ -106,7 +106,7 @@ def test_a_disk_fills_up(
     (disk / "ballast").unlink()
     again = start("-m", "flora_hpc", *run(out, settings), "--resume")
     assert again.returncode == 0, again.stderr
-    assert "goes on: after round " + ("3" if when == "adapter" else "2") in again.stdout
+    assert "goes on: after round " + ("4" if when == "adapter" else "2") in again.stdout
     assert bits(out) == bits(unbroken(settings))
     (attributes, mine), (_, theirs) = hdf5file.read(out), hdf5file.read(unbroken(settings))
     assert attributes["status"] == "finished"

@@ -19,11 +19,11 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["comm", "data", "clip", "records"],
     ["configfile"],
     ["config"],
-    ["plugins"],
+    ["plugins", "owner"],
     ["seeds", "errors", "strict", "yamltext"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
-NO_TORCH = ["config", "configfile", "plugins", "seeds", "errors", "strict", "yamltext", "cohort", "records"]
+NO_TORCH = ["config", "configfile", "plugins", "owner", "seeds", "errors", "strict", "yamltext", "cohort", "records"]
 
 
 def part(path: Path) -> str:

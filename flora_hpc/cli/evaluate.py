@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flora_hpc import configfile
+from flora_hpc.cli._adapter import note_round
 from flora_hpc.cli._args import Overrides, Run
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
@@ -42,6 +43,8 @@ def evaluate(
     with job_with_config(me, load, lambda: configfile.load_comm(folder / "config.yaml", chosen)) as (comm, config):
         from flora_hpc import simulation  # torch and open_clip take seconds to import
 
+        if comm.rank == 0:
+            note_round(run)
         dataset, correct, total = simulation.measure(config, folder / "adapter", comm, me, Bar("features"))
         if comm.rank == 0:
             facts = {"run": str(run), "dataset": dataset, "num_images": total, "num_correct": correct, "accuracy": correct / total}

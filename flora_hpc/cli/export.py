@@ -11,6 +11,7 @@ import typer
 from safetensors import SafetensorError
 
 from flora_hpc import configfile
+from flora_hpc.cli._adapter import note_round
 from flora_hpc.cli._args import Run
 from flora_hpc.comm import launch
 from flora_hpc.errors import UserError
@@ -52,6 +53,7 @@ def export(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: exists already; choose another directory, or remove this one")
     config, _ = configfile.load(folder / "config.yaml")
+    note_round(run)
 
     import torch  # seconds of imports
 

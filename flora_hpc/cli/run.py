@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,11 @@ from flora_hpc.cli._args import ConfigFile, Overrides, View, has_terminal
 from flora_hpc.cli._job import ends, job_with_config
 from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch, stop
-from flora_hpc.comm.communicator import together
+from flora_hpc.comm.communicator import AgreedError, together
 from flora_hpc.config import Config
-from flora_hpc.errors import UserError
+from flora_hpc.errors import StoppedError, UserError
+from flora_hpc.owner import living
+from flora_hpc.owner.claim import Claim
 
 STARTED = time.perf_counter()
 
@@ -48,30 +51,43 @@ def run(
 
     SIGUSR1 and SIGTERM save the run and end it with exit code 75; --resume goes on with it, on any number of ranks.
     """
+    stop.expect()
     me = launch.detect()
     job = f"-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""  # tasks of an array may start together
     if resume and out is None:
         raise UserError("--resume: which run? name its directory with --out")
     out = out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}{job}"
 
+    def note(sentence: str) -> None:
+        if not quiet:
+            print(f"note: {sentence}", flush=True)
+
+    claim = Claim(out, note)
+
     def load() -> Config:
         resolved, notes = configfile.load(config, overrides)
-        for note in notes if not quiet else ():
-            print(f"note: {note}")
+        for sentence in notes:
+            note(sentence)
+        if me.rank == 0:
+            claim.take(lambda: newest_saved(out))
         return resolved
 
-    with job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
+    with claim, job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
 
         def look() -> Found:
             if comm.rank == 0 and track:
                 from flora_hpc.observers import _tracker
 
                 _tracker.check(track)
-            if comm.rank == 0 and resume:
-                return unfinished(out, resolved)
-            if comm.rank == 0:
+            if comm.rank != 0:
+                return Found()
+            if not resume:
                 refuse_used(out)
-            return Found()
+            found = unfinished(out, resolved) if resume else Found()
+            if not found.finished:
+                claim.require()
+                end_of_chain(claim.owner.idle, 2)
+            return replace(found, idle=claim.owner.idle)
 
         found = Found(**json.loads(comm.allgather(json.dumps(asdict(together(comm, look))).encode())[0]))  # rank 0's
         if found.finished:
@@ -85,17 +101,23 @@ def run(
         seen = has_terminal() and me.launcher != "openmpi"  # its ranks always have a terminal, even when a log file is read
         live = not quiet and (view == View.live or (view == View.auto and seen))
         observers = (hdf5, one_line if quiet else terminal if live else plain)
-        simulation.run(
-            resolved.with_group_size(resolved.client.group_size or found.group_size),
-            comm,
-            me,
-            out,
-            lambda: [*(each.build(out) for each in observers), _aside.build(track or (), out)],
-            STARTED,
-            Bar("features", live=live) if not quiet else lambda done, total: None,
-            found.unfinished,
-            ends(comm),
-        )
+        try:
+            simulation.run(
+                resolved.with_group_size(resolved.client.group_size or found.group_size),
+                comm,
+                me,
+                out,
+                lambda: [claim, *(each.build(out) for each in observers), _aside.build(track or (), out)],
+                STARTED,
+                Bar("features", live=live) if not quiet else lambda done, total: None,
+                found.unfinished,
+                ends(comm),
+                claim.check,
+            )
+        except StoppedError as error:
+            if error.num_rounds == 0:
+                end_of_chain(found.idle, 1)
+            raise
         stop.ignore()
 
 
@@ -106,6 +128,7 @@ class Found:
     unfinished: bool = False
     finished: bool = False
     group_size: int | None = None  # that the run was started with
+    idle: int = 0  # earlier starts of this job, in a row, that saved no new round
 
 
 def refuse_used(out: Path) -> None:
@@ -124,10 +147,32 @@ def unfinished(out: Path, config: Config) -> Found:
         return Found()
     from flora_hpc.records import hdf5file
 
-    attributes, _ = hdf5file.read(out, ())
+    attributes, tables = hdf5file.read(out, ())
     stored, _ = configfile.load(out / "config.yaml")
     mine = config.with_group_size(config.client.group_size or stored.client.group_size)
     if differing := configfile.differences(stored.essence(), mine.essence()):
         told = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in differing.items())
         raise UserError(f"--resume: the run in {out} is another one: {told}; give it its own configuration, or another --out")
-    return Found(attributes["status"] != "finished", attributes["status"] == "finished", stored.client.group_size)
+    played = max(int(tables["rounds"]["round"].max(initial=-1)), newest_saved(out))
+    finished = attributes["status"] == "finished" and config.rounds == played
+    if not finished and config.rounds <= played and config.rounds != stored.rounds:
+        raise UserError(
+            f"--resume: rounds: {config.rounds}, but the run in {out} has played {played}; "
+            f"give more rounds, or {stored.rounds} as before"
+        )
+    return Found(not finished, finished, stored.client.group_size)
+
+
+def newest_saved(out: Path) -> int:
+    """The newest round of a run directory that has a checkpoint, -1 for none."""
+    names = (re.fullmatch(r"round-(\d+)\.safetensors", file.name) for file in (out / "checkpoint").glob("round-*"))
+    return max((int(name[1]) for name in names if name), default=-1)
+
+
+def end_of_chain(idle: int, most: int) -> None:
+    """Raise UserError, for code 2 is not queued again, when `idle` starts of a job that saved no new round are `most` or more."""
+    if living.restarts() and idle >= most:
+        raise AgreedError(
+            "two starts of this Slurm job in a row saved no new round, so it is not queued again; give it a longer time limit "
+            "(sbatch --time), or shorter rounds, and submit it anew"
+        )

@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from flora_hpc import configfile, plugins
-from flora_hpc.cli import _jobscript
+from flora_hpc.cli import _idle, _jobscript
 from flora_hpc.cli._args import ConfigFile, Overrides, whole_numbers
 from flora_hpc.comm import mpilibrary
+from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 
 
@@ -69,7 +70,8 @@ def slurm(
         container=container,
     )
     _jobscript.check(job)
-    backend = check_config(config, job)
+    configs = check_config(config, job)
+    backend = configs[0].comm.backend
     job = replace(job, mpi=_jobscript.mpi_for(job, backend, library))
     if named := _jobscript.own_backend(job, backend):
         job = replace(job, settings=(*settings, f"comm.backend={named}"))
@@ -88,18 +90,19 @@ def slurm(
     }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     command = ["flora-hpc", "slurm", path, *given, *(word for setting in settings for word in ("-s", setting))]
+    for warning in _idle.warnings(configs, job.num_tasks, job.gpus_per_node, job.ntasks_per_node):
+        print(f"warning: {warning}", file=sys.stderr)
     script = _jobscript.render(job, command)
     print(hand_in(script) if submit else script, end="")
 
 
-def check_config(config: Path, job: _jobscript.Job) -> str:
-    """The backend that the configuration names. Raises UserError unless it holds, for each number of clients."""
+def check_config(config: Path, job: _jobscript.Job) -> list[Config]:
+    """The configuration, for each number of clients. Raises UserError unless all of them hold."""
     counts = [[f"partition.num_clients={count}"] for count in job.clients]
     loaded = [configfile.load(config, [*job.settings, *count]) for count in counts or [[]]]
-    resolved, notes = loaded[0]
-    for note in notes:
+    for note in loaded[0][1]:
         print(f"note: {note}", file=sys.stderr)  # the script alone is on standard output
-    return resolved.comm.backend
+    return [resolved for resolved, _ in loaded]
 
 
 def library() -> mpilibrary.Library | None:

@@ -15,6 +15,19 @@ from flora_hpc.errors import StoppedError
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # before a time limit, if the job asks for it; at the limit, or when it is preempted
 
 
+_early: list[str] = []  # signals that came before a `Stop` listened
+
+
+def expect() -> None:
+    """Note USR1 from now on, for a `Stop` that will listen: it would end a rank that still imports or connects.
+
+    TERM does end such a rank: a launcher sends it when another rank cannot connect.
+    """
+    _early.clear()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, lambda number, frame: _early.append(signal.Signals(number).name))
+
+
 class Stop:
     """Whether this rank was asked to stop. A handler only notes it: a rank may be in a collective that others are yet to enter."""
 
@@ -34,6 +47,7 @@ class Stop:
             yield
             return
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self.asked_by = self.asked_by or "".join(_early[:1])
         self._woken, woken = socket.socketpair()
         for end in (self._woken, woken):
             end.setblocking(False)

@@ -62,6 +62,7 @@ class Writer:
             "num_damaged": info.num_damaged,
             "left_out": json.dumps(dict(info.left_out)),
             "warnings": json.dumps(info.warnings),
+            "identity": json.dumps(dict(info.identity)),
             "num_clients": info.num_clients,
             "num_params": info.num_params,
             "payload_bytes": info.payload_bytes,
@@ -70,6 +71,7 @@ class Writer:
             "num_groups": info.num_groups,
             "setup_seconds": info.setup_seconds,
             "resumed_after": json.dumps(info.earlier.resumed_after if info.earlier else []),
+            "extended_after": json.dumps(info.earlier.extended_after if info.earlier else []),
         }
         self._file.attrs.update(attributes)
         self._file.attrs.create("status", "running", dtype=STATUS)
@@ -142,7 +144,9 @@ def earlier(run: Path, last: int, logged: int, told: list[str]) -> Earlier:
     """
     attributes, tables = read(run)
     kept = {name: rows[rows["round"] <= logged] for name, rows in tables.items() if name != "topology"}
-    return Earlier(**kept, resumed_after=[*json.loads(attributes.get("resumed_after", "[]")), last], told=told)
+    resumed, extended = (json.loads(attributes.get(name, "[]")) for name in ("resumed_after", "extended_after"))
+    extended += [last] if attributes["status"] == "finished" else []
+    return Earlier(**kept, resumed_after=[*resumed, last], told=told, extended_after=extended)
 
 
 def locate(run: Path) -> Path:

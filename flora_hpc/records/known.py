@@ -41,6 +41,7 @@ class RunInfo:
     setup_seconds: float  # from the start of the program to round 0: imports, model, features
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files that are no images of the dataset
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
+    identity: Mapping[str, str] = field(default_factory=dict)  # what decides results, beside the configuration -> its digest
     earlier: "Earlier | None" = None  # where the run goes on after it was stopped or killed
 
 
@@ -52,7 +53,8 @@ class Earlier:
     ranks: Rows
     clients: Rows
     resumed_after: list[int]  # the last round before each time that it went on, this one included; -1 for none
-    told: list[str] = field(default_factory=list)  # why newer checkpoints are not used
+    told: list[str] = field(default_factory=list)  # why newer checkpoints are not used, and what could not be compared
+    extended_after: list[int] = field(default_factory=list)  # the last round each time that a finished run was given more
 
 
 @dataclass(frozen=True)
