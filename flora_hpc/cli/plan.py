@@ -1,4 +1,4 @@
-"""`flora-hpc plan`: clients, ranks, payload and memory before anything runs; needs no GPU, no MPI, no weights."""
+"""`flora-hpc plan`: clients, ranks, payload and memory before anything runs; needs no GPU and no MPI, and looks at no values."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,7 +77,7 @@ def plan(
     import torch
 
     from flora_hpc import cohort, prepare
-    from flora_hpc.clip import precision
+    from flora_hpc.clip import precision, weights
     from flora_hpc.round import cost
 
     if not gpus:  # what another machine's GPUs can do is not known here
@@ -98,6 +98,7 @@ def plan(
     table.add_column(overflow="fold")
     numbers = sum(p.numel() for p in clip.model.parameters())
     table.add_row("model", f"{clip.name}, {numbers:,} numbers, {decimal(needed['weights'])}")
+    table.add_row("weights", weights.seen(weights.find(resolved.model)))
     table.add_row("method", f"{resolved.method.name}, {fed.method.num_params:,} trained numbers per client")
     table.add_row("computed", f"{fed.method.how}; {resolved.model.precision}")
     table.add_row("payload", f"{fed.method.payload_bytes:,} bytes per update")

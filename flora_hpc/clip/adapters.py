@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from flora_hpc.clip.attention import renew
 from flora_hpc.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,18 +22,25 @@ PEFT_PREFIX = "base_model.model."
 
 LORA_CARD = """# LoRA adapter for {name}
 
-Made by flora-hpc. It sits on the open_clip model {name} with its attention and heads split into plain Linear layers:
+Made by flora-hpc. For any other program, first merge it into whole weights. They need neither flora-hpc nor PEFT:
+
+    flora-hpc export <run> --to open_clip                # open_clip.create_model("local-dir:<export>")
+    flora-hpc export <run> --to transformers --merged    # transformers.CLIPModel.from_pretrained("<export>")
+
+PEFT puts this folder on the open_clip model {name} after flora-hpc has split its attention and heads into plain Linear layers:
 
     import peft
     from flora_hpc.clip.attention import split
     model = peft.PeftModel.from_pretrained(split(open_clip_model), "<this folder>").base_model.model
 
-`flora-hpc export` merges it into open_clip weights, or writes it for transformers' CLIPModel.
+On a model that is not split, PEFT says "Target modules ... not found in the base model". open_clip's own attention would read past
+an adapter there, and nothing would change.
 """
 PLAIN_CARD = """# {method} for {name}
 
 Made by flora-hpc: the trained tensors of method `{method}` in `trained.safetensors`, by name. What stands under the name of a
 parameter replaces it in the open_clip model {name}, its attention and heads split (flora_hpc.clip.attention.split).
+`flora-hpc export <run> --to open_clip` merges what belongs to a CLIP's own weights; `flora-hpc evaluate <run>` takes any method.
 """
 
 
@@ -120,7 +128,8 @@ def load(
 
     Raises UserError when there is no adapter, or one of another model, method or classes; `name` is that of the model expected.
     """
-    file, found, its_alpha, its_classes = read(folder)
+    file, stored, its_alpha, its_classes = read(folder)
+    found = renew(stored, shapes)
     for key, shape in shapes.items():
         if key not in found:
             raise UserError(

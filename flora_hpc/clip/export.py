@@ -24,9 +24,10 @@ Tensors = Mapping[str, torch.Tensor]
 TO_TRANSFORMERS = (  # parts of a layer's name in a split open_clip.CLIP, and in transformers.CLIPModel
     ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
     ("transformer.resblocks.", "text_model.encoder.layers."),
+    (".attn.o_proj", ".self_attn.out_proj"),
     (".attn.", ".self_attn."),
-    (".mlp.c_fc", ".mlp.fc1"),
-    (".mlp.c_proj", ".mlp.fc2"),
+    (".mlp.up_proj", ".mlp.fc1"),
+    (".mlp.down_proj", ".mlp.fc2"),
     ("visual.proj.linear", "visual_projection"),
     ("text_projection.linear", "text_projection"),
 )
@@ -157,7 +158,7 @@ def _why_not_transformers(model: Any) -> str | None:
         return "its blocks are not CLIP's own"
     if visual.attn_pool is not None or visual.pool_type != "tok" or type(visual.ln_pre) is nn.Identity:
         return "its image tower is not normalized first and read at the class token"
-    if not all(isinstance(head, Projection) for head in (model.text_projection, visual.proj)):
+    if not all(isinstance(head, Projection) and head.was_matrix for head in (model.text_projection, visual.proj)):
         return "its heads are not plain matrices"
     return None
 

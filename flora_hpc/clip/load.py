@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from flora_hpc.clip import library, weights
 from flora_hpc.clip.attention import split
+from flora_hpc.clip.fill import check_values, fill
 from flora_hpc.clip.steady import steady
 from flora_hpc.config import ModelConfig
 from flora_hpc.errors import UserError
@@ -59,13 +60,15 @@ def _whole(source: weights.Source, seed: int, device: torch.device) -> tuple[Any
     try:
         if device.type == "meta":
             model = _build(source, "meta")
+            if source.file is not None:  # names and shapes must fit here, too; a tag is not fetched for it
+                fill(model, weights.read(source.file, "meta"), str(source.file))
         elif source.random:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 model = _build(source, "cpu")
         else:
             model = _with_weights(source)
-        return model, open_clip.get_tokenizer(source.name)
+        return model, _tokenizer(source)
     except UserError:
         raise
     except Exception:
@@ -84,7 +87,13 @@ def _build(source: weights.Source, device: str) -> Any:
             force_quick_gelu=bool(source.facts.get("quick_gelu")),
             force_preprocess_cfg=source.preprocess,
             device=device,
+            **source.sizes,
         )
+
+
+def _tokenizer(source: weights.Source) -> Any:
+    """The model's tokenizer; a CLIPModel has CLIP's own."""
+    return open_clip.get_tokenizer(source.name, context_length=source.sizes.get("text_cfg", {}).get("context_length"))
 
 
 class Undrawn(TorchFunctionMode):
@@ -104,7 +113,8 @@ def _with_weights(source: weights.Source) -> Any:
     state = weights.read(file)
     with Undrawn():  # not on 'meta', where PyTorch loads its compiler
         model = _build(source, "cpu")
-    weights.fill(model, state, str(file))
+    fill(model, state, str(file))
+    check_values(state, str(file))
     return model
 
 

@@ -103,7 +103,7 @@ class TextTower:
     ) -> torch.Tensor:
         """Unit-length features (num_clients, num_captions, embed_dim) of all captions.
 
-        `adapters` maps a Linear layer of the model, such as `transformer.resblocks.0.attn.out_proj`, to its updates; `weights` maps
+        `adapters` maps a Linear layer of the model, such as `transformer.resblocks.0.attn.o_proj`, to its updates; `weights` maps
         names of the tower's parameters to each client's own values (num_clients, *shape), all of them or none. Where neither is
         given, all clients share one row of the batch. `context` (num_clients, n, width) stands in for the embeddings of tokens
         1..n, which must be alike in all captions. All captions are computed: `wanted` is for `OwnCaptions`.
@@ -148,10 +148,10 @@ def through(parts: Parts, layers: "Layers", x: torch.Tensor, layout: Layout) -> 
             block.attn.num_heads,
             last,
         )
-        mixed = layers.linear(mixed, block.attn.out_proj, f"{at}.attn.out_proj")
+        mixed = layers.linear(mixed, block.attn.o_proj, f"{at}.attn.o_proj")
         x = (layout.at_ends(x) if last else x) + layers.scale(mixed, block.ls_1, f"{at}.ls_1")
-        hidden = layers.linear(layers.norm(x, block.ln_2, f"{at}.ln_2"), block.mlp.c_fc, f"{at}.mlp.c_fc")
-        hidden = layers.linear(block.mlp.gelu(hidden), block.mlp.c_proj, f"{at}.mlp.c_proj")
+        hidden = layers.linear(layers.norm(x, block.ln_2, f"{at}.ln_2"), block.mlp.up_proj, f"{at}.mlp.up_proj")
+        hidden = layers.linear(block.mlp.gelu(hidden), block.mlp.down_proj, f"{at}.mlp.down_proj")
         x = x + layers.scale(hidden, block.ls_2, f"{at}.ls_2")
     x = layers.norm(x, parts.ln_final, "ln_final")
     if isinstance(parts.projection, Projection):

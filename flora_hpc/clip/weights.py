@@ -1,35 +1,33 @@
-"""Find a model's weights, and put them into it without copying: ranks of one node share the pages of the file they map."""
+"""Find a model's weights: a tag of open_clip, a file, or a folder of open_clip or transformers."""
 
 import json
 import re
-import warnings
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
-import torch
-from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg
-from safetensors import SafetensorError, safe_open
 
+from flora_hpc.clip import layout
+from flora_hpc.clip.weightfile import INDEX
+from flora_hpc.clip.weightfile import read as read
 from flora_hpc.config import ModelConfig
 from flora_hpc.errors import UserError, did_you_mean
 
 BUNDLED = "flora-tiny"
 CONFIG_FILE = "open_clip_config.json"  # beside the weights of an open_clip model directory, such as a snapshot of a hub
-POSITIONS = {
-    "visual.positional_embedding": resize_pos_embed,
-    "positional_embedding": resize_text_pos_embed,
-    "text.positional_embedding": resize_text_pos_embed,
+PART = re.compile(r"-\d+-of-\d+(?=\.)")  # in the name of one file of several
+PLAIN = "ViT-B-32"  # an open_clip model of the class CLIP, whose sizes are all replaced by those of a CLIPModel
+OTHER_FOLDERS = {  # by a file in them
+    "adapter_config.json": "an adapter, not whole weights; merge it first (flora-hpc export, or peft's merge_and_unload)",
+    "run.h5": "a run; export it (flora-hpc export RUN --to open_clip), and give the folder that this writes",
+    "snapshots": "a cache of the hub; give the folder with the weights that is in its snapshots/",
 }
-WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what DistributedDataParallel and torch.compile put before names
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -41,6 +39,7 @@ class Source:
     tag: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)  # of the tag, as open_clip knows it: place, QuickGELU, preprocessing
     file: Path | None = None
+    sizes: Mapping[str, Any] = field(default_factory=dict)  # that replace those of `name`, for a CLIPModel of transformers
 
     @property
     def random(self) -> bool:
@@ -51,6 +50,12 @@ class Source:
     def preprocess(self) -> dict[str, Any]:
         """What the tag says of preprocessing; a directory says it in its own file, which open_clip reads."""
         return {key: value for key, value in self.facts.items() if key in PreprocessCfg.__dataclass_fields__}
+
+    @property
+    def model_cfg(self) -> dict[str, Any]:
+        """The architecture as open_clip writes it down."""
+        quick = {"quick_gelu": True} if self.facts.get("quick_gelu") else {}
+        return dict(open_clip.get_model_config(self.name)) | quick | dict(self.sizes)
 
 
 def find(config: ModelConfig) -> Source:
@@ -66,6 +71,10 @@ def find(config: ModelConfig) -> Source:
     given = Path(config.pretrained).expanduser() if config.pretrained not in (None, "none") else None
     if given is not None and given.is_dir():
         return _directory(given, config.name if config.name in names else None)
+    if given is not None and given.is_file():
+        given = _whole(given)
+        if (beside := _config_beside(given)) is not None:
+            return _transformers(given.parent, beside, config.name if config.name in names else None, given)
     if config.name not in names:
         raise UserError(
             f"model.name: no model '{config.name}'{did_you_mean(config.name, names)} "
@@ -86,8 +95,58 @@ def find(config: ModelConfig) -> Source:
     return Source(config.name, file=given)
 
 
+def _whole(file: Path) -> Path:
+    """The index of a checkpoint in several files, where `file` is one of them; else `file` itself."""
+    index = file.with_name(PART.sub("", file.name) + INDEX)
+    return index if PART.search(file.name) and index.is_file() else file
+
+
+def _config_beside(file: Path) -> dict[str, Any] | None:
+    """The configuration of a CLIPModel in the folder of its weights file; None where the folder holds none."""
+    config = None
+    with suppress(UserError):  # a config.json of something else
+        config = None if (file.parent / CONFIG_FILE).is_file() else layout.read_config(file.parent)
+    return config if config is not None and config.get("model_type") == "clip" else None
+
+
 def _directory(folder: Path, name: str | None) -> Source:
-    """An open_clip model directory. `name` is the architecture that the user expects there, if it is a known one."""
+    """A model directory of open_clip or transformers. `name` is the architecture that the user expects, if it is a known one."""
+    if not (folder / CONFIG_FILE).is_file():
+        for mark, what in OTHER_FOLDERS.items():
+            if (folder / mark).exists():
+                raise UserError(f"model.pretrained: {folder} is {what}")
+        if (config := layout.read_config(folder)) is not None:
+            return _transformers(folder, config, name)
+    return _open_clip(folder, name)
+
+
+def _transformers(folder: Path, config: dict[str, Any], name: str | None, file: Path | None = None) -> Source:
+    """A CLIPModel that transformers saved in `folder`, or `file` in it."""
+    sizes = layout.architecture(folder, config)
+    if name:
+        expected = open_clip.get_model_config(name)
+        kinds = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "embed_dim": int}
+        for part, kind in kinds.items():
+            values = [of[part] if kind is int else kind(**of[part]) for of in (expected, sizes)]
+            if values[0] != values[1]:
+                raise UserError(
+                    f"model.pretrained: {folder} holds another architecture than {name}: its {part} is {sizes[part]}, "
+                    f"not {expected[part]}; set model.name to the right one, or to a name of your own"
+                )
+    facts = layout.preprocessing(folder, sizes["vision_cfg"]["image_size"])
+    if file is None:
+        present = [folder / file for file in layout.FILES if (folder / file).is_file()]
+        if not present:
+            raise UserError(
+                f"model.pretrained: {folder} holds none of {', '.join(layout.FILES)}; save the CLIPModel with PyTorch's weights "
+                "by save_pretrained, or give the weights file itself"
+            )
+        file = present[0]
+    return Source(PLAIN, facts=facts, file=file, sizes=sizes)
+
+
+def _open_clip(folder: Path, name: str | None) -> Source:
+    """An open_clip model directory."""
     try:
         text = (folder / CONFIG_FILE).read_text()
         config = json.loads(text)["model_cfg"]
@@ -95,7 +154,7 @@ def _directory(folder: Path, name: str | None) -> Source:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"model.pretrained: {folder} has no {CONFIG_FILE} with a model_cfg of embed_dim, vision_cfg and text_cfg; "
-            "mend it, or give the weights file itself"
+            "mend it, or give the weights file itself, or a folder with the config.json of transformers' CLIPModel"
         ) from None
     if "trust_remote_code" in text:
         raise UserError(
@@ -117,6 +176,15 @@ def _directory(folder: Path, name: str | None) -> Source:
     return Source(f"local-dir:{folder}", file=found[0])
 
 
+def seen(source: Source) -> str:
+    """One sentence on what building the model without values has looked at, and what it has not."""
+    if source.tag:
+        return f"'{source.tag}' of open_clip: not looked at; a run fetches it, where it is not in the cache"
+    if source.file is None:
+        return "random, from the seed"
+    return f"{source.file}: names and shapes fit the model; values (NaN, zeros) are not looked at before a run"
+
+
 def fetch(source: Source) -> Path | None:
     """The weights file, downloaded into the cache of the hub if it is not there yet; None for random weights."""
     if not source.tag:
@@ -129,93 +197,3 @@ def fetch(source: Source) -> Path | None:
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); where there is a network, run "
             f"python -c \"import open_clip; open_clip.create_model('{source.name}', '{source.tag}')\" with this HF_HOME"
         ) from None
-
-
-def read(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, mapped from the file where its format allows it. Pickled code is never run.
-
-    Raises UserError for what is not a checkpoint.
-    """
-    try:
-        if file.suffix == ".safetensors":
-            return _map(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
-            zipped = zipfile.is_zipfile(file)  # torch's old format is none, and cannot be mapped
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        if "weights_only" in reason or "TorchScript" in reason:
-            reason = "it holds pickled code, which is never run; save its state dict alone, best as .safetensors"
-        raise UserError(f"model.pretrained: {file} does not load: {reason}") from None
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    named = state.items() if isinstance(state, dict) else ()
-    tensors = {WRAPPERS.sub("", str(name)): value for name, value in named if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise UserError(f"model.pretrained: {file} holds no tensors by name; save a model's state dict")
-    return tensors
-
-
-def _map(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, in one mapping for each tower.
-
-    A mapping lasts as long as any of its tensors. A run that drops the image tower then holds no pages of it any more.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    for visual in (True, False):
-        with safe_open(file, "pt") as opened:
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys() if name.startswith("visual.") == visual}  # noqa: SIM118
-    return tensors
-
-
-def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
-    """Give `model`, which may be on device 'meta', these weights themselves (not copies), as float32.
-
-    Raises UserError that says which tensors are missing, surplus or of another shape; `where` names the file.
-    """
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    state = convert_state_dict(model, state)
-    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
-        state = convert_to_custom_text_state_dict(state)
-    state.pop("text.transformer.embeddings.position_ids", None)  # of old transformers
-    wanted = model.state_dict()
-    for name in ("logit_scale", "logit_bias"):
-        if name in state and name in wanted and state[name].numel() == wanted[name].numel():
-            state[name] = state[name].reshape(wanted[name].shape)
-    if "logit_bias" in wanted and "logit_bias" not in state and "logit_scale" in state:
-        state["logit_bias"] = torch.zeros_like(state["logit_scale"])
-    for name, resize in POSITIONS.items():  # of another image size or context length: open_clip interpolates
-        if name in state and name in wanted and _can_be_resized(state[name], wanted[name]):
-            with suppress(RuntimeError, IndexError):  # no square grid: told as another shape below
-                resize(state, model)
-    problems = [
-        _some("missing", [name for name in wanted if name not in state]),
-        _some("surplus", [name for name in state if name not in wanted]),
-        _some(
-            "of another shape",
-            [
-                f"{name} ({_size(state[name])} in the file, {_size(wanted[name])} in the model)"
-                for name in wanted
-                if name in state and state[name].shape != wanted[name].shape
-            ],
-        ),
-    ]
-    if any(problems):
-        raise UserError(f"model.pretrained: {where} does not fit the model: {'; '.join(filter(None, problems))}")
-    model.load_state_dict(state, assign=True)
-
-
-def _can_be_resized(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether position embeddings (length, width) are of one width and differ in length."""
-    return found.ndim == wanted.ndim == 2 and found.shape[1] == wanted.shape[1] and len(found) != len(wanted)
-
-
-def _some(what: str, names: Iterable[str]) -> str:
-    """'3 tensors missing (a, b, c)'; long lists are cut."""
-    names = list(names)
-    listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return f"{len(names)} tensor{'s' * (len(names) != 1)} {what} ({listed})" if names else ""
-
-
-def _size(tensor: torch.Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "one number"

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from flora_hpc.clip.attention import RENAMED, open_clip_name
 from flora_hpc.clip.lora import Drop, Lora, dropout
 from flora_hpc.clip.towers import encode, num_image_positions
 from flora_hpc.data.images import Ints
@@ -25,7 +26,7 @@ from flora_hpc.methods._method import (
 )
 from flora_hpc.plugins import BaseOptions
 
-PROJECTIONS = {  # of a target, without its tower: layers of every block
+PROJECTIONS = {  # of a target, without its tower: layers of every block, as open_clip names them
     "q_proj": ["attn.q_proj"],
     "k_proj": ["attn.k_proj"],
     "v_proj": ["attn.v_proj"],
@@ -35,7 +36,7 @@ PROJECTIONS = {  # of a target, without its tower: layers of every block
     "mlp": ["mlp.c_fc", "mlp.c_proj"],
 }
 BLOCKS = {"text": r"(text\.)?transformer\.resblocks\.\d+", "image": r"visual\.transformer\.resblocks\.\d+"}
-HEADS = {"text": r"(text\.)?text_projection(\.linear)?", "image": r"visual\.proj\.linear"}
+HEADS = {"text": r"(text\.)?text_projection\.linear", "image": r"visual\.proj\.linear"}
 
 Target = Literal[
     "text.q_proj", "text.k_proj", "text.v_proj", "text.out_proj", "text.mlp", "text.c_fc", "text.c_proj", "text.head",
@@ -75,7 +76,8 @@ def find_layers(model: nn.Module, targets: tuple[Target, ...], name: str) -> dic
     found: dict[str, nn.Linear] = {}
     for target in targets:
         tower, _, part = target.partition(".")
-        pattern = HEADS[tower] if part == "head" else rf"{BLOCKS[tower]}\.({'|'.join(map(re.escape, PROJECTIONS[part]))})"
+        parts = [re.escape(RENAMED.get(layer, layer)) for layer in PROJECTIONS.get(part, [])]
+        pattern = HEADS[tower] if part == "head" else rf"{BLOCKS[tower]}\.({'|'.join(parts)})"
         layers = {path: layer for path, layer in model.named_modules() if re.fullmatch(pattern, path) and type(layer) is nn.Linear}
         if not layers:
             raise UserError(f"method.targets: {name} has no {target}; its {tower} tower is built otherwise; leave it out")
@@ -89,7 +91,8 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
     layers = find_layers(model, options.targets, setting.clip.name)
     for path, layer in layers.items():
         if rank > min(layer.in_features, layer.out_features):
-            raise UserError(f"{key}: {rank} is larger than {path}, which is {layer.out_features} x {layer.in_features}; lower it")
+            where = open_clip_name(path)
+            raise UserError(f"{key}: {rank} is larger than {where}, which is {layer.out_features} x {layer.in_features}; lower it")
     shapes: dict[str, tuple[int, ...]] = {}
     for path, layer in layers.items():
         shapes[f"{path}.lora_A"] = (rank, layer.in_features)

@@ -27,7 +27,7 @@ def types(module: nn.Module) -> set[torch.dtype]:
 @pytest.mark.parametrize(("text", "image"), [(True, False), (False, True), (True, True)])
 def test_the_towers_that_take_part_are_lowered(text: bool, image: bool) -> None:
     model = split(small_model())
-    precision.lower("bf16", model, "small", "flora", {"transformer.resblocks.0.attn.out_proj.lora_A"}, text, image)
+    precision.lower("bf16", model, "small", "flora", {"transformer.resblocks.0.attn.o_proj.lora_A"}, text, image)
     assert types(model.transformer) == {torch.bfloat16 if text else torch.float32}
     assert types(model.visual) == {torch.bfloat16 if image else torch.float32}
     assert model.token_embedding.weight.dtype == model.ln_final.weight.dtype == torch.float32
@@ -35,7 +35,7 @@ def test_the_towers_that_take_part_are_lowered(text: bool, image: bool) -> None:
 
 def test_fp32_leaves_everything_as_it_is() -> None:
     model = split(small_model())
-    precision.lower("fp32", model, "small", "fedfft", {"transformer.resblocks.0.attn.out_proj.weight"}, True, True)
+    precision.lower("fp32", model, "small", "fedfft", {"transformer.resblocks.0.attn.o_proj.weight"}, True, True)
     assert types(model) == {torch.float32}
 
 

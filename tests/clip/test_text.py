@@ -11,7 +11,7 @@ from flora_hpc.clip.lora import Lora
 from flora_hpc.clip.text import TextTower, why_not
 from tests.conftest import small_model
 
-TARGETS = ["attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"]
+TARGETS = ["attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
 
 
 def random_adapters(model: open_clip.CLIP, targets: list[str], num_clients: int, alpha: float = 1.0) -> dict[str, Lora]:

@@ -1,0 +1,199 @@
+"""Read a file of weights. Its first bytes say what it is, whatever its suffix; pickled code is never run."""
+
+import json
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from flora_hpc.errors import UserError
+
+WRAPPERS = re.compile(r"^((module|_orig_mod|model|clip)\.)+")  # what training code puts before a CLIP's names
+WITHIN = ("state_dict", "model_state_dict", "model")  # where a training checkpoint holds the weights
+INDEX = ".index.json"  # the table of a checkpoint in several files: weight_map, tensor -> file
+HEADER_LIMIT = 100_000_000  # bytes, of safetensors' own readers
+HEAD = 512  # bytes
+OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save's pickled magic number, before it wrote zip archives
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+PICKLED = "it holds pickled code, which is never run; save its state dict alone, best as .safetensors"
+AGAIN = "copy or download it again"
+RESAVE = "load it with the program that wrote it, and save its state dict as .safetensors with PyTorch's names"
+
+
+class Foreign(NamedTuple):
+    """A kind of file that holds no weights for us."""
+
+    begins: re.Pattern[bytes]
+    what: str
+    cure: str
+
+
+def _foreign(begins: bytes, what: str, cure: str) -> Foreign:
+    return Foreign(re.compile(begins, re.DOTALL | re.IGNORECASE), what, cure)
+
+
+FOREIGN = (
+    _foreign(rb"version https://git-lfs", "a git-LFS pointer, not the weights themselves", "run git lfs pull in its repository"),
+    _foreign(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)", "a web page, not the weights", "download the file itself"),
+    _foreign(rb"GGUF|ggml|ggjt|lmgg", "a GGUF file", RESAVE),
+    _foreign(rb"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write weights", RESAVE),
+    _foreign(rb"\x93NUMPY", "a NumPy array", RESAVE),
+    _foreign(rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "compressed", "unpack it first"),
+    _foreign(rb".{257}ustar", "a tar archive", "unpack it, and give the weights file in it"),
+    _foreign(rb"....TFL3", "a TensorFlow Lite model", RESAVE),
+    _foreign(rb"\x08[\x01-\x14][\x12\x1a\x22\x3a\x42]", "an ONNX or Core ML model", RESAVE),
+    _foreign(rb"([\x81-\x8f]|\xde..|\xdf....)[\xa0-\xbf\xd9]", "a msgpack file, as Flax writes weights", RESAVE),
+    _foreign(rb"\x00{64}", "zeros at its beginning: its copy broke off", AGAIN),
+)
+
+
+def read(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, mapped from the file where its format allows it. On device 'meta' only headers are read.
+
+    `file` may be the index of a checkpoint in several files. Raises UserError for what is not a checkpoint.
+    """
+    if file.name.endswith(INDEX):
+        return {name: tensor for part in shards(file) for name, tensor in read(part, device).items()}
+    try:
+        kind = _kind(file)
+        if kind == "safetensors":
+            named: Any = _map(file) if device == "cpu" else _shapes(file)
+        else:
+            named = _unpickle(file, device, mapped=kind == "zip")
+    except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        if "weights_only" in reason or "TorchScript" in reason:
+            reason = PICKLED
+        raise UserError(f"model.pretrained: {file} does not load: {reason}") from None
+    tensors = {WRAPPERS.sub("", str(name)): value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"model.pretrained: {file} holds no tensors by name; save a model's state dict")
+    return tensors
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names. Raises UserError when one is not there."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        parts = [index.parent / Path(name).name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"model.pretrained: {index} has no readable weight_map, which names the weights files; {AGAIN}") from None
+    if absent := [part.name for part in parts if not part.is_file()]:
+        listed = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        raise UserError(
+            f"model.pretrained: {index.parent} lacks {listed}, which {index.name} names; copy all parts into one folder"
+        )
+    return parts
+
+
+def _kind(file: Path) -> str:
+    """'safetensors', 'zip' or 'old', from a file's first bytes. Raises UserError, with the cure, for every other kind."""
+    with file.open("rb") as opened:
+        head = opened.read(HEAD)
+    size = file.stat().st_size
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length <= HEADER_LIMIT:
+        _check_safetensors(file, length, size)
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        _check_zip(file)
+        return "zip"
+    if head.startswith(OLD_TORCH):
+        return "old"
+    raise UserError(f"model.pretrained: {file} does not load: it is {_describe(head, size)}")
+
+
+def _check_safetensors(file: Path, length: int, size: int) -> None:
+    """Raise UserError for a safetensors file whose end is missing; `length` is that of its header."""
+    expected = 8 + length
+    if expected <= size:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(expected)[8:])
+        expected += max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    if size < expected:
+        raise UserError(
+            f"model.pretrained: {file} does not load: it is a safetensors file of {expected:,} bytes or more, of which only "
+            f"{size:,} are there; {AGAIN}"
+        )
+
+
+def _check_zip(file: Path) -> None:
+    """Raise UserError for a zip archive that torch.save did not write, or whose end is missing."""
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"model.pretrained: {file} does not load: it is a zip archive whose end is missing; {AGAIN}")
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    if any(name.endswith("constants.pkl") for name in names):
+        raise UserError(f"model.pretrained: {file} does not load: it is a TorchScript program: {PICKLED}")
+    if not any(Path(name).name == "data.pkl" for name in names):
+        what = "a NumPy archive" if any(name.endswith(".npy") for name in names) else f"a zip archive of {', '.join(names[:3])}"
+        raise UserError(f"model.pretrained: {file} does not load: it is {what}, which torch.save did not write; {RESAVE}")
+
+
+def _describe(head: bytes, size: int) -> str:
+    """What a file that is no checkpoint is, and the cure."""
+    if not size:
+        return f"empty; {AGAIN}"
+    for foreign in FOREIGN:
+        if foreign.begins.match(head):
+            real = re.search(rb"^size (\d+)$", head, re.MULTILINE) if foreign.what.startswith("a git-LFS") else None
+            extent = f" ({size:,} bytes, where the weights have {int(real[1]):,})" if real else ""
+            return f"{foreign.what}{extent}; {foreign.cure}"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return f"a pickle that torch.save did not write: {PICKLED}"
+    if re.match(rb"\s*[\[{]", head) and b'"' in head:
+        return "JSON text, not weights; give the weights file, or the folder that holds both"
+    text = head[:40].decode("utf-8", "replace")
+    if "\ufffd" not in text and "\0" not in text:
+        return f"text that begins with {text[:20]!r}; give a weights file (.safetensors, or a state dict of torch.save)"
+    return f"of an unknown kind (it begins with the bytes {head[:8].hex(' ')}); give .safetensors, or a state dict of torch.save"
+
+
+def _unpickle(file: Path, device: str, mapped: bool) -> dict[Any, Any]:
+    """The state dict in a file of torch.save. The old format has no header of its own: it is read whole."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
+        checkpoint = torch.load(file, map_location=device if mapped else "cpu", weights_only=True, mmap=mapped)
+    state = checkpoint if isinstance(checkpoint, dict) else {}
+    state = next((state[name] for name in WITHIN if isinstance(state.get(name), dict)), state)
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()}
+
+
+def _map(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, in one mapping for each tower.
+
+    A mapping lasts as long as any of its tensors. A run that drops the image tower then holds no pages of it any more.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for visual in (True, False):
+        with safe_open(file, "pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys() if name.startswith("vis") == visual}  # noqa: SIM118
+    return tensors
+
+
+def _shapes(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file without their values, on device 'meta'."""
+    tensors: dict[str, torch.Tensor] = {}
+    with safe_open(file, "pt") as opened:
+        for name in opened.keys():  # noqa: SIM118
+            part = opened.get_slice(name)
+            tensors[name] = torch.empty(part.get_shape(), dtype=DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
+    return tensors
