@@ -15,11 +15,11 @@ import numpy as np
 from flora_hpc.errors import UserError
 from flora_hpc.records import disk, split, superblock
 from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
-from flora_hpc.records.schema import SCHEMA, TABLES, Rows
+from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, Rows
 
 CHUNK_ROWS = 256
 SPARE_BYTES = 2**16  # room at its end for what HDF5 may write there: a file that it could not flush it cannot close either
-STATUS = h5py.string_dtype("utf-8", 16)  # of a fixed length it can be changed while readers look on
+STATUS, SCREEN = h5py.string_dtype("utf-8", 16), h5py.string_dtype("utf-8", 128)  # of fixed length: changed while readers look on
 BY_ROUND = ("rounds", "ranks", "clients")  # tables whose rows belong to a round
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py makes of it
 PAUSES = (0.02, 0.05, 0.1, 0.2)  # seconds between attempts; a round is written in a few milliseconds
@@ -36,7 +36,7 @@ class Writer:
         if path.exists() and not info.earlier:
             raise FileExistsError(f"{path} is there already")
         new = path.with_name(f"{path.name}.part")  # a run that is killed meanwhile leaves no half file
-        self._file = h5py.File(new, "w", libver="latest")
+        self._file = h5py.File(new, "w", libver=FORMAT)
         try:
             with self._let_go_of_what_fails():
                 self._begin(info)
@@ -73,10 +73,14 @@ class Writer:
         }
         self._file.attrs.update(attributes)
         self._file.attrs.create("status", "running", dtype=STATUS)
+        self._file.attrs.create("screen", "", dtype=SCREEN)
         self._tables = {  # looked up once: by name in every round, they would take longer than what is written
             name: self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
             for name, dtype in TABLES.items()
         }
+        for name, fields in COLUMNS.items():
+            of_columns = {"column": [field.name for field in fields], "unit": [field.unit for field in fields]}
+            self._tables[name].attrs.update(of_columns | {"description": [field.meaning for field in fields]})
         if info.split is not None:
             split.write(self._file, info.split)
         self._append("topology", info.topology)
