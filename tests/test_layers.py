@@ -20,10 +20,10 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["configfile"],
     ["config"],
     ["plugins"],
-    ["seeds", "errors"],
+    ["seeds", "screen", "errors"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
-NO_TORCH = ["config", "configfile", "plugins", "seeds", "errors", "cohort", "records"]
+NO_TORCH = ["config", "configfile", "plugins", "seeds", "screen", "errors", "cohort", "records"]
 
 
 def part(path: Path) -> str:

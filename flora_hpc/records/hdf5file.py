@@ -32,7 +32,7 @@ class Writer:
     """
 
     def __init__(self, path: Path, info: RunInfo) -> None:
-        self._path, self._lost = path, False
+        self._path, self._lost, self._screen = path, False, ""
         if path.exists() and not info.earlier:
             raise FileExistsError(f"{path} is there already")
         new = path.with_name(f"{path.name}.part")  # a run that is killed meanwhile leaves no half file
@@ -71,7 +71,7 @@ class Writer:
             "setup_seconds": info.setup_seconds,
             "resumed_after": json.dumps(info.earlier.resumed_after if info.earlier else []),
         }
-        self._file.attrs.update(attributes)
+        self._file.attrs.update({name: _text(value) for name, value in attributes.items()})
         self._file.attrs.create("status", "running", dtype=STATUS)
         self._file.attrs.create("screen", "", dtype=SCREEN)
         self._tables = {  # looked up once: by name in every round, they would take longer than what is written
@@ -121,6 +121,13 @@ class Writer:
         self._append("clients", record.clients)
         self._append("ranks", record.ranks)
         self._append("rounds", record.row)
+
+    def note_screen(self, loss: str) -> None:
+        """Note what of the run's output was lost or changed, and why."""
+        if loss != self._screen and not self._lost:
+            with self._let_go_of_what_fails():
+                self._file.attrs.modify("screen", np.bytes_(loss.encode()[: SCREEN.itemsize]))
+            self._screen = loss
 
     def close(self, status: str) -> None:
         """Note how the run ended: finished, stopped, interrupted or failed. A file that was let go of stays as it is."""
@@ -187,6 +194,11 @@ def _read_once(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[s
     last = tables["rounds"]["round"].max(initial=-1)
     ends = {name: np.searchsorted(tables[name]["round"], last, "right") for name in BY_ROUND if name in tables}  # rounds ascend
     return attributes, {name: rows[: ends.get(name)] for name, rows in tables.items()}
+
+
+def _text(value: Any) -> Any:
+    """What HDF5 takes as UTF-8, which has no lone surrogates: Python's sign for a byte of a file name that is no text."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:
