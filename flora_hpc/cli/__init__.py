@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import typer
 
+from flora_hpc import screen
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm, watch
 from flora_hpc.cli._job import LATER
 from flora_hpc.comm import launch
@@ -47,11 +48,14 @@ def main() -> NoReturn:
     except UserError:
         me = launch.Launch()
     speaks = me.rank == 0
+    screen.protect()
     if not speaks:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the process lives
     try:
         result = app(standalone_mode=False)
         code = result if isinstance(result, int) else 0  # what a command gave to typer.Exit
+    except screen.ReaderGoneError:
+        code = 0
     except UserError as error:
         code = 2
         if speaks:

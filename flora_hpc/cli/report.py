@@ -113,7 +113,7 @@ def _write(page: Path, text: str) -> None:
     """Whole or not at all."""
     part = page.with_name(f".{page.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(page)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from flora_hpc import screen
 from flora_hpc.cli._args import Run
 from flora_hpc.cli._table import plain_rows, show_table
 from flora_hpc.errors import UserError
@@ -43,6 +44,7 @@ def show(
     if (as_csv or parquet) and len(chosen) != 1:
         option = "--csv" if as_csv else "--parquet"
         raise UserError(f"{option}: name one table: --rounds, --ranks, --clients or --topology")
+    screen.needs_reader()
     opened = open_run(run, chosen or (tuple(named) if as_json else ("ranks", "topology")))
     tables = {name: opened.tables[name][-last if last else 0 :] for name in chosen or opened.tables}
     if as_json:
@@ -104,6 +106,7 @@ def write_json(run: OpenRun, tables: dict[str, Rows]) -> None:
 
 def write_csv(table: Rows) -> None:
     """One table; what is not known is empty."""
+    screen.for_programs()
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(table.dtype.names or ())
     writer.writerows(plain_rows(table))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flora_hpc import configfile, plugins
+from flora_hpc import configfile, plugins, screen
 from flora_hpc.cli import _idle, _jobscript
 from flora_hpc.cli._args import ConfigFile, Overrides, whole_numbers
 from flora_hpc.comm import mpilibrary
@@ -93,7 +93,11 @@ def slurm(
     for warning in _idle.warnings(configs, job.num_tasks, job.gpus_per_node, job.ntasks_per_node):
         print(f"warning: {warning}", file=sys.stderr)
     script = _jobscript.render(job, command)
-    print(hand_in(script) if submit else script, end="")
+    if submit:
+        print(hand_in(script), end="")
+    else:
+        screen.for_programs()
+        print(script, end="")
 
 
 def check_config(config: Path, job: _jobscript.Job) -> list[Config]:
@@ -113,7 +117,7 @@ def library() -> mpilibrary.Library | None:
 def hand_in(script: str) -> str:
     """Submit a script: what sbatch says. Raises UserError when there is no sbatch, or when it refuses."""
     try:
-        result = subprocess.run(["sbatch"], input=script, capture_output=True, text=True)
+        result = subprocess.run(["sbatch"], input=script, capture_output=True, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UserError(
             f"--submit: sbatch cannot be started here ({error.strerror}); do this on a login node of the cluster, "

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from flora_hpc import screen
 from flora_hpc.cli._args import Run, View, has_terminal
 from flora_hpc.records import views
 from flora_hpc.records.facts import facts
@@ -44,6 +45,7 @@ def watch(
 
     Exit codes: 0 finished, 75 stopped, else 1; after Ctrl-C, which does not end the run, 130.
     """
+    screen.needs_reader()
     live = view == View.live or (view == View.auto and has_terminal())
     console = Console(highlight=False, force_terminal=True if live else None)
     say = Sayer(console)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flora_hpc import screen
 from flora_hpc.errors import UserError
 from flora_hpc.records import disk
 from flora_hpc.records.hdf5file import Writer
@@ -33,11 +34,13 @@ class Hdf5:
         assert self._writer is not None
         with self._telling_why():
             self._writer.add(record)
+            self._writer.note_screen(screen.loss())
 
     def ended(self, status: str) -> None:
         """A run that failed is not told again that its file cannot be written: what ended it counts."""
         if self._writer is not None:
             with self._telling_why() if status in ("finished", "stopped") else suppress(OSError, RuntimeError):
+                self._writer.note_screen(screen.loss())
                 self._writer.close(status)
 
     @contextmanager

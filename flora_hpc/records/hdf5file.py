@@ -15,11 +15,11 @@ import numpy as np
 from flora_hpc.errors import UserError
 from flora_hpc.records import disk, split, superblock
 from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
-from flora_hpc.records.schema import SCHEMA, TABLES, Rows
+from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, Rows
 
 CHUNK_ROWS = 256
 SPARE_BYTES = 2**16  # room at its end for what HDF5 may write there: a file that it could not flush it cannot close either
-STATUS = h5py.string_dtype("utf-8", 16)  # of a fixed length it can be changed while readers look on
+STATUS, SCREEN = h5py.string_dtype("utf-8", 16), h5py.string_dtype("utf-8", 128)  # of fixed length: changed while readers look on
 BY_ROUND = ("rounds", "ranks", "clients")  # tables whose rows belong to a round
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py makes of it
 PAUSES = (0.02, 0.05, 0.1, 0.2)  # seconds between attempts; a round is written in a few milliseconds
@@ -32,11 +32,11 @@ class Writer:
     """
 
     def __init__(self, path: Path, info: RunInfo) -> None:
-        self._path, self._lost = path, False
+        self._path, self._lost, self._screen = path, False, ""
         if path.exists() and not info.earlier:
             raise FileExistsError(f"{path} is there already")
         new = path.with_name(f"{path.name}.part")  # a run that is killed meanwhile leaves no half file
-        self._file = h5py.File(new, "w", libver="latest")
+        self._file = h5py.File(new, "w", libver=FORMAT)
         try:
             with self._let_go_of_what_fails():
                 self._begin(info)
@@ -73,12 +73,16 @@ class Writer:
             "resumed_after": json.dumps(info.earlier.resumed_after if info.earlier else []),
             "extended_after": json.dumps(info.earlier.extended_after if info.earlier else []),
         }
-        self._file.attrs.update(attributes)
+        self._file.attrs.update({name: _text(value) for name, value in attributes.items()})
         self._file.attrs.create("status", "running", dtype=STATUS)
+        self._file.attrs.create("screen", "", dtype=SCREEN)
         self._tables = {  # looked up once: by name in every round, they would take longer than what is written
             name: self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
             for name, dtype in TABLES.items()
         }
+        for name, fields in COLUMNS.items():
+            of_columns = {"column": [field.name for field in fields], "unit": [field.unit for field in fields]}
+            self._tables[name].attrs.update(of_columns | {"description": [field.meaning for field in fields]})
         if info.split is not None:
             split.write(self._file, info.split)
         self._append("topology", info.topology)
@@ -119,6 +123,13 @@ class Writer:
         self._append("clients", record.clients)
         self._append("ranks", record.ranks)
         self._append("rounds", record.row)
+
+    def note_screen(self, loss: str) -> None:
+        """Note what of the run's output was lost or changed, and why."""
+        if loss != self._screen and not self._lost:
+            with self._let_go_of_what_fails():
+                self._file.attrs.modify("screen", np.bytes_(loss.encode()[: SCREEN.itemsize]))
+            self._screen = loss
 
     def close(self, status: str) -> None:
         """Note how the run ended: finished, stopped, interrupted or failed. A file that was let go of stays as it is."""
@@ -187,6 +198,11 @@ def _read_once(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[s
     last = tables["rounds"]["round"].max(initial=-1)
     ends = {name: np.searchsorted(tables[name]["round"], last, "right") for name in BY_ROUND if name in tables}  # rounds ascend
     return attributes, {name: rows[: ends.get(name)] for name, rows in tables.items()}
+
+
+def _text(value: Any) -> Any:
+    """What HDF5 takes as UTF-8, which has no lone surrogates: Python's sign for a byte of a file name that is no text."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

@@ -1,84 +1,132 @@
-"""The tables of run.h5, column by column. Change one and raise SCHEMA.
+"""The tables and attributes of run.h5: name, type, unit and meaning of each. Change one and raise SCHEMA.
 
 Three byte counts, never mixed: uplink and downlink are what a federation would send (payload x clients); collective is what
 ranks handed to collectives. Waiting for slow ranks is `wait_seconds`, never communication.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-SCHEMA = 4  # since 4 there is also /split, see `records.split`
+SCHEMA = 5  # since 5 columns have a unit and a description in the file; since 4 there is also /split, see `records.split`
+FORMAT = ("v110", "v110")  # what HDF5 1.10 reads, the oldest that can be read while it is written; newer ones it cannot open
 TEXT = h5py.string_dtype("utf-8", 64)
 
-# `round` 0 is the state before training. Seconds are means over ranks and cover all wall time since the round before:
+
+class Field(NamedTuple):
+    """A column of a table, or an attribute of the file."""
+
+    name: str
+    type: str  # of numpy, or text
+    unit: str  # 1: a number without unit; empty for texts
+    meaning: str
+
+
+def _seconds(*fields: tuple[str, str]) -> tuple[Field, ...]:
+    return tuple(Field(f"{name}_seconds", "float64", "s", meaning) for name, meaning in fields)
+
+
+# Seconds of /rounds are means over ranks and cover all wall time since the round before:
 # batch + train + sum + wait + comm + server + eval + log = round, but for the loop between them.
-ROUNDS = np.dtype(
-    [
-        ("round", "i4"),
-        ("num_clients", "i4"),  # clients that trained
-        ("num_rejected", "i4"),  # of these, left out of the average: their update was not finite or too large
-        ("num_examples", "i8"),
-        ("train_loss", "f8"),  # mean over examples; NaN in round 0
-        ("test_accuracy", "f8"),  # 0..1; NaN when not evaluated
-        ("client_accuracy_mean", "f8"),  # of clients tested on their own mix of classes; NaN without evaluate.per_client
-        ("client_accuracy_std", "f8"),
-        ("client_accuracy_min", "f8"),
-        ("worst_client", "i8"),  # who has that minimum; -1 when not evaluated
-        ("uplink_bytes", "i8"),
-        ("downlink_bytes", "i8"),
-        ("collective_bytes", "i8"),
-        ("batch_seconds", "f8"),  # who trains, in which groups, on which examples; before schema 3, within train
-        ("train_seconds", "f8"),  # tensor work alone
-        ("sum_seconds", "f8"),  # exact sums of updates, and a row for each client
-        ("wait_seconds", "f8"),
-        ("comm_seconds", "f8"),
-        ("server_seconds", "f8"),
-        ("eval_seconds", "f8"),
-        ("log_seconds", "f8"),  # digest, reports, handing the round before to a thread that writes it
-        ("round_seconds", "f8"),
-    ]
+PHASES = _seconds(
+    ("batch", "who trains, in which groups, on which examples; before schema 3, within train_seconds"),
+    ("train", "tensor work of training alone"),
+    ("sum", "exact sums of updates, and a row for each client; before schema 3, within train_seconds"),
+    ("wait", "in collectives, until the last rank came"),
+    ("comm", "in collectives, as the rank spends that comes last"),
+    ("server", "the server's rule"),
+    ("eval", "test of the adapter"),
+    ("log", "digest, reports, handing the round before to a thread that writes it"),
+    ("round", "wall time since the round before; the other phases add up to it"),
+)
+BYTES = (
+    Field("uplink_bytes", "int64", "byte", "updates that clients would send to the server"),
+    Field("downlink_bytes", "int64", "byte", "adapters that clients would receive from the server"),
+)
+COLLECTIVE = Field("collective_bytes", "int64", "byte", "what ranks handed to collectives of their backend")
+
+COLUMNS: dict[str, tuple[Field, ...]] = {
+    "rounds": (
+        Field("round", "int32", "1", "number of the round; 0 is the state before training"),
+        Field("num_clients", "int32", "1", "clients that trained"),
+        Field("num_rejected", "int32", "1", "of these, left out of the average: their update was not finite or too large"),
+        Field("num_examples", "int64", "1", "training examples of these clients"),
+        Field("train_loss", "float64", "1", "mean over the examples seen; NaN in round 0"),
+        Field("test_accuracy", "float64", "1", "share of test images that are right, 0 to 1; NaN when not evaluated"),
+        Field("client_accuracy_mean", "float64", "1", "mean accuracy of clients on their own mix; NaN without evaluate.per_client"),
+        Field("client_accuracy_std", "float64", "1", "standard deviation of these accuracies"),
+        Field("client_accuracy_min", "float64", "1", "lowest of these accuracies"),
+        Field("worst_client", "int64", "1", "client that has the lowest one; -1 when not evaluated"),
+        *BYTES,
+        COLLECTIVE,
+        *PHASES,
+    ),
+    "ranks": (
+        Field("round", "int32", "1", "number of the round"),
+        Field("rank", "int32", "1", "number of the rank"),
+        Field("num_clients", "int32", "1", "clients that this rank trained"),
+        *PHASES,
+        COLLECTIVE,
+        Field("peak_memory_bytes", "int64", "byte", "largest resident set of the process since it started"),
+    ),
+    "clients": (
+        Field("round", "int32", "1", "number of the round"),
+        Field("client", "int64", "1", "number of the client"),
+        Field("rank", "int32", "1", "rank that trained it"),
+        Field("group", "int32", "1", "clients of one group were trained in one batch of tensors"),
+        Field("num_examples", "int32", "1", "training examples that the client holds"),
+        Field("num_steps", "int32", "1", "steps of its optimizer in this round"),
+        Field("weight", "int64", "1", "in the average; 0 when the update was not finite or too large and was left out"),
+        Field("train_loss", "float32", "1", "mean over the examples seen"),
+        Field("update_norm", "float32", "1", "Euclidean length of the update"),
+        Field("train_seconds", "float32", "s", "its share, by steps, of the time of its group (batch, train and sum)"),
+        *BYTES,
+    ),
+    "topology": (
+        Field("rank", "int32", "1", "number of the rank"),
+        Field("host", "text", "", "name of its node"),
+        Field("local_rank", "int32", "1", "its place on that node"),
+        Field("device", "text", "", "what it computes on"),
+        Field("num_threads", "int32", "1", "threads that it computes with"),
+    ),
+}
+
+ATTRIBUTES = (
+    Field("schema", "int64", "1", "version of these tables"),
+    Field("status", "text", "", "running, finished, stopped by a signal, interrupted or failed; of a fixed length, bytes to h5py"),
+    Field(
+        "screen", "text", "", "why part of the run's output was lost or changed; empty when all of it was shown; of a fixed length"
+    ),
+    Field("seed", "int64", "1", "seed of every random number"),
+    Field("config", "text", "", "YAML, every default written out: save it and run it again"),
+    Field("versions", "text", "", "JSON: versions and settings of what decides the numbers"),
+    Field("launcher", "text", "", "what started the ranks"),
+    Field("backend", "text", "", "what the ranks communicate with"),
+    Field("world_size", "int64", "1", "ranks"),
+    Field("dataset", "text", "", "name of the dataset"),
+    Field("features", "text", "", "file of the image features; memory; or empty for methods that see pixels"),
+    Field("features_made_by", "text", "", "JSON: versions and device that computed the features, and when"),
+    Field("num_features_computed", "int64", "1", "images encoded before round 0; 0 when all came from the store"),
+    Field("num_damaged", "int64", "1", "images left out because they cannot be decoded"),
+    Field("left_out", "text", "", "JSON: files that are no images of the dataset, reason and number"),
+    Field("warnings", "text", "", "JSON: sentences that were shown before round 0"),
+    Field("num_clients", "int64", "1", "registered clients"),
+    Field("num_params", "int64", "1", "numbers that one client trains; of the largest one, where they differ"),
+    Field("payload_bytes", "int64", "byte", "an update as float32; of the largest client, where they differ"),
+    Field("how", "text", "", "what is computed how"),
+    Field("group_size", "int64", "1", "clients of a group at most"),
+    Field("num_groups", "int64", "1", "groups of a round"),
+    Field("setup_seconds", "float64", "s", "from the start of the program to round 0"),
+    Field("resumed_after", "text", "", "JSON: the last round before each time that the run went on; -1 for none"),
 )
 
-RANKS = np.dtype(
-    [
-        ("round", "i4"),
-        ("rank", "i4"),
-        ("num_clients", "i4"),
-        ("batch_seconds", "f8"),
-        ("train_seconds", "f8"),
-        ("sum_seconds", "f8"),
-        ("wait_seconds", "f8"),
-        ("comm_seconds", "f8"),
-        ("server_seconds", "f8"),
-        ("eval_seconds", "f8"),
-        ("log_seconds", "f8"),
-        ("round_seconds", "f8"),
-        ("collective_bytes", "i8"),
-        ("peak_memory_bytes", "i8"),  # of the process (resident set), since it started
-    ]
-)
 
-CLIENTS = np.dtype(
-    [
-        ("round", "i4"),
-        ("client", "i8"),
-        ("rank", "i4"),
-        ("group", "i4"),  # clients of one group were trained in one batch of tensors
-        ("num_examples", "i4"),
-        ("num_steps", "i4"),
-        ("weight", "i8"),  # in the average; 0 when the update was not finite or too large and was left out
-        ("train_loss", "f4"),  # mean over the examples seen
-        ("update_norm", "f4"),  # Euclidean
-        ("train_seconds", "f4"),  # its share of its group's time, by steps
-        ("uplink_bytes", "i8"),
-        ("downlink_bytes", "i8"),
-    ]
-)
+def _dtype(fields: tuple[Field, ...]) -> np.dtype[Any]:
+    return np.dtype([(field.name, TEXT if field.type == "text" else field.type) for field in fields])
 
-TOPOLOGY = np.dtype([("rank", "i4"), ("host", TEXT), ("local_rank", "i4"), ("device", TEXT), ("num_threads", "i4")])
 
-TABLES: dict[str, np.dtype[Any]] = {"rounds": ROUNDS, "ranks": RANKS, "clients": CLIENTS, "topology": TOPOLOGY}
+TABLES: dict[str, np.dtype[Any]] = {name: _dtype(fields) for name, fields in COLUMNS.items()}
+ROUNDS, RANKS, CLIENTS, TOPOLOGY = TABLES.values()

@@ -29,7 +29,7 @@ def write(file: h5py.File, split: Split) -> None:
     group["client"] = split.clients
     counts = split.counts.astype(np.min_scalar_type(int(split.counts.max(initial=0))))
     group.create_dataset("counts", data=counts, **({"compression": "gzip"} if counts.size else {}))
-    names = [name.encode() for name in split.classes]
+    names = [name.encode(errors="backslashreplace") for name in split.classes]  # bytes of a folder name may be no text
     group.create_dataset("class", data=np.array(names, h5py.string_dtype("utf-8", max(map(len, names), default=1) or 1)))
 
 

@@ -60,7 +60,7 @@ def open_file(path: Path, file: BinaryIO) -> h5py.File:
     """HDF5's view of `file`, which lies at `path`. For a damaged one raises what h5py does, or ValueError."""
     head = first_block(file)
     if not marked(head):
-        return h5py.File(path, "r", libver="latest", locking=False)
+        return h5py.File(path, "r", locking=False)
     size = os.fstat(file.fileno()).st_size + GROWTH  # which a writer notes only when it closes
     unmarked = head[:FLAGS] + b"\0" + head[FLAGS + 1 : SIZE] + size.to_bytes(8, "little") + head[SIZE + 8 : CHECKED]
     return h5py.File(Unmarked(file, unmarked + lookup3(unmarked).to_bytes(4, "little"), size), "r")

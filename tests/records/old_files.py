@@ -17,7 +17,7 @@ def write_old(path: Path, schema: int, records: list[RoundRecord]) -> None:
     """A finished run of that schema, with the columns and the attributes that it had."""
     lacking = (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
     parts = {"rounds": "row", "ranks": "ranks", "clients": "clients"}
-    with h5py.File(path, "w", libver="latest") as file:
+    with h5py.File(path, "w", libver="latest") as file:  # until schema 4; HDF5 1.10 cannot read these
         file.attrs.update(
             schema=schema, status="finished", seed=7, config=CONFIG, versions="{}", launcher="mpich", backend="mpi", world_size=2,
             num_clients=40, num_params=25, payload_bytes=100, group_size=2, setup_seconds=1.5,

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +165,69 @@ def test_a_run_is_found_by_its_directory_or_its_file(finished: Path) -> None:
 def test_an_earlier_run_is_not_written_over(finished: Path) -> None:
     with pytest.raises(FileExistsError):
         Writer(finished, run_info())
+
+
+# --- for other programs
+
+NEWEST = {0x01: 2, 0x03: 3, 0x08: 4, 0x0C: 3}  # of HDF5 1.10: dataspace, datatype, data layout, attribute
+
+
+def versions(data: bytes, address: int) -> list[tuple[int, int]]:
+    """Type and version of each message of an object header (HDF5 File Format Specification, version 3, IV.A.1.b)."""
+    assert data[address : address + 5] == b"OHDR\2"
+    flags = data[address + 5]
+    start = address + 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
+    width, fixed = 1 << (flags & 3), 6 if flags & 4 else 4
+    blocks = [(start + width, int.from_bytes(data[start : start + width], "little"))]
+    messages = []
+    for at, length in blocks:
+        end = at + length
+        while at + fixed <= end:
+            kind, size, body = data[at], int.from_bytes(data[at + 1 : at + 3], "little"), at + fixed
+            if kind == 0x10:  # the header goes on elsewhere, between a signature and a checksum
+                where, much = (int.from_bytes(data[body + i : body + i + 8], "little") for i in (0, 8))
+                blocks.append((where + 4, much - 8))
+            messages.append((kind, data[body] >> 4 if kind == 0x03 else data[body]))  # a datatype shares the byte with its class
+            at = body + size
+    return messages
+
+
+def test_the_file_has_nothing_that_hdf5_1_10_does_not_know(finished: Path) -> None:
+    data = finished.read_bytes()
+    assert data[8] == 3, "the superblock's version"
+    with h5py.File(finished) as file:
+        addresses = {
+            name: h5py.h5o.get_info(file[name].id).addr for name in (*COLUMNS, "split/client", "split/counts", "split/class")
+        }
+    for name, address in addresses.items():
+        told = versions(data, address)
+        assert {0x01, 0x03, 0x08} <= {kind for kind, _ in told}, name
+        assert all(version <= NEWEST[kind] for kind, version in told if kind in NEWEST), (name, told)
+
+
+@pytest.mark.skipif(not shutil.which("h5dump"), reason="needs HDF5's tools")
+def test_hdf5s_own_tools_read_it(finished: Path) -> None:
+    """In CI those of HDF5 1.10, Debian's hdf5-tools."""
+    listed = subprocess.run(["h5ls", "-r", finished], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert re.search(r"/rounds +Dataset \{3/Inf\}", listed)
+    assert "ERROR" not in listed
+    dumped = subprocess.run(["h5dump", "-d", "/rounds", finished], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert '"round_seconds"' in dumped
+    assert 'ATTRIBUTE "unit"' in dumped
+    assert "0.25" in dumped.split("DATA {")[1], "the accuracy after round 1"
+
+
+@pytest.mark.skipif(not shutil.which("h5clear"), reason="needs HDF5's tools")
+def test_hdf5s_own_tools_read_a_copy_of_a_run_that_goes_on(path: Path) -> None:
+    """As run-file.md says, once the mark of its writer is lifted."""
+    writer = Writer(path, run_info())
+    for number in range(3):
+        writer.add(round_record(number))
+    copied = shutil.copy(path, path.with_name("copy.h5"))
+    writer.close("finished")
+    subprocess.run(["h5clear", "-s", "--increment=0", copied], check=True, timeout=60)
+    dumped = subprocess.run(["h5dump", "-d", "/rounds", copied], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "(2): {" in dumped
 
 
 # --- while it is written

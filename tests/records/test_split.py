@@ -58,3 +58,13 @@ def test_a_damaged_split_is_refused(tmp_path: Path) -> None:
         del file["split/counts"]
     with pytest.raises(UserError, match="its /split cannot be read"):
         split.read(tmp_path / "run.h5")
+
+
+def test_names_that_are_no_text_are_kept_apart(tmp_path: Path) -> None:
+    """Folders whose names are not UTF-8, and what JSON calls a lone surrogate."""
+    odd = Split(np.arange(2), np.ones((2, 3), np.int64), ("caf\udce9", "caf\udce8", "\ud800"))
+    Writer(tmp_path / "run.h5", run_info(dataset="d\ud800", split=odd)).close("finished")
+    found = split.read(tmp_path / "run.h5")
+    assert found is not None
+    assert found.classes == ("caf\\udce9", "caf\\udce8", "\\ud800")
+    assert open_run(tmp_path).attributes["dataset"] == "d\\ud800"

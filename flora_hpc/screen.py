@@ -1,0 +1,130 @@
+"""Standard output and standard error of which nothing ends a run: no reader that leaves, no full disk, no missing character."""
+
+import codecs
+import io
+import os
+import select
+import sys
+import unicodedata
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+LABELS = {"stdout": "standard output", "stderr": "standard error"}
+NEAREST = {"→": "->", "←": "<-"} | dict(
+    zip("µμ×·•–—−‘’“”■▁▂▃▄▅▆▇█", "uux.*---''\"\"#_.-=+*##", strict=True)  # noqa: RUF001 -- they are meant
+)
+BLOCKS, BRAILLE = range(0x2580, 0x25A0), range(0x2800, 0x2900)  # code points
+LINES = {"HORIZONTAL": "-", "VERTICAL": "|"}  # of Unicode's names of lines and corners
+
+
+class ReaderGoneError(Exception):
+    """Nobody reads what a command prints, and printing is all that it does."""
+
+
+class Screen(io.TextIOWrapper):
+    """A text stream that takes all that is written to it. What it cannot pass on it drops or replaces, and it remembers why."""
+
+    def __init__(self, name: str, stream: io.TextIOWrapper) -> None:
+        """`name` is stdout or stderr; `stream` is what it was so far."""
+        self._label, self._replaced, self.raw = LABELS[name], False, Raw(stream.buffer)
+        self._stream = stream  # which would close its file when it is gone
+        handler = f"flora_hpc.{name}"
+        codecs.register_error(handler, self._replace)
+        super().__init__(
+            self.raw if stream.write_through else io.BufferedWriter(self.raw),  # type: ignore[type-var]  # as `python -u` does it
+            encoding=stream.encoding,
+            errors=handler,
+            newline="\n",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+    def _replace(self, error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        self._replaced = True
+        return "".join(map(nearest, error.object[error.start : error.end])), error.end
+
+    @property
+    def loss(self) -> str:
+        """What was dropped or replaced, and why; or nothing."""
+        parts = [f"lost ({self.raw.why})"] if self.raw.why else []
+        parts += [f"has characters replaced that {self.encoding} lacks"] if self._replaced else []
+        return f"{self._label}: {', '.join(parts)}" if parts else ""
+
+
+class Raw(io.RawIOBase):
+    """The bytes below a screen. Each write is tried once: a disk may have room again later."""
+
+    def __init__(self, buffer: BinaryIO) -> None:
+        self._raw: Any = getattr(buffer, "raw", buffer)
+        self.why, self.needs_reader = "", False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self._raw.fileno())
+
+    def isatty(self) -> bool:
+        return bool(self._raw.isatty())
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while len(rest):
+                written = self._raw.write(rest)
+                if written is None:  # a launcher made it non-blocking, and it is full
+                    select.select([], [self.fileno()], [])
+                rest = rest[written or 0 :]
+        except (OSError, ValueError) as error:  # ValueError: somebody closed it
+            first, self.why = not self.why, self.why or getattr(error, "strerror", None) or str(error)
+            if first and self.needs_reader:
+                raise ReaderGoneError from None
+        return size
+
+
+def nearest(character: str) -> str:
+    """What ASCII has for a character: most often one of the same width, '?' where there is none."""
+    if character in NEAREST:
+        return NEAREST[character]
+    code, name = ord(character), unicodedata.name(character, "")
+    if code in BLOCKS or code in BRAILLE:
+        return "#" if code in BLOCKS else "."
+    if name.startswith("BOX DRAWINGS"):
+        return next((mark for word, mark in LINES.items() if name.endswith(word) and " AND " not in name), "+")
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+
+
+def protect() -> None:
+    """Make screens of standard output and standard error, for as long as the process lives."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened, such as run.h5, would become the screen
+            os.open(os.devnull, os.O_RDWR)
+    for name in LABELS:
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 -- None when it was closed
+        if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, Screen):
+            with suppress(OSError):
+                stream.flush()
+            stream = Screen(name, stream)
+        setattr(sys, name, stream)
+
+
+def needs_reader() -> None:
+    """End this command, quietly, when nobody reads its standard output: printing is all that it does."""
+    if isinstance(sys.stdout, Screen):
+        sys.stdout.raw.needs_reader = True
+
+
+def for_programs() -> None:
+    """Print UTF-8 from here on, and replace nothing, for a program reads it. Names of files keep bytes that are not UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def loss() -> str:
+    """What of this process's output was lost or changed, and why; empty when all of it was passed on."""
+    return "; ".join(stream.loss for stream in (sys.stdout, sys.stderr) if isinstance(stream, Screen) and stream.loss)
