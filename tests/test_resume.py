@@ -24,7 +24,7 @@ SMALL = ["-s", "rounds=4", "-s", "partition.num_clients=5", "-s", "client.group_
 KEEP = ["-s", "client.optimizer_state=keep"]
 OVERLAP = ["-s", "evaluate.overlap=true"]
 QUICK = ["-s", "partition={name: iid, num_clients: 1000, examples_per_client: 32}", "-s", "cohort.size=4", "-s", "client.epochs=1"]
-KILLS = int(os.environ.get("FLORA_HPC_KILLS", "5"))
+KILLS, STARTS = (int(os.environ.get(f"FLORA_HPC_{name}", default)) for name, default in (("KILLS", "5"), ("STARTS", "1")))
 MEASURED = ("round", "num_clients", "num_examples", "train_loss", "test_accuracy", "uplink_bytes")
 
 
@@ -196,6 +196,31 @@ def test_killed_at_any_moment_a_run_goes_on(tmp_path: Path, unbroken: Callable[.
     assert killed > KILLS / 2, "the others had finished"
     resumed(out, *many)
     assert_equal(out, unbroken(*many))
+
+
+def test_of_two_jobs_in_one_directory_one_plays(tmp_path: Path, unbroken: Callable[..., Path]) -> None:
+    """The second one starts at any moment of the first one. FLORA_HPC_STARTS sets how often this is tried."""
+    moments, refused, settings = random.Random(1), 0, [*QUICK, "-s", "rounds=10"]
+    whole = unbroken(*settings)
+    duration = 5.0
+    for number in range(STARTS):
+        out, started = tmp_path / f"run{number}", time.monotonic()
+        words = [sys.executable, "-m", "flora_hpc", *command(out, *settings), "--resume"]
+        jobs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)]
+        time.sleep(moments.uniform(0, duration) * (number > 0))  # the first two start at the same moment
+        jobs += [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)]
+        said = [job.communicate(timeout=400) for job in jobs]
+        duration = time.monotonic() - started
+        codes = sorted(job.returncode for job in jobs)
+        if codes == [0, 2]:
+            (error,) = (error for job, (_, error) in zip(jobs, said, strict=True) if job.returncode)
+            assert f"--out {out}: belongs to a run that goes on: process " in error
+            refused += 1
+        else:
+            assert codes == [0, 0], said
+            assert sum("has finished already" in output for output, _ in said) == 1
+        assert_equal(out, whole)
+    assert refused
 
 
 def test_mistakes(tmp_path: Path, invoke: Callable[..., str], unbroken: Callable[..., Path]) -> None:

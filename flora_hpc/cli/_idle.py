@@ -12,8 +12,8 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     import torch  # takes seconds
 
     from flora_hpc import prepare
-    from flora_hpc.clip import precision
     from flora_hpc.cli.plan import room_for
+    from flora_hpc.clip import precision
     from flora_hpc.clip.load import load
     from flora_hpc.round import groups_of
 

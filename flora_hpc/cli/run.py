@@ -68,7 +68,7 @@ def run(
         resolved, notes = configfile.load(config, overrides)
         for sentence in notes:
             note(sentence)
-        if me.rank == 0:
+        if me.rank == 0 and (out.is_dir() or living.restarts()):  # a start that is killed while ranks connect leaves no new folder
             claim.take(lambda: newest_saved(out))
         return resolved
 
@@ -79,6 +79,8 @@ def run(
                 from flora_hpc.observers import _tracker
 
                 _tracker.check(track)
+            if me.rank == 0:
+                claim.take(lambda: newest_saved(out))
             if comm.rank != 0:
                 return Found()
             if not resume:

@@ -45,10 +45,12 @@ class Claim:
         self._beats: threading.Thread | None = None
 
     def take(self, saved: Callable[[], int] = lambda: -1) -> None:
-        """Become the owner. `saved` tells the newest round that has a checkpoint.
+        """Become the owner, unless this process is it already. `saved` tells the newest round that has a checkpoint.
 
         Raises UserError where a living process owns the directory. Where nothing can be written, `require` says so.
         """
+        if self._number or self._unwritable:
+            return
         try:
             self._take(saved)
         except OSError as error:
