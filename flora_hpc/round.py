@@ -20,7 +20,7 @@ import torch
 from flora_hpc import cohort, evaluate, optimizers, trainer
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.comm.communicator import Communicator
-from flora_hpc.comm.exact import ExactSum
+from flora_hpc.comm.exact import ExactSum, blocks
 from flora_hpc.comm.meter import Meter
 from flora_hpc.comm.stop import Stop
 from flora_hpc.comm.tickets import Tickets
@@ -69,6 +69,7 @@ class State:
     adapter: torch.Tensor  # (num_params,) float32
     server: Any
     optimizers: dict[int, optimizers.State]  # by group; empty unless client.optimizer_state is 'keep'
+    weight: int = 0  # of all updates that the last round of training added up; 0 when every one was rejected
     untested: RoundRecord | None = None  # on rank 0: the round before, if its adapter is tested during this one
 
 
@@ -86,6 +87,7 @@ def play(fed: Federation, comm: Meter, state: State, number: int) -> list[RoundR
         if fed.stop.agreed_to_abandon(comm):
             raise AbandonedError
         comm.allreduce(total.buffer)
+        state.weight = total.total
         with comm.phase("server"):
             if total.total:
                 mean = total.mean().to(state.adapter.device)
@@ -200,10 +202,18 @@ def sum_of(counts: list[Ints]) -> Ints:
     return total
 
 
-def norms(updates: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
-    """Length of what each client trained (num_clients,) float32; numbers that it does not hold have not been trained."""
-    lengths: torch.Tensor = (updates if held is None else updates * held).norm(dim=1)
-    return lengths.cpu()
+def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Length of what each client trained (num_clients,) float64; numbers where its `mask` is False have not been trained.
+
+    In float32, a sum of 151 million squares stops growing: each is less than half the distance to the next float.
+    """
+    squares = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
+    for block in blocks(updates.shape[1], len(updates), updates.device):
+        part = updates[:, block].double()
+        if mask is not None:
+            part *= mask[:, block]
+        squares += part.square_().sum(1)
+    return squares.sqrt_().cpu()
 
 
 def cost(fed: Federation, group: Ints) -> int:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -167,6 +168,7 @@ def play_rounds(
         if not (stopping := fed.stop.agreed(comm)):
             try:
                 records = play(fed, comm, state, number)
+                refuse_empty(config, comm, state, number, partial(observers.rounds, records))
             except AbandonedError:
                 stopping = abandoned = True
         if stopping:
@@ -185,6 +187,15 @@ def play_rounds(
         with comm.phase("log"):
             observers.rounds(records, write)
     observers.settle()
+
+
+def refuse_empty(config: Config, comm: Meter, state: State, number: int, log: Callable[[], None]) -> None:
+    """Raise AgreedError, on every rank, when clients have trained and every update was rejected; `log` keeps that round."""
+    if number == 0 or state.weight:
+        return
+    together(comm, log)
+    cure = f"lower client.lr ({config.client.lr:g}), or look for NaN and infinity in the model's weights and in the data"
+    raise AgreedError(f"round {number}: every client's update was rejected, for none was finite and of a sane size; {cure}")
 
 
 def save_adapter(

@@ -23,7 +23,7 @@ class Trained(NamedTuple):
     """What a group hands back."""
 
     updates: torch.Tensor  # (num_clients, num_params) float32
-    losses: torch.Tensor  # (num_clients,) float32, mean over the examples seen
+    losses: torch.Tensor  # (num_clients,) float64, mean over the examples seen
     num_steps: Ints  # (num_clients,)
     optimizer: State  # what it remembers, to go on from
 
@@ -92,7 +92,7 @@ def train(
     optimizer = OPTIMIZERS[config.optimizer]
     state = optimizer.init(params, config) if state is None else state
     noise_seeds = draw_noise_seeds(batches) if method.noisy else None
-    loss_sum = torch.zeros(num_clients, device=device)
+    loss_sum = torch.zeros(num_clients, dtype=torch.float64, device=device)
     counts = batches.present.sum(2)  # examples of each step and client; on the host, so that no step waits for the device
     examples, present = send(batches.examples, device), send(batches.present, device)
     for step in range(len(examples)):
@@ -108,7 +108,7 @@ def train(
         if method.paired:  # captions that only fill up a short batch compete with nobody
             scores = scores.masked_fill(~there[:, None], torch.finfo(scores.dtype).min / 4)
         loss = LOSSES[config.loss](scores.expand(n, -1, -1), targets, there)
-        loss_sum[:n] += loss.detach() * there.sum(1)
+        loss_sum[:n] += loss.detach().double() * there.sum(1)
         if not loss.requires_grad:  # nothing is trained
             continue
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)

@@ -1,5 +1,8 @@
+import hashlib
+import resource
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,12 +10,13 @@ import torch
 
 from flora_hpc import round as rounds
 from flora_hpc.aggregators import fedavg
+from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
 from flora_hpc.data.inputs import Features
 from flora_hpc.data.shards import Partition
-from flora_hpc.records.known import RoundRecord
+from flora_hpc.records.known import RankReport, RoundRecord
 from flora_hpc.records.views import PHASES
 from tests.test_trainer import linear_method
 
@@ -164,3 +168,108 @@ def test_moments_are_kept_per_group_when_asked_for(kind: str, count: int) -> Non
     if kind == "keep":
         steps = sorted(int(n) for optimizer in state.optimizers.values() for n in optimizer[-1])
         assert steps == [2, 4, 4, 6]  # two rounds of 1, 2, 2 and 3 batches
+
+
+# --- what a client's row says
+
+
+def test_the_length_of_an_update_is_summed_in_float64() -> None:
+    """In float32 a sum of many small squares stops growing."""
+    updates = torch.cat([torch.full((1, 1), 2.0**12), torch.full((1, 10_000_000), 2.0**-12)], dim=1)
+    assert rounds.norms(updates, None).item() == pytest.approx((2.0**24 + 10_000_000 * 2.0**-24) ** 0.5, rel=1e-14)
+    many = torch.full((1, 1), 1e-5).expand(1, 30_000_000)
+    assert rounds.norms(many, None).item() == pytest.approx(1e-5 * 30_000_000**0.5, rel=1e-7)
+
+
+def test_the_length_of_an_update_counts_what_the_client_holds() -> None:
+    """Of 3, 4 and 12, a client that holds the first two has trained a length of 5; one that holds all, 13."""
+    updates = torch.tensor([[3.0, 4.0, 12.0]] * 2)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    assert rounds.norms(updates, mask).tolist() == [5.0, 13.0]
+
+
+def test_numbers_that_a_client_does_not_hold_are_in_no_update_norm() -> None:
+    """It starts with zeros there, far from the adapter's ones; with a tiny step, what it trains hardly moves."""
+    fed, state = federation(lr=1e-6)
+    mask = torch.tensor([True, True, False, False, True, True])
+    fed = replace(fed, method=replace(fed.method, holds=lambda clients: mask.expand(len(clients), -1)))
+    state.adapter += 1
+    lengths = play(fed, state).clients["update_norm"]
+    assert (lengths > 0).all()
+    assert (lengths < 1e-4).all()
+
+
+def test_a_client_has_its_share_by_steps_of_the_time_of_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds for clients with 3 and 2 steps, ten for those with 2 and 1."""
+    now, train = [0.0], rounds.trainer.train
+
+    def slow(*arguments: object) -> object:
+        now[0] += 10
+        return train(*arguments)
+
+    monkeypatch.setattr(rounds.trainer, "train", slow)
+    fed, state = federation()
+    (record,) = rounds.play(fed, Meter(Serial(), clock=lambda: now[0]), state, 1)
+    assert record.clients["train_seconds"].tolist() == pytest.approx([6, 4, 20 / 3, 10 / 3])
+    assert record.ranks["train_seconds"].tolist() == [20]
+
+
+# --- what a rank reports
+
+
+class Listening(Serial):
+    """Keeps what rank 0 is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[RankReport] = []
+
+    def gather(self, data: bytes) -> list[bytes] | None:
+        self.told.append(RankReport.from_bytes(data))
+        return super().gather(data)
+
+
+def test_a_rank_reports_a_digest_of_the_adapter_that_it_holds() -> None:
+    fed, state = federation()
+    comm, right = Listening(), []
+    for number in range(3):
+        rounds.play(fed, Meter(comm), state, number)
+        hashed = hashlib.blake2b(state.adapter.numpy().tobytes(), digest_size=8).digest()
+        right.append(int.from_bytes(hashed, "little", signed=True))
+    assert [report.digest for report in comm.told] == right
+    assert len(set(right)) == 3
+
+
+def test_a_rank_reports_the_largest_memory_that_its_process_had() -> None:
+    """At least what it has now, at most what the system counted, which may be its parent's."""
+    now = next(
+        int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")
+    )
+    peak = int(play(*federation()).ranks["peak_memory_bytes"][0])
+    assert 0.9 * now < peak <= 1.1 * 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# --- when every update is rejected
+
+
+def test_the_servers_rule_rests_when_every_update_is_rejected() -> None:
+    """A rule with momentum would move the adapter even by an update of zeros."""
+    momentum = Aggregator(torch.zeros_like, lambda adapter, mean, velocity: (adapter + velocity + mean + 1, velocity + mean + 1))
+    fed, state = federation()
+    fed = replace(fed, aggregator=momentum)
+    state.server = torch.zeros(6)
+    play(fed, state)
+    assert state.weight == 12
+    adapter, velocity = state.adapter.clone(), state.server.clone()
+    values(fed)[:] = torch.nan
+    play(fed, state, 2)
+    assert state.weight == 0
+    assert state.adapter.equal(adapter)
+    assert state.server.equal(velocity)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 6), (3, 18)])
+def test_the_cost_of_a_group_is_its_steps_in_all_epochs(epochs: int, steps: int) -> None:
+    """Two clients, the longest with 5 examples, that is 3 batches of 2."""
+    fed, _ = federation(epochs=epochs)
+    assert rounds.cost(fed, np.array([0, 1])) == steps

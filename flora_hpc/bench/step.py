@@ -155,6 +155,7 @@ def fast_gradients(group: Group, params: torch.Tensor, rows: torch.Tensor) -> to
 
 def relative_error(found: torch.Tensor, right: torch.Tensor) -> float:
     """The length of the difference over the length of `right`, of all clients' gradients together."""
+    found, right = found.double(), right.double()
     return float((found - right).norm() / right.norm())
 
 

@@ -13,6 +13,7 @@ from flora_hpc.comm.communicator import Array
 COARSE, FINE, LIMIT, MAX_CLIENTS = 2.0**16, 2.0**58, 2.0**25, 2**21
 MAX_IN_FLOAT = 2**12  # clients
 MAX_BLOCK = 2**22  # numbers of all clients turned into fixed point at once
+CACHED_BLOCK = 2**17  # on a processor: what a block needs stays in its cache (measured: 2 to 4 times as fast)
 
 
 class ExactSum:
@@ -31,13 +32,14 @@ class ExactSum:
         fits = largest.double().cpu() * weights < LIMIT  # false for NaN, too
         all_fit = bool(fits.all())
         coarse_sum, fine_sum = self._buffer[:-1].view(2, self._num_params)
-        scale, kept = weights[:, None].to(updates.device), fits[:, None].to(updates.device)
-        for block in _blocks(self._num_params, len(updates)):
-            products = updates[:, block].double().mul_(scale)
+        # powers of two change no digit, so that a product is scaled together with its weight
+        scale, kept = (weights[:, None].double() * COARSE).to(updates.device), fits[:, None].to(updates.device)
+        for block in blocks(self._num_params, len(updates), updates.device):
+            products = updates[:, block].double().mul_(scale)  # in units of the coarse part
             if not all_fit:
                 products = torch.where(kept, products, 0.0)
-            coarse = (products * COARSE).round_()
-            fine = products.sub_(coarse / COARSE).mul_(FINE).round_()
+            coarse = products.round()
+            fine = products.sub_(coarse).mul_(FINE / COARSE).round_()
             sums = torch.stack([_whole_sum(coarse), _whole_sum(fine)]).cpu()  # at once: each copy waits for the device
             coarse_sum[block] += sums[0]
             fine_sum[block] += sums[1]
@@ -58,8 +60,8 @@ class ExactSum:
         """The weighted mean update (num_params,) float32; zeros when nobody was added."""
         coarse, fine = self._buffer[:-1].view(2, self._num_params)
         mean = torch.zeros(self._num_params)
-        for block in _blocks(self._num_params, 1) if self.total else []:
-            mean[block] = ((coarse[block].double() / COARSE + fine[block].double() / FINE) / self.total).float()
+        for block in blocks(self._num_params, 1, mean.device) if self.total else []:
+            mean[block] = coarse[block].double().div_(COARSE).add_(fine[block].double().div_(FINE)).div_(self.total)
         return mean
 
 
@@ -68,10 +70,12 @@ def _whole_sum(numbers: torch.Tensor) -> torch.Tensor:
 
     Up to 2^12 of them add up to 2^53 at most, which float64 holds exactly in any order; turning each into an integer takes longer.
     """
+    if len(numbers) == 1:
+        return numbers[0].long()
     return numbers.sum(0).long() if len(numbers) <= MAX_IN_FLOAT else numbers.long().sum(0)
 
 
-def _blocks(num_params: int, num_clients: int) -> list[slice]:
+def blocks(num_params: int, num_clients: int, device: torch.device) -> list[slice]:
     """Cuts of the parameters, so that a CLIP with all its weights needs no copy of itself in float64."""
-    width = MAX_BLOCK // max(1, num_clients)
+    width = max(1, (CACHED_BLOCK if device.type == "cpu" else MAX_BLOCK) // max(1, num_clients))
     return [slice(start, start + width) for start in range(0, num_params, width)]

@@ -30,7 +30,8 @@ class Quiet:
 
     def ended(self, status: str) -> None:
         said = ", ".join(views.headline(self._rounds, f"run {status}", self._num_rounds))
-        self._console.print(f"{said}; {views.ending(status, self._folder)}", markup=False, soft_wrap=True)
+        remark = f"; {views.unmoved(self._rounds)}" if views.unmoved(self._rounds) else ""
+        self._console.print(f"{said}{remark}; {views.ending(status, self._folder)}", markup=False, soft_wrap=True)
 
 
 def build(folder: Path) -> Quiet:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flora_hpc.records.balance import balance
 from flora_hpc.records.schema import Rows
-from flora_hpc.records.views import PER_CLIENT, accuracies, best, left_out, per_client, seconds, sent, time_split
+from flora_hpc.records.views import PER_CLIENT, accuracies, best, left_out, per_client, seconds, sent, time_split, unmoved
 
 
 def summary(console: Console, rounds: Rows, facts: dict[str, str], title: str, caption: str | None = None) -> RenderableType:
@@ -22,6 +22,8 @@ def summary(console: Console, rounds: Rows, facts: dict[str, str], title: str, c
         table.add_row(name, Text(value, "bold" if name == "test accuracy" else ""))
     if said := left_out(rounds):
         table.add_row("rejected", Text(said, "red"))
+    if remark := unmoved(rounds):
+        table.add_row("not learned", Text(remark, "yellow"))
     parts: list[RenderableType] = [Text(title, "bold"), table]
     if len(rounds):
         coloured = console.color_system is not None and not console.no_color

@@ -21,6 +21,8 @@ PHASES = {
     "log": "white",
 }
 PER_CLIENT = ("client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "worst_client")  # with evaluate.per_client
+ALWAYS, LARGE = ("train", "wait", "comm"), 0.1  # phases on the line of a round; share of it from which others stand there, too
+STUCK_LOSS = 0.95  # of its first value, above which a loss has not fallen
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
@@ -126,7 +128,10 @@ def line(row: Any, num_rounds: int) -> str:
     if row["round"]:
         parts += [] if np.isnan(row["train_loss"]) else [f"loss {row['train_loss']:.4f}"]
         parts += [f"clients {row['num_clients']}", f"up {decimal(int(row['uplink_bytes']))}"]
-        parts += [f"{phase} {seconds(row[f'{phase}_seconds'])}" for phase in ("train", "wait", "comm")]
+        known = [phase for phase in PHASES if f"{phase}_seconds" in (row.dtype.names or ())]  # files of old versions lack some
+        large = [phase for phase in known if row[f"{phase}_seconds"] >= LARGE * row["round_seconds"] > 0]
+        shown = [phase for phase in known if phase in ALWAYS or phase in large]
+        parts += [f"{phase} {seconds(row[f'{phase}_seconds'])}" for phase in shown]
     if row["num_rejected"]:
         parts.append(f"left out {row['num_rejected']} (not finite or too large)")
     return " | ".join([*parts, f"round {seconds(row['round_seconds'])}"])
@@ -137,6 +142,18 @@ def left_out(rounds: Rows) -> str:
     rejected = int(rounds["num_rejected"].sum())
     how = "was not finite or too large and was left out" if rejected == 1 else "were not finite or too large and were left out"
     return f"{count(rejected, 'client update')} {how}" if rejected else ""
+
+
+def unmoved(rounds: Rows) -> str:
+    """That two rounds of training or more changed no accuracy and hardly the loss; or nothing, also where nothing is trained."""
+    trained, accuracy = rounds[rounds["round"] > 0], accuracies(rounds)["test_accuracy"]
+    loss = trained["train_loss"][np.isfinite(trained["train_loss"])]
+    if len(loss) < 2 or len(accuracy) < 2 or not trained["uplink_bytes"].any():
+        return ""
+    if accuracy.min() < accuracy.max() or accuracy[0] == 1 or loss[-1] < STUCK_LOSS * loss[0]:
+        return ""
+    told = f"test accuracy stayed at {accuracy[0]:.4f}, and the training loss went from {loss[0]:.4g} to {loss[-1]:.4g}"
+    return f"{told} in {count(len(trained), 'round')}; client.lr may be too low, or far too high"
 
 
 def ending(status: str, folder: Path) -> str:

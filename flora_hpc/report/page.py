@@ -51,8 +51,10 @@ def _one(run: Run) -> str:
     rows = "".join(
         f"<tr><th scope=row>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts.settings(run).items()
     )
+    remark = views.unmoved(facts.rounds(run))
+    warning = f"<p><b>Not learned:</b> {escape(remark)}.</p>" if remark else ""
     return (
-        f'<p class="muted">{escape(facts.status(run))}</p><div class="facts">{boxes}</div>'
+        f'<p class="muted">{escape(facts.status(run))}</p>{warning}<div class="facts">{boxes}</div>'
         f'<div class="scroll"><table class="setting"><tbody>{rows}</tbody></table></div>'
     )
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flora_hpc.comm import exact
 from flora_hpc.comm.exact import MAX_CLIENTS, MAX_IN_FLOAT, ExactSum
 
 NAN, INF = float("nan"), float("inf")
@@ -96,6 +97,29 @@ def test_the_largest_cohort_of_the_largest_updates_does_not_overflow() -> None:
     exact = added((largest, 1))
     exact.buffer[...] *= MAX_CLIENTS
     assert exact.mean().tolist() == largest
+
+
+@pytest.mark.parametrize("num_clients", [1, 3])
+def test_the_cuts_decide_no_bit(num_clients: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of values from 2^-40 to 2^20, and of weights that float32 does not hold; one client does not fit."""
+    generator = torch.Generator().manual_seed(1)
+    updates = torch.randn(num_clients, 1001, generator=generator) * 2.0 ** torch.randint(-40, 3, (1001,), generator=generator)
+    weights = torch.tensor([2**21 - 1, 3, 2**20 + 1])[:num_clients]
+    if num_clients > 1:
+        updates[1, 500] = NAN
+
+    def summed(width: int) -> ExactSum:
+        monkeypatch.setattr(exact, "CACHED_BLOCK", width)
+        total = ExactSum(1001)
+        total.add(updates, weights)
+        return total
+
+    whole, cut = summed(2**22), summed(64)
+    assert np.array_equal(whole.buffer, cut.buffer)
+    assert whole.mean().equal(cut.mean())
+    right = [round(Fraction(update) * int(weights[0]) * 2**58) for update in updates[0].tolist()] if num_clients == 1 else []
+    coarse, fine = whole.buffer[:-1].reshape(2, 1001).tolist()
+    assert [c * 2**42 + f for c, f in zip(coarse, fine, strict=True)][: len(right)] == right
 
 
 def test_no_clients_in_a_batch_add_nothing() -> None:
