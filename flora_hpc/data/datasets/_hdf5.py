@@ -112,6 +112,11 @@ class Reader:
         names += [source.file_name for source in dataset.virtual_sources() if source.file_name != "."] if dataset.is_virtual else []
         return [self.path.parent / name for name in names if Path(name) != self.path]
 
+    def has(self, attribute: str) -> bool:
+        """Whether there is an attribute of this name."""
+        with self.reading(f"attribute {attribute}"):
+            return attribute in self.file.attrs
+
     def text(self, attribute: str) -> str:
         """An attribute that is one text; other tools write it as bytes or as an array of one."""
         with self.reading(f"attribute {attribute}"):

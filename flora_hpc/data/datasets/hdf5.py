@@ -30,7 +30,7 @@ def build(options: Options) -> Dataset:
     reader = Reader.open(options.path)
     reader.require(OBJECTS, ("class_names", "encoding"))
     class_names = reader.names("class_names")
-    wordings = reader.names("prompt_names") if "prompt_names" in reader.file.attrs else class_names
+    wordings = reader.names("prompt_names") if reader.has("prompt_names") else class_names
     if len(wordings) != len(class_names):
         raise reader.mistake(f"has {len(class_names)} class_names but {len(wordings)} prompt_names; make them as many")
     encoding = reader.text("encoding")
@@ -38,13 +38,13 @@ def build(options: Options) -> Dataset:
         near = did_you_mean(encoding, ENCODINGS)
         raise reader.mistake(f"attribute encoding is '{encoding}'{near}; it must be raw, jpeg, png or files")
     train, test = (_images(reader, part, class_names, encoding) for part in ("train", "test"))
-    name = reader.text("name") if "name" in reader.file.attrs else ""
+    name = reader.text("name") if reader.has("name") else ""
     return assemble(options, name or reader.path.stem, class_names, wordings, train, test, _caption(reader, options))
 
 
 def _caption(reader: Reader, options: Options) -> str:
     """The file's own template, checked unless `data.caption` takes its place."""
-    if options.caption is not None or "caption" not in reader.file.attrs:
+    if options.caption is not None or not reader.has("caption"):
         return CAPTION
     caption = reader.text("caption")
     if (why := template_fault(caption)) is not None:
