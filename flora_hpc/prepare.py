@@ -16,7 +16,7 @@ from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.comm.exact import MAX_CLIENTS
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
-from flora_hpc.data import mix, shards
+from flora_hpc.data import look, mix, shards
 from flora_hpc.data.images import Dataset
 from flora_hpc.data.inputs import Features, Inputs, Pixels
 from flora_hpc.data.shards import PartitionOptions
@@ -27,6 +27,7 @@ from flora_hpc.plugins import BaseOptions
 from flora_hpc.records.split import Split
 from flora_hpc.round import Federation, State
 
+MANY = 0.1  # share of images looked at above which a user is warned of them: a few may be so in any data
 SHOWN = 10  # damaged images named in a message
 
 
@@ -181,6 +182,12 @@ def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
     if len(kept.test) == 0 or (len(dataset.train) and len(kept.train) == 0):
         raise UserError(f"data: {len(damaged):,} of {len(dataset.images):,} images cannot be decoded; too few are left")
     return kept
+
+
+def look_at(dataset: Dataset, num_threads: int) -> tuple[str, ...]:
+    """What a user must read of the pictures themselves, from a few of them."""
+    rows = look.sample(np.concatenate([dataset.train, dataset.test]))
+    return look.look(dataset.images, rows, num_threads).warnings(dataset.images, MANY)
 
 
 def identity(config: Config, dataset: Dataset, clip: Clip, holders: shards.Shards | None = None) -> dict[str, str]:

@@ -65,6 +65,7 @@ def run(
         if features.damaged:
             dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
             fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device, place.room))
+        seen = together(comm, lambda: prepare.look_at(dataset, place.num_threads) if comm.rank == 0 else ())
         mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
         fed = replace(fed, inputs=inputs, mixes=mixes, stop=stop)
         fed = replace(fed, tickets=shared_tickets(config, comm))
@@ -89,7 +90,7 @@ def run(
             num_features_computed=features.num_computed,
             num_damaged=len(features.damaged),
             left_out=dataset.left_out,
-            warnings=dataset.warnings,
+            warnings=(*dataset.warnings, *seen),
             topology=topology,
             num_rounds=config.rounds,
             num_clients=fed.shards.num_clients,

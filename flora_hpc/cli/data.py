@@ -23,6 +23,8 @@ from flora_hpc.comm import launch
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 
+AT_ONCE = 256  # images that are decoded between two moves of the bar
+
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -79,13 +81,16 @@ def inspect(
     from flora_hpc import plugins
     from flora_hpc.data import shards
     from flora_hpc.data.mix import mix_of
+    from flora_hpc.records.views import count
     from flora_hpc.report import split, words
 
     if picture is not None:  # a wrong name must not be told after an hour of decoding
         split.check(picture)
     dataset = plugins.member("datasets", resolved.data.name).build(resolved.data)
     skips = resolved.data.damaged == "skip"  # type: ignore[attr-defined]
-    where = find_damage(dataset) if check or skips else None
+    seen = look_at_all(dataset) if check or skips else None
+    warnings = [*dataset.warnings, *(seen.warnings(dataset.images) if seen else ())]
+    where = None if seen is None else {row: f"{dataset.images.where(row)}: {why}" for row, why in sorted(seen.damaged.items())}
     if where and skips:
         dataset = dataset.drop(list(where))
     damaged = None if where is None else list(where.values())
@@ -96,6 +101,7 @@ def inspect(
     rule = ", ".join([resolved.partition.name, *told])
     if as_json:
         found = words.numbers(mix) | {"dataset": dataset.name, "partition": rule, "num_test": len(dataset.test)}
+        found |= {"left_out": dict(dataset.left_out), "warnings": warnings}
         json.dump(found if damaged is None else found | {"damaged": damaged}, sys.stdout)
         print()
     else:
@@ -103,6 +109,10 @@ def inspect(
         images = f"{dataset.name}, {len(dataset.train):,} training images; {len(dataset.test):,} test images, which no client holds"
         facts = {"data": images, "partition": rule} | ({} if where is not None else {"checked": "no; --check decodes every image"})
         console.print(split.terminal(mix, console.width, facts))
+        for reason, number in dataset.left_out.items():
+            console.print(f"left out: {count(number, 'file')}: {reason}", style="yellow", markup=False, soft_wrap=True)
+        for sentence in warnings:
+            console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
         for text in damaged or []:
             console.print(f"cannot be decoded: {text}", style="red", markup=False, soft_wrap=True)
         if damaged is not None:
@@ -115,20 +125,19 @@ def inspect(
         raise typer.Exit(2)
 
 
-def find_damage(dataset: Any) -> dict[int, str]:
-    """Decode every image: the rows that cannot be decoded, with where they lie and why."""
-    from flora_hpc.data import features
+def look_at_all(dataset: Any) -> Any:
+    """Decode every image: those that cannot be decoded, that show hardly anything, and that have several frames."""
+    from flora_hpc.data import look
 
-    images, bar = dataset.images, Bar("decoding")
-    found: dict[int, str] = {}
-    numbers = range(len(features.sizes(len(images))))
+    images, bar, seen = dataset.images, Bar("decoding"), look.Look()
     try:
-        for number in numbers:
-            found |= features.find_damage(images, [number], len(os.sched_getaffinity(0)))
-            bar(min((number + 1) * features.BLOCK, len(images)), len(images))
+        for start in range(0, len(images), AT_ONCE):
+            rows = range(start, min(start + AT_ONCE, len(images)))
+            seen += look.look(images, rows, len(os.sched_getaffinity(0)))
+            bar(rows.stop, len(images))
     finally:
         bar.close()
-    return {row: f"{images.where(row)}: {why}" for row, why in sorted(found.items())}
+    return seen
 
 
 def list_(
