@@ -70,6 +70,13 @@ def inspect(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="also draw it into a .png or .svg file", show_default=False)
     ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="also write who holds which image into a .npz or .csv file", show_default=False),
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="with --rows: of the first N clients alone", show_default=False)
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="decode every image, and name those that cannot be")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
@@ -79,6 +86,7 @@ def inspect(
         print(f"note: {note}")
 
     from flora_hpc import plugins
+    from flora_hpc.data import rows as tables
     from flora_hpc.data import shards
     from flora_hpc.data.mix import mix_of
     from flora_hpc.records.views import count
@@ -86,6 +94,10 @@ def inspect(
 
     if picture is not None:  # a wrong name must not be told after an hour of decoding
         split.check(picture)
+    if rows is not None:
+        tables.check(rows)
+    if clients is not None and rows is None:
+        raise UserError("--clients: says of how many clients --rows writes the images; give --rows FILE, too")
     dataset = plugins.member("datasets", resolved.data.name).build(resolved.data)
     skips = resolved.data.damaged == "skip"  # type: ignore[attr-defined]
     seen = look_at_all(dataset) if check or skips else None
@@ -121,6 +133,9 @@ def inspect(
     if picture is not None:
         split.figure(mix, picture, f"{dataset.name} over {mix.num_clients:,} clients: {rule}")
         print(f"drawn: {picture}", file=sys.stderr)
+    if rows is not None:
+        tables.write(rows, tables.table(dataset, holders, clients))
+        print(f"written: {rows}", file=sys.stderr)
     if damaged and not skips:
         raise typer.Exit(2)
 

@@ -385,6 +385,15 @@ def test_inspect_tells_what_is_left_out_and_what_shows_nothing(trees: Path) -> N
     assert found["warnings"] == [], "pictures are looked at by --check alone"
 
 
+def test_inspect_writes_who_holds_what(trees: Path, tmp_path: Path, refused: Refused) -> None:
+    result = wide("inspect", CONFIG, *of(trees), "--rows", tmp_path / "rows.csv", "--json")
+    assert result.stderr == f"written: {tmp_path}/rows.csv\n"
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    assert (lines[0], len(lines), lines[-1]) == ("client,row,split,label,class,path", 9, "-1,7,test,1,oak,test/oak/0.png")
+    assert refused("inspect", CONFIG, *of(trees), "--rows", "rows.txt").startswith("--rows: rows.txt is neither ")
+    assert refused("inspect", CONFIG, "--clients", "3").startswith("--clients: says of how many clients ")
+
+
 def test_inspect_finds_all_images_sound(trees: Path) -> None:
     assert wide("inspect", CONFIG, *of(trees), "--check").stdout.endswith("\nall 8 images can be decoded\n")
     assert json.loads(wide("inspect", CONFIG, *of(trees), "--check", "--json").stdout)["damaged"] == []
