@@ -17,7 +17,7 @@ from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.comm.exact import MAX_CLIENTS
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
-from flora_hpc.data import checks, mix, shards
+from flora_hpc.data import checks, look, mix, shards, twins
 from flora_hpc.data.images import Dataset
 from flora_hpc.data.inputs import Features, Inputs, Pixels
 from flora_hpc.data.shards import PartitionOptions
@@ -28,6 +28,7 @@ from flora_hpc.plugins import BaseOptions
 from flora_hpc.records.split import Split
 from flora_hpc.round import Federation, State
 
+MANY = 0.1  # share of images looked at above which a user is warned of them: a few may be so in any data
 SHOWN = 10  # damaged images named in a message
 
 
@@ -205,6 +206,14 @@ def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
     if len(kept.test) == 0 or (len(dataset.train) and len(kept.train) == 0):
         raise UserError(f"data: {len(damaged):,} of {len(dataset.images):,} images cannot be decoded; too few are left")
     return checks.checked(kept) if len(dataset.train) else kept
+
+
+def warnings(dataset: Dataset, fed: Federation, features: embed.Embedded, place: Place) -> list[str]:
+    """Sentences that a user must read before round 0, from a few pictures themselves and from the features of all."""
+    rows = look.sample(np.concatenate([dataset.train, dataset.test]))
+    sentences = look.look(dataset.images, rows, place.num_threads).warnings(dataset.images, MANY)
+    same = twins.warnings(dataset, features.values) if fed.method.sees == "features" else []
+    return [*sentences, *same]
 
 
 def identity(config: Config, dataset: Dataset, clip: Clip, holders: shards.Shards | None = None) -> dict[str, str]:

@@ -106,7 +106,8 @@ class Saved:
         if len(point.adapter) != fed.method.num_params:
             numbers = f"{len(point.adapter):,} trained numbers, and the method has {fed.method.num_params:,}"
             raise AgreedError(f"{self.folder}: holds {numbers}; go on with the configuration that the run was started with")
-        state = State(point.adapter.to(device), to(point.server, device), {}, point.untested if comm.rank == 0 else None)
+        untested = point.untested if comm.rank == 0 else None
+        state = State(point.adapter.to(device), to(point.server, device), {}, untested=untested)
         following = point.round + 1
         if point.shards:
             mine = my_groups(fed, comm, groups_of(fed, following), following)

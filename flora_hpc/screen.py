@@ -7,7 +7,7 @@ import select
 import sys
 import unicodedata
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 LABELS = {"stdout": "standard output", "stderr": "standard error"}
 NEAREST = {"→": "->", "←": "<-"} | dict(
@@ -26,12 +26,13 @@ class Screen(io.TextIOWrapper):
 
     def __init__(self, name: str, stream: io.TextIOWrapper) -> None:
         """`name` is stdout or stderr; `stream` is what it was so far."""
-        self._label, self._replaced, self.raw = LABELS[name], False, Raw(stream.buffer)
+        self._label, self._replaced, self.raw = LABELS[name], False, Raw(cast(BinaryIO, stream.buffer))
         self._stream = stream  # which would close its file when it is gone
         handler = f"flora_hpc.{name}"
         codecs.register_error(handler, self._replace)
+        buffer: Any = self.raw if stream.write_through else io.BufferedWriter(self.raw)  # as `python -u` does it
         super().__init__(
-            self.raw if stream.write_through else io.BufferedWriter(self.raw),  # type: ignore[type-var]  # as `python -u` does it
+            buffer,
             encoding=stream.encoding,
             errors=handler,
             newline="\n",

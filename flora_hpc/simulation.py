@@ -26,7 +26,7 @@ from flora_hpc.comm.meter import Meter
 from flora_hpc.comm.stop import Stop
 from flora_hpc.comm.watchdog import Watchdog
 from flora_hpc.config import Config
-from flora_hpc.data import checks, twins
+from flora_hpc.data import checks
 from flora_hpc.data.images import Dataset
 from flora_hpc.errors import StoppedError, UserError
 from flora_hpc.observers._background import Background
@@ -69,9 +69,7 @@ def run(
         if features.damaged:
             dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
             fed = together(comm, lambda: prepare.federation(config, dataset, clip, place.device, place.room))
-        if fed.method.sees == "features":
-            alike = together(comm, lambda: twins.warnings(dataset, features.values) if comm.rank == 0 else [])
-            dataset = checks.warned(dataset, alike)
+        sentences = together(comm, lambda: prepare.warnings(dataset, fed, features, place) if comm.rank == 0 else [])
         mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
         fed = replace(fed, inputs=inputs, mixes=mixes, stop=stop)
         fed = replace(fed, tickets=shared_tickets(config, comm))
@@ -98,7 +96,7 @@ def run(
             num_features_computed=features.num_computed,
             num_damaged=len(features.damaged),
             left_out=dataset.left_out,
-            warnings=dataset.warnings,
+            warnings=checks.warned(dataset, sentences).warnings,
             identity=digests,
             topology=topology,
             num_rounds=config.rounds,

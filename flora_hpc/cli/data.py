@@ -23,6 +23,8 @@ from flora_hpc.comm import launch
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 
+AT_ONCE = 256  # images that are decoded between two moves of the bar
+
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -68,6 +70,13 @@ def inspect(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="also draw it into a .png or .svg file", show_default=False)
     ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="also write who holds which image into a .npz or .csv file", show_default=False),
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="with --rows: of the first N clients alone", show_default=False)
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="decode every image, and name those that cannot be")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
@@ -78,17 +87,25 @@ def inspect(
 
     from flora_hpc import plugins
     from flora_hpc.data import checks, shards
+    from flora_hpc.data import rows as tables
     from flora_hpc.data.mix import mix_of
+    from flora_hpc.records.views import count
     from flora_hpc.report import split, words
 
     if picture is not None:  # a wrong name must not be told after an hour of decoding
         split.check(picture)
+    if rows is not None:
+        tables.check(rows)
+    if clients is not None and rows is None:
+        raise UserError("--clients: says of how many clients --rows writes the images; give --rows FILE, too")
     dataset = plugins.member("datasets", resolved.data.name).build(resolved.data)
     skips = resolved.data.damaged == "skip"  # type: ignore[attr-defined]
-    where = find_damage(dataset) if check or skips else None
+    seen = look_at_all(dataset) if check or skips else None
+    where = None if seen is None else {row: f"{dataset.images.where(row)}: {why}" for row, why in sorted(seen.damaged.items())}
     if where and skips:
         dataset = dataset.drop(list(where))
     dataset = checks.checked(dataset)
+    warnings = [*dataset.warnings, *(seen.warnings(dataset.images) if seen else ())]
     damaged = None if where is None else list(where.values())
     holders = shards.make(resolved.partition, dataset.images, dataset.train, resolved.seed)  # type: ignore[arg-type]
     mix = mix_of(holders, dataset.images.labels, dataset.train, dataset.wordings)
@@ -97,7 +114,7 @@ def inspect(
     rule = ", ".join([resolved.partition.name, *told])
     if as_json:
         found = words.numbers(mix) | {"dataset": dataset.name, "partition": rule, "num_test": len(dataset.test)}
-        found["warnings"] = list(dataset.warnings)
+        found |= {"left_out": dict(dataset.left_out), "warnings": warnings}
         json.dump(found if damaged is None else found | {"damaged": damaged}, sys.stdout)
         print()
     else:
@@ -105,7 +122,9 @@ def inspect(
         images = f"{dataset.name}, {len(dataset.train):,} training images; {len(dataset.test):,} test images, which no client holds"
         facts = {"data": images, "partition": rule} | ({} if where is not None else {"checked": "no; --check decodes every image"})
         console.print(split.terminal(mix, console.width, facts))
-        for sentence in dataset.warnings:
+        for reason, number in dataset.left_out.items():
+            console.print(f"left out: {count(number, 'file')}: {reason}", style="yellow", markup=False, soft_wrap=True)
+        for sentence in warnings:
             console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
         for text in damaged or []:
             console.print(f"cannot be decoded: {text}", style="red", markup=False, soft_wrap=True)
@@ -115,24 +134,26 @@ def inspect(
     if picture is not None:
         split.figure(mix, picture, f"{dataset.name} over {mix.num_clients:,} clients: {rule}")
         print(f"drawn: {picture}", file=sys.stderr)
+    if rows is not None:
+        tables.write(rows, tables.table(dataset, holders, clients))
+        print(f"written: {rows}", file=sys.stderr)
     if damaged and not skips:
         raise typer.Exit(2)
 
 
-def find_damage(dataset: Any) -> dict[int, str]:
-    """Decode every image: the rows that cannot be decoded, with where they lie and why."""
-    from flora_hpc.data import features
+def look_at_all(dataset: Any) -> Any:
+    """Decode every image: those that cannot be decoded, that show hardly anything, and that have several frames."""
+    from flora_hpc.data import look
 
-    images, bar = dataset.images, Bar("decoding")
-    found: dict[int, str] = {}
-    numbers = range(len(features.sizes(len(images))))
+    images, bar, seen = dataset.images, Bar("decoding"), look.Look()
     try:
-        for number in numbers:
-            found |= features.find_damage(images, [number], len(os.sched_getaffinity(0)))
-            bar(min((number + 1) * features.BLOCK, len(images)), len(images))
+        for start in range(0, len(images), AT_ONCE):
+            rows = range(start, min(start + AT_ONCE, len(images)))
+            seen += look.look(images, rows, len(os.sched_getaffinity(0)))
+            bar(rows.stop, len(images))
     finally:
         bar.close()
-    return {row: f"{images.where(row)}: {why}" for row, why in sorted(found.items())}
+    return seen
 
 
 def list_(

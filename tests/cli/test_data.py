@@ -19,7 +19,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from flora_hpc.cli import _cache, app
-from flora_hpc.data import features
+from flora_hpc.cli import data as cli_data
+from flora_hpc.data import look
 from flora_hpc.data import store as stores
 from flora_hpc.data.datasets._catalog import CATALOG, Archive
 from flora_hpc.data.store import Store
@@ -354,7 +355,7 @@ def test_a_picture_of_another_kind_is_refused_before_anything_long(
     def never(*_: Any) -> NoReturn:
         raise AssertionError("hours of decoding")
 
-    monkeypatch.setattr(features, "find_damage", never)
+    monkeypatch.setattr(look, "look", never)
     told = refused("inspect", CONFIG, *of(trees), "--check", "--picture", tmp_path / "a.jpg")
     assert told.startswith(f"{tmp_path}/a.jpg: a picture is a .png or a .svg file, not '.jpg'; ")
     assert not (tmp_path / "a.jpg").exists()
@@ -362,7 +363,7 @@ def test_a_picture_of_another_kind_is_refused_before_anything_long(
 
 def test_inspect_names_damaged_images(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those beyond the first block."""
-    monkeypatch.setattr(features, "BLOCK", 2)
+    monkeypatch.setattr(cli_data, "AT_ONCE", 2)
     lines = [
         f"{damaged}/train/oak/1.png: it is no image that can be decoded",
         f"{damaged}/test/elm_tree/0.png: it is empty",
@@ -372,6 +373,25 @@ def test_inspect_names_damaged_images(damaged: Path, monkeypatch: pytest.MonkeyP
     assert told.splitlines()[-1] == "2 of 9 images cannot be decoded"
     assert json.loads(wide("inspect", CONFIG, *of(damaged), "--check", "--json", code=2).stdout)["damaged"] == lines
     wide("inspect", CONFIG, *of(damaged), "-s", "data.damaged=skip", "--check")
+
+
+def test_inspect_tells_what_is_left_out_and_what_shows_nothing(trees: Path) -> None:
+    (trees / "train" / "oak" / "[notes].txt").write_text("text")
+    told = wide("inspect", CONFIG, *of(trees), "--check").stdout
+    assert "\nleft out: 1 file: no image, by its first bytes, such as train/oak/[notes].txt\n" in told
+    assert "\nwarning: 8 of 8 images looked at show hardly anything, " in told
+    found = json.loads(wide("inspect", CONFIG, *of(trees), "--json").stdout)
+    assert found["left_out"] == {"no image, by its first bytes, such as train/oak/[notes].txt": 1}
+    assert found["warnings"] == [], "pictures are looked at by --check alone"
+
+
+def test_inspect_writes_who_holds_what(trees: Path, tmp_path: Path, refused: Refused) -> None:
+    result = wide("inspect", CONFIG, *of(trees), "--rows", tmp_path / "rows.csv", "--json")
+    assert result.stderr == f"written: {tmp_path}/rows.csv\n"
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    assert (lines[0], len(lines), lines[-1]) == ("client,row,split,label,class,path", 9, "-1,7,test,1,oak,test/oak/0.png")
+    assert refused("inspect", CONFIG, *of(trees), "--rows", "rows.txt").startswith("--rows: rows.txt is neither ")
+    assert refused("inspect", CONFIG, "--clients", "3").startswith("--clients: says of how many clients ")
 
 
 def test_inspect_finds_all_images_sound(trees: Path) -> None:

@@ -1,0 +1,100 @@
+"""Who holds what, as a table that any program reads: client, image, part, label and where the image lies."""
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flora_hpc.data.images import Column, Dataset, Ints
+from flora_hpc.data.shards import Partition, Shards
+from flora_hpc.errors import UserError
+
+MOST_ROWS = 10_000_000  # of clients that draw their own images
+NOBODY = -1
+
+
+@dataclass(frozen=True)
+class Table:
+    """A row for each image of each client, then test images and images that nobody holds. Columns are (num_rows,)."""
+
+    client: Ints  # NOBODY for images that no client holds
+    row: Ints  # of the dataset: its training part, then its test part
+    split: Column  # train or test
+    label: Ints
+    classes: Sequence[str]  # names by label
+    place: Column | None  # the dataset's column `path`, if it has one
+
+
+def check(path: Path) -> None:
+    """Refuse a file that cannot become a table, before anything long is done."""
+    if path.suffix.lower() not in (".npz", ".csv"):
+        raise UserError(f"--rows: {path} is neither a .npz nor a .csv file; give one of these")
+    if not path.parent.is_dir():
+        raise UserError(f"--rows: there is no folder {path.parent}; create it first")
+
+
+def table(dataset: Dataset, shards: Shards, num_clients: int | None = None) -> Table:
+    """The table of the first `num_clients` clients, by default of all. A client's images come in the order in which it holds them.
+
+    Raises UserError where clients that draw their own images would make more rows than a file should have.
+    """
+    clients = np.arange(min(num_clients or shards.num_clients, shards.num_clients))
+    if not isinstance(shards, Partition):
+        _check_size(shards, len(clients))
+    held = [shards.examples(client) for client in clients.tolist()]
+    of_clients = np.concatenate([*held, np.zeros(0, np.int64)])
+    nobodys = np.setdiff1d(dataset.train, of_clients) if len(clients) == shards.num_clients else np.zeros(0, np.int64)
+    rows = np.concatenate([of_clients, nobodys, dataset.test])
+    client = np.full(len(rows), NOBODY, np.int64)
+    client[: len(of_clients)] = np.repeat(clients, [len(each) for each in held])
+    split = np.full(len(rows), "train")
+    split[len(rows) - len(dataset.test) :] = "test"
+    read = dataset.images.columns.get("path")
+    return Table(client, rows, split, dataset.images.labels[rows], dataset.class_names, None if read is None else read()[rows])
+
+
+def _check_size(shards: Shards, num_clients: int) -> None:
+    mean = float(shards.sizes(np.arange(min(num_clients, 1000))).mean())
+    if num_clients * mean > MOST_ROWS:
+        raise UserError(
+            f"--rows: {num_clients:,} clients draw {num_clients * mean:,.0f} images, and at most {MOST_ROWS:,} rows are written; "
+            f"write the first {int(MOST_ROWS // mean):,} with --clients {int(MOST_ROWS // mean)}"
+        )
+
+
+def write(path: Path, table: Table) -> None:
+    """Write the table as .npz (NumPy) or .csv, whole or not at all. Raises UserError where that cannot be."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if path.suffix.lower() == ".npz":
+            _write_npz(part, table)
+        else:
+            _write_csv(part, table)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"--rows: {path} cannot be written ({error.strerror or error})") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_npz(path: Path, table: Table) -> None:
+    columns = {name: getattr(table, name) for name in ("client", "row", "split", "label")}
+    columns["classes"] = np.array(table.classes, str)
+    if table.place is not None:
+        columns["path"] = table.place.astype(str)
+    with path.open("wb") as file:  # by its name NumPy would add a suffix
+        np.savez_compressed(file, **columns)
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    """Names of files whose bytes are not UTF-8 keep their bytes."""
+    names = np.array(table.classes, object)[table.label]
+    places = np.full(len(table.row), "", object) if table.place is None else table.place
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["client", "row", "split", "label", "class", "path"])
+        columns = (table.client, table.row, table.split, table.label, names, places)
+        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
