@@ -28,7 +28,7 @@ def build(options: Options) -> Dataset:
         nearby = [p.name for p in path.parent.glob("*.h5")] if path.parent.is_dir() else []
         raise UserError(f"data.path: there is no file {path}{did_you_mean(path.name, nearby)}")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)  # some file systems have no locks
     except OSError as error:
         raise UserError(
             f"data.path: {path} is not an HDF5 file that can be read ({error}); docs/data-format.md says what is needed"
