@@ -5,7 +5,7 @@ import os
 import socket
 from dataclasses import asdict, dataclass
 
-from flora_hpc.comm import gpus, launch
+from flora_hpc.comm import gpus, launch, quota
 from flora_hpc.comm.communicator import Choice, Communicator, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
@@ -31,7 +31,7 @@ def gather(comm: Communicator, me: Launch, config: CommConfig, library: str, ver
     from flora_hpc.comm import devices  # torch takes seconds to import
 
     device = together(comm, lambda: devices.pick(me, config))
-    cores, num_threads = sorted(os.sched_getaffinity(0)), devices.share_cores(comm, me)
+    cores, quotas, num_threads = sorted(os.sched_getaffinity(0)), quota.quotas(), devices.share_cores(comm, me)
     place = devices.places(comm, me, device, num_threads)[comm.rank]
     unseen = gpus.unseen(me, os.environ) if device.type == "cpu" and config.device != "cpu" else ""
     used = {"mpi": library, "serial": "none needed"}.get(comm.name, f"PyTorch {versions['torch']}")
@@ -41,7 +41,7 @@ def gather(comm: Communicator, me: Launch, config: CommConfig, library: str, ver
             socket.gethostname(),
             str(me.local_rank),
             f"{place.device} ({unseen})" if unseen else place.device,
-            f"{len(cores)} ({ranges(cores)})",
+            f"{len(cores)} ({ranges(cores)})" + "".join(f", quota {limit:g}" for limit in sorted(quotas.values())[:1]),
             str(num_threads),
             used,
             launch.origin(),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 import numpy.typing as npt
 
 from flora_hpc import plugins
+from flora_hpc.comm import surroundings
 from flora_hpc.comm.launch import Launch, check_world
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
@@ -76,6 +77,7 @@ def choose(launch: Launch, config: CommConfig) -> Choice:
 def connect(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
     """The communicator of this run. Raises UserError when it does not agree with the launcher."""
     backend = choose(launch, config).backend
+    surroundings.check(launch, backend)
     comm: Communicator = plugins.member("backends", backend).build(launch, config)
     try:
         check_world(launch, backend, comm.size)

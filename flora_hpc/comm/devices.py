@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from flora_hpc.comm import gpus
+from flora_hpc.comm import gpus, quota
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
@@ -35,12 +35,17 @@ def pick(launch: Launch, config: CommConfig) -> torch.device:
 def share_cores(comm: Communicator, launch: Launch) -> int:
     """Set and return the number of threads of this rank: its cores, divided among the ranks that may use the same ones.
 
-    A launcher that binds ranks gives each its own cores; one that does not gives all ranks of a node the same set. Slurm's
-    --cpus-per-task is an upper bound, since the node may have other jobs, and so is the user's OMP_NUM_THREADS.
+    A launcher that binds ranks gives each its own cores; one that does not gives all ranks of a node the same set. Upper bounds are
+    a rank's share of the control groups' quotas, Slurm's --cpus-per-task, and the user's OMP_NUM_THREADS.
     """
-    mine = f"{machine()} {sorted(os.sched_getaffinity(0))}".encode()
-    sharing = comm.allgather(mine).count(mine)
-    num_threads = max(1, len(os.sched_getaffinity(0)) // sharing)
+    cores, here, quotas = sorted(os.sched_getaffinity(0)), machine(), quota.quotas()
+    sent = comm.allgather(json.dumps([here, cores, quotas]).encode())
+    everyone: list[tuple[str, list[int], dict[str, float]]] = [json.loads(text) for text in sent]
+    sharing = sum(there == here and theirs == cores for there, theirs, _ in everyone)
+    num_threads = max(1, len(cores) // sharing)
+    limit = quota.share(here, [(there, theirs) for there, _, theirs in everyone], quotas)
+    if limit is not None:  # a thread that the quota stops keeps the others waiting
+        num_threads = max(1, min(num_threads, int(limit)))
     if launch.launcher == "slurm" and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
         num_threads = min(num_threads, int(os.environ["SLURM_CPUS_PER_TASK"]))
     num_threads = min(num_threads, wished_threads(launch) or num_threads)

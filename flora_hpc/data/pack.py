@@ -109,7 +109,7 @@ class _Told:
 def _write(dataset: Dataset, path: Path, as_pixels: bool, caption: str, skip: bool, pool: Executor, progress: Progress) -> Packed:
     """Write a whole file, or raise _OtherShapeError where the images are no pixels of one shape."""
     told, total = _Told(), len(dataset.train) + len(dataset.test)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:
         kept = [
             _part(file.create_group(name), dataset.images, rows, as_pixels, pool, told, lambda done: progress(done, total))
             for name, rows in (("train", dataset.train), ("test", dataset.test))

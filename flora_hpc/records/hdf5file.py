@@ -36,7 +36,7 @@ class Writer:
         if path.exists() and not info.earlier:
             raise FileExistsError(f"{path} is there already")
         new = path.with_name(f"{path.name}.part")  # a run that is killed meanwhile leaves no half file
-        self._file = h5py.File(new, "w", libver=FORMAT)
+        self._file = h5py.File(new, "w", libver=FORMAT, locking=False)  # some file systems have no locks; `owner` is the lock
         try:
             with self._let_go_of_what_fails():
                 self._begin(info)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flora_hpc.comm import devices
+from flora_hpc.comm import devices, quota
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
@@ -74,6 +74,15 @@ def test_slurms_cpus_per_task_is_an_upper_bound(num_threads: Threads, monkeypatc
     assert num_threads(("node1", range(8)), launcher="slurm") == [3]
     assert num_threads(("node1", range(2)), launcher="slurm") == [2]
     assert num_threads(("node1", range(8))) == [8]
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(0.5, [1, 1]), (2.0, [1, 1]), (5.9, [2, 2]), (64.0, [4, 4])])
+def test_a_quota_is_an_upper_bound_that_ranks_of_a_node_share(
+    num_threads: Threads, monkeypatch: pytest.MonkeyPatch, cores: float, threads: list[int]
+) -> None:
+    monkeypatch.setattr(quota, "quotas", lambda: {"/job": cores})
+    assert num_threads(*[("node1", range(8))] * 2) == threads
+    assert num_threads(("node1", range(0, 4)), ("node1", range(4, 8))) == threads
 
 
 @pytest.fixture

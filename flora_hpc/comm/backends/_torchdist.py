@@ -2,23 +2,30 @@
 
 import os
 import re
+import secrets
 import socket
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # its documented home
 
+from flora_hpc.comm import meeting
 from flora_hpc.comm.backends import mpi
 from flora_hpc.comm.communicator import Array
 from flora_hpc.comm.launch import Launch
+from flora_hpc.comm.meeting import Meeting
+from flora_hpc.comm.tickets import addresses
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
 
 NO_MEETING_POINT = (
     "torch.distributed needs to know where its ranks meet: export MASTER_ADDR=<host of rank 0> MASTER_PORT=<a free port>"
 )
+NUM_PORTS, PORT_STEP = 4, 4001
 LATER_SECONDS = 30  # than the watchdog, which can say who did not come
 
 
@@ -27,9 +34,14 @@ class TorchDist:
 
     def __init__(self, name: str, launch: Launch, config: CommConfig, device: torch.device) -> None:
         self.name, self._device = name, device
-        _name_meeting_point(launch)
         limit = timedelta(seconds=config.timeout_seconds + LATER_SECONDS)
-        dist.init_process_group(name, rank=launch.rank, world_size=launch.size, timeout=limit)
+        if launch.launcher == "torchrun":  # its agent has the store
+            meeting.port_number(os.environ.get("MASTER_PORT", ""))
+            meeting.check_hosts((os.environ.get("MASTER_ADDR", ""),))
+            dist.init_process_group(name, rank=launch.rank, world_size=launch.size, timeout=limit)
+        else:
+            store = HashStore() if launch.size == 1 else meeting.meet(launch, place(launch), config.timeout_seconds)
+            dist.init_process_group(name, store=store, rank=launch.rank, world_size=launch.size, timeout=limit)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def allreduce(self, array: Array) -> None:
@@ -72,24 +84,33 @@ class TorchDist:
         dist.destroy_process_group()
 
 
-def _name_meeting_point(launch: Launch) -> None:
-    """Set MASTER_ADDR and MASTER_PORT, by which ranks find each other, unless the launcher or the user has."""
-    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        return
-    if launch.size == 1:
-        address, port = "127.0.0.1", _free_port()
-    elif launch.launcher == "slurm":
-        job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
-        address, port = first_node(os.environ["SLURM_STEP_NODELIST"]), 20000 + (job * 7 + step) % 20000
-    elif launch.launcher in ("openmpi", "mpich"):
+def place(launch: Launch, environ: Mapping[str, str] = os.environ) -> Meeting:
+    """Where the ranks meet: at MASTER_ADDR and MASTER_PORT where the user has set them, else where all ranks can work it out.
+
+    Under Slurm rank 0 takes the first free one of a few ports that follow from job and step.
+    """
+    host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
+    hosts: tuple[str, ...] = (host,) if host else ()
+    ports: tuple[int, ...] = (meeting.port_number(port),) if port else ()
+    token = f"{environ.get('SLURM_JOB_ID', '')}.{environ.get('SLURM_STEP_ID', '')}.{launch.size}"
+    if launch.launcher == "slurm":
+        numbers = [environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+        if not ports and not all(number.isdecimal() for number in numbers):
+            raise UserError(f"SLURM_JOB_ID is {numbers[0]!r} and SLURM_STEP_ID {numbers[1]!r}, no numbers; {NO_MEETING_POINT}")
+        job, step = (int(number) if number.isdecimal() else 0 for number in numbers)
+        ports = ports or tuple(20000 + (job * 7 + step + i * PORT_STEP) % 20000 for i in range(NUM_PORTS))
+        hosts = hosts or (first_node(environ.get("SLURM_STEP_NODELIST", "")),)
+    elif launch.launcher in ("openmpi", "mpich") and not (hosts and ports):
         try:
             world = mpi.load(launch).COMM_WORLD
         except UserError as error:
             raise UserError(f"{NO_MEETING_POINT} (MPI, which could tell them, does not help: {error})") from None
-        address, port = world.bcast((socket.gethostname(), _free_port()), root=0)
-    else:
+        own = ((socket.gethostname(), *addresses()), (_free_port(),), secrets.token_hex(8))
+        all_hosts, all_ports, token = world.bcast(own, root=0)
+        hosts, ports = hosts or all_hosts, ports or all_ports
+    if not (hosts and ports):
         raise UserError(NO_MEETING_POINT)
-    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    return Meeting(hosts, ports, token)
 
 
 def first_node(nodes: str) -> str:

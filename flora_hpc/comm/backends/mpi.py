@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from flora_hpc.comm import mpilibrary
+from flora_hpc.comm import mpilibrary, surroundings
 from flora_hpc.comm.communicator import Array
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
@@ -83,6 +83,8 @@ def load(launch: Launch) -> Any:
         library = mpilibrary.loaded()
         mpilibrary.check(launch, library)
         mpilibrary.prepare(launch, library)
+        surroundings.check_shared_memory(launch, library)
+        surroundings.spare_shared_memory(launch, library)
         if mpilibrary.wants_own_heap(launch, library):
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(mpi.Init_thread).result()
