@@ -198,11 +198,11 @@ def test_killed_at_any_moment_a_run_goes_on(tmp_path: Path, unbroken: Callable[.
     assert_equal(out, unbroken(*many))
 
 
-def test_of_two_jobs_in_one_directory_one_plays(tmp_path: Path, unbroken: Callable[..., Path]) -> None:
+def test_of_two_jobs_in_one_directory_one_plays(squares: Path, tmp_path: Path, invoke: Callable[..., str]) -> None:
     """The second one starts at any moment of the first one. FLORA_HPC_STARTS sets how often this is tried."""
-    moments, refused, settings = random.Random(1), 0, [*QUICK, "-s", "rounds=10"]
-    whole = unbroken(*settings)
-    duration = 5.0
+    settings = ["-s", f"data={{name: hdf5, path: {squares}}}", "-s", "partition.name=iid", "-s", "rounds=20"]
+    moments, refused, duration, whole = random.Random(1), 0, 5.0, tmp_path / "whole"
+    invoke(*command(whole, *settings))
     for number in range(STARTS):
         out, started = tmp_path / f"run{number}", time.monotonic()
         words = [sys.executable, "-m", "flora_hpc", *command(out, *settings), "--resume"]

@@ -121,6 +121,8 @@ ATTRIBUTES = (
     Field("num_groups", "int64", "1", "groups of a round"),
     Field("setup_seconds", "float64", "s", "from the start of the program to round 0"),
     Field("resumed_after", "text", "", "JSON: the last round before each time that the run went on; -1 for none"),
+    Field("extended_after", "text", "", "JSON: the last round each time that the finished run was given more rounds"),
+    Field("identity", "text", "", "JSON: digest of each part of the data and of the weights, which decide the results"),
 )
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from flora_hpc.cli import _jobscript, slurm
+from flora_hpc.cli import _jobscript, app, slurm
 from flora_hpc.comm import mpilibrary
 from flora_hpc.errors import UserError
 from tests.cli.test_bad_input import call
@@ -320,3 +321,43 @@ def test_submit_without_sbatch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_notes_stay_out_of_the_script(invoke: Invoke, calls: Path) -> None:
     assert invoke("slurm", QUICK, "-s", "model.name=ViT-B-32", "-s", "model.pretrained=none").startswith("#!/bin/bash\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--array", "10,10000"], "10000 clients for 1438 training examples leaves some without any"),
+        (["-s", "partition={name: fewshot, num_clients: 90, shots: 16}"], "partition.shots: "),
+        (["-s", "model.name=ViT-B-33"], "no model 'ViT-B-33'"),
+    ],
+    ids=["a number of an array", "another split", "the model"],
+)
+@pytest.mark.parametrize("submit", [[], ["--submit"]], ids=["print", "submit"])
+def test_what_a_run_would_refuse_is_refused_before_it_waits_in_the_queue(
+    submit: list[str],
+    arguments: list[str],
+    message: str,
+    calls: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, error = call(["slurm", QUICK, *arguments, *submit], monkeypatch, capsys)
+    assert (code, error.count(message)) == (2, 1), error
+    assert not (calls / "sbatch").exists()
+
+
+def test_ranks_without_work_are_warned_about(calls: Path) -> None:
+    """A group of clients is what a rank works on: 10 clients one by one for 16 ranks, and 100 for them."""
+    words = ["slurm", QUICK, "--nodes", "4", "--ntasks-per-node", "4", "--mpi", "pmix", "-s", "client.group_size=1"]
+    result = CliRunner().invoke(app, [*words, "--array", "10,100"], catch_exceptions=False)
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("warning: 6 of 16 ranks have no work: the 10 clients of a round make 10 groups of up to 1; ask for")
+    assert result.stdout.startswith("#!/bin/bash\n")
+    assert CliRunner().invoke(app, [*words, "-s", "partition.num_clients=20"], catch_exceptions=False).stderr == ""
+
+
+def test_data_that_only_the_nodes_see_are_not_checked(calls: Path) -> None:
+    words = ["slurm", QUICK, "-s", "data={name: imagefolder, path: /scratch/photos}"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.stderr.startswith("warning: clients and ranks are not checked, since the data cannot be used here: data.path: ")
+    assert result.stdout.startswith("#!/bin/bash\n")
