@@ -141,17 +141,16 @@ def told_apart(dataset: Dataset, tokens: torch.Tensor) -> tuple[str, ...]:
 
     Raises UserError where they belong to two classes.
     """
-    rows = tokens.numpy()
-    twins = checks.alike([row.tobytes() for row in rows])
-    if not twins:
+    alike = checks.alike(twins.marks(tokens.int()).tolist())
+    if not alike:
         return ()
-    first, other = twins[0]
-    length, most = int(rows[first].argmax()) + 1, rows.shape[1]
+    first, other = alike[0]
+    length, most = int(tokens[first].argmax()) + 1, tokens.shape[1]
     shared = f"the same {length} tokens for the model" + (f", which cuts captions at {most}" if length == most else "")
     if not dataset.paired:
-        raise UserError(checks.not_told_apart(dataset, twins, shared))
+        raise UserError(checks.not_told_apart(dataset, alike, shared))
     return (
-        f"{len(twins):,} of {len(dataset.captions):,} captions have the same tokens as another one, such as "
+        f"{len(alike):,} of {len(dataset.captions):,} captions have the same tokens as another one, such as "
         f"'{dataset.captions[first]}' and '{dataset.captions[other]}' ({shared}), so that only one of them can win",
     )
 

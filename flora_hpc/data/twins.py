@@ -7,12 +7,13 @@ import torch
 from flora_hpc.data.images import Dataset
 
 AT_ONCE = 4096  # features that are hashed at once
+SEEN = 128  # numbers of a feature that tell two pictures apart
 
 
 def warnings(dataset: Dataset, features: torch.Tensor) -> list[str]:
     """Warnings about images that have one feature, so that the model sees the same picture. A few such images may be missed."""
-    marks = _marks(features)
-    train, test = marks[dataset.train], marks[dataset.test]
+    numbers = marks(features[:, :SEEN])
+    train, test = numbers[dataset.train], numbers[dataset.test]
     if len(train) > 1 and len(np.unique(train)) == 1:
         return [
             f"all {len(train):,} training images look the same to the model, so nothing can be learned from them; check the files"
@@ -26,9 +27,9 @@ def warnings(dataset: Dataset, features: torch.Tensor) -> list[str]:
     ]
 
 
-def _marks(features: torch.Tensor) -> npt.NDArray[np.uint64]:
-    """A number (num_images,) for each feature (num_images, embed_dim), the same for the same bits."""
-    words = torch.int32 if features.element_size() == 4 else torch.int16
-    factors = np.random.default_rng(0).integers(2**63, size=features.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    parts = [part.contiguous().view(words).numpy().astype(np.uint64) @ factors for part in torch.split(features, AT_ONCE)]
+def marks(rows: torch.Tensor) -> npt.NDArray[np.uint64]:
+    """A number (num_rows,) for each row (num_rows, length) of 2 or 4 bytes a value: the same for the same bits, else another."""
+    words = torch.int32 if rows.element_size() == 4 else torch.int16
+    factors = np.random.default_rng(0).integers(2**63, size=rows.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    parts = [part.contiguous().view(words).numpy().astype(np.uint64) @ factors for part in torch.split(rows, AT_ONCE)]
     return np.concatenate(parts)
