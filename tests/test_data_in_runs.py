@@ -245,3 +245,22 @@ def test_a_round_that_was_not_tested_yet_is_kept_when_the_run_fails(
     assert tables["rounds"]["round"].tolist() == [0, 1]
     assert np.isnan(tables["rounds"]["test_accuracy"]).tolist() == [False, True]
     assert len(tables["clients"]) == 4
+
+
+# --- what a user must know of a folder
+
+
+def test_a_run_notes_what_was_left_out_and_that_pictures_show_nothing(invoke: Invoke, tmp_path: Path) -> None:
+    for name, shade in (("dark", 30), ("bright", 200)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (12, 12), (shade + i, 90, 90)).save(tmp_path / "images" / name / f"{i}.gif")
+    (tmp_path / "images" / "dark" / "list").write_text("0.gif")
+    (tmp_path / "images" / "dark" / "all").symlink_to("..")
+    attributes, _ = run(invoke, tmp_path / "out", "data.name=imagefolder", f"data.path={tmp_path / 'images'}", "partition.name=iid")
+    assert json.loads(attributes["left_out"]) == {
+        "another way to a file or folder that is there already, such as dark/all": 1,
+        "no image, by its first bytes, such as dark/list": 1,
+    }
+    (warning,) = [sentence for sentence in json.loads(attributes["warnings"]) if "show hardly anything" in sentence]
+    assert warning.startswith("12 of 12 images looked at show hardly anything, ")

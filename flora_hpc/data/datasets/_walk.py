@@ -30,6 +30,7 @@ from flora_hpc.data.images import LOOKERS, Ints
 from flora_hpc.errors import UserError
 
 SETTLED = (*SUFFIXES, ".gif", ".jfif", ".jpe", ".tga")  # images by name: a file that ends so and is none is a damaged image
+FOLDER, FILE = "folder", "file"
 SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
 
 
@@ -108,37 +109,34 @@ def _below(top: str, left_out: LeftOut) -> Iterator[_File]:
         for entry in entries(folder):
             if is_hidden(entry.name):
                 left_out.add(HIDDEN, entry.path)
-            elif is_folder(entry) and not entry.is_symlink():
+            elif (kind := _kind(entry)) == FOLDER and not entry.is_symlink():
                 folders.append((entry.path, f"{real}/{entry.name}", is_linked))
-            elif is_folder(entry):
+            elif kind == FOLDER:
                 target = os.path.realpath(entry.path)
                 if _is_above(target, real) or _is_above(target, root):
                     left_out.add(AGAIN, entry.path)
                 else:
                     heappush(links, (entry.path, target, True))
-            elif entry.is_symlink():
-                yield from _linked(entry, folder, left_out)
-            elif entry.is_file():
+            elif kind == FILE and not entry.is_symlink():
                 yield _File(folder, entry.name, device, entry.inode(), is_linked)
+            elif kind == FILE or (kind == LOST and entry.name.lower().endswith(SETTLED)):  # an image that is not there is damaged
+                facts = entry.stat(follow_symlinks=kind == FILE)
+                yield _File(folder, entry.name, facts.st_dev, facts.st_ino, True)
             else:
-                left_out.add(SPECIAL, entry.path)
+                left_out.add(kind, entry.path)
 
 
-def _linked(entry: os.DirEntry[str], folder: str, left_out: LeftOut) -> Iterator[_File]:
-    """The file that a link leads to. One that leads nowhere but ends like an image is an image that is not there."""
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What an entry is or links to: FOLDER, FILE, or the reason why it is neither."""
     try:
-        facts, is_file = entry.stat(), entry.is_file()
-    except OSError:
-        if entry.name.lower().endswith(SETTLED):
-            facts = entry.stat(follow_symlinks=False)
-            yield _File(folder, entry.name, facts.st_dev, facts.st_ino, True)
-        else:
-            left_out.add(LOST, entry.path)
-        return
-    if is_file:
-        yield _File(folder, entry.name, facts.st_dev, facts.st_ino, True)
-    else:
-        left_out.add(SPECIAL, entry.path)
+        if entry.is_dir():
+            return FOLDER
+        if entry.is_file():
+            return FILE
+        entry.stat()
+    except OSError:  # nothing is there, or links lead in a circle
+        return LOST
+    return SPECIAL
 
 
 def _is_above(folder: str, other: str) -> bool:
@@ -146,12 +144,9 @@ def _is_above(folder: str, other: str) -> bool:
     return other == folder or other.startswith(folder.rstrip("/") + "/")
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder, or a link to one."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+def folders_in(path: Path) -> list[str]:
+    """The folders in one that may be classes, by name."""
+    return [entry.name for entry in entries(path) if not is_hidden(entry.name) and _kind(entry) == FOLDER]
 
 
 def is_hidden(name: str) -> bool:
@@ -176,13 +171,12 @@ def beside(path: Path, parts: Sequence[Path], left_out: LeftOut) -> None:
         for entry in entries(folder):
             if is_hidden(entry.name):
                 left_out.add(HIDDEN, entry.path)
-            elif is_folder(entry):
-                if folder == path and path not in parts and Path(entry.path) not in parts:
-                    left_out.add(UNUSED, entry.path, sum(len(names) for _, _, names in os.walk(entry.path)))
-            elif entry.is_file():
+            elif (kind := _kind(entry)) == FILE:
                 files.append(entry.path)
-            else:
-                left_out.add(LOST if entry.is_symlink() else SPECIAL, entry.path)
+            elif kind != FOLDER:
+                left_out.add(kind, entry.path)
+            elif folder == path and path not in parts and Path(entry.path) not in parts:
+                left_out.add(UNUSED, entry.path, sum(len(names) for _, _, names in os.walk(entry.path)))
     for file, reason in zip(files, reasons_against(files), strict=True):
         left_out.add(reason or BESIDE, file)
 

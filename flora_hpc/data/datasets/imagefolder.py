@@ -12,7 +12,7 @@ from pydantic import Field
 from flora_hpc import yamltext
 from flora_hpc.data.datasets._files import read
 from flora_hpc.data.datasets._leftout import ARCHIVE, LeftOut, printable
-from flora_hpc.data.datasets._walk import Files, beside, entries, is_folder, is_hidden, once, reason_against, walk
+from flora_hpc.data.datasets._walk import Files, beside, folders_in, once, reason_against, walk
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, Raw, assemble, stamp
 from flora_hpc.errors import UserError, did_you_mean
 
@@ -62,17 +62,12 @@ def build(options: Options) -> Dataset:
     return replace(dataset, left_out=left_out.reasons())
 
 
-def _folders(path: Path) -> list[str]:
-    """The folders in one, by name."""
-    return [entry.name for entry in entries(path) if is_folder(entry) and not is_hidden(entry.name)]
-
-
 def _parts(path: Path) -> tuple[Path, Path | None]:
     """The folder of the training images and that of the test images. A class may be called train, beside others.
 
     Folders of test images without folders of classes have no labels and are left out.
     """
-    folders = _folders(path)
+    folders = folders_in(path)
     trains, tests = ([name for word in words for name in folders if name.lower() == word] for words in (TRAINS, TESTS))
     if folders and len(tests) == len(folders):
         raise UserError(
@@ -80,12 +75,12 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
         )
     if not trains or not (tests or folders == trains[:1]):
         return path, None
-    labelled = [path / name for name in tests if _folders(path / name)]
+    labelled = [path / name for name in tests if folders_in(path / name)]
     return path / trains[0], labelled[0] if labelled else None
 
 
 def _classes(path: Path, left_out: LeftOut) -> list[str]:
-    classes = _folders(path)
+    classes = folders_in(path)
     if not classes:
         raise UserError(f"data.path: {path} has no folders; it needs one for each class, with its images{_why(left_out)}")
     if unclear := [name for name in classes if not _is_clear(name)]:
