@@ -26,10 +26,21 @@ class Form(StrEnum):
     transformers = "transformers"
 
 
-LOAD = {  # where the result is {out}
-    Form.peft: "peft.PeftModel.from_pretrained(flora_hpc.clip.attention.split(open_clip_model), '{out}')",
-    Form.open_clip: "open_clip.create_model('local-dir:{out}')",
-    Form.transformers: "peft.PeftModel.from_pretrained(clip_model, '{out}')",
+MERGE = "without flora-hpc, take --to open_clip or --to transformers --merged, which hold whole weights"
+LOAD = {  # how the result is loaded, where it is {out}
+    "open_clip": "load it with open_clip.create_model('local-dir:{out}')",
+    "transformers --merged": (
+        "load it with transformers.CLIPModel.from_pretrained('{out}') and "
+        "transformers.CLIPProcessor.from_pretrained('{out}', backend='pil')"
+    ),
+    "transformers": (
+        "it is the adapter alone; load it with peft.PeftModel.from_pretrained(clip_model, '{out}') on a CLIPModel with the weights "
+        "that the run started from (--merged writes a whole CLIPModel)"
+    ),
+    "peft": (
+        "it is the adapter alone; load it with peft.PeftModel.from_pretrained(flora_hpc.clip.attention.split(open_clip_model), "
+        f"'{{out}}'); {MERGE}"
+    ),
 }
 
 
@@ -38,20 +49,30 @@ def export(
     to: Annotated[
         Form,
         typer.Option(
-            help="peft: the LoRA adapter as it is; open_clip: merged into whole weights; transformers: LoRA for CLIPModel"
+            help="open_clip: merged into whole weights; transformers: LoRA for CLIPModel; peft: the LoRA adapter as it is"
         ),
     ],
+    merged: Annotated[bool, typer.Option("--merged", help="with transformers: a whole CLIPModel with its processor")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="new directory; by default export-<to> in the run's", show_default=False)
     ] = None,
 ) -> None:
-    """Write what a finished run trained for other programs: PEFT, open_clip or transformers."""
+    """Write what a finished run trained for other programs: open_clip, transformers or PEFT."""
     if (size := launch.detect().size) > 1:
         raise UserError(f"export needs one process, but the launcher started {size}; start it alone")
+    if merged and to == Form.peft:
+        raise UserError(f"--merged: PEFT's files hold the adapter alone; {MERGE}")
+    form = "transformers --merged" if merged and to == Form.transformers else str(to)
     folder = hdf5file.locate(run).parent
-    out = out or folder / f"export-{to}"
+    out = out or folder / f"export-{form.replace(' --', '-')}"
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: exists already; choose another directory, or remove this one")
+    save(form, out, folder)
+    print(f"wrote {out}; {LOAD[form].format(out=out)}")
+
+
+def save(form: str, out: Path, folder: Path) -> None:
+    """Write the adapter of the run in `folder` to `out` in one of the forms of LOAD."""
     config, _ = configfile.load(folder / "config.yaml")
     note_round(run)
 
@@ -61,18 +82,26 @@ def export(
     from flora_hpc.clip.load import load
 
     _, tensors, alpha, _ = adapters.read(folder / "adapter")
-    if to == Form.peft:
+    method = config.method.name
+    if form in ("peft", "transformers"):
         export.low_rank(alpha)
-        write(out, lambda new: shutil.copytree(folder / "adapter", new))
-    elif to == Form.open_clip:
+    if form == "peft" and not adapters.is_former(tensors):
+        return write(out, lambda new: shutil.copytree(folder / "adapter", new))
+    if form.startswith("transformers"):
+        clip = load(config.model, config.seed, torch.device("meta"))  # before the weights, which take time
+        export.check_transformers(clip.model)
+    if form != "transformers":
         clip = load(config.model, config.seed, torch.device("cpu"))
-        state = export.merged(clip.model, tensors, alpha)
-        write(out, lambda new: export.save_open_clip(new, clip, config.model, state, config.method.name))
-    else:
-        clip = load(config.model, config.seed, torch.device("meta"))
+    if form == "peft":
+        current = export.fitting(clip.model, tensors, alpha)
+        return write(out, lambda new: adapters.save(new, clip.model, current, alpha, clip.name, method))
+    if form == "transformers":
         lora, state = export.transformers_lora(clip.model, tensors, alpha)
-        write(out, lambda new: export.save_transformers(new, clip, lora, state))
-    print(f"wrote {out}; load it with {LOAD[to].format(out=out)}")
+        return write(out, lambda new: export.save_transformers(new, clip, lora, state))
+    state = export.merged(clip.model, tensors, alpha)
+    if form == "open_clip":
+        return write(out, lambda new: export.save_open_clip(new, clip, config.model, state, method))
+    return write(out, lambda new: export.save_clip_model(new, clip, state, method))
 
 
 def write(out: Path, fill: Callable[[Path], object]) -> None:

@@ -121,6 +121,11 @@ def read(folder: Path) -> Stored:
     )
 
 
+def is_former(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether low-rank updates have names that a model which was not split has, too, as earlier versions wrote them."""
+    return any(re.search(r"\.(out_proj|c_fc|c_proj)\.lora_|text_projection\.lora_", name) for name in tensors)
+
+
 def load(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str, alpha: float | None, classes: Sequence[str] = ()
 ) -> dict[str, torch.Tensor]:

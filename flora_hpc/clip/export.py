@@ -1,4 +1,4 @@
-"""What a run trained, for other programs: merged into open_clip's weights, or as a PEFT adapter of transformers' CLIPModel."""
+"""What a run trained, for other programs: merged into whole weights of open_clip or transformers, or as a PEFT adapter."""
 
 import json
 import re
@@ -8,12 +8,13 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import save_file
 from torch import nn
 
-from flora_hpc.clip import adapters, weights
-from flora_hpc.clip.attention import Projection, fuse
+from flora_hpc.clip import adapters, layout, weights
+from flora_hpc.clip.attention import Projection, fuse, renew
 from flora_hpc.clip.load import Clip
 from flora_hpc.clip.text import why_not
 from flora_hpc.config import ModelConfig
@@ -32,6 +33,8 @@ TO_TRANSFORMERS = (  # parts of a layer's name in a split open_clip.CLIP, and in
     ("text_projection.linear", "text_projection"),
 )
 
+SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's words, and transformers'
+
 OPEN_CLIP_CARD = """# {name}, adapted with {method}
 
 Made by flora-hpc: the open_clip model {name}, with what method `{method}` trained merged into its weights.
@@ -40,10 +43,23 @@ Made by flora-hpc: the open_clip model {name}, with what method `{method}` train
     model, _, preprocess = open_clip.create_model_and_transforms("local-dir:<this folder>")
     tokenizer = open_clip.get_tokenizer("local-dir:<this folder>")
 """
-TRANSFORMERS_CARD = """# LoRA adapter for {name} in transformers
+TRANSFORMERS_CARD = """# {name} for transformers, adapted with {method}
 
-Made by flora-hpc. It sits on a CLIPModel with the weights of the open_clip model {name} and its activation (`hidden_act` must be
-`{activation}`):
+Made by flora-hpc: a whole CLIPModel with its processor, with what method `{method}` trained merged into its weights.
+
+    import transformers
+    model = transformers.CLIPModel.from_pretrained("<this folder>")
+    processor = transformers.CLIPProcessor.from_pretrained("<this folder>", backend="pil")
+    inputs = processor(images=images, text=captions, return_tensors="pt", padding=True, truncation=True)
+
+The Pillow backend (`use_fast=False` before transformers 5) gives the pixels that the run was trained on; torchvision's differ in
+rounding.
+"""
+LORA_CARD = """# LoRA adapter for {name} in transformers
+
+Made by flora-hpc. `flora-hpc export <run> --to transformers --merged` writes a whole CLIPModel, which needs no PEFT and no weights
+beside it. This folder is the adapter alone. It sits on a CLIPModel with the weights of the open_clip model {name}, both towers, and
+its activation (`hidden_act` must be `{activation}`); on other weights it loads too, and gives other numbers:
 
     import peft, transformers
     model = peft.PeftModel.from_pretrained(transformers.CLIPModel.from_pretrained("<that model>"), "<this folder>")
@@ -54,8 +70,8 @@ def low_rank(alpha: float | None) -> float:
     """`alpha` itself. Raises UserError where there is none, since PEFT's LoRA layout holds low-rank updates only."""
     if alpha is None:
         raise UserError(
-            "this run trained no low-rank adapter, which is all that PEFT's LoRA files can hold; try --to open_clip, "
-            f"or read adapter/{adapters.PLAIN_FILE}"
+            "this run trained no low-rank adapter, which is all that PEFT's LoRA files can hold; try --to open_clip or "
+            f"--to transformers --merged, or read adapter/{adapters.PLAIN_FILE}"
         )
     return alpha
 
@@ -66,7 +82,7 @@ def merged(model: nn.Module, tensors: Tensors, alpha: float | None) -> dict[str,
     With `alpha` they are low-rank updates, W + alpha * B A, computed in float64; else they replace the parameters of their names.
     Raises UserError for tensors that have no place in the model.
     """
-    _check(model, tensors, alpha)
+    tensors = fitting(model, tensors, alpha)
     state: dict[str, torch.Tensor] = model.state_dict()
     for name, tensor in tensors.items():
         if alpha is None:
@@ -85,9 +101,8 @@ def transformers_lora(model: Any, tensors: Tensors, alpha: float | None) -> tupl
     Raises UserError when they are of another kind, or the model is none that a CLIPModel can be.
     """
     alpha = low_rank(alpha)
-    if (reason := _why_not_transformers(model)) is not None:
-        raise UserError(f"--to transformers: a CLIPModel cannot be this model, since {reason}; use --to open_clip")
-    _check(model, tensors, alpha)
+    check_transformers(model)
+    tensors = fitting(model, tensors, alpha)
 
     import peft
 
@@ -102,13 +117,9 @@ def transformers_lora(model: Any, tensors: Tensors, alpha: float | None) -> tupl
 
 def save_open_clip(folder: Path, clip: Clip, config: ModelConfig, state: Tensors, method: str) -> None:
     """Write `state` as a directory that open_clip loads by the name `local-dir:<folder>`. `clip` was loaded by `config`."""
-    source = weights.find(config)
-    model_cfg = open_clip.get_model_config(source.name)
-    if source.facts.get("quick_gelu"):
-        model_cfg["quick_gelu"] = True
-    settings = {"model_cfg": model_cfg, "preprocess_cfg": clip.model.visual.preprocess_cfg}
+    settings = {"model_cfg": weights.find(config).model_cfg, "preprocess_cfg": clip.model.visual.preprocess_cfg}
     folder.mkdir()
-    if model_cfg["text_cfg"].get("hf_tokenizer_name"):
+    if settings["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
         clip.tokenize.save_pretrained(folder)  # type: ignore[attr-defined] # open_clip looks for it beside the weights
     (folder / weights.CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     save_file(dict(state), folder / "open_clip_model.safetensors", metadata={"format": "pt"})
@@ -119,8 +130,98 @@ def save_transformers(folder: Path, clip: Clip, config: Any, state: Tensors) -> 
     """Write what `transformers_lora` gave as a PEFT adapter directory."""
     config.save_pretrained(str(folder))
     save_file(dict(state), folder / adapters.PEFT_FILE, metadata={"format": "pt"})
-    activation = "quick_gelu" if isinstance(clip.model.transformer.resblocks[0].mlp.gelu, QuickGELU) else "gelu"
-    (folder / "README.md").write_text(TRANSFORMERS_CARD.format(name=clip.name, activation=activation))
+    (folder / "README.md").write_text(LORA_CARD.format(name=clip.name, activation=_activation(clip.model)))
+
+
+def save_clip_model(folder: Path, clip: Clip, state: Tensors, method: str) -> None:
+    """Write `state`, as `merged` gave it, as a whole CLIPModel of transformers with its processor: nothing is fetched.
+
+    Raises UserError when images or captions are prepared otherwise than a CLIPProcessor can.
+    """
+    import transformers
+
+    preprocessor = _preprocessor(clip.model.visual.preprocess_cfg)
+    tokenize: Any = clip.tokenize
+    if type(tokenize) is not SimpleTokenizer or tokenize.clean_fn is not get_clean_fn("lower"):
+        raise UserError("--to transformers: its tokenizer is not CLIP's own, which a CLIPProcessor needs; use --to open_clip")
+    folder.mkdir()
+    transformers.CLIPConfig(**_clip_config(clip), architectures=["CLIPModel"], dtype="float32").save_pretrained(str(folder))
+    save_file(layout.to_transformers(state), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / layout.PREPROCESSOR_FILE).write_text(json.dumps(preprocessor, indent=2) + "\n")
+    words = {SPECIAL.get(word, word): number for word, number in tokenize.encoder.items()}
+    (folder / "vocab.json").write_text(json.dumps(words, ensure_ascii=False))
+    merges = "\n".join(" ".join(pair) for pair in tokenize.bpe_ranks)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(str(folder), model_max_length=tokenize.context_length)
+    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").write_text(TRANSFORMERS_CARD.format(name=clip.name, method=method))
+
+
+def _clip_config(clip: Clip) -> dict[str, Any]:
+    """The arguments of a transformers.CLIPConfig for a split open_clip.CLIP."""
+    model, (start, end) = clip.model, clip.tokenize.all_special_ids  # type: ignore[attr-defined]
+
+    def tower(positions: torch.Tensor, blocks: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": positions.shape[1],
+            "intermediate_size": blocks[0].mlp.up_proj.out_features,
+            "num_hidden_layers": len(blocks),
+            "num_attention_heads": blocks[0].attn.num_heads,
+            "hidden_act": _activation(model),
+            "projection_dim": model.text_projection.linear.out_features,
+        }
+
+    text = tower(model.positional_embedding, model.transformer.resblocks) | {
+        "vocab_size": len(model.token_embedding.weight),
+        "max_position_embeddings": len(model.positional_embedding),
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    vision = tower(model.visual.positional_embedding, model.visual.transformer.resblocks) | {
+        "image_size": model.visual.image_size[0],
+        "patch_size": model.visual.patch_size[0],
+    }
+    return {"text_config": text, "vision_config": vision, "projection_dim": text["projection_dim"]}
+
+
+def _preprocessor(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A CLIPImageProcessor's settings for open_clip's preprocessing. Raises UserError for steps that it does not have."""
+    height, width = cfg["size"] if isinstance(cfg["size"], tuple | list) else (cfg["size"], cfg["size"])
+    if cfg["resize_mode"] not in ("shortest", "squash") or height != width:
+        raise UserError(
+            f"--to transformers: a CLIPProcessor cannot prepare images as this model has them (resize_mode {cfg['resize_mode']}, "
+            f"{height} x {width}); use --to open_clip"
+        )
+    square, squash = {"height": height, "width": width}, cfg["resize_mode"] == "squash"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square if squash else {"shortest_edge": height},
+        "resample": next(number for number, name in layout.RESAMPLING.items() if name == cfg["interpolation"]),
+        "do_center_crop": not squash,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(cfg["mean"]),
+        "image_std": list(cfg["std"]),
+    }
+
+
+def _activation(model: Any) -> str:
+    return "quick_gelu" if isinstance(model.transformer.resblocks[0].mlp.gelu, QuickGELU) else "gelu"
+
+
+def fitting(model: nn.Module, tensors: Tensors, alpha: float | None) -> dict[str, torch.Tensor]:
+    """`tensors` by today's names of the layers of `model`. Raises UserError unless each is for a weight of it, and fits."""
+    names = list(model.state_dict())
+    if alpha is not None:
+        names = [f"{name.removesuffix('.weight')}.lora_{part}" for name in names if name.endswith(".weight") for part in "AB"]
+    current = renew(tensors, names)
+    _check(model, current, alpha)
+    return current
 
 
 def _check(model: nn.Module, tensors: Tensors, alpha: float | None) -> None:
@@ -146,6 +247,12 @@ def _check(model: nn.Module, tensors: Tensors, alpha: float | None) -> None:
             )
 
 
+def check_transformers(model: Any) -> None:
+    """Raise UserError unless a split model computes what a transformers.CLIPModel does."""
+    if (reason := _why_not_transformers(model)) is not None:
+        raise UserError(f"--to transformers: a CLIPModel cannot be this model, since {reason}; use --to open_clip")
+
+
 def _why_not_transformers(model: Any) -> str | None:
     """What keeps a split model from being a transformers.CLIPModel; None when the two compute the same."""
     visual: Any = getattr(model, "visual", None)
@@ -156,6 +263,10 @@ def _why_not_transformers(model: Any) -> str | None:
     blocks = [*model.transformer.resblocks, *visual.transformer.resblocks]
     if not all(type(block) is ResidualAttentionBlock and type(block.ls_1) is nn.Identity for block in blocks):
         return "its blocks are not CLIP's own"
+    if any(not isinstance(block.mlp.gelu, QuickGELU) and block.mlp.gelu.approximate != "none" for block in blocks):
+        return "its activation is not CLIP's own"
+    if len(set(visual.image_size)) > 1 or len(set(visual.patch_size)) > 1:
+        return "its images or patches are not square"
     if visual.attn_pool is not None or visual.pool_type != "tok" or type(visual.ln_pre) is nn.Identity:
         return "its image tower is not normalized first and read at the class token"
     if not all(isinstance(head, Projection) and head.was_matrix for head in (model.text_projection, visual.proj)):

@@ -171,7 +171,11 @@ def _unpickle(file: Path, device: str, mapped: bool) -> dict[Any, Any]:
     """The state dict in a file of torch.save. The old format has no header of its own: it is read whole."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
-        checkpoint = torch.load(file, map_location=device if mapped else "cpu", weights_only=True, mmap=mapped)
+        if file.suffix == ".safetensors":  # torch goes by this suffix; a file that is open has none, and cannot be mapped
+            with file.open("rb") as opened:
+                checkpoint = torch.load(opened, map_location="cpu", weights_only=True)
+        else:
+            checkpoint = torch.load(file, map_location=device if mapped else "cpu", weights_only=True, mmap=mapped)
     state = checkpoint if isinstance(checkpoint, dict) else {}
     state = next((state[name] for name in WITHIN if isinstance(state.get(name), dict)), state)
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()}

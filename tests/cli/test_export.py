@@ -1,24 +1,34 @@
 """A run's directory becomes a directory for another program, whole or not at all."""
 
 import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from copy import deepcopy
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import open_clip
 import peft
 import pytest
 import torch
 import typer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from flora_hpc.cli.export import export as command
 from flora_hpc.clip import adapters
 from flora_hpc.clip.load import load
 from flora_hpc.config import ModelConfig
+from flora_hpc.data.datasets import digits
+from flora_hpc.data.decode import rgb
 from flora_hpc.errors import UserError
 from flora_hpc.methods._lora import find_layers
+from tests.conftest import ROOT
 
 app = typer.Typer()
 app.command()(command)
@@ -124,6 +134,84 @@ def test_a_model_directory_of_ones_own_keeps_its_architecture(flora_run: Path, t
     torch.testing.assert_close(merged.visual.proj, tiny.visual.proj.linear.weight.T + 2 * 0.03)
 
 
+def in_former_names(adapter: Path) -> None:
+    """Rewrite an adapter as version 0.1.0 wrote it, whose layers had open_clip's own names."""
+    former = {"attn.o_proj": "attn.out_proj", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"}
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for new, old in former.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+        config["target_modules"] = config["target_modules"].replace(re.escape(new), re.escape(old))
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_an_adapter_of_before_is_exported_as_todays(tiny: Any, tmp_path: Path) -> None:
+    """PEFT would load the former names on a model that is not split, and change nothing."""
+    tensors = lora_on(tiny, ("text.out_proj", "image.mlp"))
+    for name in ("former", "today"):
+        run = run_of(tmp_path / name, "flora")
+        adapters.save(run / "adapter", deepcopy(tiny), tensors, 3.0, "flora-tiny", "flora")
+        if name == "former":
+            in_former_names(run / "adapter")
+        for to in ("peft", "transformers", "open_clip"):
+            export(run, "--to", to)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert set(adapters.load(tmp_path / "former" / "adapter", shapes, "flora-tiny", 3.0)) == set(tensors)
+    for file in ("peft/adapter_model", "transformers/adapter_model", "open_clip/open_clip_model"):
+        former, today = (load_file(tmp_path / name / f"export-{file}.safetensors") for name in ("former", "today"))
+        assert set(former) == set(today)
+        assert all(former[name].equal(tensor) for name, tensor in today.items())
+
+
+def test_a_whole_clip_model_says_which_way_it_is_loaded(flora_run: Path) -> None:
+    said = export(flora_run, "--to", "transformers", "--merged")
+    out = flora_run / "export-transformers-merged"
+    assert f"transformers.CLIPModel.from_pretrained('{out}')" in said
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {out.stat().st_mode & 0o666}
+
+
+@pytest.mark.parametrize(("to", "right"), [("peft", "--to open_clip or --to transformers --merged"), ("transformers", "--merged")])
+def test_an_adapter_alone_names_the_merged_way(flora_run: Path, to: str, right: str) -> None:
+    said = export(flora_run, "--to", to)
+    assert "it is the adapter alone" in said
+    assert right in said
+    assert "--to transformers --merged" in (flora_run / f"export-{to}" / "README.md").read_text()
+
+
+# --- without flora_hpc
+
+
+def test_other_programs_get_the_runs_own_accuracy_and_peft_refuses_an_unsplit_model(
+    invoke: Callable[..., str], tiny: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    invoke("run", ROOT / "configs" / "quickstart.yaml", "--out", run, "--view", "plain", "-s", "rounds=2", "-s", "client.lr=0.002")
+    for arguments in (["open_clip"], ["transformers", "--merged"], ["peft"]):
+        invoke("export", run, "--to", *arguments)
+    mixed = run_of(tmp_path / "mixed", "flora")  # an unsplit model has some of these layers
+    adapters.save(mixed / "adapter", deepcopy(tiny), lora_on(tiny, ("text.out_proj", "text.mlp", "image.mlp")), 1.0, "x", "flora")
+    export(mixed, "--to", "peft", "--out", run / "export-mixed")
+    data = digits.build(digits.Options(name="digits"))
+    images = np.stack([np.asarray(rgb(image)) for image in data.images.raw(data.test.tolist())])
+    np.savez(tmp_path / "images.npz", images=images, labels=data.images.labels[data.test], captions=np.array(data.captions))
+    base = str(files("flora_hpc.clip.flora_tiny"))
+    command = [sys.executable, "-I", ROOT / "tests" / "cli" / "other_program.py", tmp_path / "images.npz", base, run]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    with h5py.File(run / "run.h5") as file:
+        before, *_, after = file["rounds"]["test_accuracy"]
+    assert after > before + 0.01
+    for way in ("open_clip", "pil"):
+        assert found[way] / len(images) == pytest.approx(after, abs=1e-9)
+    assert abs(found["torchvision"] / len(images) - after) < 0.01
+    assert found["scores_apart"] < 1e-5
+    for adapter in ("peft", "mixed"):
+        assert found[adapter].startswith("Target modules ")
+        assert "not found in the base model" in found[adapter]
+
+
 # --- mistakes
 
 
@@ -154,6 +242,9 @@ def bad_runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("fedlc", "peft", "trained no low-rank adapter"),
         ("fedfft", "peft", "trained no low-rank adapter.*try --to open_clip"),
         ("fedfft", "transformers", "trained no low-rank adapter.*try --to open_clip"),
+        ("fedfft", "peft --merged", "--merged: PEFT's files hold the adapter alone; .*--to open_clip"),
+        ("fedlc", "transformers --merged", "has no place in open_clip's weights"),
+        ("resnet", "transformers --merged", "it is a CLIP whose image tower is a ModifiedResNet; use --to open_clip"),
         ("resnet", "transformers", "it is a CLIP whose image tower is a ModifiedResNet; use --to open_clip"),
         (
             "swapped",
@@ -166,7 +257,7 @@ def bad_runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_cannot_be_written_is_said_and_nothing_is_left(bad_runs: Path, run: str, to: str, message: str) -> None:
     before = sorted(bad_runs.rglob("*"))
     with pytest.raises(UserError, match=message) as said:
-        export(bad_runs / run, "--to", to, "--out", bad_runs / "new" / "out")
+        export(bad_runs / run, "--to", *to.split(), "--out", bad_runs / "new" / "out")
     assert "\n" not in str(said.value)
     assert sorted(bad_runs.rglob("*")) == before
 
@@ -190,7 +281,7 @@ def test_a_write_that_fails_half_way_leaves_nothing(flora_run: Path, monkeypatch
 
     monkeypatch.setattr("flora_hpc.clip.export.save_file", full)
     before = sorted(flora_run.rglob("*"))
-    for to in ("open_clip", "transformers"):
+    for to in ("open_clip", "transformers", "transformers --merged"):
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); choose a directory that can"):
-            export(flora_run, "--to", to)
+            export(flora_run, "--to", *to.split())
     assert sorted(flora_run.rglob("*")) == before

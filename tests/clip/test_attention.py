@@ -1,8 +1,10 @@
 import open_clip
+import pytest
 import torch
 from torch import nn
 
-from flora_hpc.clip.attention import SplitAttention, split
+from flora_hpc.clip.attention import SplitAttention, fuse, renew, split
+from flora_hpc.methods._lora import PROJECTIONS, find_layers
 from tests.conftest import CONTEXT, small_model
 
 
@@ -37,3 +39,29 @@ def test_the_real_architecture_at_full_size() -> None:
         parted = split(model)
         torch.testing.assert_close(parted.encode_text(tokens), text, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(parted.encode_image(pixels), image, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-SigLIP", "coca_ViT-B-32"])
+def test_no_layer_of_an_adapter_is_in_a_model_that_was_not_split(name: str) -> None:
+    """PEFT leaves out, without a word, what it cannot place: one name in common, and it would load a part."""
+    with torch.device("meta"):
+        model = open_clip.create_model(name, load_weights=False, device="meta", pretrained_text=False)
+    before, shapes = {path for path, _ in model.named_modules()}, {n: t.shape for n, t in model.state_dict().items()}
+    split(model)
+    targets = [f"text.{part}" for part in (*PROJECTIONS, "head")]
+    layers = find_layers(model, tuple(targets), name)  # type: ignore[arg-type]
+    assert len(layers) > 70
+    assert not before & set(layers)
+    assert {n: t.shape for n, t in fuse(model, model.state_dict()).items()} == shapes
+
+
+def test_former_names_are_renewed_only_where_the_model_has_todays() -> None:
+    at = "transformer.resblocks.0"
+    former = {
+        f"{at}.attn.out_proj.lora_A": torch.ones(1),
+        "text_projection.weight": torch.zeros(1),
+        "a.mlp.c_fc.bias": torch.ones(2),
+    }
+    names = {f"{at}.attn.o_proj.lora_A", "text_projection.linear.weight", "a.mlp.c_fc.bias"}
+    assert renew(former, names).keys() == names
+    assert renew(former, former).keys() == former.keys()

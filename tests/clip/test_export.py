@@ -3,19 +3,22 @@
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from flora_hpc.clip import adapters, export
 from flora_hpc.clip.attention import split
@@ -285,6 +288,41 @@ def test_transformers_agrees_on_real_images_and_captions(tiny: Clip, real: Examp
     assert_alike(their_features(adapted, real), expected, before)
 
 
+CAPTIONS = ["a photo of a CAT.", "  two  words,\tthree's ", "Ünïcode & emoji 😀 (x2)!", "", "long " * 100]
+
+
+@pytest.mark.parametrize("method", ["flora", "fedtext"])
+def test_a_whole_clip_model_reads_and_computes_as_the_run_did(method: str, tiny: Clip, real: Examples, tmp_path: Path) -> None:
+    """Low-rank updates and whole weights; the processor is loaded from the folder alone."""
+    tensors: dict[str, torch.Tensor] = adapters_on(tiny.model)
+    if method == "fedtext":
+        draw = torch.Generator().manual_seed(0)
+        tensors = {name: value + 0.02 * torch.randn(value.shape, generator=draw) for name, value in tiny.model.named_parameters()}
+    state = export.merged(tiny.model, tensors, ALPHA if method == "flora" else None)
+    export.save_clip_model(tmp_path / "out", tiny, state, method)
+    theirs = CLIPModel.from_pretrained(tmp_path / "out").eval()
+    export.save_open_clip(tmp_path / "same", tiny, ModelConfig(), state, method)
+    expected = features(open_clip.create_model(f"local-dir:{tmp_path / 'same'}").eval(), real)
+    assert_alike(their_features(theirs, real), expected, features(tiny.model, real))
+    processor = CLIPProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    for caption, tokens in zip(CAPTIONS, tiny.tokenize(CAPTIONS), strict=True):
+        (given,) = processor.tokenizer([caption], truncation=True)["input_ids"]
+        assert given == tokens[: tokens.argmax() + 1].tolist(), caption
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8))
+    torch.testing.assert_close(processor.image_processor(image, return_tensors="pt")["pixel_values"][0], tiny.preprocess(image))
+    assert "CLIPModel.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_images_prepared_as_no_clip_processor_can_are_refused(tiny: Clip, tmp_path: Path) -> None:
+    other = deepcopy(tiny.model)
+    other.visual.preprocess_cfg = tiny.model.visual.preprocess_cfg | {"resize_mode": "longest"}
+    with pytest.raises(UserError, match=r"cannot prepare images as this model has them .resize_mode longest, 32 x 32."):
+        export.save_clip_model(tmp_path / "out", replace(tiny, model=other), {}, "flora")
+    with pytest.raises(UserError, match="its tokenizer is not CLIP's own"):
+        export.save_clip_model(tmp_path / "out", replace(tiny, tokenize=lambda texts: real), {}, "flora")
+    assert not (tmp_path / "out").exists()
+
+
 def of(text: dict[str, Any] = {}, vision: dict[str, Any] = {}) -> Callable[[], Any]:  # noqa: B006
     """How to make a small CLIP with something of its own."""
     return lambda: open_clip.CLIP(
@@ -306,6 +344,7 @@ def named(name: str) -> Callable[[], Any]:
         (of({"pool_type": "last"}), "its text tower is not both causal and read at the end token"),
         (of({"no_causal_mask": True}), "its text tower is not both causal and read at the end token"),
         (of({"ls_init_value": 0.1}), "its blocks are not CLIP's own"),
+        (of({"act_kwargs": {"approximate": "tanh"}}), "its activation is not CLIP's own"),
         (of({"scale_fc": True}), "its text blocks are not CLIP's own"),
         (of({"proj_bias": True}), "its heads are not plain matrices"),
         (of({}, {"ls_init_value": 0.1}), "its blocks are not CLIP's own"),
