@@ -98,7 +98,8 @@ def read(data: bytes) -> Checkpoint:
             rows = {name: _rows(tensors[f"untested.{name}"], dtype) for name, dtype in TABLES.items()}
             untested = RoundRecord(**rows)
         server = _unflatten(json.loads(facts["server"]), "server", tensors)
-        shards, identity = json.loads(facts["shards"]), json.loads(facts.get("identity", "{}"))  # checkpoints written before run.h5's schema 5 have none
+        shards = json.loads(facts["shards"])
+        identity = json.loads(facts.get("identity", "{}"))  # of a run before schema 5 there is none
         return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(shards), identity)
     except (LookupError, ValueError) as error:
         raise DamagedError(f"it lacks {error}") from None

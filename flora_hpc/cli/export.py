@@ -67,6 +67,7 @@ def export(
     out = out or folder / f"export-{form.replace(' --', '-')}"
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: exists already; choose another directory, or remove this one")
+    note_round(run)
     save(form, out, folder)
     print(f"wrote {out}; {LOAD[form].format(out=out)}")
 
@@ -74,7 +75,6 @@ def export(
 def save(form: str, out: Path, folder: Path) -> None:
     """Write the adapter of the run in `folder` to `out` in one of the forms of LOAD."""
     config, _ = configfile.load(folder / "config.yaml")
-    note_round(run)
 
     import torch  # seconds of imports
 
