@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from flora_hpc.data.images import CAPTION, Column, Dataset, DatasetOptions, Images, Raw, assemble, stamp
-from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.errors import UserError, did_you_mean, lock_cure
 
 
 class Options(DatasetOptions):
@@ -31,7 +31,8 @@ def build(options: Options) -> Dataset:
         file = h5py.File(path, "r", locking=False)  # some file systems have no locks
     except OSError as error:
         raise UserError(
-            f"data.path: {path} is not an HDF5 file that can be read ({error}); docs/data-format.md says what is needed"
+            f"data.path: {path} is not an HDF5 file that can be read ({error}){lock_cure(error)}; "
+            "docs/data-format.md says what is needed"
         ) from None
     missing = [name for name in ("train/images", "train/labels", "test/images", "test/labels") if name not in file]
     missing += [f"attribute {name}" for name in ("class_names", "encoding") if name not in file.attrs]
