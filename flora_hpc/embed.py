@@ -20,6 +20,7 @@ from flora_hpc.config import FeaturesConfig
 from flora_hpc.data import features
 from flora_hpc.data.images import Images
 from flora_hpc.data.store import DTYPES, Damage, Store
+from flora_hpc.errors import at_home
 
 FORMAT = 4  # raise it when features come out differently for the same image, tower and preprocessing
 
@@ -89,7 +90,7 @@ def folder_of(config: FeaturesConfig) -> Path | None:
         return None
     if config.store != "auto":
         return Path(config.store).expanduser()
-    return Path(os.environ.get("FLORA_HPC_CACHE") or "~/.cache/flora_hpc").expanduser()
+    return at_home(os.environ.get("FLORA_HPC_CACHE") or "~/.cache/flora_hpc", "set FLORA_HPC_CACHE or features.store to a folder")
 
 
 def embed(images: Images, name: str, work: Work) -> Embedded:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -24,3 +25,23 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
     return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+
+
+def lock_cure(error: Exception) -> str:
+    """`; unset HDF5_USE_FILE_LOCKING ...` where HDF5 could not lock a file, and nothing otherwise.
+
+    Files are opened without locks, which Lustre and NFS may lack; the variable goes before that.
+    """
+    is_lock = "unable to lock file" in str(error)
+    return "; unset HDF5_USE_FILE_LOCKING, or set it to FALSE: this file system has no locks" if is_lock else ""
+
+
+def at_home(path: str | Path, instead: str) -> Path:
+    """A path with `~` written out. Raises UserError, with the cure `instead`, where nobody knows the home folder.
+
+    So it is in containers whose user has no entry in /etc/passwd.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: HOME is not set, so the home folder is not known; export HOME, or {instead}") from None

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flora_hpc import screen
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, lock_cure
 from flora_hpc.records import disk
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.known import RoundRecord, RunInfo
@@ -27,8 +27,8 @@ class Hdf5:
             disk.settle(part, self._folder / "config.yaml")
             self._writer = Writer(self._folder / "run.h5", info)
         except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
-            cure = "make room on its disk, or make it writable" if info.earlier else "choose a directory that can"
-            raise UserError(f"--out {self._folder}: cannot be written ({reason(error)}); {cure}") from None
+            cure = "; make room on its disk, or make it writable" if info.earlier else "; choose a directory that can"
+            raise UserError(f"--out {self._folder}: cannot be written ({reason(error)}){lock_cure(error) or cure}") from None
 
     def round(self, record: RoundRecord) -> None:
         assert self._writer is not None

@@ -14,7 +14,7 @@ import numpy as np
 from flora_hpc.data.datasets import _kinds
 from flora_hpc.data.datasets._filters import missing_filter
 from flora_hpc.data.texts import fault
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, lock_cure
 
 DOCUMENTATION = "docs/data-format.md says what is needed"
 
@@ -174,6 +174,8 @@ def _why_closed(path: Path, error: Exception) -> str:
         return f"it is {what}); {DOCUMENTATION}"
     if isinstance(error, PermissionError):
         return f"{text}); make it readable"
+    if cure := lock_cure(error):
+        return f"{text}){cure}"
     return f"{text}); {DOCUMENTATION}"
 
 

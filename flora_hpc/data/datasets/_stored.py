@@ -11,7 +11,7 @@ from pydantic import Field
 from flora_hpc.data.datasets._catalog import Facts
 from flora_hpc.data.datasets._files import read
 from flora_hpc.data.images import Column, Dataset, DatasetOptions, Images, Ints, Raw, assemble, join, stamp
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, at_home
 
 VARIABLE, DEFAULT_ROOT = "FLORA_HPC_DATA", "~/.cache/flora_hpc/data"
 
@@ -28,7 +28,7 @@ class Options(DatasetOptions):
 
 def folder(root: Path | None) -> Path:
     """The folder below which every dataset has its own."""
-    return Path(root or os.environ.get(VARIABLE) or DEFAULT_ROOT).expanduser()
+    return at_home(root or os.environ.get(VARIABLE) or DEFAULT_ROOT, f"set {VARIABLE} or data.root to a folder")
 
 
 def missing(facts: Facts, root: Path) -> str | None:

@@ -1,0 +1,34 @@
+"""What several modules say alike."""
+
+from pathlib import Path
+
+import pytest
+
+from flora_hpc.config import FeaturesConfig
+from flora_hpc.data.datasets import _stored
+from flora_hpc.embed import folder_of
+from flora_hpc.errors import UserError, at_home, lock_cure
+
+
+def test_a_home_folder_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user number without a name, in a container."""
+
+    def unknown(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FLORA_HPC_CACHE", raising=False)
+    monkeypatch.delenv(_stored.VARIABLE, raising=False)
+    assert at_home("~/x", "") == Path.home() / "x"
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    with pytest.raises(UserError, match=r"^~/.cache/flora_hpc: HOME is not set.*; export HOME, or set FLORA_HPC_CACHE"):
+        folder_of(FeaturesConfig())
+    with pytest.raises(UserError, match=r"HOME is not set.*; export HOME, or set .* or data.root to a folder"):
+        _stored.folder(None)
+
+
+def test_a_file_system_without_locks() -> None:
+    error = OSError(
+        "[Errno 37] Unable to synchronously open file (unable to lock file, errno = 37, error message = 'No locks available')"
+    )
+    assert lock_cure(error).startswith("; unset HDF5_USE_FILE_LOCKING, or set it to FALSE")
+    assert lock_cure(OSError("file signature not found")) == ""
