@@ -44,7 +44,7 @@ def test_a_second_one_is_refused_and_told_who_owns_it(tmp_path: Path) -> None:
         with Claim(out) as second, pytest.raises(UserError) as error:
             second.take()
         assert f"--out {out}: belongs to a run that goes on: process {os.getpid()} on host " in str(error.value)
-        assert "last sign of life 0 s ago; wait for its end, stop it (kill " in str(error.value)
+        assert " s ago; wait for its end, stop it (kill " in str(error.value)
         assert names(out) == ["owner-000001.json"]
         first.check()
     assert not (tmp_path / "a").exists(), "nothing was written, so nothing stays"
@@ -79,8 +79,10 @@ def test_a_dead_owner_is_taken_over_at_once_and_that_is_said(tmp_path: Path) -> 
         assert names(tmp_path) == ["owner-000001.json", "owner-000002.json"]
         claim.started(None)
         assert names(tmp_path) == ["owner-000002.json"]
-    assert said == [f"takes over {tmp_path} from process {os.getpid()} on host {living.me().host}, Slurm job 5, which died; "
-                    "its last sign was 0 s ago"]  # fmt: skip
+    (sentence,) = said
+    assert sentence.startswith(
+        f"takes over {tmp_path} from process {os.getpid()} on host {living.me().host}, Slurm job 5, which died; its last sign was "
+    )
     with Claim(tmp_path, said.append) as later:
         later.take()
     assert len(said) == 1, "an owner that ended is nobody to take over from"
@@ -95,7 +97,7 @@ def test_an_owner_elsewhere_that_shows_signs_lives(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=beat)
     thread.start()
-    with Claim(tmp_path) as claim, pytest.raises(UserError, match="process 41 on host node7, last sign of life 0 s ago"):
+    with Claim(tmp_path) as claim, pytest.raises(UserError, match="process 41 on host node7, last sign of life "):
         claim.take()
     end.set()
     thread.join()
@@ -112,7 +114,7 @@ def test_an_owner_elsewhere_without_a_sign_is_dead_after_a_while_whatever_this_h
         claim.take()
         claim.check()
     assert said[0].startswith(f"{tmp_path} belongs to process 41 on host node7; waits up to ")
-    assert "which died; its last sign was 1 s ago" in said[1]
+    assert ", which died; its last sign was " in said[1]
 
 
 def test_an_owner_that_was_suspended_for_long_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""`flora-hpc run` and the owner of its directory."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from flora_hpc import simulation
+from flora_hpc.owner import claim, living
+from flora_hpc.records import hdf5file
+from tests.cli.test_bad_input import call
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def words(squares: Path, tmp_path: Path) -> list[str]:
+    data = [f"data={{name: hdf5, path: {squares}}}", "partition={name: iid, num_clients: 2}", "rounds=3"]
+    flags = [word for setting in data for word in ("-s", setting)]
+    return ["run", str(ROOT / "configs/quickstart.yaml"), *flags, "--out", str(tmp_path / "run")]
+
+
+def own(out: Path, number: int, **more: object) -> None:
+    out.mkdir(exist_ok=True)
+    owner = replace(living.me(), host="node7", **more)  # type: ignore[arg-type]
+    claim.path(out, number).write_text(json.dumps(asdict(owner)))
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["anew", "resume"])
+def test_a_living_run_is_left_alone(
+    resume: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    own(out, 4, job="12")
+    code, error = call([*words, *resume], monkeypatch, capsys)
+    assert code == 2
+    assert error.startswith(f"flora-hpc: --out {out}: belongs to a run that goes on: process ")
+    assert "on host node7, Slurm job 12, last sign of life " in error
+    assert error.endswith(" s ago; wait for its end, stop it (scancel 12), or choose another directory\n")
+    assert [file.name for file in out.iterdir()] == ["owner-000004.json"]
+
+
+def test_a_dead_one_is_taken_over(words: list[str], tmp_path: Path, invoke: Callable[..., str]) -> None:
+    own(tmp_path / "run", 1, started="1")
+    said = invoke(*words, "--resume")
+    assert f"note: takes over {tmp_path / 'run'} from process " in said
+    assert claim.read(tmp_path / "run", 2).ended
+    assert claim.newest(tmp_path / "run") == 2
+    assert "takes over" not in invoke(*words, "--resume")
+
+
+def test_an_owner_that_finds_another_one_writes_no_more(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when it was suspended for so long that another one took over."""
+    out, play = tmp_path / "run", simulation.play
+
+    def suspended(fed, comm, state, number):  # type: ignore[no-untyped-def]
+        if number == 2:
+            own(out, 2)
+            monkeypatch.setattr(claim, "BEAT_SECONDS", 0)
+        return play(fed, comm, state, number)
+
+    monkeypatch.setattr(simulation, "play", suspended)
+    code, error = call(words, monkeypatch, capsys)
+    assert (code, error.count("now belongs to process ")) == (2, 1), error
+    assert hdf5file.read(out)[1]["rounds"]["round"].tolist() in ([0], [0, 1])
+    assert not (out / "adapter").exists()
+    assert "round-000002.safetensors" not in [file.name for file in (out / "checkpoint").iterdir()]
+    assert not claim.read(out, 2).ended, "it is the other one's"
