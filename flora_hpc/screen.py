@@ -7,7 +7,7 @@ import select
 import sys
 import unicodedata
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any
 
 LABELS = {"stdout": "standard output", "stderr": "standard error"}
 NEAREST = {"→": "->", "←": "<-"} | dict(
@@ -30,8 +30,9 @@ class Screen(io.TextIOWrapper):
         self._stream = stream  # which would close its file when it is gone
         handler = f"flora_hpc.{name}"
         codecs.register_error(handler, self._replace)
+        binary: Any = self.raw if stream.write_through else io.BufferedWriter(self.raw)  # as `python -u` does it
         super().__init__(
-            self.raw if stream.write_through else io.BufferedWriter(self.raw),  # type: ignore[type-var]  # as `python -u` does it
+            binary,
             encoding=stream.encoding,
             errors=handler,
             newline="\n",
@@ -56,7 +57,7 @@ class Screen(io.TextIOWrapper):
 class Raw(io.RawIOBase):
     """The bytes below a screen. Each write is tried once: a disk may have room again later."""
 
-    def __init__(self, buffer: BinaryIO) -> None:
+    def __init__(self, buffer: Any) -> None:
         self._raw: Any = getattr(buffer, "raw", buffer)
         self.why, self.needs_reader = "", False
 
