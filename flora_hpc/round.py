@@ -69,8 +69,8 @@ class State:
     adapter: torch.Tensor  # (num_params,) float32
     server: Any
     optimizers: dict[int, optimizers.State]  # by group; empty unless client.optimizer_state is 'keep'
-    weight: int = 0  # of all updates that the last round of training added up; 0 when every one was rejected
     untested: RoundRecord | None = None  # on rank 0: the round before, if its adapter is tested during this one
+    weight: int = 0  # of all updates that the last round of training added up; 0 when every one was rejected
 
 
 def play(fed: Federation, comm: Meter, state: State, number: int) -> list[RoundRecord]:

@@ -7,7 +7,7 @@ import select
 import sys
 import unicodedata
 from contextlib import suppress
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 LABELS = {"stdout": "standard output", "stderr": "standard error"}
 NEAREST = {"→": "->", "←": "<-"} | dict(
@@ -26,13 +26,13 @@ class Screen(io.TextIOWrapper):
 
     def __init__(self, name: str, stream: io.TextIOWrapper) -> None:
         """`name` is stdout or stderr; `stream` is what it was so far."""
-        self._label, self._replaced, self.raw = LABELS[name], False, Raw(cast(BinaryIO, stream.buffer))
+        self._label, self._replaced, self.raw = LABELS[name], False, Raw(stream.buffer)
         self._stream = stream  # which would close its file when it is gone
         handler = f"flora_hpc.{name}"
         codecs.register_error(handler, self._replace)
-        buffer: Any = self.raw if stream.write_through else io.BufferedWriter(self.raw)  # as `python -u` does it
+        binary: Any = self.raw if stream.write_through else io.BufferedWriter(self.raw)  # as `python -u` does it
         super().__init__(
-            buffer,
+            binary,
             encoding=stream.encoding,
             errors=handler,
             newline="\n",
@@ -57,7 +57,7 @@ class Screen(io.TextIOWrapper):
 class Raw(io.RawIOBase):
     """The bytes below a screen. Each write is tried once: a disk may have room again later."""
 
-    def __init__(self, buffer: BinaryIO) -> None:
+    def __init__(self, buffer: Any) -> None:
         self._raw: Any = getattr(buffer, "raw", buffer)
         self.why, self.needs_reader = "", False
 

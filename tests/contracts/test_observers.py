@@ -226,3 +226,14 @@ def test_quiet_says_one_line() -> None:
     text = io.StringIO()
     watch(Quiet(Path("sweep[lr]"), Console(file=text, width=40)))
     assert text.getvalue() == "run finished, 2 rounds, test accuracy 0.2500 → 0.7500; in sweep[lr]\n"
+
+
+@pytest.mark.parametrize("view", [Plain, Quiet, Terminal])
+def test_a_run_that_never_moved_says_so_at_its_end(view: type[Plain] | type[Quiet] | type[Terminal]) -> None:
+    text = io.StringIO()
+    observer = view(Path("somewhere"), Console(file=text, width=200))
+    observer.started(run_info())
+    for number in range(3):
+        observer.round(round_record(number, accuracy=0.25))
+    observer.ended("finished")
+    assert "test accuracy stayed at 0.2500, and the training loss went from 1.25 to 1.25 in 2 rounds" in text.getvalue()
