@@ -153,6 +153,12 @@ def test_objects_of_another_kind(tmp_path: Path, change: Change, expected: str) 
     assert expected in mistake(write(tmp_path / "a.h5", instead))
 
 
+def test_pixels_in_a_file_beside_that_is_gone(tmp_path: Path) -> None:
+    """Told once, and not as four damaged images."""
+    change = put("train/images", None, shape=(4, 2, 3, 3), dtype="u1", external=str(tmp_path / "gone.raw"))
+    assert "train/images cannot be read (" in mistake(write(tmp_path / "a.h5", change))
+
+
 def test_a_half_written_dataset(tmp_path: Path) -> None:
     """Its first block is there; HDF5 gives zeros for the second."""
 

@@ -89,6 +89,8 @@ class Reader:
                 raise self.mistake(
                     f"{name} is put together from {source.file_name}:{source.dset_name}, which is not there; bring that file"
                 )
+        if dataset.external is not None and dataset.size:
+            _ = dataset[(0,) * dataset.ndim]  # HDF5 looks for such files when it reads
         if (need := missing_filter(dataset)) is not None:
             raise self.mistake(f"{name} is compressed with {need}")
         if not dataset.is_virtual and dataset.external is None and 0 < _num_blocks(dataset) != _num_written(dataset):
