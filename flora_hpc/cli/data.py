@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +90,6 @@ def inspect(
     from flora_hpc.data import checks, shards
     from flora_hpc.data import rows as tables
     from flora_hpc.data.mix import mix_of
-    from flora_hpc.records.views import count
     from flora_hpc.report import split, words
 
     if picture is not None:  # a wrong name must not be told after an hour of decoding
@@ -118,19 +118,7 @@ def inspect(
         json.dump(found if damaged is None else found | {"damaged": damaged}, sys.stdout)
         print()
     else:
-        console = Console(highlight=False)
-        images = f"{dataset.name}, {len(dataset.train):,} training images; {len(dataset.test):,} test images, which no client holds"
-        facts = {"data": images, "partition": rule} | ({} if where is not None else {"checked": "no; --check decodes every image"})
-        console.print(split.terminal(mix, console.width, facts))
-        for reason, number in dataset.left_out.items():
-            console.print(f"left out: {count(number, 'file')}: {reason}", style="yellow", markup=False, soft_wrap=True)
-        for sentence in warnings:
-            console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
-        for text in damaged or []:
-            console.print(f"cannot be decoded: {text}", style="red", markup=False, soft_wrap=True)
-        if damaged is not None:
-            some = f"{len(damaged):,} of {len(dataset.images):,} images cannot be decoded"
-            console.print(some if damaged else f"all {len(dataset.images):,} images can be decoded")
+        say(dataset, mix, rule, warnings, damaged)
     if picture is not None:
         split.figure(mix, picture, f"{dataset.name} over {mix.num_clients:,} clients: {rule}")
         print(f"drawn: {picture}", file=sys.stderr)
@@ -139,6 +127,25 @@ def inspect(
         print(f"written: {rows}", file=sys.stderr)
     if damaged and not skips:
         raise typer.Exit(2)
+
+
+def say(dataset: Any, mix: Any, rule: str, warnings: Sequence[str], damaged: Sequence[str] | None) -> None:
+    """Print a split, and what a user must know of its images; `damaged` is None where nobody looked."""
+    from flora_hpc.records.views import count
+    from flora_hpc.report import split
+
+    console = Console(highlight=False)
+    images = f"{dataset.name}, {len(dataset.train):,} training images; {len(dataset.test):,} test images, which no client holds"
+    facts = {"data": images, "partition": rule} | ({} if damaged is not None else {"checked": "no; --check decodes every image"})
+    console.print(split.terminal(mix, console.width, facts))
+    lines = [(f"left out: {count(number, 'file')}: {reason}", "yellow") for reason, number in dataset.left_out.items()]
+    lines += [(f"warning: {sentence}", "yellow") for sentence in warnings]
+    lines += [(f"cannot be decoded: {text}", "red") for text in damaged or []]
+    for line, style in lines:
+        console.print(line, style=style, markup=False, soft_wrap=True)
+    if damaged is not None:
+        some = f"{len(damaged):,} of {len(dataset.images):,} images cannot be decoded"
+        console.print(some if damaged else f"all {len(dataset.images):,} images can be decoded")
 
 
 def look_at_all(dataset: Any) -> Any:

@@ -105,8 +105,9 @@ def _below(top: str, left_out: LeftOut) -> Iterator[_File]:
             left_out.add(AGAIN, folder)
             continue
         visited.add(real)
+        listing = entries(folder)
         device = os.stat(folder).st_dev  # noqa: PTH116 -- a Path for every folder costs more than the call
-        for entry in entries(folder):
+        for entry in listing:
             if is_hidden(entry.name):
                 left_out.add(HIDDEN, entry.path)
             elif (kind := _kind(entry)) == FOLDER and not entry.is_symlink():
