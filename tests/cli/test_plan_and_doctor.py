@@ -2,20 +2,25 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from flora_hpc.cli import app
 from flora_hpc.comm import devices
+from flora_hpc.errors import UserError
 from tests.conftest import ROOT
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def plan(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["plan", "configs/quickstart.yaml", *arguments], env={"COLUMNS": "120"})
+    result = CliRunner().invoke(
+        app, ["plan", "configs/quickstart.yaml", *arguments], env={"COLUMNS": "120"}, catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -25,6 +30,15 @@ def test_plan_tells_payload_and_data_of_the_papers_setting_without_weights() -> 
     assert "24,576 trained numbers" in text
     assert "98,304 bytes per update" in text
     assert "1,438 training and 359 test images" in text
+
+
+def test_plan_says_what_of_the_weights_it_has_looked_at(tmp_path: Path) -> None:
+    assert "names and shapes fit the model; values (NaN, zeros) are not looked at" in " ".join(plan().replace("│", "").split())
+    lines = plan("-s", "model.name=ViT-B-32", "-s", "model.pretrained=laion2b_s34b_b79k").splitlines()
+    assert "'laion2b_s34b_b79k' of open_clip: not looked at" in next(line for line in lines if "weights" in line)
+    save_file({"ln_final.weight": torch.ones(512)}, tmp_path / "w.pt")  # the suffix is wrong, too
+    with pytest.raises(UserError, match=r"w.pt does not fit the model: 301 tensors missing"):
+        plan("-s", "model.name=ViT-B-32", "-s", f"model.pretrained={tmp_path / 'w.pt'}")
 
 
 def test_plan_shares_clients_among_ranks() -> None:

@@ -152,7 +152,7 @@ def test_a_clients_dropout_does_not_depend_on_its_group() -> None:
 def test_dropout_acts_on_the_adapter_alone(captions: torch.Tensor) -> None:
     """With everything dropped but a rest, the frozen part stays: the result is linear in what is kept."""
     model = split(small_model(dtype=torch.float64))
-    many, _ = adapters_on(model, "transformer.resblocks.1.mlp.c_proj")
+    many, _ = adapters_on(model, "transformer.resblocks.1.mlp.down_proj")
     nothing = {path: lora._replace(drop=lambda x: torch.zeros_like(x).expand(NUM_CLIENTS, -1, -1)) for path, lora in many.items()}
     tower = TextTower(model, captions)
     many = {path: lora for path, lora in nothing.items() if not path.startswith("visual")}
