@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+TEST_PROCESSES ?= 2
 INSTALLED := .venv/.installed
 
 .PHONY: demo test check bench format clean
@@ -10,8 +11,8 @@ demo: $(INSTALLED)  ## ten clients on two MPI ranks adapt a CLIP to handwritten 
 	@view=plain; if [ -t 1 ]; then view=live; COLUMNS=$$(tput cols 2>/dev/null || echo 80); export COLUMNS; fi; \
 	$(BIN)/mpiexec -n 2 $(BIN)/flora-hpc run configs/quickstart.yaml --view $$view
 
-test: $(INSTALLED)  ## every test, real mpiexec and gloo runs included
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## every test, real mpiexec and gloo runs included, in two processes
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 check: $(INSTALLED)  ## formatting, lint, strict types
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """What many tests need: a small CLIP with random weights, the bundled one, and ways to start ranks."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests share the cores: threads that spin would take them from others
 
 import flora_hpc  # noqa: F401 -- before torch, as in the program
 
