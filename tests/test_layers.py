@@ -20,10 +20,23 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["configfile"],
     ["config"],
     ["plugins", "owner"],
-    ["seeds", "screen", "errors", "strict", "yamltext"],
+    ["seeds", "screen", "errors", "strict", "yamltext", "filekinds"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
-NO_TORCH = ["config", "configfile", "plugins", "owner", "seeds", "screen", "errors", "strict", "yamltext", "cohort", "records"]
+NO_TORCH = [
+    "config",
+    "configfile",
+    "plugins",
+    "owner",
+    "seeds",
+    "screen",
+    "errors",
+    "strict",
+    "yamltext",
+    "filekinds",
+    "cohort",
+    "records",
+]
 
 
 def part(path: Path) -> str:

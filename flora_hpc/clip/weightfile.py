@@ -6,18 +6,18 @@ import warnings
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from flora_hpc import filekinds
 from flora_hpc.errors import UserError
 
 WRAPPERS = re.compile(r"^((module|_orig_mod|model|clip)\.)+")  # what training code puts before a CLIP's names
 WITHIN = ("state_dict", "model_state_dict", "model")  # where a training checkpoint holds the weights
 INDEX = ".index.json"  # the table of a checkpoint in several files: weight_map, tensor -> file
 HEADER_LIMIT = 100_000_000  # bytes, of safetensors' own readers
-HEAD = 512  # bytes
 OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save's pickled magic number, before it wrote zip archives
 DTYPES = {
     "F64": torch.float64,
@@ -36,33 +36,6 @@ DTYPES = {
 PICKLED = "it holds pickled code, which is never run; save its state dict alone, best as .safetensors"
 AGAIN = "copy or download it again"
 RESAVE = "load it with the program that wrote it, and save its state dict as .safetensors with PyTorch's names"
-
-
-class Foreign(NamedTuple):
-    """A kind of file that holds no weights for us."""
-
-    begins: re.Pattern[bytes]
-    what: str
-    cure: str
-
-
-def _foreign(begins: bytes, what: str, cure: str) -> Foreign:
-    return Foreign(re.compile(begins, re.DOTALL | re.IGNORECASE), what, cure)
-
-
-FOREIGN = (
-    _foreign(rb"version https://git-lfs", "a git-LFS pointer, not the weights themselves", "run git lfs pull in its repository"),
-    _foreign(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)", "a web page, not the weights", "download the file itself"),
-    _foreign(rb"GGUF|ggml|ggjt|lmgg", "a GGUF file", RESAVE),
-    _foreign(rb"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write weights", RESAVE),
-    _foreign(rb"\x93NUMPY", "a NumPy array", RESAVE),
-    _foreign(rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "compressed", "unpack it first"),
-    _foreign(rb".{257}ustar", "a tar archive", "unpack it, and give the weights file in it"),
-    _foreign(rb"....TFL3", "a TensorFlow Lite model", RESAVE),
-    _foreign(rb"\x08[\x01-\x14][\x12\x1a\x22\x3a\x42]", "an ONNX or Core ML model", RESAVE),
-    _foreign(rb"([\x81-\x8f]|\xde..|\xdf....)[\xa0-\xbf\xd9]", "a msgpack file, as Flax writes weights", RESAVE),
-    _foreign(rb"\x00{64}", "zeros at its beginning: its copy broke off", AGAIN),
-)
 
 
 def read(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
@@ -107,7 +80,7 @@ def shards(index: Path) -> list[Path]:
 def _kind(file: Path) -> str:
     """'safetensors', 'zip' or 'old', from a file's first bytes. Raises UserError, with the cure, for every other kind."""
     with file.open("rb") as opened:
-        head = opened.read(HEAD)
+        head = opened.read(filekinds.HEAD_BYTES)
     size = file.stat().st_size
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length <= HEADER_LIMIT:
@@ -152,13 +125,12 @@ def _describe(head: bytes, size: int) -> str:
     """What a file that is no checkpoint is, and the cure."""
     if not size:
         return f"empty; {AGAIN}"
-    for foreign in FOREIGN:
-        if foreign.begins.match(head):
-            real = re.search(rb"^size (\d+)$", head, re.MULTILINE) if foreign.what.startswith("a git-LFS") else None
-            extent = f" ({size:,} bytes, where the weights have {int(real[1]):,})" if real else ""
-            return f"{foreign.what}{extent}; {foreign.cure}"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return f"a pickle that torch.save did not write: {PICKLED}"
+    if kind := filekinds.kind_of(head):
+        real = re.search(rb"^size (\d+)$", head, re.MULTILINE) if kind == filekinds.POINTER else None
+        extent = f" ({size:,} bytes, where the weights have {int(real[1]):,})" if real else ""
+        return f"{kind.name}{extent}; {kind.cure or RESAVE}"
     if re.match(rb"\s*[\[{]", head) and b'"' in head:
         return "JSON text, not weights; give the weights file, or the folder that holds both"
     text = head[:40].decode("utf-8", "replace")

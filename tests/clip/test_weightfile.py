@@ -49,8 +49,8 @@ def numpy_archive() -> bytes:
 
 WHOLE = save(STATE)
 KINDS = {
-    "pointer": (POINTER, "a git-LFS pointer, not the weights themselves .*605,143,316.*; run git lfs pull"),
-    "page": (b"\n<!DOCTYPE html><html>", "a web page, not the weights; download the file itself"),
+    "pointer": (POINTER, "a pointer of Git LFS, not the file itself .*605,143,316.*; run git lfs pull"),
+    "page": (b"\n<!DOCTYPE html><html>", "a web page or XML.*; download the file itself"),
     "redirect": (b'<?xml version="1.0"?>', "a web page"),
     "empty": (b"", "it is empty; copy or download it again"),
     "json": (b'{"error": "gated"}', "JSON text, not weights"),
@@ -59,8 +59,8 @@ KINDS = {
     "gguf": (b"GGUF\x03\0\0\0" + bytes(100), "a GGUF file; load it with the program that wrote it"),
     "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.3.0", "an ONNX or Core ML model"),
     "flax": (b"\x82\xaatext_model\x81\xa1a\x01", "a msgpack file, as Flax writes weights"),
-    "keras": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file, as Keras and TensorFlow write weights"),
-    "gzip": (b"\x1f\x8b\x08\0" + bytes(100), "compressed; unpack it first"),
+    "keras": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file; load it with the program that wrote it"),
+    "gzip": (b"\x1f\x8b\x08\0" + bytes(100), "compressed with gzip; decompress it with gunzip"),
     "tar": (tar(), "a tar archive; unpack it"),
     "numpy": (numpy_archive(), "a NumPy archive, which torch.save did not write"),
     "zip": (archive("README", "model/weights.bin"), "a zip archive of README, model/weights.bin"),

@@ -11,8 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flora_hpc.data.datasets import _kinds
+from flora_hpc import filekinds
 from flora_hpc.data.datasets._filters import missing_filter
+from flora_hpc.data.datasets._paths import file_at
 from flora_hpc.data.texts import fault
 from flora_hpc.errors import UserError, lock_cure
 
@@ -29,7 +30,7 @@ class Reader:
     @classmethod
     def open(cls, path: Path) -> "Reader":
         """Open a file for reading, without a lock: nobody may write it meanwhile, and some file systems have none."""
-        path = _kinds.file_at("data.path", path, "*.h5")
+        path = file_at("data.path", path, "*.h5")
         try:
             return cls(path, h5py.File(path, "r", locking=False))
         except Exception as error:  # HDF5 lets anything through on broken files
@@ -172,7 +173,7 @@ def _why_closed(path: Path, error: Exception) -> str:
         return "it is still being written, or its writer was killed); wait for the writer, or run h5clear -s on it"
     if "truncated" in text:
         return f"{text}); the file is cut off: copy or fetch it again"
-    if (what := _kinds.kind(path)) not in (None, "an HDF5 file"):
+    if (what := filekinds.kind(path)) not in (None, filekinds.HDF5):
         return f"it is {what}); {DOCUMENTATION}"
     if isinstance(error, PermissionError):
         return f"{text}); make it readable"

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from flora_hpc.data.datasets._files import columns, read
-from flora_hpc.data.datasets._kinds import ADDRESS, WINDOWS, kind
 from flora_hpc.data.datasets._pairs import Pairs
+from flora_hpc.data.datasets._paths import ADDRESS, WINDOWS
 from flora_hpc.data.images import Raw, stamp
 from flora_hpc.data.texts import fault, shown
 from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.filekinds import kind
 
 CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is meant for guessing at files
 PROBE = 100  # when not one of so many images exists, the folder is wrong, not the images

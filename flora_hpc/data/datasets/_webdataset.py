@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from flora_hpc.data.datasets._files import SUFFIXES, columns
-from flora_hpc.data.datasets._kinds import ADDRESS, TAR, kind, why_absent
 from flora_hpc.data.datasets._pairs import Pairs
+from flora_hpc.data.datasets._paths import ADDRESS, why_absent
 from flora_hpc.data.datasets._table import object_of
 from flora_hpc.data.images import Raw, stamp
 from flora_hpc.data.texts import fault, shown
 from flora_hpc.errors import UserError
+from flora_hpc.filekinds import TAR, kind
 
 TEXTS = (".txt", ".json")
 MOST_SHARDS = 1_000_000

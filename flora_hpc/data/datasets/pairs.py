@@ -11,10 +11,11 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from flora_hpc.data.datasets import _table, _webdataset
-from flora_hpc.data.datasets._kinds import expanded, file_at, kind
 from flora_hpc.data.datasets._pairs import Pairs
+from flora_hpc.data.datasets._paths import expanded, file_at
 from flora_hpc.data.images import Dataset, DatasetOptions, draw_test, join
 from flora_hpc.errors import UserError
+from flora_hpc.filekinds import kind
 
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson")
 

@@ -1,0 +1,73 @@
+"""What a file is by its first bytes, whatever its suffix says, and what to do with it where another kind was expected."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+HEAD_BYTES = 512  # that tell a kind
+RESAVE_TEXT = "save it in UTF-8"
+
+
+class Kind(NamedTuple):
+    """A kind of file. The cure is empty where it depends on what the file was given for."""
+
+    name: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        """Name and cure, as the end of a sentence."""
+        return f"{self.name}; {self.cure}" if self.cure else self.name
+
+
+HDF5, TAR, ZIP = Kind("an HDF5 file"), Kind("a tar archive", "unpack it"), Kind("a zip archive")
+POINTER = Kind("a pointer of Git LFS, not the file itself", "run git lfs pull in its repository")
+KINDS = [
+    (re.compile(begins, re.DOTALL | re.IGNORECASE), kind)
+    for begins, kind in (
+        (rb"version https://git-lfs", POINTER),
+        (
+            rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--|error>)",
+            Kind("a web page or XML, perhaps a server's message of an error", "download the file itself"),
+        ),
+        (rb"\x89HDF\r\n\x1a\n", HDF5),
+        (rb"PK\x03\x04", ZIP),
+        (rb".{257}ustar", TAR),
+        (rb"\x1f\x8b", Kind("compressed with gzip", "decompress it with gunzip")),
+        (rb"BZh", Kind("compressed with bzip2", "decompress it with bunzip2")),
+        (rb"\xfd7zXZ\x00", Kind("compressed with xz", "decompress it with unxz")),
+        (rb"\x28\xb5\x2f\xfd", Kind("compressed with zstd", "decompress it with unzstd")),
+        (rb"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", "unpack it")),
+        (rb"Rar!\x1a", Kind("a RAR archive", "unpack it")),
+        (rb"PAR1", Kind("a Parquet file")),
+        (rb"ARROW1", Kind("an Arrow file")),
+        (rb"\x93NUMPY", Kind("a NumPy .npy file")),
+        (rb"\x80[\x02-\x05]", Kind("a Python pickle")),
+        (rb"MATLAB 5\.0", Kind("a MATLAB 5 file", "save it with -v7.3")),
+        (rb"CDF\x01", Kind("a netCDF 3 file")),
+        (rb"\x0e\x03\x13\x01", Kind("an HDF4 file")),
+        (rb"SQLite format 3", Kind("an SQLite database")),
+        (rb"%PDF", Kind("a PDF document")),
+        (rb"\x89PNG", Kind("a PNG image")),
+        (rb"\xff\xd8\xff", Kind("a JPEG image")),
+        (rb"\xff\xfe|\xfe\xff", Kind("text in UTF-16", RESAVE_TEXT)),
+        (rb"GGUF|ggml|ggjt|lmgg", Kind("a GGUF file")),
+        (rb"....TFL3", Kind("a TensorFlow Lite model")),
+        (rb"\x08[\x01-\x14][\x12\x1a\x22\x3a\x42]", Kind("an ONNX or Core ML model")),
+        (rb"([\x81-\x8f]|\xde..|\xdf....)[\xa0-\xbf\xd9]", Kind("a msgpack file, as Flax writes weights")),
+        (rb"\x00{64}", Kind("zeros at its beginning: its copy broke off", "copy or download it again")),
+    )
+]
+
+
+def kind_of(head: bytes) -> Kind | None:
+    """The kind of a file that begins with `head`, its first HEAD_BYTES; None for plain text and whatever else they do not tell."""
+    return next((kind for begins, kind in KINDS if begins.match(head)), None)
+
+
+def kind(path: Path) -> Kind | None:
+    """The kind of the file at `path`; None, too, where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return kind_of(file.read(HEAD_BYTES))
+    except OSError:
+        return None
