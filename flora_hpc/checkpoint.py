@@ -10,7 +10,7 @@ Each holds a checksum of all its numbers, and the two newest rounds are kept, so
 import hashlib
 import json
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,7 @@ class Checkpoint:
     untested: RoundRecord | None = None  # of this round, when it is tested during the next one
     shards: tuple[str, ...] = field(default=())  # names of the files with optimizers
     identity: Mapping[str, str] = field(default_factory=dict)  # what decides results, beside the configuration -> its digest
+    run: str = ""  # the digest of the run's configuration, of a checkpoint that was read
 
 
 class DamagedError(Exception):
@@ -100,7 +101,7 @@ def read(data: bytes) -> Checkpoint:
         server = _unflatten(json.loads(facts["server"]), "server", tensors)
         shards = json.loads(facts["shards"])
         identity = json.loads(facts.get("identity", "{}"))  # of a run before schema 5 there is none
-        return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(shards), identity)
+        return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(shards), identity, facts["run"])
     except (LookupError, ValueError) as error:
         raise DamagedError(f"it lacks {error}") from None
 
@@ -120,29 +121,30 @@ def read_optimizers(folder: Path, shards: Iterable[str], groups: Iterable[int]) 
     return {group: tuple(parts[i] for i in sorted(parts)) for group, parts in found.items()}
 
 
-def newest(folder: Path, runs: Container[str], last_round: int) -> tuple[bytes | None, list[str]]:
-    """The bytes of the newest whole checkpoint of `runs` whose rounds are in a log that ends with `last_round`; None for none.
+def newest(folder: Path, run: str, last_round: int) -> tuple[bytes, Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of `run` whose rounds are in a log that ends with `last_round`, and its bytes; None for none.
 
-    Also a sentence about each newer one that cannot be used. Raises UserError when the checkpoints belong to another run.
+    Also a sentence about each newer one that cannot be used. Raises UserError when the checkpoints belong to another run. Those
+    without an identity are older than schema 5 and name their run otherwise.
     """
-    told = []
+    notes = []
     for number in _rounds(folder):
         file = path(folder, number)
         try:
             data = file.read_bytes()
-            checkpoint, owner = read(data), _checked(data)[1]["run"]
+            checkpoint = read(data)
             for shard in checkpoint.shards:
                 _checked((folder / shard).read_bytes())
         except (OSError, DamagedError) as error:
-            told.append(f"{file} cannot be used ({error})")
+            notes.append(f"{file} cannot be used ({error})")
             continue
-        if owner not in runs:
+        if checkpoint.identity and checkpoint.run != run:
             raise UserError(f"{file}: belongs to a run with another configuration; give --out a directory of its own")
         if number > last_round + (checkpoint.untested is not None):
-            told.append(f"{file} is newer than the log, which ends with round {last_round}")
+            notes.append(f"{file} is newer than the log, which ends with round {last_round}")
             continue
-        return data, told
-    return None, told
+        return data, checkpoint, notes
+    return b"", None, notes
 
 
 def _rows(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Rows:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from flora_hpc import checkpoint, prepare
 from flora_hpc.checkpoint import Checkpoint
@@ -57,7 +56,7 @@ class Saved:
 
     def __init__(self, out: Path, identity: Identity, holds: Callable[[], None] = lambda: None) -> None:
         self.folder, self._out, self._identity, self.holds = out / "checkpoint", out, identity, holds
-        self._run = run_digest(identity.essence)
+        self._run = hashlib.blake2b(identity.essence.to_yaml().encode(), digest_size=16).hexdigest()
 
     def write(self, fed: Federation, comm: Meter, state: State, number: int) -> Callable[[], None]:
         """Write this rank's optimizers after round `number`, where they are kept.
@@ -118,21 +117,27 @@ class Saved:
     def _look(self, fed: Federation) -> tuple[bytes, Earlier]:
         """The newest checkpoint that fits the log, empty for none, and the log up to it."""
         attributes, tables = hdf5file.read(self._out, ())
-        runs = (self._run, *self._digests_of_version_0_1_0(attributes))
-        data, told = checkpoint.newest(self.folder, runs, int(tables["rounds"]["round"].max(initial=-1)))
-        point = checkpoint.read(data) if data else None
+        data, point, notes = checkpoint.newest(self.folder, self._run, int(tables["rounds"]["round"].max(initial=-1)))
         if point is None and attributes["status"] == "finished":
-            why = "; ".join(told) or "it kept none (checkpoint.keep: false, checkpoint.every: 0, or an older flora-hpc)"
+            why = "; ".join(notes) or "it kept none (checkpoint.keep: false, checkpoint.every: 0, or an older flora-hpc)"
             raise UserError(
                 f"--resume: the finished run in {self._out} has no checkpoint to go on from: {why}; "
                 f"for more rounds start a new run with rounds: {fed.rounds} and another --out"
             )
-        told += self._compare((point and point.identity) or json.loads(attributes.get("identity", "{}")))
+        notes += self._compare((point and point.identity) or json.loads(attributes.get("identity", "{}")))
         last = -1 if point is None else point.round
         logged = last - (point is not None and point.untested is not None)
-        earlier = hdf5file.earlier(self._out, last, logged, told)
+        earlier = hdf5file.earlier(self._out, last, logged, notes)
         forget_tests(earlier.rounds, fed)
-        return data or b"", earlier
+        return data, earlier
+
+    def refuse_others(self) -> None:
+        """Raise UserError when the run in `out` began with other data or weights, as far as these are known before features are."""
+        attributes, _ = hdf5file.read(self._out, ())
+        began_with = json.loads(attributes.get("identity", "{}"))
+        if attributes.get("num_damaged"):  # images that cannot be decoded are not left out yet
+            began_with = {name: began_with[name] for name in began_with if name not in ("split", "clients")}
+        self._compare(began_with)
 
     def _compare(self, began_with: Mapping[str, str]) -> list[str]:
         """Raise UserError when data or weights are other ones than the run began with. Returns a sentence when nobody can tell."""
@@ -145,22 +150,12 @@ class Saved:
             )
         return []
 
-    def _digests_of_version_0_1_0(self, attributes: Mapping[str, Any]) -> list[str]:
-        """The digest of the same run where `rounds` is a part of it."""
-        rounds = yaml.safe_load(attributes["config"]).get("rounds", 0)
-        return [run_digest(self._identity.essence.model_copy(update={"rounds": rounds}))]
-
     def finish(self, keep: bool) -> None:
         """Remove the checkpoints of a run that has finished, all but the last one where that is to be kept."""
         if keep:
             checkpoint.prune(self.folder, sys.maxsize, 1)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def run_digest(essence: Config) -> str:
-    """What checkpoints call their run."""
-    return hashlib.blake2b(essence.to_yaml().encode(), digest_size=16).hexdigest()
 
 
 def forget_tests(rows: Rows, fed: Federation) -> None:

@@ -65,6 +65,10 @@ def run(
         meter = Meter(comm, idle=torch.cuda.synchronize if place.device.type == "cuda" else lambda: None)
         dataset, clip, fed = together(comm, lambda: prepare.everything(config, place.device, place.room))
         same_everywhere(comm, alike := prepare.identity(config, dataset, clip, fed.shards))
+        sources = prepare.sources(config)
+        if resume:
+            early = Saved(out, Identity(config.essence(), alike, sources))  # before the features of other images are computed
+            together(comm, lambda: early.refuse_others() if comm.rank == 0 else None)
         inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, progress))
         if features.damaged:
             dataset = together(comm, lambda: prepare.without(dataset, features.damaged, config))
@@ -76,7 +80,7 @@ def run(
         config = config.with_group_size(fed.group_size)
         digests = {"model weights": alike["model weights"]} | prepare.data_identity(dataset, fed.shards)
         digests["images"] = features.digest or embed.images_digest(dataset.images, place.work(config, clip, progress))
-        saved = Saved(out, Identity(config.essence(), digests, prepare.sources(config)), holds)
+        saved = Saved(out, Identity(config.essence(), digests, sources), holds)
         begin = saved.find(fed, comm, place.device) if resume else Begin(prepare.first_state(fed, comm, place.device))
         if fed.method.sees == "features":
             del clip.model.visual  # its work is done, for all rounds

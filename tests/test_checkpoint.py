@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,9 @@ def test_two_tensors_of_a_state_may_share_their_memory(tmp_path: Path) -> None:
 
 
 def newest(folder: Path, last_round: int = 100) -> tuple[int | None, list[str]]:
-    data, told = checkpoint.newest(folder, "run", last_round)
-    return None if data is None else checkpoint.read(data).round, told
+    data, point, notes = checkpoint.newest(folder, "run", last_round)
+    assert bool(data) == (point is not None)
+    return point and point.round, notes
 
 
 def test_the_newest_one_is_found(tmp_path: Path) -> None:
@@ -152,9 +154,14 @@ def test_a_checkpoint_that_is_newer_than_the_log_is_left_aside(tmp_path: Path) -
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, make(1), "another run")
+    checkpoint.write(tmp_path, replace(make(1), identity={"labels": "1"}), "another run")
     with pytest.raises(UserError, match="belongs to a run with another configuration"):
         newest(tmp_path)
+
+
+def test_a_checkpoint_without_an_identity_is_older_than_the_names_of_runs(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, make(1), "the same run under a former name")
+    assert newest(tmp_path) == (1, [])
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

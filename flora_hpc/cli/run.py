@@ -68,7 +68,7 @@ def run(
         resolved, notes = configfile.load(config, overrides)
         for sentence in notes:
             note(sentence)
-        if me.rank == 0 and (out.is_dir() or living.restarts()):  # a start that is killed while ranks connect leaves no new folder
+        if me.rank == 0 and (os.path.isdir(out) or living.restarts()):  # a start that is killed while ranks connect leaves no new folder
             claim.take(lambda: newest_saved(out))
         return resolved
 

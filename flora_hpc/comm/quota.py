@@ -16,8 +16,14 @@ def quotas(proc: Path = PROC, groups: Path = GROUPS) -> dict[str, float]:
     for folder in folders(proc, groups):
         quota = of_version_2(folder) or of_version_1(folder)
         if quota is not None:
-            cores[str(folder)] = quota
+            cores[_name(folder)] = quota
     return cores
+
+
+def _name(folder: Path) -> str:
+    """A folder's name and number: containers see other groups under one name."""
+    facts = folder.stat()
+    return f"{folder} {facts.st_dev}:{facts.st_ino}"
 
 
 def folders(proc: Path, groups: Path) -> Iterator[Path]:

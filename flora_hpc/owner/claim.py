@@ -143,10 +143,11 @@ class Claim:
 
     def _look(self) -> None:
         """Note when another process has become the owner."""
-        self._looked = _now()
         number = newest(self.folder)
         if number > self._number:
+            self._lost = "another process"
             self._lost = str(read(self.folder, number))
+        self._looked = _now()
 
     def check(self) -> None:
         """Raise UserError when this process is the owner no more; call it before anything is written."""
@@ -165,11 +166,10 @@ class Claim:
         self.check()
         self._writes = True
         if self._number:
-            for number in _numbers(self.folder):
-                if number < self._number:
-                    path(self.folder, number).unlink(missing_ok=True)
-            for file in self.folder.glob(".owner-*"):  # of starts that were killed; a living one writes its own again
-                file.unlink(missing_ok=True)
+            former = [path(self.folder, number) for number in _numbers(self.folder) if number < self._number]
+            for file in (*former, *self.folder.glob(".owner-*")):  # of starts that were killed; a living one writes its own again
+                with suppress(OSError):  # another user's
+                    file.unlink(missing_ok=True)
 
     def round(self, record: object) -> None:
         self.check()
@@ -214,8 +214,9 @@ def read(folder: Path, number: int) -> Owner:
     """An owner; of a file that cannot be understood, one of whom nothing is known. Raises FileNotFoundError."""
     try:
         facts: dict[str, Any] = json.loads(path(folder, number).read_bytes())
-        known = {field.name: facts[field.name] for field in fields(Owner) if field.name in facts}
-        return Owner(**known) if all(isinstance(value, str | int) for value in known.values()) else Owner()
+        values = {field.name: facts[field.name] for field in fields(Owner) if field.name in facts}
+        fit = all(type(value) is type(getattr(Owner(), name)) for name, value in values.items())
+        return Owner(**values) if fit else Owner()
     except (ValueError, TypeError):  # half written, where there are no hard links
         return Owner()
 

@@ -8,6 +8,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from flora_hpc.errors import UserError
+
 DEAD_SECONDS = 60.0  # without a sign, and unknown to Slurm
 
 
@@ -30,6 +32,8 @@ class Owner:
     ended: bool = False
 
     def __str__(self) -> str:
+        if not self.pid:
+            return "an unknown process, whose file cannot be read"
         job = f", Slurm job {self.job}" if self.job else ""
         return f"process {self.pid} on host {self.host}{job}"
 
@@ -74,15 +78,20 @@ def lives(owner: Owner, age: float) -> bool | None:
 
 
 def known_to_slurm(owner: Owner) -> bool:
-    """Whether Slurm says that an owner still runs."""
-    which = ["--steps", owner.step] if owner.step else ["--jobs", owner.job, "--states", "RUNNING,SUSPENDED"]
-    if not owner.job:
+    """Whether Slurm says that an owner still runs. Raises UserError when Slurm is there and does not answer."""
+    if not owner.job or (not owner.step and owner.job == me().job):  # of its own allocation Slurm knows no process
         return False
+    which = ["--steps", owner.step] if owner.step else ["--jobs", owner.job, "--states", "RUNNING,SUSPENDED"]
     try:
         words = ["squeue", "--noheader", "--format=%i", *which]
         result = subprocess.run(words, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:  # no Slurm here
         return False
+    except subprocess.TimeoutExpired:
+        raise UserError(f"squeue does not answer whether {owner} still runs; try again later") from None
+    if result.returncode and "nvalid job" not in result.stderr:
+        why = " ".join(result.stderr.split())
+        raise UserError(f"squeue cannot tell whether {owner} still runs ({why}); try again later")
     return result.returncode == 0 and bool(result.stdout.strip())
 
 

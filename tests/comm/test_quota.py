@@ -16,7 +16,8 @@ def quotas_of(folder: Path, cgroup: str, files: dict[str, str]) -> dict[str, flo
     for name, text in files.items():
         (groups / name).parent.mkdir(parents=True, exist_ok=True)
         (groups / name).write_text(text)
-    return {str(Path(path).relative_to(groups)): cores for path, cores in quota.quotas(proc, groups).items()}
+    named = {name.rpartition(" ")[0]: cores for name, cores in quota.quotas(proc, groups).items()}
+    return {str(Path(path).relative_to(groups)): cores for path, cores in named.items()}
 
 
 V1 = "9:name=systemd:/\n4:memory:/job\n2:cpu,cpuacct:/job/step\n0::/\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flora_hpc.errors import UserError
 from flora_hpc.owner import living
 from flora_hpc.owner.living import Owner
 
@@ -76,7 +77,8 @@ def test_a_task_of_an_array_is_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("says", "alive"), [("echo 7.0", True), ("true", False), ("echo slurm_load_jobs error >&2; exit 1", False)]
+    ("says", "alive"),
+    [("echo 7.0", True), ("true", False), ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", False)],
 )
 def test_slurm_is_asked_about_an_owner_without_a_sign(
     says: str, alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -90,3 +92,18 @@ def test_slurm_is_asked_about_an_owner_without_a_sign(
     assert not (tmp_path / "asked").exists(), "its sign is young"
     assert living.lives(owner, living.DEAD_SECONDS) is alive
     assert (tmp_path / "asked").read_text().split()[-2:] == ["--steps", "7.0"]
+
+
+def test_a_slurm_that_does_not_answer_says_nothing_about_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/bash\necho slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match=r"squeue cannot tell .* \(slurm_load_jobs error: Unable to contact .*\); try again later"):
+        living.lives(elsewhere(job="7", step="7.0"), living.DEAD_SECONDS)
+
+
+def test_an_allocation_of_ones_own_is_no_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without a step, killed on another node of the allocation in which it is started again."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert living.lives(elsewhere(job="7"), living.DEAD_SECONDS) is False
