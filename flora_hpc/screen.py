@@ -60,6 +60,7 @@ class Raw(io.RawIOBase):
     def __init__(self, buffer: Any) -> None:
         self._raw: Any = getattr(buffer, "raw", buffer)
         self.why, self.needs_reader = "", False
+        self.reader_gone = self.beside_work = False
 
     def writable(self) -> bool:
         return True
@@ -81,7 +82,8 @@ class Raw(io.RawIOBase):
                 rest = rest[written or 0 :]
         except (OSError, ValueError) as error:  # ValueError: somebody closed it
             first, self.why = not self.why, self.why or getattr(error, "strerror", None) or str(error)
-            if first and self.needs_reader:
+            self.reader_gone = self.reader_gone or isinstance(error, BrokenPipeError)
+            if first and self.needs_reader and self.reader_gone:
                 raise ReaderGoneError from None
         return size
 
@@ -118,6 +120,20 @@ def needs_reader() -> None:
     """End this command, quietly, when nobody reads its standard output: printing is all that it does."""
     if isinstance(sys.stdout, Screen):
         sys.stdout.raw.needs_reader = True
+
+
+def beside_work() -> None:
+    """Take all that this command prints as a report on its work: the work is done, too, when nobody can read of it."""
+    if isinstance(sys.stdout, Screen):
+        sys.stdout.raw.beside_work = True
+
+
+def unprinted() -> str:
+    """Why part of what was printed is not where it was meant to go, though its reader is there; empty when nothing is missing."""
+    if not isinstance(sys.stdout, Screen):
+        return ""
+    sys.stdout.flush()
+    return "" if sys.stdout.raw.reader_gone or sys.stdout.raw.beside_work else sys.stdout.raw.why
 
 
 def for_programs() -> None:

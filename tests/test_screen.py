@@ -186,6 +186,14 @@ def test_a_command_ends_quietly_when_nobody_reads_it(
     assert (tmp_path / "report.html").exists() == (command == "report"), "what is more than words is done all the same"
 
 
+@pytest.mark.parametrize("command", ["show", "show --csv --clients", "list"])
+def test_output_that_a_full_disk_cuts_off_is_no_success(command: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = command.split()
+    ended = main(monkeypatch, LOST["disk"][0](), *words, *([finished] if words[0] != "list" else []))
+    why = "standard output cannot be written (No space left on device); what was printed is incomplete"
+    assert ended == (2, f"flora-hpc: {why}: make room, and start again\n")
+
+
 def test_whoever_watches_a_run_that_goes_on_leaves_with_the_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     writer = Writer(tmp_path / "run.h5", run_info())
     writer.add(round_record(0))

@@ -54,6 +54,10 @@ def main() -> NoReturn:
     try:
         result = app(standalone_mode=False)
         code = result if isinstance(result, int) else 0  # what a command gave to typer.Exit
+        if speaks and (why := screen.unprinted()):
+            raise UserError(
+                f"standard output cannot be written ({why}); what was printed is incomplete: make room, and start again"
+            )
     except screen.ReaderGoneError:
         code = 0
     except UserError as error:

@@ -1,13 +1,15 @@
 """What `flora-hpc slurm` looks at before a job waits in the queue: do the clients have examples, do the ranks have work?"""
 
+from pathlib import Path
+
 from flora_hpc.config import Config
-from flora_hpc.errors import UserError
+from flora_hpc.records.views import count
 
 
 def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_per_node: int) -> list[str]:
     """Sentences about ranks without work, for each configuration; they differ in `partition.num_clients` alone.
 
-    Raises UserError for what a run would refuse. Where the data are not on this machine, a sentence says that nobody looked.
+    Raises UserError for what a run would refuse. Where data or weights are not on this machine, a sentence says that nobody looked.
     """
     import torch  # takes seconds
 
@@ -18,21 +20,35 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     from flora_hpc.round import groups_of
 
     first = configs[0]
+    if absent := not_here(first):
+        return [f"clients and ranks are not checked, for this machine lacks what the job needs: {absent}"]
     if not gpus_per_node:
         precision.settle(first.model.precision, torch.device("cpu"))
-    try:
-        dataset = prepare.dataset(first)
-    except UserError as error:
-        return [f"clients and ranks are not checked, since the data cannot be used here: {error}"]
+    dataset = prepare.dataset(first)
     clip, room = load(first.model, first.seed, torch.device("meta")), room_for(gpus_per_node, ranks_per_node)
     sentences = []
     for config in configs:
         fed = prepare.federation(config, dataset, clip, torch.device("meta"), room)
         num_groups = len(groups_of(fed, 1))
         if num_groups < num_ranks:
-            clients = config.cohort.num_clients(fed.shards.num_clients)
+            clients = count(config.cohort.num_clients(fed.shards.num_clients), "client")
+            registered = f"partition.num_clients {fed.shards.num_clients:,}: " if len(configs) > 1 else ""
             sentences.append(
-                f"{num_ranks - num_groups} of {num_ranks} ranks have no work: the {clients:,} clients of a round make "
-                f"{num_groups:,} groups of up to {fed.group_size}; ask for fewer ranks, or set a lower client.group_size"
+                f"{registered}{num_ranks - num_groups} of {num_ranks} ranks have no work, since {clients} of a round make "
+                f"{count(num_groups, 'group')} of up to {fed.group_size}; ask for fewer ranks, or set a lower client.group_size"
             )
     return sentences
+
+
+def not_here(config: Config) -> str:
+    """The first file, folder or dataset of a configuration that this machine lacks; empty when all are here."""
+    from flora_hpc.data import fetch
+    from flora_hpc.data.datasets._catalog import CATALOG
+
+    pretrained = config.model.pretrained
+    places = {"model.pretrained": pretrained if pretrained and Path(pretrained).is_absolute() else None}  # a path, not a tag
+    places |= {f"data.{key}": getattr(config.data, key, None) for key in ("path", "test_path", "root", "images_root", "names")}
+    for key, place in places.items():
+        if place and "{" not in str(place) and not Path(place).expanduser().exists():  # braces name several shards
+            return f"{key}: {place}"
+    return (fetch.missing(config.data.name, getattr(config.data, "root", None)) if config.data.name in CATALOG else None) or ""

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flora_hpc import configfile
+from flora_hpc import configfile, screen
 from flora_hpc.cli._args import ConfigFile, Overrides, View, has_terminal
 from flora_hpc.cli._job import ends, job_with_config
 from flora_hpc.cli._progress import Bar
@@ -52,6 +52,7 @@ def run(
     SIGUSR1 and SIGTERM save the run and end it with exit code 75; --resume goes on with it, on any number of ranks.
     """
     stop.expect()
+    screen.beside_work()
     me = launch.detect()
     job = f"-{os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""  # tasks of an array may start together
     if resume and out is None:
@@ -68,7 +69,8 @@ def run(
         resolved, notes = configfile.load(config, overrides)
         for sentence in notes:
             note(sentence)
-        if me.rank == 0 and (os.path.isdir(out) or living.restarts()):  # a start that is killed while ranks connect leaves no new folder
+        is_there = os.path.isdir(out)  # noqa: PTH112 -- pathlib raises for names that are too long
+        if me.rank == 0 and (is_there or living.restarts()):  # a start that is killed while ranks connect leaves no new folder
             claim.take(lambda: newest_saved(out))
         return resolved
 

@@ -351,13 +351,23 @@ def test_ranks_without_work_are_warned_about(calls: Path) -> None:
     words = ["slurm", QUICK, "--nodes", "4", "--ntasks-per-node", "4", "--mpi", "pmix", "-s", "client.group_size=1"]
     result = CliRunner().invoke(app, [*words, "--array", "10,100"], catch_exceptions=False)
     (warning,) = result.stderr.splitlines()
-    assert warning.startswith("warning: 6 of 16 ranks have no work: the 10 clients of a round make 10 groups of up to 1; ask for")
+    assert warning.startswith(
+        "warning: partition.num_clients 10: 6 of 16 ranks have no work, since 10 clients of a round make 10 groups "
+    )
     assert result.stdout.startswith("#!/bin/bash\n")
     assert CliRunner().invoke(app, [*words, "-s", "partition.num_clients=20"], catch_exceptions=False).stderr == ""
 
 
-def test_data_that_only_the_nodes_see_are_not_checked(calls: Path) -> None:
-    words = ["slurm", QUICK, "-s", "data={name: imagefolder, path: /scratch/photos}"]
-    result = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert result.stderr.startswith("warning: clients and ranks are not checked, since the data cannot be used here: data.path: ")
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (["-s", "data={name: imagefolder, path: /scratch/photos}"], "data.path: /scratch/photos"),
+        (["-s", "model.name=ViT-B-32", "-s", "model.pretrained=/scratch/clip.pt"], "model.pretrained: /scratch/clip.pt"),
+        (["-s", "data={name: pets, root: /scratch}"], "data.root: /scratch"),
+    ],
+)
+def test_what_only_the_nodes_see_is_not_checked(settings: list[str], key: str, calls: Path) -> None:
+    result = CliRunner().invoke(app, ["slurm", QUICK, *settings], catch_exceptions=False)
+    lacks = f"warning: clients and ranks are not checked, for this machine lacks what the job needs: {key}\n"
+    assert result.stderr.startswith(lacks)
     assert result.stdout.startswith("#!/bin/bash\n")
