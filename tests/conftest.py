@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests share the cores: threads that spin would take them from others
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("COLUMNS", None)  # which tells programs that they have a terminal of this width
 
 import flora_hpc  # noqa: F401 -- before torch, as in the program
 

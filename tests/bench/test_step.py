@@ -109,7 +109,7 @@ def test_the_plain_side_is_open_clips_own_model_but_for_its_split_attention_and_
     group = workload.set_up(clip, "flora", 3, 4, 2, torch.device("cpu"), 1)
     modules = list(step.plain_client(task(), group, torch.device("cpu")).model.modules())
     ours = {type(module).__name__ for module in modules if type(module).__module__.startswith("flora_hpc")}
-    assert ours == {"SplitAttention", "Projection"}
+    assert ours == {"SplitAttention", "SplitMlp", "Projection"}
     assert any(type(module).__module__.startswith("peft") for module in modules)
 
 

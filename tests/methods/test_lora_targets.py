@@ -156,4 +156,4 @@ def test_a_client_of_lower_rank_trains_what_flora_of_that_rank_would(captions: t
             torch.testing.assert_close(kept, wanted[name], rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(rest, torch.zeros_like(rest), rtol=0, atol=1e-7)
         trained = rounds.norms(result.updates, held)
-        torch.testing.assert_close(trained, other.updates.norm(dim=1), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(trained, other.updates.double().norm(dim=1), rtol=1e-3, atol=1e-6)
