@@ -19,7 +19,7 @@ from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, Rows
 
 CHUNK_ROWS = 256
 SPARE_BYTES = 2**16  # room at its end for what HDF5 may write there: a file that it could not flush it cannot close either
-STATUS, SCREEN = h5py.string_dtype("utf-8", 16), h5py.string_dtype("utf-8", 128)  # of fixed length: changed while readers look on
+STATUS, SCREEN = h5py.string_dtype("utf-8", 16), h5py.string_dtype("utf-8", 256)  # of fixed length: changed while readers look on
 BY_ROUND = ("rounds", "ranks", "clients")  # tables whose rows belong to a round
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py makes of it
 PAUSES = (0.02, 0.05, 0.1, 0.2)  # seconds between attempts; a round is written in a few milliseconds
@@ -207,7 +207,7 @@ def _text(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="ignore") if isinstance(value, bytes) else value  # one that was cut may end within a character
 
 
 def _check(path: Path, file: h5py.File, attributes: dict[str, Any]) -> None:
