@@ -82,10 +82,10 @@ def to_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return result
 
 
-def _renamed(name: str, given: int) -> str:
-    """A name of TABLE's column `given`, 0 or 1, by the other column."""
+def _renamed(name: str, column: int) -> str:
+    """A name of TABLE's `column`, 0 or 1, by the other column."""
     for pair in TABLE:
-        name = name.replace(pair[given], pair[1 - given])
+        name = name.replace(pair[column], pair[1 - column])
     return name
 
 
