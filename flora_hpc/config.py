@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic_core import PydanticCustomError
 
 from flora_hpc import plugins, yamltext
 from flora_hpc.errors import did_you_mean
+from flora_hpc.filekinds import ADDRESS, WINDOWS
 from flora_hpc.plugins import BaseOptions
 from flora_hpc.strict import StrictModel, check_text
 
@@ -23,13 +25,19 @@ def _folder(value: Any) -> Any:
     if value in ("auto", "none") or not isinstance(value, str):
         return value
     check_text(value, is_path=True)
+    if WINDOWS.match(value):
+        raise PydanticCustomError("flora_hpc", "is a path of Windows; write it as this system has it")
+    if ADDRESS.match(value):
+        raise PydanticCustomError("flora_hpc", "is an address; give a path of this system: download what lies there first")
     return str(Path(value).expanduser().absolute())
 
 
 def _absolute(value: Any) -> Any:
     """A path as one that holds from any working directory; the run's config.yaml keeps it. Other texts as they are."""
-    looks_like_one = isinstance(value, str) and ("/" in value or value.startswith(("~", ".")) or os.path.isfile(value))  # noqa: PTH113
-    return _folder(value) if looks_like_one else value
+    if not isinstance(value, str):
+        return value
+    looks_like_one = "/" in value or value.startswith(("~", ".")) or WINDOWS.match(value)
+    return _folder(value) if looks_like_one or os.path.isfile(value) else value  # noqa: PTH113
 
 
 class ModelConfig(Section):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 HEAD_BYTES = 512  # that tell a kind
 RESAVE_TEXT = "save it in UTF-8"
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:")  # pathlib leaves one slash of two
+WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 
 
 class Kind(NamedTuple):

@@ -218,6 +218,10 @@ def test_a_key_near_to_nothing_is_answered_with_all_of_its_section(problems: Pro
         ("data: {name: 5}", "data.name: must be a text, not 5; put it in quotes if it is meant"),
         ('data: {name: cifar10, root: "a\\0b"}', "data.root: must not hold the character NUL"),
         ("features: {store: ~nobody-of-this-name}", "features.store: begins with ~, but the home folder is not known here"),
+        ("model: {pretrained: ~nobody-of-this-name/w.pt}", "model.pretrained: begins with ~, but the home folder"),
+        ("model: {pretrained: 'https://example.org/w.pt'}", "model.pretrained: is an address; give a path of this system"),
+        ("features: {store: 's3://bucket/features'}", "features.store: is an address; give a path of this system"),
+        ("model: {pretrained: 'D:\\w.pt'}", "model.pretrained: is a path of Windows; write it as this system has it"),
     ],
 )
 def test_a_value_is_not_taken_for_one_of_another_kind(problems: Problems, text: str, sentence: str) -> None:

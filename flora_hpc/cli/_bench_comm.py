@@ -65,7 +65,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     ranks, hosts = result["world_size"], result["num_hosts"]
     where = f"{ranks} rank{'s' * (ranks > 1)} on {hosts} host{'s' * (hosts > 1)}"
-    console.print(f"{where}, backend {result['backend']}, started by {result['launcher']}", style="italic")
+    console.print(f"{where}, backend {result['backend']}, started by {result['launcher']}", style="italic", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("bytes", "ours", "library", "ratio", "difference", "bus"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -57,7 +57,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     side, size = result["side"], decimal(round(result["encoded_bytes"]))
     what = f"{result['num_images']:,} {result['encoding']} images of {side} x {side} pixels, {size} each"
-    console.print(f"{result['model']}, {what}", style="italic")
+    console.print(f"{result['model']}, {what}", style="italic", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("part")
     for heading in ("time", "images\nper second", "share\nof the work"):

@@ -60,7 +60,8 @@ def log(
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     clients, ranks = result["num_clients"], result["world_size"]
-    console.print(f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round", style="italic")
+    what = f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round"
+    console.print(what, style="italic", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("", "round", "log", "writing"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 BUSY = 1.2  # upper over lower quartile of what should be alike; on a machine that does nothing else they are
 
@@ -26,7 +27,7 @@ def remarks(named: Mapping[str, str]) -> Table:
     grid.add_column(style="dim")
     grid.add_column()
     for name, text in named.items():
-        grid.add_row(name, text)
+        grid.add_row(name, Text(text))
     return grid
 
 

@@ -86,7 +86,8 @@ def check_comparable(config: Config) -> None:
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     clients, ranks = result["num_clients"], result["world_size"]
-    console.print(f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round", style="italic")
+    what = f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round"
+    console.print(what, style="italic", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("phase")
     table.add_column("time", justify="right")

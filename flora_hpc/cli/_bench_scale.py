@@ -61,7 +61,7 @@ def scale(
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     what = f"{result['model']}, {result['method']}, {result['dataset']}, {result['num_clients']:,} clients a round"
-    console.print(what, style="italic")
+    console.print(what, style="italic", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("ranks", "client updates\nper second", "times\none rank", "efficiency", "wait", "comm", "start-up"):
         table.add_column(heading, justify="right")

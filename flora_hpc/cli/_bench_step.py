@@ -56,7 +56,7 @@ def step(
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what each number means."""
     task = f"{result['classes']:,} classes, {result['batch_size']:,} images a step, {result['precision']}"
-    console.print(f"{result['model']}, {result['method']}, {task}", style="italic")
+    console.print(f"{result['model']}, {result['method']}, {task}", style="italic", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right", style="bold", no_wrap=True)

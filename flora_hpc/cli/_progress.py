@@ -33,7 +33,12 @@ class Bar:
 
     def _draw(self, done: int, total: int) -> None:
         if self._bar is None:
-            columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[count]}")
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[count]}"),
+            )
             self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True, force_terminal=True), transient=True)
             self._bar.add_task(self._what, count="")
             self._bar.start()

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from flora_hpc.cli import (
     _bench_comm,
@@ -98,7 +99,7 @@ def methods(
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, the ratios, and what the numbers mean."""
     title = f"{result['model']}, {result['classes']:,} classes, {result['batch_size']:,} images a step, {result['precision']}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(title, "table.title"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method")
     for heading in ("trained\nnumbers", "payload", "clients\nat once", "time per\nclient step", "peak\nmemory"):
         table.add_column(heading, justify="right")

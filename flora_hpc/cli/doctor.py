@@ -54,7 +54,7 @@ def doctor(
             raise AgreedError("\n".join(problems))
         console.print(f"[green]a collective over all ranks works[/] ({1000 * seconds:.2g} ms)")
         for note in notes(rows, choice):
-            console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+            console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
 def facts(me: Launch, choice: Choice, library: str, versions: dict[str, str]) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """`flora-hpc export`: what a run trained, as files that other programs load."""
 
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +17,7 @@ from flora_hpc.cli._adapter import note_round
 from flora_hpc.cli._args import Run
 from flora_hpc.comm import launch
 from flora_hpc.errors import UserError
-from flora_hpc.records import hdf5file
+from flora_hpc.records import hdf5file, split
 
 
 class Form(StrEnum):
@@ -101,7 +103,23 @@ def save(form: str, out: Path, folder: Path) -> None:
     state = export.merged(clip.model, tensors, alpha)
     if form == "open_clip":
         return write(out, lambda new: export.save_open_clip(new, clip, config.model, state, method))
-    return write(out, lambda new: export.save_clip_model(new, clip, state, method))
+    write(out, lambda new: export.save_clip_model(new, clip, state, method))
+    names = class_names(hdf5file.locate(folder))
+    if unlike := export.read_otherwise(out, clip, names):
+        print(
+            f"warning: a CLIPProcessor gives other tokens than the run for {len(unlike):,} of {len(names):,} class names, such as "
+            f"'{unlike[0]}', since it does not clean captions as open_clip does; {out / 'README.md'} says how to clean them",
+            file=sys.stderr,
+        )
+    return None
+
+
+def class_names(path: Path) -> Sequence[str]:
+    """The names of a run's classes; none where run.h5 holds none, or cannot be read: an export needs the adapter alone."""
+    with suppress(UserError):
+        classes_of_clients = split.read(path)
+        return classes_of_clients.classes if classes_of_clients else ()
+    return ()
 
 
 def write(out: Path, fill: Callable[[Path], object]) -> None:

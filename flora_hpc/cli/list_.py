@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flora_hpc import plugins
 from flora_hpc.config import Config, Section
@@ -58,7 +59,8 @@ def show_sizes(model: str, classes: int) -> None:
     names = tuple(f"class {i}" for i in range(classes))
     one = Partition(np.arange(classes), np.array([0, classes]))
     setting = Setting(clip, names, tuple(f"a photo of a {name}." for name in names), one, np.arange(classes))
-    table = Table(title=f"methods on {model}, {classes} classes, default options", title_justify="left")
+    title = Text(f"methods on {model}, {classes} classes, default options", "table.title")
+    table = Table(title=title, title_justify="left")
     for heading in ("method", "trained numbers", "payload in bytes", "image tower"):
         table.add_column(heading, justify="left" if heading in ("method", "image tower") else "right")
     refused = []
@@ -75,7 +77,7 @@ def show_sizes(model: str, classes: int) -> None:
     console = Console()
     console.print(table)
     for reason in refused:
-        console.print(f"- {reason}", highlight=False)
+        console.print(f"- {reason}", highlight=False, markup=False)
 
 
 def show_fields(console: Console, model: type[BaseModel], prefix: str, indent: str) -> None:

@@ -1,5 +1,6 @@
 """`flora-hpc plan`: clients, ranks, payload and memory before anything runs; needs no GPU and no MPI, and looks at no values."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,9 +9,11 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides
+from flora_hpc.config import Config
 
 ASSIGNMENTS = {
     "static": "static: groups go to ranks in turn",
@@ -77,7 +80,7 @@ def plan(
     import torch
 
     from flora_hpc import cohort, prepare
-    from flora_hpc.clip import precision, weights
+    from flora_hpc.clip import precision
     from flora_hpc.round import cost
 
     if not gpus:  # what another machine's GPUs can do is not known here
@@ -89,50 +92,79 @@ def plan(
     groups = cohort.make_groups(clients, sizes, fed.group_size)
     costs = [cost(fed, group) for group in groups]
     num_bytes = 2 if resolved.features.precision == "bf16" else 4
-    chosen, load = prepare.group_size(resolved, dataset, clip, fed.method, len(clients), room)
+    choice, load = prepare.group_size(resolved, dataset, clip, fed.method, len(clients), room)
     group_bytes = load.of_group(min(fed.group_size, len(clients)))
     needed = memory(clip, fed, load, group_bytes, len(dataset.images), -(-len(clients) // ranks), num_bytes)
 
-    table = Table(title=f"plan of {Path(config).name}", title_justify="left", show_header=False)
+    together = f"{len(groups):,} of up to {fed.group_size} clients in one batch of tensors, about {decimal(group_bytes)}"
+    spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
+    rows = model_rows(resolved, clip, fed, needed["weights"]) | {
+        "data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images",
+        "captions": f"{len(dataset.captions)}, such as '{dataset.captions[0]}'",
+        "clients": f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}",
+        "groups": f"{together}; {choice.bound}",
+        "assignment": ASSIGNMENTS[resolved.cohort.assignment],
+    }
+    console = Console()
+    console.print(facts_table(f"plan of {Path(config).name}", rows | cost_rows(fed, clients, needed)))
+    warnings = list(dataset.warnings)
+    if group_bytes > room.num_bytes:
+        warnings.append(too_large(group_bytes, room, choice.clients))
+    for sentence in warnings:
+        console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    shares = cohort.assign(costs, ranks, resolved.cohort.assignment)
+    console.print(shares_table(shares, costs, [len(group) for group in groups], gpus))
+
+
+def model_rows(resolved: Config, clip: Any, fed: Any, weight_bytes: int) -> dict[str, str]:
+    """What is trained of which model, and how large an update is."""
+    from flora_hpc.clip import weights
+
+    numbers = sum(p.numel() for p in clip.model.parameters())
+    return {
+        "model": f"{clip.name}, {numbers:,} numbers, {decimal(weight_bytes)}",
+        "weights": weights.what_is_checked(weights.find(resolved.model)),
+        "method": f"{resolved.method.name}, {fed.method.num_params:,} trained numbers per client",
+        "computed": f"{fed.method.how}; {resolved.model.precision}",
+        "payload": f"{fed.method.payload_bytes:,} bytes per update",
+    }
+
+
+def cost_rows(fed: Any, clients: Any, needed: dict[str, int]) -> dict[str, str]:
+    """Bytes that a round sends, and the memory that a rank needs."""
+    sent, wire = int(fed.method.bytes_of(clients).sum()), 8 * (2 * fed.method.num_params + 1)
+    parts = ", ".join(f"{name} {decimal(size)}" for name, size in needed.items())
+    return {
+        "traffic": f"{decimal(sent)} up and as much down, a round, in a federation",
+        "allreduce": f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)",
+        "memory": f"per rank about {decimal(sum(needed.values()))} of tensors: {parts}; libraries: 1 GB more",
+    }
+
+
+def facts_table(title: str, rows: dict[str, str]) -> Table:
+    """One row a fact. Names, paths and captions are the user's: brackets in them are no markup."""
+    table = Table(title=Text(title, "table.title"), title_justify="left", show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    numbers = sum(p.numel() for p in clip.model.parameters())
-    table.add_row("model", f"{clip.name}, {numbers:,} numbers, {decimal(needed['weights'])}")
-    table.add_row("weights", weights.seen(weights.find(resolved.model)))
-    table.add_row("method", f"{resolved.method.name}, {fed.method.num_params:,} trained numbers per client")
-    table.add_row("computed", f"{fed.method.how}; {resolved.model.precision}")
-    table.add_row("payload", f"{fed.method.payload_bytes:,} bytes per update")
-    table.add_row("data", f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images")
-    table.add_row("captions", f"{len(dataset.captions)}, such as '{dataset.captions[0]}'")
-    spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
-    table.add_row("clients", f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}")
-    together = f"{len(groups):,} of up to {fed.group_size} clients in one batch of tensors, about {decimal(group_bytes)}"
-    table.add_row("groups", f"{together}; {chosen.bound}")
-    sent = int(fed.method.bytes_of(clients).sum())
-    table.add_row("assignment", ASSIGNMENTS[resolved.cohort.assignment])
-    table.add_row("traffic", f"{decimal(sent)} up and as much down, a round, in a federation")
-    wire = 8 * (2 * fed.method.num_params + 1)
-    table.add_row("allreduce", f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)")
-    parts = ", ".join(f"{name} {decimal(size)}" for name, size in needed.items())
-    table.add_row("memory", f"per rank about {decimal(sum(needed.values()))} of tensors: {parts}; libraries: 1 GB more")
-    console = Console()
-    console.print(table)
-    for sentence in dataset.warnings:
-        console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
-    if group_bytes > room.num_bytes:
-        whose = "of its part of a GPU's memory" if room.gpu else "of this machine's memory for each core"
-        cure = "lower client.group_size or" if chosen.clients > 1 else "put fewer ranks on a node, or lower"
-        console.print(
-            f"[yellow]warning: a group takes about {decimal(group_bytes)}, and half {whose} is {decimal(room.num_bytes)}; "
-            f"{cure} client.batch_size[/]"
-        )
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table
 
-    shares = Table(title=f"round 1 on {ranks} rank{'s' * (ranks > 1)}", title_justify="left")
+
+def too_large(group_bytes: int, room: Any, clients: int) -> str:
+    """A warning that a group of `clients` takes more memory than there is."""
+    whose = "of its part of a GPU's memory" if room.gpu else "of this machine's memory for each core"
+    cure = "lower client.group_size or" if clients > 1 else "put fewer ranks on a node, or lower"
+    return f"a group takes about {decimal(group_bytes)}, and half {whose} is {decimal(room.num_bytes)}; {cure} client.batch_size"
+
+
+def shares_table(shares: Sequence[Sequence[int]], costs: Sequence[int], sizes: Sequence[int], gpus: int) -> Table:
+    """One row a rank: its device, and what it does of round 1. `shares` are numbers of groups, with these costs and sizes."""
+    table = Table(title=f"round 1 on {len(shares)} rank{'s' * (len(shares) > 1)}", title_justify="left")
     for heading in ("rank", "device", "groups", "clients", "client steps", "share"):
-        shares.add_column(heading, justify="right")
-    for rank, mine in enumerate(cohort.assign(costs, ranks, resolved.cohort.assignment)):
-        steps = sum(costs[g] for g in mine)
+        table.add_column(heading, justify="right")
+    for rank, groups in enumerate(shares):
+        steps, clients = (sum(numbers[group] for group in groups) for numbers in (costs, sizes))
         device = f"cuda:{rank % gpus}" if gpus else "cpu"
-        count = sum(len(groups[g]) for g in mine)
-        shares.add_row(str(rank), device, str(len(mine)), f"{count:,}", f"{steps:,}", f"{steps / sum(costs):.1%}")
-    console.print(shares)
+        table.add_row(str(rank), device, str(len(groups)), f"{clients:,}", f"{steps:,}", f"{steps / sum(costs):.1%}")
+    return table

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flora_hpc.clip.attention import renew
+from flora_hpc.clip.attention import by_current_names
 from flora_hpc.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,19 +134,19 @@ def load(
     Raises UserError when there is no adapter, or one of another model, method or classes; `name` is that of the model expected.
     """
     file, stored, its_alpha, its_classes = read(folder)
-    found = renew(stored, shapes)
+    current = by_current_names(stored, shapes)
     for key, shape in shapes.items():
-        if key not in found:
+        if key not in current:
             raise UserError(
                 f"{file}: has no {key}, so it does not belong to {name} and this method; give the model it was trained on"
             )
-        if tuple(found[key].shape) != shape:
-            sizes = " x ".join(map(str, found[key].shape)), " x ".join(map(str, shape))
+        if tuple(current[key].shape) != shape:
+            sizes = " x ".join(map(str, current[key].shape)), " x ".join(map(str, shape))
             raise UserError(
                 f"{file}: {key} is {sizes[0]} but should be {sizes[1]}: it belongs to another model, method or set of classes; "
                 "give the settings it was trained with"
             )
-    if surplus := sorted(set(found) - set(shapes)):
+    if surplus := sorted(set(current) - set(shapes)):
         raise UserError(
             f"{file}: has {surplus[0]}, which {name} with this method lacks: it belongs to another model or method; "
             "give the settings it was trained with"
@@ -155,7 +155,7 @@ def load(
         raise UserError(f"{file}: was trained with alpha {its_alpha:g}, not {alpha:g}; leave method.alpha as it was")
     if list(classes) != its_classes:
         raise UserError(f"{file}: tells the classes {_few(its_classes)} apart, not {_few(classes)}; give data with its own classes")
-    return {key: found[key] for key in shapes}
+    return {key: current[key] for key in shapes}
 
 
 def _few(names: Sequence[str]) -> str:

@@ -138,14 +138,14 @@ def open_clip_name(path: str) -> str:
     return path
 
 
-def renew(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """`tensors` of a file by today's names of a split model's layers. Earlier versions had open_clip's own; `names` are today's."""
-    known = set(names)
+def by_current_names(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Rename `tensors` of a file to the current names of a split model's layers, `names`. Earlier versions had open_clip's own."""
+    current_names = set(names)
 
-    def today(name: str) -> str:
+    def current_name(name: str) -> str:
         for former, current in FORMER.items():
-            if name not in known and name.replace(former, current) in known:
+            if name not in current_names and name.replace(former, current) in current_names:
                 return name.replace(former, current)
         return name
 
-    return {today(name): tensor for name, tensor in tensors.items()}
+    return {current_name(name): tensor for name, tensor in tensors.items()}

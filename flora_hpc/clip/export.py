@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flora_hpc.clip import adapters, layout, weights
-from flora_hpc.clip.attention import Projection, fuse, renew
+from flora_hpc.clip.attention import Projection, by_current_names, fuse
 from flora_hpc.clip.load import Clip
 from flora_hpc.clip.text import why_not
 from flora_hpc.config import ModelConfig
@@ -54,6 +54,12 @@ Made by flora-hpc: a whole CLIPModel with its processor, with what method `{meth
 
 The Pillow backend (`use_fast=False` before transformers 5) gives the pixels that the run was trained on; torchvision's differ in
 rounding.
+
+The run cleaned its captions as open_clip does: curly quotes, full-width letters and HTML entities such as `&amp;` became plain
+characters. A CLIPProcessor does not clean. Clean such captions first, and it gives the same tokens:
+
+    import ftfy, html
+    captions = [html.unescape(html.unescape(ftfy.fix_text(caption))) for caption in captions]
 """
 LORA_CARD = """# LoRA adapter for {name} in transformers
 
@@ -157,6 +163,15 @@ def save_clip_model(folder: Path, clip: Clip, state: Tensors, method: str) -> No
     (folder / "README.md").write_text(TRANSFORMERS_CARD.format(name=clip.name, method=method))
 
 
+def read_otherwise(folder: Path, clip: Clip, texts: Sequence[str]) -> list[str]:
+    """Those of `texts` that the tokenizer saved in `folder` splits into other tokens than the run's own."""
+    import transformers
+
+    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(str(folder))
+    tokens = [row[: int(row.argmax()) + 1].tolist() for row in clip.tokenize(list(texts))]
+    return [text for text, row in zip(texts, tokens, strict=True) if tokenizer(text, truncation=True)["input_ids"] != row]
+
+
 def _clip_config(clip: Clip) -> dict[str, Any]:
     """The arguments of a transformers.CLIPConfig for a split open_clip.CLIP."""
     model, (start, end) = clip.model, clip.tokenize.all_special_ids  # type: ignore[attr-defined]
@@ -215,11 +230,11 @@ def _activation(model: Any) -> str:
 
 
 def fitting(model: nn.Module, tensors: Tensors, alpha: float | None) -> dict[str, torch.Tensor]:
-    """`tensors` by today's names of the layers of `model`. Raises UserError unless each is for a weight of it, and fits."""
+    """`tensors` by the current names of the layers of `model`. Raises UserError unless each is for a weight of it, and fits."""
     names = list(model.state_dict())
     if alpha is not None:
         names = [f"{name.removesuffix('.weight')}.lora_{part}" for name in names if name.endswith(".weight") for part in "AB"]
-    current = renew(tensors, names)
+    current = by_current_names(tensors, names)
     _check(model, current, alpha)
     return current
 
@@ -229,11 +244,11 @@ def _check(model: nn.Module, tensors: Tensors, alpha: float | None) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     roots = {name.partition(".")[0] for name in shapes}
     if alpha is None:
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        weight_shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     else:
         layers = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
-        found = {f"{at}.weight": (len(tensors[f"{at}.lora_B"]), tensors[f"{at}.lora_A"].shape[1]) for at in layers}
-    for name, shape in found.items():
+        weight_shapes = {f"{at}.weight": (len(tensors[f"{at}.lora_B"]), tensors[f"{at}.lora_A"].shape[1]) for at in layers}
+    for name, shape in weight_shapes.items():
         if alpha is None and name.partition(".")[0] not in roots:
             raise UserError(
                 f"what this method trained, such as {name}, has no place in open_clip's weights; "

@@ -17,7 +17,7 @@ POSITIONS = {
     "text.positional_embedding": resize_text_pos_embed,
 }
 MAY_BE_ZERO = ("pos", "bias", "token_type")  # parts of names of matrices that some models never use
-LARGEST_SCALE = 20.0  # of logit_scale: CLIP's is at most 4.6, since scores are multiplied by its exponential
+LARGEST_SCALE = 10.0  # of logit_scale: CLIP's is at most 4.6, the logarithm of 100; 1/0.07, where training begins, is 14.3
 
 
 def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
@@ -32,28 +32,28 @@ def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     state.pop("text.transformer.embeddings.position_ids", None)  # of old transformers
-    wanted = model.state_dict()
+    expected = model.state_dict()
     for name in ("logit_scale", "logit_bias"):
-        if name in state and name in wanted and state[name].numel() == wanted[name].numel():
-            state[name] = state[name].reshape(wanted[name].shape)
-    if "logit_bias" in wanted and "logit_bias" not in state and "logit_scale" in state:
+        if name in state and name in expected and state[name].numel() == expected[name].numel():
+            state[name] = state[name].reshape(expected[name].shape)
+    if "logit_bias" in expected and "logit_bias" not in state and "logit_scale" in state:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
     for name, resize in POSITIONS.items():  # of another image size or context length: open_clip interpolates
-        if name in state and name in wanted and _can_be_resized(state[name], wanted[name]):
+        if name in state and name in expected and _can_be_resized(state[name], expected[name]):
             with suppress(RuntimeError, IndexError):  # no square grid: told as another shape below
                 resize(state, model)
     problems = [
-        _some("missing", [name for name in wanted if name not in state]),
-        _some("surplus", [name for name in state if name not in wanted]),
+        _some("missing", [name for name in expected if name not in state]),
+        _some("surplus", [name for name in state if name not in expected]),
         _some(
             "of another shape",
             [
-                f"{name} ({_size(state[name])} in the file, {_size(wanted[name])} in the model)"
-                for name in wanted
-                if name in state and state[name].shape != wanted[name].shape
+                f"{name} ({_size(state[name])} in the file, {_size(expected[name])} in the model)"
+                for name in expected
+                if name in state and state[name].shape != expected[name].shape
             ],
         ),
-        _some("not of floating-point numbers", _odd_kinds(state, wanted)),
+        _some("not of floating-point numbers", _odd_kinds(state, expected)),
     ]
     if any(problems):
         raise UserError(f"model.pretrained: {where} does not fit the model: {'; '.join(filter(None, problems))}")
@@ -94,16 +94,16 @@ def check_values(state: Mapping[str, torch.Tensor], where: str) -> None:
         )
 
 
-def _odd_kinds(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+def _odd_kinds(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
     """Names and number formats of tensors that are no plain floating-point numbers, where the model has such."""
     plain = {name for name, tensor in state.items() if tensor.is_floating_point() and tensor.layout == torch.strided}
-    names = [name for name in wanted if name in state and name not in plain and wanted[name].is_floating_point()]
+    names = [name for name in expected if name in state and name not in plain and expected[name].is_floating_point()]
     return [f"{name} is {str(state[name].dtype).removeprefix('torch.')}" for name in names]
 
 
-def _can_be_resized(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+def _can_be_resized(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether position embeddings (length, width) are of one width and differ in length."""
-    return found.ndim == wanted.ndim == 2 and found.shape[1] == wanted.shape[1] and len(found) != len(wanted)
+    return tensor.ndim == expected.ndim == 2 and tensor.shape[1] == expected.shape[1] and len(tensor) != len(expected)
 
 
 def _some(what: str, names: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """CLIP in transformers' layout, CLIPModel: names and shapes of its tensors, its configuration, and open_clip's for each."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,10 +82,10 @@ def to_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return result
 
 
-def _renamed(name: str, given: int) -> str:
-    """A name of TABLE's column `given`, 0 or 1, by the other column."""
+def _renamed(name: str, column: int) -> str:
+    """A name of TABLE's `column`, 0 or 1, by the other column."""
     for pair in TABLE:
-        name = name.replace(pair[given], pair[1 - given])
+        name = name.replace(pair[column], pair[1 - column])
     return name
 
 
@@ -95,7 +96,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"model.pretrained: {file} is not readable JSON ({error}); copy or download it again") from None
     return config if isinstance(config, dict) else {}
 
@@ -127,7 +128,7 @@ def architecture(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
                 "layers": vision.num_hidden_layers,
                 "width": vision.hidden_size,
                 "head_width": vision.hidden_size // vision.num_attention_heads,
-                "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+                "mlp_ratio": _mlp_ratio(vision),
                 "patch_size": patch,
             },
             "text_cfg": {
@@ -136,16 +137,23 @@ def architecture(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
                 "width": text.hidden_size,
                 "heads": text.num_attention_heads,
                 "layers": text.num_hidden_layers,
-                "mlp_ratio": text.intermediate_size / text.hidden_size,
+                "mlp_ratio": _mlp_ratio(text),
             },
         }
+        reason = _why_not(text, vision)
     except Exception as error:  # transformers raises whatever its checks of a configuration do
         raise UserError(
             f"{at} is not a CLIPModel's: {' '.join(str(error).split())[:200]}; put back the one it was saved with"
         ) from None
-    if (reason := _why_not(text, vision)) is not None:
+    if reason is not None:
         raise UserError(f"{at}: open_clip's CLIP cannot be this model, since {reason}; give another model")
     return cfg
+
+
+def _mlp_ratio(config: Any) -> float:
+    """The ratio from which open_clip computes, by int(width * ratio), exactly the inner width of a tower's MLPs."""
+    ratio = float(config.intermediate_size / config.hidden_size)
+    return ratio if int(config.hidden_size * ratio) == config.intermediate_size else math.nextafter(ratio, math.inf)
 
 
 def _square(value: Any) -> Any:
@@ -176,32 +184,33 @@ def preprocessing(folder: Path, image_size: Any) -> dict[str, Any]:
     """
     file = folder / PREPROCESSOR_FILE
     try:
-        given = json.loads(file.read_text()) if file.is_file() else {}
-        size, crop = given.get("size", image_size), given.get("crop_size", image_size)
+        settings = json.loads(file.read_text()) if file.is_file() else {}
+        size, crop = settings.get("size", image_size), settings.get("crop_size", image_size)
         squash = isinstance(size, dict) and "height" in size
-        sizes = {_side(size), _side(crop)} if given.get("do_center_crop", True) else {_side(size)}
-        chosen = {
-            "mean": tuple(map(float, given["image_mean"])) if "image_mean" in given else None,
-            "std": tuple(map(float, given["image_std"])) if "image_std" in given else None,
-            "interpolation": RESAMPLING.get(given.get("resample", 3)),
-            "resize_mode": "squash" if squash else "shortest",
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        sizes = {_side(size), _side(crop)} if settings.get("do_center_crop", True) else {_side(size)}
+        steps = ["do_resize", "do_rescale", "do_normalize"] + ["do_center_crop"] * (not squash)
+        interpolation = RESAMPLING.get(settings.get("resample", 3))
+        is_clips = (
+            all(settings.get(step, True) for step in steps)
+            and sizes == {image_size}
+            and interpolation is not None
+            and abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) <= 1e-6
+        )
+        numbers = {name: _channels(settings[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in settings}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"model.pretrained: {file} is not a CLIP's preprocessing; put back the one it was saved with") from None
-    missing = [step for step in ("do_resize", "do_rescale", "do_normalize") if not given.get(step, True)]
-    if not given.get("do_center_crop", True) and not squash:
-        missing.append("do_center_crop")
-    if (
-        missing
-        or sizes != {image_size}
-        or chosen["interpolation"] is None
-        or abs(given.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6
-    ):
+    if not is_clips:
         raise UserError(
             f"model.pretrained: {file} prepares images otherwise than CLIP does: it must resize, crop to {image_size} pixels, "
             "rescale by 1/255 and normalize, with bicubic or bilinear resampling; give a folder that does"
         )
-    return {name: value for name, value in chosen.items() if value is not None}
+    return numbers | {"interpolation": interpolation, "resize_mode": "squash" if squash else "shortest"}
+
+
+def _channels(values: Any) -> tuple[float, float, float]:
+    """Three numbers, one for each colour. Raises ValueError for other values."""
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _side(size: Any) -> Any:

@@ -5,11 +5,10 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from flora_hpc import filekinds
 from flora_hpc.errors import UserError
@@ -44,22 +43,52 @@ def read(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     `file` may be the index of a checkpoint in several files. Raises UserError for what is not a checkpoint.
     """
     if file.name.endswith(INDEX):
-        return {name: tensor for part in shards(file) for name, tensor in read(part, device).items()}
+        return _joined({part.name: read(part, device) for part in shards(file)}, file)
     try:
         kind = _kind(file)
         if kind == "safetensors":
             named: Any = _map(file) if device == "cpu" else _shapes(file)
         else:
             named = _unpickle(file, device, mapped=kind == "zip")
-    except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        if "weights_only" in reason or "TorchScript" in reason:
-            reason = PICKLED
+    except UserError:
+        raise
+    except Exception as error:  # an unpickler raises whatever damaged bytes make it raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = PICKLED if "weights_only" in reason or "TorchScript" in reason else f"{reason}; {AGAIN}"
         raise UserError(f"model.pretrained: {file} does not load: {reason}") from None
-    tensors = {WRAPPERS.sub("", str(name)): value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise UserError(f"model.pretrained: {file} holds no tensors by name; save a model's state dict")
+    return _unwrapped(tensors, file)
+
+
+def _joined(parts: dict[str, dict[str, torch.Tensor]], index: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all files of a checkpoint. Raises UserError when two files hold a tensor of one name."""
+    tensors: dict[str, torch.Tensor] = {}
+    files: dict[str, str] = {}
+    for file, named in parts.items():
+        if name := next((name for name in named if name in tensors), None):
+            raise UserError(
+                f"model.pretrained: {index}: both {files[name]} and {file} hold {name}, so which one counts is not known; "
+                "copy all parts of one checkpoint into a folder of their own"
+            )
+        tensors |= named
+        files |= dict.fromkeys(named, file)
     return tensors
+
+
+def _unwrapped(tensors: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
+    """The tensors by a CLIP's own names. Raises UserError when two tensors have one such name, as those of two models do."""
+    wrapped: dict[str, str] = {}
+    for name in tensors:
+        plain = WRAPPERS.sub("", name)
+        if plain in wrapped:
+            raise UserError(
+                f"model.pretrained: {file} holds two tensors for {plain}: {wrapped[plain]} and {name}; "
+                "save the state dict of one model"
+            )
+        wrapped[plain] = name
+    return {plain: tensors[name] for plain, name in wrapped.items()}
 
 
 def shards(index: Path) -> list[Path]:
@@ -67,8 +96,10 @@ def shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         parts = [index.parent / Path(name).name for name in names]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"model.pretrained: {index} has no readable weight_map, which names the weights files; {AGAIN}") from None
+    if indices := [part.name for part in parts if part.name.endswith(INDEX)]:
+        raise UserError(f"model.pretrained: {index} names {indices[0]}, which is an index and no weights file; {AGAIN}")
     if absent := [part.name for part in parts if not part.is_file()]:
         listed = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         raise UserError(
@@ -95,12 +126,16 @@ def _kind(file: Path) -> str:
 
 
 def _check_safetensors(file: Path, length: int, size: int) -> None:
-    """Raise UserError for a safetensors file whose end is missing; `length` is that of its header."""
+    """Raise UserError for a safetensors file whose header is damaged or whose end is missing; `length` is that of its header."""
     expected = 8 + length
     if expected <= size:
         with file.open("rb") as opened:
-            header = json.loads(opened.read(expected)[8:])
-        expected += max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+            text = opened.read(expected)[8:]
+        try:
+            entries = [entry for name, entry in json.loads(text).items() if name != "__metadata__"]
+            expected += max((int(entry["data_offsets"][1]) for entry in entries), default=0)
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            raise UserError(f"model.pretrained: {file} does not load: its safetensors header is damaged; {AGAIN}") from None
     if size < expected:
         raise UserError(
             f"model.pretrained: {file} does not load: it is a safetensors file of {expected:,} bytes or more, of which only "

@@ -1,10 +1,11 @@
 """Find a model's weights: a tag of open_clip, a file, or a folder of open_clip or transformers."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -68,31 +69,35 @@ def find(config: ModelConfig) -> Source:
     tags = open_clip.list_pretrained_tags_by_model(config.name)
     if config.pretrained is not None and config.pretrained in tags:
         return Source(config.name, config.pretrained, open_clip.get_pretrained_cfg(config.name, config.pretrained))
-    given = Path(config.pretrained).expanduser() if config.pretrained not in (None, "none") else None
-    if given is not None and given.is_dir():
-        return _directory(given, config.name if config.name in names else None)
-    if given is not None and given.is_file():
-        given = _whole(given)
-        if (beside := _config_beside(given)) is not None:
-            return _transformers(given.parent, beside, config.name if config.name in names else None, given)
-    if config.name not in names:
+    known_name = config.name if config.name in names else None
+    path = Path(config.pretrained).expanduser() if config.pretrained not in (None, "none") else None
+    is_file = path is not None and os.path.isfile(path)  # noqa: PTH113 -- pathlib raises for names that are too long
+    if path is not None and os.path.isdir(path):  # noqa: PTH112
+        return _directory(path, known_name)
+    if path is not None and is_file:
+        path = _whole(path)
+        if (path.parent / CONFIG_FILE).is_file():
+            return _open_clip(path.parent, known_name, path)
+        if (config_beside := _config_beside(path)) is not None:
+            return _transformers(path.parent, config_beside, known_name, path)
+    if known_name is None:
         raise UserError(
             f"model.name: no model '{config.name}'{did_you_mean(config.name, names)} "
             f"(choose {BUNDLED} or a name of open_clip.list_models(); a name of your own goes with an open_clip directory)"
         )
     if config.pretrained == "none":
         return Source(config.name)
-    if config.pretrained is None or given is None:
+    if config.pretrained is None or path is None:
         raise UserError(
             f"model.pretrained: {config.name} needs weights: an open_clip tag ({', '.join(tags) or 'it has none'}), "
             "a weights file or open_clip directory, or 'none' for random ones"
         )
-    if not given.is_file():
+    if not is_file:
         raise UserError(
             f"model.pretrained: '{config.pretrained}' is neither a file, a directory, nor a tag of {config.name}"
             f"{did_you_mean(config.pretrained, tags)} ({', '.join(tags) or 'it has no tags'})"
         )
-    return Source(config.name, file=given)
+    return Source(config.name, file=path)
 
 
 def _whole(file: Path) -> Path:
@@ -105,7 +110,7 @@ def _config_beside(file: Path) -> dict[str, Any] | None:
     """The configuration of a CLIPModel in the folder of its weights file; None where the folder holds none."""
     config = None
     with suppress(UserError):  # a config.json of something else
-        config = None if (file.parent / CONFIG_FILE).is_file() else layout.read_config(file.parent)
+        config = layout.read_config(file.parent)
     return config if config is not None and config.get("model_type") == "clip" else None
 
 
@@ -127,8 +132,7 @@ def _transformers(folder: Path, config: dict[str, Any], name: str | None, file: 
         expected = open_clip.get_model_config(name)
         kinds = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "embed_dim": int}
         for part, kind in kinds.items():
-            values = [of[part] if kind is int else kind(**of[part]) for of in (expected, sizes)]
-            if values[0] != values[1]:
+            if _tower(expected[part], kind) != _tower(sizes[part], kind):
                 raise UserError(
                     f"model.pretrained: {folder} holds another architecture than {name}: its {part} is {sizes[part]}, "
                     f"not {expected[part]}; set model.name to the right one, or to a name of your own"
@@ -145,39 +149,53 @@ def _transformers(folder: Path, config: dict[str, Any], name: str | None, file: 
     return Source(PLAIN, facts=facts, file=file, sizes=sizes)
 
 
-def _open_clip(folder: Path, name: str | None) -> Source:
-    """An open_clip model directory."""
+def _tower(sizes: Any, kind: type) -> Any:
+    """A tower's sizes of a kind of open_clip, its MLPs by their width: ratios are rounded where they are written down."""
+    if kind is int:
+        return sizes
+    cfg = kind(**sizes)
+    return replace(cfg, mlp_ratio=int(cfg.width * cfg.mlp_ratio))
+
+
+def _open_clip(folder: Path, name: str | None, file: Path | None = None) -> Source:
+    """An open_clip model directory, or `file` in it."""
     try:
         text = (folder / CONFIG_FILE).read_text()
         config = json.loads(text)["model_cfg"]
         parts = config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        cure = "give the weights file itself, or a folder with the config.json of transformers' CLIPModel"
         raise UserError(
             f"model.pretrained: {folder} has no {CONFIG_FILE} with a model_cfg of embed_dim, vision_cfg and text_cfg; "
-            "mend it, or give the weights file itself, or a folder with the config.json of transformers' CLIPModel"
+            f"mend it, or {cure if file is None else 'give the weights file from a folder without it'}"
         ) from None
     if "trust_remote_code" in text:
         raise UserError(
             f"model.pretrained: {folder / CONFIG_FILE} asks for trust_remote_code; code of a checkpoint is never run: take it out"
         )
-    wanted = open_clip.get_model_config(name) if name else None
+    expected = open_clip.get_model_config(name) if name else None
     for part, value in zip(("embed_dim", "vision_cfg", "text_cfg"), parts, strict=True):
-        if wanted and wanted[part] != value:
+        if expected and expected[part] != value:
             raise UserError(
                 f"model.pretrained: {folder} holds another architecture than {name}: its {part} is {value}, "
-                f"not {wanted[part]}; set model.name to the right one, or to a name of your own"
+                f"not {expected[part]}; set model.name to the right one, or to a name of your own"
             )
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    found = [path for path in found if path.stem.startswith("open_clip")] or found
-    found = [path for path in found if path.suffix == ".safetensors"] or found
-    if len(found) != 1:
-        held = ", ".join(path.name for path in found) or f"none ({', '.join(SUFFIXES)})"
-        raise UserError(f"model.pretrained: {folder} must hold one weights file beside its {CONFIG_FILE}, but holds {held}")
-    return Source(f"local-dir:{folder}", file=found[0])
+    return Source(f"local-dir:{folder}", file=file or _only_weights(folder))
 
 
-def seen(source: Source) -> str:
-    """One sentence on what building the model without values has looked at, and what it has not."""
+def _only_weights(folder: Path) -> Path:
+    """The weights file of an open_clip model directory. Raises UserError unless there is one."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    paths = [path for path in paths if path.stem.startswith("open_clip")] or paths
+    paths = [path for path in paths if path.suffix == ".safetensors"] or paths
+    if len(paths) != 1:
+        names = ", ".join(path.name for path in paths) or f"none ({', '.join(SUFFIXES)})"
+        raise UserError(f"model.pretrained: {folder} must hold one weights file beside its {CONFIG_FILE}, but holds {names}")
+    return paths[0]
+
+
+def what_is_checked(source: Source) -> str:
+    """One sentence on what building the model without values checks of its weights, and what it does not."""
     if source.tag:
         return f"'{source.tag}' of open_clip: not looked at; a run fetches it, where it is not in the cache"
     if source.file is None:

@@ -28,6 +28,7 @@ from flora_hpc.data.datasets import digits
 from flora_hpc.data.decode import rgb
 from flora_hpc.errors import UserError
 from flora_hpc.methods._lora import find_layers
+from flora_hpc.records import split
 from tests.conftest import ROOT
 
 app = typer.Typer()
@@ -162,6 +163,14 @@ def test_an_adapter_of_before_is_exported_as_todays(tiny: Any, tmp_path: Path) -
         former, today = (load_file(tmp_path / name / f"export-{file}.safetensors") for name in ("former", "today"))
         assert set(former) == set(today)
         assert all(former[name].equal(tensor) for name, tensor in today.items())
+
+
+def test_a_whole_clip_model_warns_of_class_names_that_a_processor_reads_otherwise(flora_run: Path) -> None:
+    with h5py.File(flora_run / "run.h5", "w") as file:
+        split.write(file, split.Split(np.array([0]), np.array([[1, 1]]), ("black &amp; white", "grey")))
+    said = export(flora_run, "--to", "transformers", "--merged")
+    assert "other tokens than the run for 1 of 2 class names, such as 'black &amp; white'" in said
+    assert "README.md says how to clean them" in said
 
 
 def test_a_whole_clip_model_says_which_way_it_is_loaded(flora_run: Path) -> None:

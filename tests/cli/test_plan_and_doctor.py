@@ -1,15 +1,20 @@
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from flora_hpc.cli import app
+from flora_hpc.cli._bench_page import remarks
+from flora_hpc.cli.plan import facts_table
 from flora_hpc.comm import devices
 from flora_hpc.errors import UserError
 from tests.conftest import ROOT
@@ -39,6 +44,23 @@ def test_plan_says_what_of_the_weights_it_has_looked_at(tmp_path: Path) -> None:
     save_file({"ln_final.weight": torch.ones(512)}, tmp_path / "w.pt")  # the suffix is wrong, too
     with pytest.raises(UserError, match=r"w.pt does not fit the model: 301 tensors missing"):
         plan("-s", "model.name=ViT-B-32", "-s", f"model.pretrained={tmp_path / 'w.pt'}")
+
+
+def test_brackets_in_names_and_captions_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"captions": "2, such as '[/b] first'", "weights": "/data/[red]new[/red]/w.pt", "data": "[link=x] and [/]"}
+    Console(width=100).print(facts_table("plan of [/i][bold].yaml", rows))
+    Console(width=100).print(remarks({"machine": "host [/b]"}))
+    text = capsys.readouterr().out
+    assert all(part in text for part in [*rows.values(), "plan of [/i][bold].yaml", "host [/b]"])
+
+
+def test_plan_of_captions_with_brackets(squares: Path, tmp_path: Path) -> None:
+    with h5py.File(squares, "r+") as file:
+        file.attrs["class_names"] = json.dumps([f"[/b] shade {i}" for i in range(10)])
+        file.attrs["name"] = "[/i] squares"
+    text = " ".join(plan("-s", "data.name=hdf5", "-s", f"data.path={squares}").split())
+    assert "[/b] shade 0" in text
+    assert "[/i] squares: 10 training" in text
 
 
 def test_plan_shares_clients_among_ranks() -> None:

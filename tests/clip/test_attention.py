@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from flora_hpc.clip.attention import SplitAttention, fuse, renew, split
+from flora_hpc.clip.attention import SplitAttention, by_current_names, fuse, split
 from flora_hpc.methods._lora import PROJECTIONS, find_layers
 from tests.conftest import CONTEXT, small_model
 
@@ -63,5 +63,5 @@ def test_former_names_are_renewed_only_where_the_model_has_todays() -> None:
         "a.mlp.c_fc.bias": torch.ones(2),
     }
     names = {f"{at}.attn.o_proj.lora_A", "text_projection.linear.weight", "a.mlp.c_fc.bias"}
-    assert renew(former, names).keys() == names
-    assert renew(former, former).keys() == former.keys()
+    assert by_current_names(former, names).keys() == names
+    assert by_current_names(former, former).keys() == former.keys()

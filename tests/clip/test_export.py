@@ -1,5 +1,6 @@
 """What was exported computes in other libraries what it computed here."""
 
+import html
 import json
 from collections.abc import Callable
 from copy import deepcopy
@@ -8,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import numpy as np
 import open_clip
 import peft
@@ -364,3 +366,18 @@ def test_a_model_that_transformers_builds_otherwise_is_refused(make: Callable[[]
 def test_full_fine_tuning_is_no_peft_adapter() -> None:
     with pytest.raises(UserError, match=r"trained no low-rank adapter.*try --to open_clip"):
         export.transformers_lora(split(small_model()), dict(small_model().named_parameters()), None)
+
+
+CLEANED = ["salt &amp; pepper", "\uff11\uff12 dogs", "a dog\u2019s \u201chouse\u201d", "\ufb01sh", "&amp;lt;3"]
+
+
+def test_captions_that_a_processor_reads_otherwise_are_told_and_can_be_cleaned(tiny: Clip, tmp_path: Path) -> None:
+    export.save_clip_model(tmp_path / "out", tiny, export.merged(tiny.model, {}, None), "zeroshot")
+    assert export.read_otherwise(tmp_path / "out", tiny, [*CAPTIONS, *CLEANED]) == CLEANED
+    card = (tmp_path / "out" / "README.md").read_text()
+    (line,) = [line.strip() for line in card.splitlines() if line.strip().startswith("captions = ")]
+    names: dict[str, Any] = {"captions": CLEANED, "html": html, "ftfy": ftfy}
+    exec(line, names)
+    tokenizer = CLIPProcessor.from_pretrained(tmp_path / "out", backend="pil").tokenizer
+    for caption, tokens in zip(names["captions"], tiny.tokenize(CLEANED), strict=True):
+        assert tokenizer(caption)["input_ids"] == tokens[: tokens.argmax() + 1].tolist()

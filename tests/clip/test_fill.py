@@ -17,6 +17,7 @@ INFINITE = float("inf")
         ("ln_final.bias", slice(2), -INFINITE, r"ln_final.bias: 2 of its 16 values are NaN or infinite"),
         ("visual.proj", slice(None), 0.0, r"holds 1 tensor of zeros alone \(visual.proj\), as where a copy broke off"),
         ("logit_scale", (), 100.0, r"logit_scale is 100, but must be a logarithm"),
+        ("logit_scale", (), 1 / 0.07, r"logit_scale is 14.\d+, but must be a logarithm"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

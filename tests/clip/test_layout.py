@@ -3,8 +3,10 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -162,4 +164,64 @@ def test_folders_of_another_kind_are_told_apart(mark: str, tmp_path: Path) -> No
         "snapshots": "a cache",
     }
     with pytest.raises(UserError, match=message[mark]):
+        weights.find(ModelConfig(name="mine", pretrained=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-g-14", "ViT-H-14", "ViT-bigG-14"])
+def test_a_known_name_takes_the_folder_of_its_own_architecture(name: str, tmp_path: Path) -> None:
+    """open_clip rounds the ratio of its MLPs' widths; transformers writes the widths themselves."""
+    sizes = open_clip.get_model_config(name)
+    vision, text = sizes["vision_cfg"], sizes["text_cfg"]
+    towers = {
+        "vision_config": {
+            "hidden_size": vision["width"],
+            "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4.0)),
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+        },
+        "text_config": {
+            "hidden_size": text["width"],
+            "intermediate_size": 4 * text["width"],
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "projection_dim": sizes["embed_dim"]} | towers))
+    (tmp_path / "model.safetensors").touch()
+    assert weights.find(ModelConfig(name=name, pretrained=str(tmp_path))).file == tmp_path / "model.safetensors"
+    towers["vision_config"]["intermediate_size"] += 16
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "projection_dim": sizes["embed_dim"]} | towers))
+    with pytest.raises(UserError, match=f"holds another architecture than {name}: its vision_cfg is"):
+        weights.find(ModelConfig(name=name, pretrained=str(tmp_path)))
+
+
+def test_the_width_of_an_mlp_survives_its_ratio() -> None:
+    for width, inner in ((352, 480), (224, 976), (1664, 8192)):
+        ratio = layout._mlp_ratio(SimpleNamespace(hidden_size=width, intermediate_size=inner))
+        assert int(width * ratio) == inner
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        '{"rescale_factor": null}',
+        '{"rescale_factor": "1/255"}',
+        '{"resample": []}',
+        '{"image_mean": [0.5]}',
+        '{"size": {}}',
+        "[]",
+        "[" * 100_000,
+    ],
+)
+def test_preprocessing_of_a_wrong_form_is_refused(change: str, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(change)
+    with pytest.raises(UserError, match=r"preprocessor_config.json is not a CLIP's preprocessing; put back the one it was saved"):
+        layout.preprocessing(tmp_path, 224)
+
+
+def test_a_configuration_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(UserError, match=r"config.json is not readable JSON .*; copy or download it again"):
         weights.find(ModelConfig(name="mine", pretrained=str(tmp_path)))

@@ -71,7 +71,18 @@ KINDS = {
     "values cut": (WHOLE[:-3], f"a safetensors file of {len(WHOLE)} bytes or more, of which only {len(WHOLE) - 3} are there"),
     "zip cut": (saved(STATE)[:-30], "a zip archive whose end is missing; copy or download it again"),
     "old cut": (saved(STATE, _use_new_zipfile_serialization=False)[:40], "does not load"),
-    "header broken": (struct.pack("<Q", 9) + b"{not json", "does not load"),
+    "header broken": (struct.pack("<Q", 9) + b"{not json", "its safetensors header is damaged; copy or download it again"),
+    **{
+        f"header {text[:20]}": (struct.pack("<Q", len(text)) + text, "its safetensors header is damaged; copy or download it again")
+        for text in (
+            b'{"a": {}}',
+            b'{"a": 3}',
+            b'{"a": {"data_offsets": [0]}}',
+            b'{"a": {"data_offsets": [0, "x"]}}',
+            b'{"a": null}',
+        )
+    },
+    "header nested": (struct.pack("<Q", 200_000) + b'{"a": ' + b"[" * 199_994, "its safetensors header is damaged"),
 }
 
 
@@ -130,3 +141,41 @@ def test_a_checkpoint_in_several_files_is_read_by_its_index(tmp_path: Path) -> N
     index.write_text("[]")
     with pytest.raises(UserError, match=r"has no readable weight_map"):
         weightfile.read(index)
+
+
+@pytest.mark.parametrize("names", [("model.x", "clip.x"), ("x", "module._orig_mod.x"), ("clip.model.visual.x", "clip.visual.x")])
+def test_two_models_in_one_file_are_not_mixed(names: tuple[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({name: torch.full((2,), float(i)) for i, name in enumerate(names)}, file)
+    for device in ("cpu", "meta"):
+        with pytest.raises(UserError, match=r"holds two tensors for (visual\.)?x: .*; save the state dict of one model") as said:
+            weightfile.read(file, device)
+        assert all(name in str(said.value) for name in names)
+
+
+def test_two_files_of_a_checkpoint_that_hold_one_name_are_refused(tmp_path: Path) -> None:
+    for file, value in (("a.safetensors", 1.0), ("b.safetensors", 2.0)):
+        save_file({"model.x": torch.tensor([value]), file: torch.ones(1)}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
+    with pytest.raises(UserError, match=r"both a.safetensors and b.safetensors hold x, so which one counts is not known"):
+        weightfile.read(index)
+
+
+@pytest.mark.parametrize("part", ["model.safetensors.index.json", "other.bin.index.json"])
+def test_an_index_that_names_an_index_is_refused(part: str, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": part}}))
+    with pytest.raises(UserError, match=f"index.json names {part}, which is an index and no weights file"):
+        weightfile.read(index)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), zipfile.BadZipFile("cut"), IndexError(), struct.error("unpack")])
+def test_whatever_an_unpickler_raises_is_one_sentence(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    (tmp_path / "w.pt").write_bytes(saved(STATE))
+    with pytest.raises(UserError, match=r"w.pt does not load: .+; copy or download it again"):
+        weightfile.read(tmp_path / "w.pt")

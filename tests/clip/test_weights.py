@@ -258,3 +258,25 @@ def test_an_image_tower_that_is_dropped_leaves_no_mapping_behind(tmp_path: Path)
     for name in [name for name in state if name.startswith("visual.")]:
         del state[name]
     assert mappings() == 1
+
+
+@pytest.mark.parametrize("name", ["mine", "ViT-B-32"])
+def test_a_weights_file_in_an_open_clip_directory_has_the_directorys_settings(name: str, tmp_path: Path) -> None:
+    sizes = weights.open_clip.get_model_config(name) or {}
+    directory(tmp_path, STATE, "epoch_7.pt", **sizes, quick_gelu=True)
+    save_file(STATE, tmp_path / "other.safetensors")  # the file that is given is the one that counts
+    source = weights.find(ModelConfig(name=name, pretrained=str(tmp_path / "epoch_7.pt")))
+    assert source.file == tmp_path / "epoch_7.pt"
+    assert source.model_cfg["quick_gelu"] is True
+    if name == "mine":
+        clip = load(ModelConfig(name=name, pretrained=str(source.file)), 0, torch.device("meta"))
+        assert type(clip.model.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    message = refusal(name="ViT-B-16", pretrained=str(tmp_path / "epoch_7.pt"))
+    assert "holds another architecture than ViT-B-16" in message
+    (tmp_path / weights.CONFIG_FILE).write_text("[" * 100_000)
+    assert "mend it, or give the weights file from a folder without it" in refusal(name=name, pretrained=str(source.file))
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_name_that_is_longer_than_a_path_can_be_is_no_file(length: int) -> None:
+    assert "is neither a file, a directory, nor a tag of ViT-B-32" in refusal(name="ViT-B-32", pretrained="w" * length)
