@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from flora_hpc import plugins, yamltext
+from flora_hpc import filekinds, plugins, yamltext
 from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import UserError, did_you_mean
 from flora_hpc.plugins import BaseOptions
@@ -126,10 +126,12 @@ def _read(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: give a configuration; for example configs/quickstart.yaml -s data.name={path}") from None
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: there is no such file{did_you_mean(path.name, nearby)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a YAML text file: {error}") from None
+    except OSError as error:
+        unreadable = f"cannot be read ({error.strerror}); make it readable"
+        raise UserError(f"{path}: {'is a folder; give a YAML file in it' if path.is_dir() else unreadable}") from None
     except yamltext.YamlError as error:
-        raise UserError(f"{path}: is not valid YAML: {error}") from None
+        instead = "; the configuration of a run is config.yaml beside it" if filekinds.kind(path) == filekinds.HDF5 else ""
+        raise UserError(f"{path}: is not valid YAML: {error}{instead}") from None
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', but holds {found}")
@@ -286,6 +288,8 @@ def _suggest(key: str, known: list[str]) -> str:
     anywhere = {name.rpartition(".")[2]: name for name in known}
     if key in known:  # written with a dot in the file
         return f"; write it as {key.partition('.')[0]}: {{{key.partition('.')[2]}: ...}}"
+    if ":" in last:
+        return "; write a blank after the colon"
     if last in anywhere:
         return f"; did you mean {anywhere[last]}?"
     for names in (siblings, anywhere):

@@ -3,6 +3,7 @@
 import codecs
 import io
 import os
+import re
 import select
 import sys
 import unicodedata
@@ -10,10 +11,11 @@ from contextlib import suppress
 from typing import Any
 
 LABELS = {"stdout": "standard output", "stderr": "standard error"}
-NEAREST = {"→": "->", "←": "<-"} | dict(
-    zip("µμ×·•–—−‘’“”■▁▂▃▄▅▆▇█", "uux.*---''\"\"#_.-=+*##", strict=True)  # noqa: RUF001 -- they are meant
+NEAREST = {"→": "->", "←": "<-", "ß": "ss", "ẞ": "SS"} | dict(
+    zip("ıµμ×·•–—−‘’“”■▁▂▃▄▅▆▇█", "iuux.*---''\"\"#_.-=+*##", strict=True)  # noqa: RUF001 -- they are meant
 )
 BLOCKS, BRAILLE = range(0x2580, 0x25A0), range(0x2800, 0x2900)  # code points
+LATIN = re.compile(r"LATIN (SMALL|CAPITAL) (?:LETTER|LIGATURE) ([A-Z]{1,2})(?: WITH .+)?")  # Unicode's names, such as that of ø
 LINES = {"HORIZONTAL": "-", "VERTICAL": "|"}  # of Unicode's names of lines and corners
 
 
@@ -97,6 +99,8 @@ def nearest(character: str) -> str:
         return "#" if code in BLOCKS else "."
     if name.startswith("BOX DRAWINGS"):
         return next((mark for word, mark in LINES.items() if name.endswith(word) and " AND " not in name), "+")
+    if letter := LATIN.fullmatch(name):
+        return letter[2].lower() if letter[1] == "SMALL" else letter[2]
     return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
 
 

@@ -12,9 +12,17 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from flora_hpc import filekinds
+
 MAX_BYTES = 2**24  # PyYAML reads some 100 kB a second
 MAX_DEPTH = 40
 MAX_NODES = 200_000  # every alias counted as the nodes that it stands for
+CURES = {  # what PyYAML says: how to mend it
+    "'\\t'": " (indent with spaces, not with tabs)",
+    "could not find expected ':'": " (a key needs a colon and a blank after it, as in 'rounds: 20')",
+    "mapping values are not allowed here": " (a key needs a colon and a blank after it; put a text with ': ' in quotes)",
+    "but found another document": " (give one document, without a second ---)",
+}
 MAX_DIGITS = 400  # the longest decimal number of a float64 has 309 digits before its point
 CORE = {  # tag: pattern of the plain scalars that it takes, and their first characters
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -56,13 +64,21 @@ def dump(tree: Any) -> str:
 def read(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """The text of a file, in UTF-8, or in UTF-16 with a byte order mark.
 
-    Raises OSError, UnicodeDecodeError for other bytes, and YamlError for a larger file.
+    Raises OSError, and YamlError for other bytes and for a larger file.
     """
     with path.open("rb") as file:
         data = file.read(max_bytes + 1)
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if encoding != "utf-16" and (kind := filekinds.kind_of(data[: filekinds.HEAD_BYTES])):
+        raise YamlError(f"the file is {kind}")
     if len(data) > max_bytes:
         raise YamlError(f"the file is larger than {max_bytes >> 20} MiB")
-    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        place = "the file" if encoding == "utf-16" else f"line {line}"
+        raise YamlError(f"{place} is not {encoding.removesuffix('-sig').upper()}; {filekinds.RESAVE_TEXT}") from None
 
 
 class _Core(yaml.SafeLoader):
@@ -196,8 +212,7 @@ def _sentence(error: yaml.YAMLError) -> str:
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if problem is None:
         return " ".join(str(error).split())
-    if "'\\t'" in problem:
-        problem += " (indent with spaces, not with tabs)"
+    problem += next((cure for sign, cure in CURES.items() if sign in problem), "")
     context, begin = getattr(error, "context", None), getattr(error, "context_mark", None)
     where = f"line {mark.line + 1}: " if mark else ""
     since = f", {context}{f' that begins in line {begin.line + 1}' if begin else ''}" if context else ""

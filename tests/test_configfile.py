@@ -360,14 +360,25 @@ def test_a_missing_folder_is_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read as a YAML text file"):
+    with pytest.raises(UserError, match=r": is a folder; give a YAML file in it$"):
         load(tmp_path)
 
 
 def test_a_binary_file_is_no_configuration(tmp_path: Path) -> None:
-    (tmp_path / "run.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
-    with pytest.raises(UserError, match=r"run.h5: cannot be read as a YAML text file"):
+    (tmp_path / "run.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(2**21))
+    sentence = "the file is an HDF5 file; the configuration of a run is config.yaml beside it$"
+    with pytest.raises(UserError, match=f"run.h5: is not valid YAML: {sentence}"):
         load(tmp_path / "run.h5")
+    (tmp_path / "cat.yaml").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UserError, match=r"cat.yaml: is not valid YAML: the file is a PNG image$"):
+        load(tmp_path / "cat.yaml")
+
+
+def test_a_colon_without_a_blank_is_told(problems: Problems) -> None:
+    (line,) = problems("client: {lr:1}")
+    assert line == "run.yaml: client.lr:1: unknown key; write a blank after the colon"
+    (line,) = problems("client:\n  lr: 1\nrounds:20\nseed: 1")
+    assert "(a key needs a colon and a blank after it, as in 'rounds: 20')" in line
 
 
 def test_invalid_yaml_is_told_with_its_line(problems: Problems) -> None:

@@ -77,6 +77,7 @@ def test_every_view_of_a_run_fits_every_encoding(view: Any, encoding: str, tmp_p
         ("▁▄█ ■ ⠿", "_=# # ."),
         ("╭─┬│╯ ┗━┃", "+-+|+ +-|"),
         ("é Ä ½ … “x” ﬁ", 'e A 12 ... "x" fi'),
+        ("Straße Łódź øre Œuvre Æ ħ ı ŋ", "Strasse Lodz ore OEuvre AE h i ?"),  # noqa: RUF001
         ("猫\udc80\ud800", "???"),
         ("2 × 3 – 1", "2 x 3 - 1"),  # noqa: RUF001
     ],

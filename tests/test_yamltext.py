@@ -100,7 +100,9 @@ LADDER = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1
         ("a: {<<: {[a]: 1}}", "line 1: a key must be a text"),
         ("'': 1", "line 1: a key is missing before ':'"),
         ("a:\n\t- b", r"line 2: found character '\t' that cannot start any token (indent with spaces, not with tabs)"),
-        ("a: 1\n---\na: 2", "but found another document"),
+        ("a: 1\n---\na: 2", "line 2: but found another document (give one document, without a second ---)"),
+        ("a:1\nb: 2", "line 2: mapping values are not allowed here (a key needs a colon and a blank after it; "),
+        ("b: 2\na:1\n", "could not find expected ':' (a key needs a colon and a blank after it, as in 'rounds: 20')"),
         (
             "a: !!python/object/apply:os.system [ls]",
             "line 1: the tag !!python/object/apply:os.system has no meaning here; leave it away",
@@ -173,6 +175,25 @@ def test_a_file_may_be_of_windows(encoding: str, tmp_path: Path) -> None:
     assert yamltext.parse(yamltext.read(tmp_path / "a.yaml")) == {"rounds": 3, "name": "Gänse"}
 
 
-def test_no_more_is_read_than_a_file_may_have() -> None:
-    with pytest.raises(YamlError, match="the file is larger than 1 MiB"):
+def test_no_more_is_read_than_a_file_may_have(tmp_path: Path) -> None:
+    with pytest.raises(YamlError, match="the file is zeros at its beginning"):
         yamltext.read(Path("/dev/zero"), 2**20)
+    (tmp_path / "a.yaml").write_text("#" * (2**20 + 1))
+    with pytest.raises(YamlError, match="the file is larger than 1 MiB"):
+        yamltext.read(tmp_path / "a.yaml", 2**20)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ("rounds: 3\nname: Gänse\n".encode("latin-1"), "line 2 is not UTF-8; save it in UTF-8"),
+        (b"\xff\xfea\x00:", "the file is not UTF-16; save it in UTF-8"),
+        (b"<!DOCTYPE html>\n", "the file is a web page or XML, perhaps a server's message of an error; download the file itself"),
+        (b"a: 1\n".ljust(257, b"\0") + b"ustar", "the file is a tar archive; unpack it"),
+    ],
+)
+def test_a_file_that_is_no_text_is_told(data: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(data)
+    with pytest.raises(YamlError) as error:
+        yamltext.read(tmp_path / "a.yaml")
+    assert str(error.value) == sentence

@@ -108,7 +108,8 @@ def inspect(
     warnings = [*dataset.warnings, *(seen.warnings(dataset.images) if seen else ())]
     damaged = None if where is None else list(where.values())
     holders = shards.make(resolved.partition, dataset.images, dataset.train, resolved.seed)  # type: ignore[arg-type]
-    mix = mix_of(holders, dataset.images.labels, dataset.train, dataset.wordings)
+    unit = "caption" if dataset.paired else "class"
+    mix = mix_of(holders, dataset.images.labels, dataset.train, dataset.wordings, unit=unit)
     options = resolved.partition.model_dump(exclude={"name", "num_clients"}, exclude_none=True)
     told = (f"{name.replace('_', ' ')} {value}" for name, value in options.items() if (name, value) != ("min_examples", 1))
     rule = ", ".join([resolved.partition.name, *told])

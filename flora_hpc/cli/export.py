@@ -1,9 +1,12 @@
 """`flora-hpc export`: what a run trained, as files that other programs load."""
 
+import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +18,12 @@ from safetensors import SafetensorError
 from flora_hpc import configfile
 from flora_hpc.cli._adapter import note_round
 from flora_hpc.cli._args import Run
-from flora_hpc.comm import launch
+from flora_hpc.comm import launch, stop
 from flora_hpc.errors import UserError
+from flora_hpc.owner import claim, living
 from flora_hpc.records import hdf5file, split
+
+LONGEST_SECONDS = 86_400.0  # of an export, whose process another host cannot see
 
 
 class Form(StrEnum):
@@ -126,7 +132,9 @@ def write(out: Path, fill: Callable[[Path], object]) -> None:
     """Let `fill` make a new directory, which becomes `out` when it is whole. Raises UserError when that cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".export-", dir=out.parent) as beside:
+        remove_unfinished(out.parent)
+        with stop.exiting(), TemporaryDirectory(prefix=".export-", dir=out.parent) as beside:
+            claim.path(Path(beside), 1).write_text(json.dumps(asdict(living.me())))
             new = Path(beside) / "new"
             fill(new)
             for file in new.iterdir():
@@ -134,3 +142,12 @@ def write(out: Path, fill: Callable[[Path], object]) -> None:
             new.rename(out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--out {out}: cannot be written ({error}); choose a directory that can") from None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what exports left in `folder` that were killed."""
+    for beside in folder.glob(".export-*"):
+        with suppress(OSError):  # without the file of an owner, `beside` is no export
+            age = time.time() - beside.stat().st_mtime
+            if living.lives(claim.read(beside, 1), 0.0) is False or age > LONGEST_SECONDS:
+                shutil.rmtree(beside)

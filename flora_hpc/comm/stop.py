@@ -90,6 +90,27 @@ class Stop:
         return self._abandon and self.agreed(comm)
 
 
+@contextmanager
+def exiting() -> Iterator[None]:
+    """Let a signal that ends a process raise SystemExit while inside, so that files in progress are removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for number in (signal.SIGHUP, *SIGNALS) if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores one
+    for number in numbers:
+        signal.signal(number, _exit)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would break off the removal
+    raise SystemExit(128 + number)  # the code that a shell gives
+
+
 def ignore() -> None:
     """Let signals mean nothing any more: a job that is done and waits to leave would be told to have failed."""
     for number in SIGNALS:

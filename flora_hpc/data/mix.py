@@ -40,6 +40,12 @@ class Mix:
     held: Ints  # (num_classes,) int64 those of them that some client holds; that an examined client holds, unless `exact`
     num_clients: int
     exact: bool  # `held` is known for all clients
+    unit: str = "class"  # or "caption": what pairs have in place of classes
+
+    @property
+    def units(self) -> str:
+        """The plural of `unit`."""
+        return {"class": "classes", "caption": "captions"}[self.unit]
 
     @property
     def num_shown(self) -> int:
@@ -74,7 +80,14 @@ class Mix:
         return 1.0 if is_partition else float(self.sizes.sum() / self.held.sum())
 
 
-def mix_of(shards: Shards, labels: Ints, train: Ints, class_names: Sequence[str], max_clients: int = MOST_SHOWN) -> Mix:
+def mix_of(
+    shards: Shards,
+    labels: Ints,
+    train: Ints,
+    class_names: Sequence[str],
+    max_clients: int = MOST_SHOWN,
+    unit: str = "class",
+) -> Mix:
     """The mix of a split: at most `max_clients` are shown, and as many examined as take a few seconds and little memory.
 
     `labels` (num_images,) int64 are those of the whole dataset; `train` (num_train,) int64 the rows on which clients may train.
@@ -107,6 +120,7 @@ def mix_of(shards: Shards, labels: Ints, train: Ints, class_names: Sequence[str]
         held=_count(labels[rows], num_classes),
         num_clients=shards.num_clients,
         exact=isinstance(shards, Partition) or len(examined) == shards.num_clients,
+        unit=unit,
     )
 
 

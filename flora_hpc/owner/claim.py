@@ -29,7 +29,7 @@ NAME = re.compile(r"owner-(\d+)\.json")
 class Claim:
     """The ownership of a run directory, from `take` until the end of the `with` block. It is an observer, too: the first one.
 
-    `say` is told when the directory is taken over from a dead owner, and when it must be waited for.
+    `say` is told when the directory must be waited for, and, once the run goes on, that it was taken over from a dead owner.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = lambda sentence: None) -> None:
@@ -39,6 +39,7 @@ class Claim:
         self._made: list[Path] = []  # folders that were not there before, the innermost first
         self._writes = False
         self._unwritable = ""
+        self._takes_over = ""  # from whom, and when that owner died
         self._lost = ""
         self._looked = 0.0
         self._end = threading.Event()
@@ -98,7 +99,7 @@ class Claim:
             return 0
         self.owner = own
         if before is not None and not before.ended:
-            self._say(f"takes over {self.folder} from {before}, which died; its last sign was {age:.0f} s ago")
+            self._takes_over = f"takes over {self.folder} from {before}, which died; its last sign was {age:.0f} s ago"
         return number + 1
 
     def _wait_for_death(self, owner: Owner, number: int, part: Path) -> float:
@@ -165,6 +166,8 @@ class Claim:
         """The first files of the run are about to be written: earlier owners' files go."""
         self.check()
         self._writes = True
+        if self._takes_over:  # said here, since a configuration may be refused before
+            self._say(self._takes_over)
         if self._number:
             former = [path(self.folder, number) for number in _numbers(self.folder) if number < self._number]
             for file in (*former, *self.folder.glob(".owner-*")):  # of starts that were killed; a living one writes its own again

@@ -40,7 +40,8 @@ def accuracy_facts(rounds: Rows) -> dict[str, str]:
         facts["test accuracy"] = f"{first['test_accuracy']:.4f} → {last['test_accuracy']:.4f}  ({top})"
         before, after = 1 - first["test_accuracy"], 1 - last["test_accuracy"]
         if 0 < after < before:
-            facts["test error"] = f"{before:.4f} → {after:.4f}  ({before / after:.1f} times smaller)"
+            times = f"  ({before / after:.1f} times smaller)" if before / after >= 1.05 else ""
+            facts["test error"] = f"{before:.4f} → {after:.4f}{times}"
     if per_client(measured):
         mean, spread, least, worst = (measured[-1][name] for name in PER_CLIENT)
         facts["clients' accuracy"] = f"mean {mean:.4f}, standard deviation {spread:.4f}, worst {least:.4f} (client {worst})"

@@ -64,9 +64,9 @@ def _clients(mix: Mix, rows: Ints, width: int) -> Table:
     size_bar, main, bar = _widths(mix, width)
     highest = _grouped(shares, bar).max()
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    headings = ["client", "examples", "", "shares of classes", *(["most of all"] if main else []), "classes", "divergence"]
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("", "shares of classes", "most of all") else "right", no_wrap=True)
+    left = ("", f"shares of {mix.units}", *(["most of all"] if main else []))
+    for heading in ("client", "examples", *left, mix.units, "divergence"):
+        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
     every = mix.available / mix.available.sum()
     blank = [""] if main else []
     table.add_row("all", f"{mix.available.sum():,}", "", _strip(every, bar, highest), *blank, f"{(every > 0).sum()}", "")
@@ -81,7 +81,7 @@ def _clients(mix: Mix, rows: Ints, width: int) -> Table:
 def _widths(mix: Mix, width: int) -> tuple[int, int, int]:
     """Cells of the bar of sizes, of the name of the main class, and of the shares of classes."""
     size_bar, main = (14, 24) if width >= 110 else (8, 0)
-    columns = [max(6, len(f"{mix.clients.max()}")), max(8, len(f"{mix.available.sum():,}")), size_bar, main, 7, 10]
+    columns = [max(6, len(f"{mix.clients.max()}")), max(8, len(f"{mix.available.sum():,}")), size_bar, main, len(mix.units), 10]
     return size_bar, main, max(10, width - sum(columns) - 2 * (6 if main else 5))
 
 
@@ -135,7 +135,7 @@ def _key(mix: Mix, width: int) -> RenderableType:
         key = [Text.assemble((f" {glyph} ", f"black on {colour}"), f" {name}" * (name != glyph)) for glyph, colour, name in pairs]
         return Group(*lines, Columns(key, padding=(0, 2)))
     per_mark = mix.num_classes / min(mix.num_classes, _widths(mix, width)[-1])
-    marks = "a class" if per_mark == 1 else f"{per_mark:.1f} neighbouring classes"
+    marks = f"a {mix.unit}" if per_mark == 1 else f"{per_mark:.1f} neighbouring {mix.units}"
     lines.append(Text(f"each mark is {marks}, from {names[0]}, {names[1]} to {names[-1]}; denser means more", "dim"))
     return Group(*lines)
 

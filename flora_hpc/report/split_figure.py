@@ -142,7 +142,7 @@ def _name_clients(axes: Axes, mix: Mix, page: Page) -> None:
     else:
         axes.set_yticks([])
         some = f"{mix.num_shown:,}" if mix.num_shown == mix.num_clients else f"{mix.num_shown:,} of {mix.num_clients:,}"
-        axes.set_ylabel(f"{some} clients, sorted by the class they hold most of")
+        axes.set_ylabel(f"{some} clients, sorted by the {mix.unit} they hold most of")
 
 
 def _available(axes: Axes, mix: Mix, matrix: Axes) -> None:
@@ -159,7 +159,7 @@ def _available(axes: Axes, mix: Mix, matrix: Axes) -> None:
     axes.set_yticks([0, int(mix.available.max())], ["0", f"{mix.available.max():,}"])
     axes.spines[["top", "right", "left"]].set_visible(False)
     held = "blue: held by clients" if mix.exact else f"dark: held by {mix.num_examined:,} clients"
-    axes.set_title(f"training images of each class; {held}", size=8, color=GREY, loc="left", pad=3)
+    axes.set_title(f"training images of each {mix.unit}; {held}", size=8, color=GREY, loc="left", pad=3)
 
 
 def _bars(axes: Axes, sizes: Ints) -> None:

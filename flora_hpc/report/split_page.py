@@ -77,7 +77,7 @@ def _note(mix: Mix, dots: bool) -> str:
     area = f"The area of a dot is a number of examples, {mix.counts.max():,} for the largest. " if dots else ""
     whole = "" if mix.examined_all else f"{mix.num_examined:,} clients, spread evenly over all {mix.num_clients:,}, were examined. "
     return (
-        f"{area}{whole}Divergence: Jensen-Shannon, between the class shares of a client and those of all training images; "
+        f"{area}{whole}Divergence: Jensen-Shannon, between the {mix.unit} shares of a client and those of all training images; "
         f"0 is alike, 1 nothing in common; the dotted line is chance alone, {mix.by_chance:.2f}."
     )
 

@@ -9,7 +9,7 @@ from flora_hpc.data.mix import Mix
 
 ALIKE = 0.02  # mean divergence beyond that of chance, as a share of what is left to 1, up to which clients have the same mix
 EVEN = 0.3  # standard deviation of sizes, in their means, up to which clients count as of one size
-NO_TELLING = 0.3  # divergence by chance alone, beyond which clients that look alike say nothing
+NO_TELLING = 0.4  # divergence by chance, as a share of that of clients with one class each, beyond which likeness says nothing
 KINDS = ((0.1, "Mildly skewed"), (0.35, "Skewed"), (1.0, "Strongly skewed"))  # and from there on, up to this
 
 
@@ -29,7 +29,7 @@ def facts(mix: Mix) -> dict[str, str]:
         least, most = int(mix.sizes.min()), int(mix.sizes.max())
         spread = f"{least:,} and {most:,} examples (median {np.median(mix.sizes):,.0f})"
         rows["smallest, largest"] = spread if least < most else f"{_num(least, 'example')} each"
-    rows["classes per client"] = f"{_range(mix.classes)} of {mix.num_classes} (median {np.median(mix.classes):.0f})"
+    rows[f"{mix.units} per client"] = f"{_range(mix.classes)} of {mix.num_classes} (median {np.median(mix.classes):.0f})"
     rows["divergence"] = (
         f"{mix.divergences.mean():.2f} in the mean, {mix.divergences.max():.2f} at worst; {mix.by_chance:.2f} by chance alone"
     )
@@ -72,15 +72,21 @@ def _kind(mix: Mix) -> str:
     excess = float(mix.divergences.mean() - mix.by_chance) / max(1 - mix.by_chance, 1e-9)
     if excess > ALIKE + 0.5 * mix.by_chance / mix.num_examined**0.5:  # a client's divergence by chance varies by about half of it
         return next(words for most, words in KINDS if excess <= most)
-    if mix.by_chance > NO_TELLING:
+    if mix.by_chance > NO_TELLING * _of_one_class(mix):
         return "Too few examples to tell from chance"
-    return "IID" if mix.sizes.std() <= EVEN * mix.sizes.mean() else "Alike in classes, not in size"
+    return "IID" if mix.sizes.std() <= EVEN * mix.sizes.mean() else f"Alike in {mix.units}, not in size"
+
+
+def _of_one_class(mix: Mix) -> float:
+    """Mean divergence of clients that hold a single class each, as many for a class as it has images."""
+    q = mix.available[mix.available > 0] / mix.available.sum()
+    return float(q @ (np.log2(2 / (1 + q)) + q * np.log2(2 * q / (1 + q)) + 1 - q)) / 2
 
 
 def _classes(mix: Mix) -> str:
     least, most, every = int(mix.classes.min()), int(mix.classes.max()), mix.num_classes
-    of = f"all {every} classes" if least == every else f"{_range(mix.classes)} of {every} classes"
-    of = of if every > 1 else "the only class"
+    of = f"all {every} {mix.units}" if least == every else f"{_range(mix.classes)} of {every} {mix.units}"
+    of = of if every > 1 else f"the only {mix.unit}"
     return of if mix.num_clients == 1 else f"{'every client holds' if least == most else 'clients hold'} {of}"
 
 

@@ -1,11 +1,14 @@
 """A run's directory becomes a directory for another program, whole or not at all."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from flora_hpc.cli.export import export as command
+from flora_hpc.cli.export import write
 from flora_hpc.clip import adapters
 from flora_hpc.clip.load import load
 from flora_hpc.config import ModelConfig
@@ -28,6 +32,7 @@ from flora_hpc.data.datasets import digits
 from flora_hpc.data.decode import rgb
 from flora_hpc.errors import UserError
 from flora_hpc.methods._lora import find_layers
+from flora_hpc.owner import claim, living
 from flora_hpc.records import split
 from tests.conftest import ROOT
 
@@ -111,6 +116,36 @@ def test_transformers_gets_a_peft_adapter_under_its_own_names(flora_run: Path) -
     assert set(load_file(out / "adapter_model.safetensors")) == {
         f"base_model.model.{head}_projection.lora_{part}.weight" for head in ("text", "visual") for part in "AB"
     }
+
+
+def test_an_export_that_a_signal_ends_leaves_nothing(tmp_path: Path) -> None:
+    def fill(new: Path) -> None:
+        new.mkdir()
+        (new / "weights").write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with pytest.raises(SystemExit, match="143"):
+        write(tmp_path / "out", fill)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    me = living.me()
+    owners = {
+        "dead": replace(me, started="1"),
+        "lives": me,
+        "elsewhere": replace(me, boot="another"),
+        "long ago": replace(me, boot="another"),
+    }
+    for name, owner in owners.items():
+        (tmp_path / f".export-{name}" / "new").mkdir(parents=True)
+        claim.path(tmp_path / f".export-{name}", 1).write_text(json.dumps(asdict(owner)))
+    (tmp_path / ".export-of-another-program").mkdir()
+    for name in ("long ago", "of-another-program"):
+        os.utime(tmp_path / f".export-{name}", (0, 0))
+    write(tmp_path / "out", lambda new: new.mkdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".export-lives", ".export-elsewhere", ".export-of-another-program"}
 
 
 def test_the_files_can_be_read_by_whoever_can_read_the_directory(flora_run: Path) -> None:
@@ -245,7 +280,7 @@ def bad_runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("run", "to", "message"),
     [
         ("nowhere", "peft", "holds no run"),
-        ("unfinished", "peft", "holds no adapter .*only a run that finished has one"),
+        ("unfinished", "peft", "holds no adapter .*only a run that finished has one: go on with it .*--resume"),
         ("broken", "open_clip", "cannot be read as safetensors"),
         ("fedlc", "open_clip", "such as classifier.bias, has no place in open_clip's weights; read .* adapter/trained.safetensors"),
         ("fedlc", "peft", "trained no low-rank adapter"),

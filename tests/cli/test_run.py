@@ -6,8 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from flora_hpc import simulation
+from flora_hpc.cli import app
+from flora_hpc.errors import UserError
 from flora_hpc.owner import claim, living
 from flora_hpc.records import hdf5file
 from tests.cli.test_bad_input import call
@@ -43,6 +46,11 @@ def test_a_living_run_is_left_alone(
 
 def test_a_dead_one_is_taken_over(words: list[str], tmp_path: Path, invoke: Callable[..., str]) -> None:
     own(tmp_path / "run", 1, started="1")
+    (tmp_path / "run" / "config.yaml").touch()
+    refused = CliRunner().invoke(app, words)
+    assert isinstance(refused.exception, UserError)
+    assert refused.stdout == "", "nothing is taken over"
+    (tmp_path / "run" / "config.yaml").unlink()
     said = invoke(*words, "--resume")
     assert f"note: takes over {tmp_path / 'run'} from process " in said
     assert claim.read(tmp_path / "run", 2).ended

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flora_hpc.comm.stop import SIGNALS, Stop
+from flora_hpc.comm.stop import SIGNALS, Stop, exiting
 from flora_hpc.errors import StoppedError
 
 
@@ -29,6 +29,27 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.asked_by == "SIGUSR1"
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_a_process_lets_it_tidy_up_first(number: int) -> None:
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), number)  # a second one does not break that off
+
+    signal.signal(number, signal.SIG_DFL)
+    with pytest.raises(SystemExit, match=f"^{128 + number}$"), exiting():
+        work()
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with exiting():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
 def test_a_job_that_was_stopped_leaves_with_its_own_exit_code() -> None:

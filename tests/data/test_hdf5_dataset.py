@@ -195,14 +195,16 @@ def test_a_text_file(path: Path) -> None:
     path.write_text("cat, dog, owl")
     message = mistake(path)
     assert "is not an HDF5 file" in message
-    assert "docs/data-format.md" in message
+    assert "a file needs the datasets images and labels in train and in test" in message
+    assert "attributes class_names (a JSON list) and encoding (raw, jpeg, png or files)" in message
 
 
 @pytest.mark.parametrize("missing", ["train/images", "train/labels", "test/images", "test/labels", "class_names", "encoding"])
 def test_something_is_missing(path: Path, missing: str) -> None:
     message = mistake(write(path, without=missing))
     assert f"lacks {'' if '/' in missing else 'attribute '}{missing};" in message
-    assert "docs/data-format.md" in message
+    assert "a file needs the datasets images and labels in train and in test" in message
+    assert "attributes class_names (a JSON list) and encoding (raw, jpeg, png or files)" in message
 
 
 @pytest.mark.parametrize(("labels", "span"), [([0, 1, 3, 0, 1, 2], "0 to 3"), ([0, -1, 2, 0, 1, 2], "-1 to 2")])
@@ -216,7 +218,9 @@ def test_more_images_than_labels(path: Path) -> None:
 
 
 def test_no_images(path: Path) -> None:
-    assert "train has 0 images and 0 labels; it needs as many, and some" in mistake(write(path, COLOUR[:0], np.zeros(0, np.int64)))
+    assert "train has 0 images and 0 labels; it needs as many labels as images, and at least one" in mistake(
+        write(path, COLOUR[:0], np.zeros(0, np.int64))
+    )
 
 
 def test_another_number_of_prompt_names(path: Path) -> None:

@@ -96,6 +96,23 @@ def test_small_clients_differ_by_chance(by_chance: float, kind: str) -> None:
     assert words.sentence(replace(made(counts.tolist()), by_chance=by_chance)).startswith(f"{kind}: ")
 
 
+@pytest.mark.parametrize("counts", [[[5, 5], [50, 50]], [[4]], random(40, 60).counts.tolist()])
+def test_pairs_have_captions_and_no_classes(counts: list[list[int]], tmp_path: Path) -> None:
+    mix = replace(made(counts, tuple(f"picture {i}" for i in range(len(counts[0])))), unit="caption")
+    for width in (80, 120):
+        assert "captions" in text(mix, width)
+        assert "class" not in text(mix, width)
+    split.figure(mix, tmp_path / "a.svg", "pairs")
+    assert "class" not in "".join(ElementTree.parse(tmp_path / "a.svg").getroot().itertext())
+
+
+def test_few_examples_of_two_classes_do_not_tell_either() -> None:
+    """A client of one of two classes has a divergence of 0.31, the most that there is."""
+    mix = made([[1, 0], [0, 1], [2, 2], [2, 2]])
+    assert words.sentence(replace(mix, by_chance=0.15)).startswith("Too few examples to tell from chance: clients hold 1 to 2 of 2")
+    assert words.sentence(replace(made([[8, 9], [70, 70]]), by_chance=0.02)).startswith("Alike in classes, not in size: ")
+
+
 def test_facts() -> None:
     assert words.facts(made([[2, 2], [6, 0]], nobodys=3)) == {
         "clients": "2",

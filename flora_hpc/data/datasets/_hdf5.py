@@ -17,7 +17,10 @@ from flora_hpc.data.datasets._paths import file_at
 from flora_hpc.data.texts import fault
 from flora_hpc.errors import UserError, lock_cure
 
-DOCUMENTATION = "docs/data-format.md says what is needed"
+NEEDS = (
+    "a file needs the datasets images and labels in train and in test, "
+    "and the attributes class_names (a JSON list) and encoding (raw, jpeg, png or files)"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Reader:
             missing = [name for name in objects if self._link(name) is None]
             missing += [f"attribute {name}" for name in attributes if name not in self.file.attrs]
         if missing:
-            raise UserError(f"data.path: {self.path} lacks {', '.join(missing)}; {DOCUMENTATION}")
+            raise UserError(f"data.path: {self.path} lacks {', '.join(missing)}; {NEEDS}")
 
     def _link(self, name: str) -> Any:
         """The first link on the way to an object that leads nowhere, or the last one; None where there is none at all."""
@@ -73,11 +76,11 @@ class Reader:
         with self.reading(name):
             found = self.file.get(name)
             if isinstance(found, h5py.Group):
-                raise self.mistake(f"{name} is a group of {len(found):,} objects; write one dataset; {DOCUMENTATION}")
+                raise self.mistake(f"{name} is a group of {len(found):,} objects; write one dataset")
             if found is None:
                 raise self.mistake(f"{name} is {_leads_to(self._link(name))}; write the dataset itself, or bring that file")
             if not isinstance(found, h5py.Dataset):
-                raise self.mistake(f"{name} is a datatype; write a dataset; {DOCUMENTATION}")
+                raise self.mistake(f"{name} is a datatype; write a dataset")
             if found.shape is None:
                 raise self.mistake(f"{name} is empty (it has no dataspace); write its values")
             self.check_storage(name, found)
@@ -173,13 +176,15 @@ def _why_closed(path: Path, error: Exception) -> str:
         return "it is still being written, or its writer was killed); wait for the writer, or run h5clear -s on it"
     if "truncated" in text:
         return f"{text}); the file is cut off: copy or fetch it again"
+    if path.stat().st_size == 0:
+        return "it is empty); write or fetch it again"
     if (what := filekinds.kind(path)) not in (None, filekinds.HDF5):
-        return f"it is {what}); {DOCUMENTATION}"
+        return f"it is {what}); {NEEDS}"
     if isinstance(error, PermissionError):
         return f"{text}); make it readable"
     if cure := lock_cure(error):
         return f"{text}){cure}"
-    return f"{text}); {DOCUMENTATION}"
+    return f"{text}); {NEEDS}"
 
 
 def _leads_to(link: Any) -> str:

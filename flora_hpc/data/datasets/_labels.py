@@ -25,7 +25,9 @@ def read(reader: Reader, part: str, num_images: int, class_names: Sequence[str])
         cure = "; write labels.argmax(1)" if shape == (num_images, len(class_names)) else ""
         raise reader.mistake(f"{name} are of shape {shape}; they must be of shape ({num_images},), one number an image{cure}")
     if math.prod(shape) != num_images or num_images == 0:
-        raise reader.mistake(f"{part} has {num_images} images and {math.prod(shape)} labels; it needs as many, and some")
+        raise reader.mistake(
+            f"{part} has {num_images} images and {math.prod(shape)} labels; it needs as many labels as images, and at least one"
+        )
     with reader.reading(name):
         values = (table.asstr() if h5py.check_string_dtype(dtype) else table)[()].reshape(-1)
     kinds = h5py.check_enum_dtype(dtype)
@@ -47,8 +49,10 @@ def _of_names(reader: Reader, name: str, texts: list[str], class_names: Sequence
     numbers = {class_name: i for i, class_name in enumerate(class_names)}
     for row, text in enumerate(texts):
         if text not in numbers:
-            near = did_you_mean(text, class_names)
-            raise reader.mistake(f"{name}[{row}] is {text!r}, which is no class of class_names{near}; labels are numbers or names")
+            cure = did_you_mean(text, class_names) or "; write the numbers of classes, or their names"
+            if text.strip().isdecimal():
+                cure = ", but a text; write whole numbers: labels.astype(int)"
+            raise reader.mistake(f"{name}[{row}] is {text!r}, which is no class of class_names{cure}")
     if len(numbers) < len(class_names):
         twice = next(class_name for i, class_name in enumerate(class_names) if numbers[class_name] != i)
         raise reader.mistake(f"{name} are names, but class_names has '{twice}' twice; write numbers, or give each class its name")
@@ -67,8 +71,9 @@ def _of_numbers(reader: Reader, name: str, values: npt.NDArray[Any], dtype: np.d
                 f"each must be a number of a class, 0 to {num_classes - 1}"
             )
     if values.min() < 0 or values.max() >= num_classes:
+        cure = "; write labels - 1" if (values.min(), values.max()) == (1, num_classes) else ""
         raise reader.mistake(
             f"{name} go from {int(values.min())} to {int(values.max())}, "
-            f"but there are {num_classes} classes, 0 to {num_classes - 1}"
+            f"but there are {num_classes} classes, 0 to {num_classes - 1}{cure}"
         )
     return values.astype(np.int64)

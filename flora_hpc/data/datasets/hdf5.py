@@ -18,6 +18,14 @@ from flora_hpc.errors import did_you_mean
 ENCODINGS = ("raw", "jpeg", "png", "files")
 OBJECTS = ("train/images", "train/labels", "test/images", "test/labels")
 
+CURES = {  # type or kind of images: how they become uint8
+    "f": "; write (images * 255).round().astype('uint8') where they go from 0 to 1",
+    "uint16": "; write (images >> 8).astype('uint8') where they go to 65535",
+    "i": "; write images.astype('uint8') where they go from 0 to 255",
+    "u": "; write images.astype('uint8') where they go from 0 to 255",
+    "b": "; write images.astype('uint8') * 255",
+}
+
 
 class Options(DatasetOptions):
     """Which file."""
@@ -36,7 +44,7 @@ def build(options: Options) -> Dataset:
     encoding = reader.text("encoding")
     if encoding not in ENCODINGS:
         near = did_you_mean(encoding, ENCODINGS)
-        raise reader.mistake(f"attribute encoding is '{encoding}'{near}; it must be raw, jpeg, png or files")
+        raise reader.mistake(f"attribute encoding is '{encoding}'{near} (it must be raw, jpeg, png or files)")
     train, test = (_images(reader, part, class_names, encoding) for part in ("train", "test"))
     name = reader.text("name") if reader.has("name") else ""
     return assemble(options, name or reader.path.stem, class_names, wordings, train, test, _caption(reader, options))
@@ -92,10 +100,13 @@ def _check_images(reader: Reader, name: str, rows: h5py.Dataset, encoding: str) 
     if of_bytes:
         raise reader.mistake(f"{name} are rows of bytes, but attribute encoding is 'raw'; it must be jpeg, png or files")
     if dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))):
-        first = "; these have their channels first: write images.transpose(0, 2, 3, 1)"
+        cure = "; these have their channels first: write images.transpose(0, 2, 3, 1)"
+        if dtype != np.uint8:
+            cure = CURES.get(dtype.name, CURES.get(dtype.kind, ""))
+        elif len(shape) != 4 or shape[1] not in (1, 3):
+            cure = ""
         raise reader.mistake(
-            f"{name} are {dtype} of shape {shape}; raw images must be uint8, 0 to 255, of shape (n, height, width, 1 or 3)"
-            + (first if len(shape) == 4 and shape[1] in (1, 3) and dtype == np.uint8 else "")
+            f"{name} are {dtype} of shape {shape}; raw images must be uint8, 0 to 255, of shape (n, height, width, 1 or 3){cure}"
         )
     if 0 in shape[1:3]:
         raise reader.mistake(f"{name} are of shape {shape}, so that they have no pixels; write the images again")
