@@ -89,7 +89,7 @@ def folder_of(config: FeaturesConfig) -> Path | None:
     if config.store == "none":
         return None
     if config.store != "auto":
-        return Path(config.store).expanduser()
+        return at_home(config.store, key="features.store")
     return at_home(os.environ.get("FLORA_HPC_CACHE") or "~/.cache/flora_hpc", "set FLORA_HPC_CACHE or features.store to a folder")
 
 

@@ -36,12 +36,16 @@ def lock_cure(error: Exception) -> str:
     return "; unset HDF5_USE_FILE_LOCKING, or set it to FALSE: this file system has no locks" if is_lock else ""
 
 
-def at_home(path: str | Path, instead: str) -> Path:
+def at_home(path: str | Path, instead: str = "write the path out", key: str = "") -> Path:
     """A path with `~` written out. Raises UserError, with the cure `instead`, where nobody knows the home folder.
 
-    So it is in containers whose user has no entry in /etc/passwd.
+    So it is in containers whose user has no entry in /etc/passwd, and with the name of a user who does not exist. Option `key` gave
+    the path.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"{path}: HOME is not set, so the home folder is not known; export HOME, or {instead}") from None
+        place, user = f"{key}: {path}" if key else f"{path}", Path(path).parts[0]
+        if user == "~":
+            raise UserError(f"{place}: HOME is not set, so the home folder is not known; export HOME, or {instead}") from None
+        raise UserError(f"{place}: begins with ~ and no known user; {instead}") from None

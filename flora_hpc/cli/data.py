@@ -78,6 +78,7 @@ def inspect(
     clients: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="with --rows: of the first N clients alone", show_default=False)
     ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="with --rows: write over a file that is there")] = False,
     check: Annotated[bool, typer.Option("--check", help="decode every image, and name those that cannot be")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
@@ -95,7 +96,7 @@ def inspect(
     if picture is not None:  # a wrong name must not be told after an hour of decoding
         split.check(picture)
     if rows is not None:
-        tables.check(rows)
+        tables.check(rows, replace)
     if clients is not None and rows is None:
         raise UserError("--clients: says of how many clients --rows writes the images; give --rows FILE, too")
     dataset = plugins.member("datasets", resolved.data.name).build(resolved.data)

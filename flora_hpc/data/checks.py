@@ -22,6 +22,8 @@ def checked(dataset: Dataset) -> Dataset:
             f"data: all {len(dataset.train):,} training images of {dataset.name} have the {key} '{names[trained[0]]}', "
             f"so nothing can be learned from them; check the labels, or add images of another {key}"
         )
+    if not len(dataset.test):
+        raise UserError(f"data: {dataset.name} has no test image; {_no_test_cure(dataset)}")
     refuse_alike(dataset)
     sentences = []
     if len(dataset.test) == 1:
@@ -32,6 +34,12 @@ def checked(dataset: Dataset) -> Dataset:
     if not dataset.paired:
         sentences += _gaps(dataset, trained, tested)
     return warned(dataset, sentences)
+
+
+def _no_test_cure(dataset: Dataset) -> str:
+    if dataset.paired or np.bincount(dataset.images.labels[dataset.train]).max(initial=0) > 1:
+        return "add test images"
+    return "of a class with one image none is left for testing: add images to the classes, or give test images of their own"
 
 
 def warned(dataset: Dataset, sentences: Sequence[str]) -> Dataset:

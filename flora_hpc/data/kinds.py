@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from PIL import Image, features
 
-PREFIX = 32  # bytes that decide
+from flora_hpc.filekinds import HEAD_BYTES, kind_of
 
 with suppress(ImportError):  # photos of phones, where a decoder is installed
     importlib.import_module("pillow_heif").register_heif_opener()
@@ -30,7 +30,6 @@ FORMATS = {
         "QOI": rb"qoif.{8}[\x03\x04][\0\x01]",
     }.items()
 }
-ARCHIVES = re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd")
 DECODERS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # parts of Pillow that may be missing
 CURES = {"HEIF": "pip install pillow-heif"}
 
@@ -52,5 +51,9 @@ def unknown(raw: bytes) -> str:
     """What a file is that no decoder knows."""
     if not raw:
         return "it is empty"
-    missing = no_decoder(name) if (name := image_format(raw[:PREFIX])) else None
-    return f"it is one of the {missing}" if missing else "it is no image that can be decoded"
+    head = raw[:HEAD_BYTES]
+    if (name := image_format(head)) is not None:
+        missing = no_decoder(name)
+        return f"it is one of the {missing}" if missing else "it is no image that can be decoded"
+    kind = kind_of(head)
+    return "it is no image that can be decoded" if kind is None else f"it is {kind}"

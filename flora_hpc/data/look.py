@@ -89,5 +89,10 @@ def _range(band: Image.Image) -> float:
 def _has_frames(raw: Raw) -> bool:
     if not isinstance(raw, bytes):
         return False
-    image = Image.open(io.BytesIO(raw))
-    return image.format in ANIMATED and bool(getattr(image, "is_animated", False))
+    try:
+        image = Image.open(io.BytesIO(raw))
+        return image.format in ANIMATED and bool(getattr(image, "is_animated", False))
+    except (
+        Exception
+    ):  # the first frame is whole, but Pillow raises anything (IndexError, struct.error) where a later one is cut off
+        return False

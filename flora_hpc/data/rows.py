@@ -28,12 +28,14 @@ class Table:
     place: Column | None  # the dataset's column `path`, if it has one
 
 
-def check(path: Path) -> None:
-    """Refuse a file that cannot become a table, before anything long is done."""
+def check(path: Path, replace: bool = False) -> None:
+    """Refuse a file that cannot become a table, and one that is there unless `replace`, before anything long is done."""
     if path.suffix.lower() not in (".npz", ".csv"):
         raise UserError(f"--rows: {path} is neither a .npz nor a .csv file; give one of these")
     if not path.parent.is_dir():
         raise UserError(f"--rows: there is no folder {path.parent}; create it first")
+    if path.exists() and not replace:
+        raise UserError(f"--rows: {path} exists already; give another name, or --replace")
 
 
 def table(dataset: Dataset, shards: Shards, num_clients: int | None = None) -> Table:

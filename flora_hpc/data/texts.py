@@ -1,5 +1,8 @@
 """Texts that come with data: what no file or tokenizer can take, and captions with a place for the name of a class."""
 
+import json
+from typing import Any
+
 PLACE = "{}"
 LONGEST = 80  # characters of a value that a message shows
 
@@ -27,3 +30,19 @@ def shown(value: object) -> str:
     """A value for a message, cut where it is long."""
     text = ascii(value) if isinstance(value, str) and fault(value) else repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def from_json(text: str) -> Any:
+    """What a JSON text says. Raises ValueError where it is none, or has a key twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(shown(key) for key in keys if keys.count(key) > 1)} twice")
+    return result

@@ -40,6 +40,12 @@ def test_training_images_of_one_class_are_refused() -> None:
     assert "have the caption 'cat'" in mistake(zoo([0, 0, 0, 0, 1, 2], paired=True))
 
 
+def test_no_test_image_is_refused() -> None:
+    """As where every class has one image, none of which can be kept for testing."""
+    assert "zoo has no test image; of a class with one image none is left for testing: add" in mistake(zoo([0, 1, 2], num_test=0))
+    assert "zoo has no test image; add test images" in mistake(zoo([0, 1, 1], num_test=0))
+
+
 def test_two_classes_of_one_caption_are_both_named() -> None:
     captions = ("a bird.", "a dog.", "a bird.")
     message = mistake(zoo([0, 1, 2, 0, 1, 2], captions=captions))

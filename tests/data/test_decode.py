@@ -284,6 +284,8 @@ def test_nothing_at_all() -> None:
 
 def test_a_text() -> None:
     with pytest.raises(DamagedError, match=r"^it is no image that can be decoded$"):
+        rgb(b"404: not found")
+    with pytest.raises(DamagedError, match=r"^it is a web page or XML, .*; download the file itself$"):
         rgb(b"<html>404: not found</html>")
 
 

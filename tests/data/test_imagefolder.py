@@ -58,7 +58,7 @@ def test_folders_of_classes_without_a_split(tmp_path: Path) -> None:
     assert sorted([*dataset.train, *dataset.test]) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("test", ["test", "val", "valid", "validation"])
+@pytest.mark.parametrize("test", ["test", "val", "valid", "validation", "dev", "Eval", "holdout"])
 def test_an_official_split(tmp_path: Path, test: str) -> None:
     put(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg", f"{test}/dog/c.jpg", f"{test}/cat/d.jpg")
     dataset = build(tmp_path)
@@ -82,6 +82,13 @@ def test_only_a_folder_of_training_images_is_split(tmp_path: Path) -> None:
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     dataset = build(put(tmp_path, "train/side/a.jpg", "bus/b.jpg"))
     assert contents(dataset, np.arange(2)) == [("bus", "bus/b.jpg"), ("train", "train/side/a.jpg")]
+
+
+@pytest.mark.parametrize("other", ["queries/cat/b.jpg", "Unlabeled/b.jpg", "extra/dog/deep/b.jpg"])
+def test_parts_of_unknown_names_are_no_classes(tmp_path: Path, other: str) -> None:
+    message = mistake(put(tmp_path, "train/cat/a.jpg", "train/dog/c.jpg", other))
+    assert f"has train beside {other.split('/')[0]}, as if they were classes; did you mean the parts? Call" in message
+    assert build(put(tmp_path, "train/d.jpg")).class_names == tuple(sorted(["train", other.split("/")[0]]))
 
 
 def test_a_merged_split(tmp_path: Path) -> None:
@@ -394,6 +401,27 @@ def test_a_missing_folder_is_named_with_its_neighbour(tmp_path: Path) -> None:
     assert "there is no folder" in mistake(tmp_path / "nowhere" / "pets")
 
 
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("https://example.org/pets", "is an address; files must be here, so download it first"),
+        ("D:\\pets", "is a path of Windows; write it as this system has it"),
+        ("~nobody-of-this-name/pets", "begins with ~ and no known user; write the path out"),
+        ("x" * 5000, "there is no folder xxx"),
+        (f"{'x' * 5000}/pets", "there is no folder xxx"),
+    ],
+)
+def test_paths_that_are_no_folders(tmp_path: Path, path: str, why: str) -> None:
+    message = mistake(Path(path))
+    assert message.startswith("data.path: ")
+    assert why in message
+
+
+def test_names_of_nobody(tmp_path: Path) -> None:
+    message = mistake(put(tmp_path, "cat/a.jpg"), names=Path("~nobody-of-this-name/x.yaml"))
+    assert message == "data.names: ~nobody-of-this-name/x.yaml: begins with ~ and no known user; write the path out"
+
+
 def test_no_folders_of_classes(tmp_path: Path) -> None:
     assert mistake(put(tmp_path, "a.jpg")) == (
         f"data.path: {tmp_path} has no folders; it needs one for each class, with its images "
@@ -429,6 +457,7 @@ def test_archives_in_place_of_folders(tmp_path: Path) -> None:
     assert mistake(tmp_path).endswith("(left out: 1 x an archive that is not unpacked, such as pets.zip)")
     (tmp_path / "cat").mkdir()
     archive.rename(tmp_path / "cat" / "images")
+    (tmp_path / "cat" / "images").write_bytes(bytes(257) + b"ustar\00000")
     assert mistake(tmp_path).endswith("remove the folders (left out: 1 x an archive that is not unpacked, such as cat/images)")
 
 
@@ -462,7 +491,8 @@ def test_no_test_images_at_all(tmp_path: Path) -> None:
         ('["cat"]', "must map the folder of each class to a text"),
         ('{"cat": 3}', "must map the folder of each class to a text"),
         ('{"cat": ', "cannot be read (Expecting value"),
-        ('{"cat": "x", "cat": "y"}', "cannot be read (key 'cat' stands twice)"),
+        ("[" * 100_000, "cannot be read (its brackets are nested too deeply)"),
+        ('{"cat": "x", "cat": "y"}', "cannot be read (it has the key 'cat' twice)"),
     ],
 )
 def test_a_wrong_file_of_names(tmp_path: Path, text: str, expected: str) -> None:

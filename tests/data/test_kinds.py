@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 from flora_hpc.data import kinds
-from flora_hpc.data.kinds import PREFIX, image_format, no_decoder, unknown
+from flora_hpc.data.kinds import image_format, no_decoder, unknown
+from flora_hpc.filekinds import HEAD_BYTES
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
@@ -12,7 +13,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 def start(form: str) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 20), (9, 80, 200)).save(buffer, form)
-    return buffer.getvalue()[:PREFIX]
+    return buffer.getvalue()[:HEAD_BYTES]
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "DDS", "QOI"])
@@ -49,11 +50,6 @@ def test_other_files_are_no_images(first: bytes) -> None:
     assert image_format(first) is None
 
 
-def test_archives_are_known() -> None:
-    assert all(kinds.ARCHIVES.match(first) for first in (b"PK\x03\x04", b"\x1f\x8b\x08", b"Rar!\x1a", b"7z\xbc\xaf\x27\x1c"))
-    assert not kinds.ARCHIVES.match(b"PKG")
-
-
 def test_a_missing_decoder_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     Image.init()
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
@@ -65,3 +61,19 @@ def test_a_missing_decoder_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatc
 
 def test_what_nobody_knows() -> None:
     assert (unknown(b""), unknown(b"text")) == ("it is empty", "it is no image that can be decoded")
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            "it is a pointer of Git LFS, not the file itself; run git lfs",
+        ),
+        (b"\n<!DOCTYPE html><title>404", "it is a web page or XML, perhaps a server's message of an error; download the file"),
+        (bytes(600), "it is zeros at its beginning"),
+        (b"\x89PNG\r\n\x1a\n, and no more", "it is no image that can be decoded"),
+    ],
+)
+def test_another_kind_of_file_is_named_with_its_cure(raw: bytes, why: str) -> None:
+    assert unknown(raw).startswith(why)

@@ -57,6 +57,18 @@ def test_pictures_of_several_frames(form: str) -> None:
     assert seen(stored(form, first), stored(form, first, second)).animated == (1,)
 
 
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_a_file_that_is_cut_off_after_its_first_frame(form: str) -> None:
+    """Wherever it is cut: the look ends, and the frame that is whole is used."""
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)) for _ in range(3)]
+    whole = stored(form, *frames)
+    first = len(stored(form, frames[0]))
+    raws = [whole[:end] for end in range(first, len(whole), max(1, (len(whole) - first) // 60))]
+    damaged = look(images(*raws), range(len(raws)), num_threads=2).damaged
+    assert form != "GIF" or len(damaged) < len(raws)
+
+
 def test_a_photo_with_a_preview_is_no_animation() -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     assert seen(stored("MPO", first, second)).animated == ()

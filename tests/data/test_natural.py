@@ -120,5 +120,13 @@ def test_values_that_random_examples_do_not_find_are_weighted_too() -> None:
 
 def test_values_of_a_column_that_are_missing() -> None:
     options = natural.Options(name="natural", num_clients=2, column="writer")
-    with pytest.raises(UserError, match=r"partition\.column: 'writer' has no value \(NaN\) for 2 of 4 images"):
-        natural.build(options, made([0, 1, 0, 1], writer=np.array([1.0, np.nan, 2.0, np.nan])))
+    for values in (
+        np.array([1.0, np.nan, 2.0, np.nan]),
+        np.array(["a", "", "b", " "], object),
+        np.array(["a", "nan", "NULL", "x"], object),
+        np.array(["a", "b", "None", "NaN"]),
+        np.array([1, float("nan"), "nan", 2], object),
+    ):
+        with pytest.raises(UserError, match=r"partition\.column: 'writer' has no value \(NaN, a blank, .*\) for 2 of 4 images"):
+            natural.build(options, made([0, 1, 0, 1], writer=values))
+    natural.build(options, made([0, 1], writer=np.array(["nancy", "no one"], object)))

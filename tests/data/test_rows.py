@@ -86,12 +86,22 @@ def test_too_many_clients_are_refused_with_a_number_that_would_do(monkeypatch: p
     assert isinstance(table(dataset(), population(3), 2), Table)
 
 
+def test_a_file_that_is_there_survives(tmp_path: Path) -> None:
+    """It may be the dataset's own table."""
+    (tmp_path / "a.csv").write_text("image,caption\n")
+    with pytest.raises(UserError, match=r"^--rows: .*/a\.csv exists already; give another name, or --replace$"):
+        check(tmp_path / "a.csv")
+    check(tmp_path / "a.csv", replace=True)
+    assert (tmp_path / "a.csv").read_text() == "image,caption\n"
+
+
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.txt is neither a \.npz nor a \.csv file"):
         check(tmp_path / "a.txt")
     with pytest.raises(UserError, match=r"there is no folder .*/no; create it first"):
         check(tmp_path / "no" / "a.csv")
     (tmp_path / "a.csv").mkdir()
+    check(tmp_path / "a.csv", replace=True)
     with pytest.raises(UserError, match=r"a\.csv cannot be written \(Is a directory\)"):
         write(tmp_path / "a.csv", table(dataset(), HOLDERS))
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.csv"]

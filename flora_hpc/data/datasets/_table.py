@@ -1,7 +1,6 @@
 """Pairs from a table (CSV or TSV) or from lines of JSON, which name image files and their captions."""
 
 import csv
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,11 +10,10 @@ from typing import Any
 
 from flora_hpc.data.datasets._files import columns, read
 from flora_hpc.data.datasets._pairs import Pairs
-from flora_hpc.data.datasets._paths import ADDRESS, WINDOWS
 from flora_hpc.data.images import Raw, stamp
-from flora_hpc.data.texts import fault, shown
+from flora_hpc.data.texts import fault, from_json, shown
 from flora_hpc.errors import UserError, did_you_mean
-from flora_hpc.filekinds import kind
+from flora_hpc.filekinds import ADDRESS, WINDOWS, kind
 
 CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is meant for guessing at files
 PROBE = 100  # when not one of so many images exists, the folder is wrong, not the images
@@ -107,28 +105,12 @@ def _json_rows(key: str, path: Path) -> Iterator[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            row = object_of(line)
+            row = from_json(line)
         except ValueError as error:
             raise UserError(f"{key}: {path}: line {number} is not JSON ({error}); each line must be an object of its own") from None
         if not isinstance(row, dict):
             raise UserError(f"{key}: {path}: line {number} is {line.strip()[:40]}; each line must be an object of its own")
         yield number, row
-
-
-def object_of(text: str) -> Any:
-    """What a JSON text says. Raises ValueError where it is none, or has a key twice."""
-    try:
-        return json.loads(text, object_pairs_hook=_once)
-    except RecursionError:
-        raise ValueError("its brackets are nested too deeply") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"it has the key {next(shown(key) for key in keys if keys.count(key) > 1)} twice")
-    return row
 
 
 def _table_rows(key: str, path: Path, columns_used: Sequence[str]) -> Iterator[tuple[int, Row]]:

@@ -28,6 +28,7 @@ from flora_hpc.data.datasets._leftout import (
 )
 from flora_hpc.data.images import LOOKERS, Ints
 from flora_hpc.errors import UserError
+from flora_hpc.filekinds import HEAD_BYTES, kind_of
 
 SETTLED = (*SUFFIXES, ".gif", ".jfif", ".jpe", ".tga")  # images by name: a file that ends so and is none is a damaged image
 FOLDER, FILE = "folder", "file"
@@ -150,6 +151,11 @@ def folders_in(path: Path) -> list[str]:
     return [entry.name for entry in entries(path) if not is_hidden(entry.name) and _kind(entry) == FOLDER]
 
 
+def has_images(path: Path) -> bool:
+    """Whether there are files in a folder, not deeper, that end like images."""
+    return any(entry.name.lower().endswith(SETTLED) and _kind(entry) != FOLDER for entry in entries(path))
+
+
 def is_hidden(name: str) -> bool:
     """Whether a name is none of the data's own, such as macOS's ._photo.jpg or thumbnails."""
     return name.startswith(".") or name.lower() in SYSTEM
@@ -207,16 +213,17 @@ def reason_against(path: str) -> str | None:
     """Why the first bytes of a file say that it is no image that can be decoded here."""
     try:
         with Path(path).open("rb") as file:
-            start = file.read(kinds.PREFIX)
+            head = file.read(HEAD_BYTES)
     except PermissionError:
         return FORBIDDEN
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"data.path: {printable(path)} cannot be read now ({why}); look after the file system, try again") from None
-    name = kinds.image_format(start)
-    if name is None:
-        return ARCHIVE if kinds.ARCHIVES.match(start) else NO_IMAGE
-    return kinds.no_decoder(name)
+    name = kinds.image_format(head)
+    if name is not None:
+        return kinds.no_decoder(name)
+    kind = kind_of(head)
+    return ARCHIVE if kind is not None and kind.is_archive else NO_IMAGE
 
 
 def once(parts: Sequence[Files], left_out: LeftOut) -> list[Files]:

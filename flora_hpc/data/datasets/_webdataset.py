@@ -13,12 +13,11 @@ import numpy as np
 
 from flora_hpc.data.datasets._files import SUFFIXES, columns
 from flora_hpc.data.datasets._pairs import Pairs
-from flora_hpc.data.datasets._paths import ADDRESS, why_absent
-from flora_hpc.data.datasets._table import object_of
+from flora_hpc.data.datasets._paths import why_absent
 from flora_hpc.data.images import Raw, stamp
-from flora_hpc.data.texts import fault, shown
+from flora_hpc.data.texts import fault, from_json, shown
 from flora_hpc.errors import UserError
-from flora_hpc.filekinds import TAR, kind
+from flora_hpc.filekinds import ADDRESS, TAR, kind
 
 TEXTS = (".txt", ".json")
 MOST_SHARDS = 1_000_000
@@ -133,7 +132,7 @@ def _check_end(tar: tarfile.TarFile) -> None:
 def _pair(place: str, parts: dict[str, Any], caption_column: str) -> tuple[tarfile.TarInfo, str, dict[str, Any]]:
     """A sample's image, its caption, and what else its JSON says."""
     try:
-        row = object_of(parts.get(".json", "{}"))
+        row = from_json(parts.get(".json", "{}"))
     except ValueError as error:
         raise UserError(f"{place}.json is not JSON ({error}); mend it or take the sample out") from None
     if not isinstance(row, dict):

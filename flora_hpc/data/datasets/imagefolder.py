@@ -1,6 +1,6 @@
 """A folder of image files with one folder per class: PATH/CLASS/..., or PATH/train/CLASS/... beside PATH/test/CLASS/..."""
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,26 @@ from pydantic import Field
 from flora_hpc import yamltext
 from flora_hpc.data.datasets._files import read
 from flora_hpc.data.datasets._leftout import ARCHIVE, LeftOut, printable
-from flora_hpc.data.datasets._walk import Files, beside, folders_in, once, reason_against, walk
+from flora_hpc.data.datasets._walk import Files, beside, folders_in, has_images, once, reason_against, walk
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, Raw, assemble, stamp
-from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.data.texts import from_json
+from flora_hpc.errors import UserError, at_home, did_you_mean
+from flora_hpc.filekinds import elsewhere
 
 TRAINS = ("train", "training")
-TESTS = ("test", "testing", "val", "valid", "validation")  # folders of test images; the first that is there
+TESTS = (
+    "test",
+    "testing",
+    "val",
+    "valid",
+    "validation",
+    "eval",
+    "evaluation",
+    "dev",
+    "holdout",
+)  # folders of test images; the first that is there
+
+UNLABELLED = ("unlabeled", "unlabelled", "unsup")  # folders of images without classes, beside `TRAINS`
 
 
 class Options(DatasetOptions):
@@ -31,13 +45,12 @@ class Options(DatasetOptions):
 
 def build(options: Options) -> Dataset:
     """List the files; they are read when they are needed. Raises UserError for a folder without images in folders of classes."""
-    path = options.path.expanduser()
-    if path.is_file():
+    path = at_home(options.path, key="data.path")
+    if os.path.isfile(path):  # noqa: PTH113 -- pathlib raises for names that are too long
         what = "an archive; unpack it" if reason_against(str(path)) == ARCHIVE else "a file"
         raise UserError(f"data.path: {path} is {what}; give a folder, or data.name: pairs or hdf5 for a file")
-    if not path.is_dir():
-        nearby = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
-        raise UserError(f"data.path: there is no folder {path}{did_you_mean(path.name, nearby)}")
+    if not os.path.isdir(path):  # noqa: PTH112
+        raise UserError(f"data.path: {_why_absent(path)}")
     left_out = LeftOut(path)
     train, test = _parts(path)
     folders = [train] if test is None else [train, test]
@@ -62,6 +75,14 @@ def build(options: Options) -> Dataset:
     return replace(dataset, left_out=left_out.reasons())
 
 
+def _why_absent(path: Path) -> str:
+    """Why there is no folder at a path, in one clause."""
+    if (why := elsewhere(path)) is not None:
+        return f"{path} is {why}"
+    nearby = [folder.name for folder in path.parent.glob("*/")] if os.path.isdir(path.parent) else []  # noqa: PTH112
+    return f"there is no folder {path}{did_you_mean(path.name, nearby)}"
+
+
 def _parts(path: Path) -> tuple[Path, Path | None]:
     """The folder of the training images and that of the test images. A class may be called train, beside others.
 
@@ -74,9 +95,21 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
             f"data.path: {path} has {tests[0]}, but no train beside it; add it, or give {path / tests[0]} to split that"
         )
     if not trains or not (tests or folders == trains[:1]):
+        if trains:
+            _refuse_parts(path, trains[0], [name for name in folders if name != trains[0]])
         return path, None
     labelled = [path / name for name in tests if folders_in(path / name)]
     return path / trains[0], labelled[0] if labelled else None
+
+
+def _refuse_parts(path: Path, train: str, others: Sequence[str]) -> None:
+    """Raise UserError where the folder `train` and those beside it are parts, rather than classes: they hold folders, no images."""
+    are_nested = [bool(folders_in(path / name)) and not has_images(path / name) for name in (train, *others)]
+    if all(are_nested) or (are_nested[0] and any(name.lower() in UNLABELLED for name in others)):
+        raise UserError(
+            f"data.path: {path} has {train} beside {_few(others)}, as if they were classes; did you mean the parts? Call the "
+            f"folder of test images test, or give {path / train} to split that; if {train} is a class, give it another name"
+        )
 
 
 def _classes(path: Path, left_out: LeftOut) -> list[str]:
@@ -115,7 +148,7 @@ def _images(root: Path, files: Files, nested: bool) -> Images:
 
 def _wordings(options: Options, classes: Sequence[str]) -> list[str]:
     """How captions write the classes."""
-    given: dict[str, str] = {} if options.names is None else _names(options.names.expanduser(), classes)
+    given: dict[str, str] = {} if options.names is None else _names(at_home(options.names, key="data.names"), classes)
     return [given.get(name, name.replace("_", " ").replace("-", " ")) for name in classes]
 
 
@@ -123,8 +156,8 @@ def _names(path: Path, classes: Sequence[str]) -> dict[str, str]:
     try:
         text = yamltext.read(path)
         is_json = path.suffix.lower() == ".json"
-        names: Any = json.loads(text, object_pairs_hook=_once) if is_json else yamltext.parse_texts(text)
-    except (OSError, ValueError, RecursionError) as error:
+        names: Any = from_json(text) if is_json else yamltext.parse_texts(text)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"data.names: {path} cannot be read ({reason}); it must be JSON or YAML, folder: name") from None
     if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
@@ -133,14 +166,6 @@ def _names(path: Path, classes: Sequence[str]) -> dict[str, str]:
     if unknown := [folder for folder in result if folder not in classes]:
         raise UserError(f"data.names: {path}: there is no class folder '{unknown[0]}'{did_you_mean(unknown[0], classes)}")
     return result
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a key that stands twice."""
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
-    return dict(pairs)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -12,9 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from flora_hpc.data.datasets import _table, _webdataset
 from flora_hpc.data.datasets._pairs import Pairs
-from flora_hpc.data.datasets._paths import expanded, file_at
+from flora_hpc.data.datasets._paths import file_at
 from flora_hpc.data.images import Dataset, DatasetOptions, draw_test, join
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, at_home
 from flora_hpc.filekinds import kind
 
 TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson")
@@ -80,9 +80,9 @@ def build(options: Options) -> Dataset:
 def _read(options: Options, key: str, path: Path) -> Pairs:
     if path.suffix.lower() in TABLES:
         path = file_at(key, path)
-        root = expanded("data.images_root", options.images_root) if options.images_root else None
+        root = at_home(options.images_root, key="data.images_root") if options.images_root else None
         return _table.pairs(key, path, root, options.image_column, options.caption_column)
-    path = expanded(key, path)
+    path = at_home(path, key=key)
     if os.path.isfile(path) and path.suffix.lower() != ".tar":  # noqa: PTH113 -- pathlib raises for names that are too long
         what = kind(path) or "of no known kind"
         raise UserError(f"{key}: {path} is {what}; pairs come from {', '.join(TABLES)} or .tar files")

@@ -20,6 +20,8 @@ from flora_hpc.data.partitioners._groups import Groups, group
 from flora_hpc.data.shards import Partitioner, PartitionOptions
 from flora_hpc.errors import UserError
 
+WORDS = {"", "nan", "none", "null"}  # that programs write for a value that is missing
+
 
 class Options(PartitionOptions):
     """Which column."""
@@ -29,12 +31,12 @@ class Options(PartitionOptions):
 
 def build(options: Options, images: Images) -> Partitioner:
     column = images.column(options.column, "partition.column")
-    if column.dtype.kind == "f" and (num_missing := int(np.isnan(column).sum())):
-        raise UserError(
-            f"partition.column: '{options.column}' has no value (NaN) for {num_missing:,} of {len(column):,} images, which would "
-            "all be one client; fill it in, or take another column"
-        )
     values = group(column)
+    if num_missing := int(values.sizes[[_is_missing(value) for value in values.names.tolist()]].sum()):
+        raise UserError(
+            f"partition.column: '{options.column}' has no value (NaN, a blank, or a word such as none) for {num_missing:,} of "
+            f"{len(column):,} images, which would all be one client; fill it in, or take another column"
+        )
 
     def split(num_clients: int, rng: np.random.Generator) -> Ints:
         if num_clients > len(values):
@@ -51,6 +53,11 @@ def build(options: Options, images: Images) -> Partitioner:
         return values.draw(counts, rng)
 
     return Partitioner(split, draw)
+
+
+def _is_missing(value: object) -> bool:
+    """Whether a value of a column stands for none."""
+    return value.strip().lower() in WORDS if isinstance(value, str) else value != value
 
 
 def _balanced(sizes: Ints, num_clients: int, rng: np.random.Generator) -> Ints:
