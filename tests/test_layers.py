@@ -20,7 +20,8 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["configfile"],
     ["config"],
     ["plugins", "owner"],
-    ["seeds", "screen", "errors", "strict", "yamltext", "filekinds"],
+    ["seeds", "screen", "strict", "yamltext"],
+    ["errors", "filekinds"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 NO_TORCH = [

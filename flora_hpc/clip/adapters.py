@@ -102,7 +102,7 @@ def read(folder: Path) -> Stored:
     """What `save` wrote to `folder`. Raises UserError when there is none that can be read."""
     file = next((folder / file for file in (PEFT_FILE, PLAIN_FILE) if (folder / file).is_file()), None)
     if file is None:
-        cure = "only a run that finished has one: go on with it, by its command with --resume"
+        cure = "only a run that finished has one: go on with it by its command with --resume"
         raise UserError(f"{folder}: holds no adapter ({PEFT_FILE} or {PLAIN_FILE}); {cure}")
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
