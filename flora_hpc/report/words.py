@@ -9,7 +9,7 @@ from flora_hpc.data.mix import Mix
 
 ALIKE = 0.02  # mean divergence beyond that of chance, as a share of what is left to 1, up to which clients have the same mix
 EVEN = 0.3  # standard deviation of sizes, in their means, up to which clients count as of one size
-NO_TELLING = 0.4  # divergence by chance, as a share of that of clients with one class each, beyond which likeness says nothing
+NO_TELLING = 0.4  # mean divergence, as a share of that of clients with one class each, beyond which clients are not called alike
 KINDS = ((0.1, "Mildly skewed"), (0.35, "Skewed"), (1.0, "Strongly skewed"))  # and from there on, up to this
 
 
@@ -72,7 +72,7 @@ def _kind(mix: Mix) -> str:
     excess = float(mix.divergences.mean() - mix.by_chance) / max(1 - mix.by_chance, 1e-9)
     if excess > ALIKE + 0.5 * mix.by_chance / mix.num_examined**0.5:  # a client's divergence by chance varies by about half of it
         return next(words for most, words in KINDS if excess <= most)
-    if mix.by_chance > NO_TELLING * _of_one_class(mix):
+    if mix.divergences.mean() > NO_TELLING * _of_one_class(mix):  # no more than by chance, but no likeness either
         return "Too few examples to tell from chance"
     return "IID" if mix.sizes.std() <= EVEN * mix.sizes.mean() else f"Alike in {mix.units}, not in size"
 

@@ -110,6 +110,7 @@ def test_few_examples_of_two_classes_do_not_tell_either() -> None:
     """A client of one of two classes has a divergence of 0.31, the most that there is."""
     mix = made([[1, 0], [0, 1], [2, 2], [2, 2]])
     assert words.sentence(replace(mix, by_chance=0.15)).startswith("Too few examples to tell from chance: clients hold 1 to 2 of 2")
+    assert words.sentence(replace(made([[1, 1], [1, 1]]), by_chance=0.15)).startswith("IID: "), "as even as can be"
     assert words.sentence(replace(made([[8, 9], [70, 70]]), by_chance=0.02)).startswith("Alike in classes, not in size: ")
 
 
