@@ -109,7 +109,7 @@ class Reader:
                 raise self.mistake(f"{name} is put together from {shown}, which is not there; bring that file")
             for place in places:
                 self._check_source(name, shown, source, place)
-            sizes.append(source.vspace.get_select_npoints())
+            sizes.append(_num_points(source.vspace))
         if all(0 <= size < h5py.h5s.UNLIMITED for size in sizes) and sum(sizes) < dataset.size:
             raise self.mistake(
                 f"{name} has sources for {sum(sizes):,} of its {dataset.size:,} values, so the others would be read as zeros; "
@@ -207,6 +207,14 @@ class Reader:
             if sign is not None:
                 raise self.mistake(f"attribute {attribute}: name {i} holds {sign}; give each class a name")
         return tuple(names)
+
+
+def _num_points(space: h5py.h5s.SpaceID) -> int:
+    """How many values a selection has; -1 for one without an end."""
+    try:
+        return int(space.get_select_npoints())
+    except (ValueError, RuntimeError):
+        return -1
 
 
 def _external(path: Path, file_name: str) -> Path:
