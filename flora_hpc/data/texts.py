@@ -1,6 +1,7 @@
 """Texts that come with data: what no file or tokenizer can take, and captions with a place for the name of a class."""
 
 import json
+import unicodedata
 from typing import Any
 
 PLACE = "{}"
@@ -16,6 +17,12 @@ def fault(text: str) -> str | None:
     except UnicodeEncodeError as error:
         return f"{text[error.start]!a}, half of a pair of UTF-16, which UTF-8 cannot hold"
     return None
+
+
+def name_fault(name: str) -> str | None:
+    """What makes the name of a class or dataset unusable, in a few words; None for a good one. It is printed on one line."""
+    control = next((sign for sign in name if unicodedata.category(sign) == "Cc"), None)
+    return fault(name) or (None if control is None else f"the control character {control!a}")
 
 
 def template_fault(caption: str) -> str | None:

@@ -190,6 +190,68 @@ def test_a_virtual_dataset_needs_its_source(tmp_path: Path) -> None:
     assert images.stamp() != before
 
 
+def virtual(name: str, file_name: str, num_rows: int = 4, source_rows: int = 4) -> Change:
+    """A virtual dataset of 4 images, of which the first `num_rows` come from another file."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        layout = h5py.VirtualLayout((4, 2, 3, 3), np.uint8)
+        layout[:num_rows] = h5py.VirtualSource(file_name, "images", (source_rows, 2, 3, 3))[:num_rows]
+        file.create_virtual_dataset(name, layout)
+
+    return change
+
+
+def source(path: Path, num_rows: int = 4, **options: Any) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("images", (num_rows, 2, 3, 3), "u1", **options)
+
+
+def test_a_virtual_dataset_that_is_partly_of_nothing(tmp_path: Path) -> None:
+    """HDF5 reads zeros where no source is mapped, where the source is too small, and where it was never written."""
+    source(tmp_path / "p.h5", data=np.ones((4, 2, 3, 3), np.uint8))
+    assert build(write(tmp_path / "a.h5", virtual("train/images", "p.h5")))
+    message = mistake(write(tmp_path / "b.h5", virtual("train/images", "p.h5", 2)))
+    assert "train/images has sources for 36 of its 72 values, so the others would be read as zeros" in message
+    source(tmp_path / "p.h5", 3, data=np.ones((3, 2, 3, 3), np.uint8))
+    assert "train/images is put together from p.h5:images, which is too small for it" in mistake(tmp_path / "a.h5")
+    source(tmp_path / "p.h5", chunks=(1, 2, 3, 3))
+    with pytest.raises(UserError, match=r"p\.h5: parts of images have never been written, so they would be read as zeros"):
+        build(tmp_path / "a.h5")
+
+
+def test_a_virtual_dataset_of_numbered_files(tmp_path: Path) -> None:
+    def change(file: h5py.File) -> None:
+        del file["train/images"]
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        here = h5py.h5s.create_simple((4, 2, 3, 3), (h5py.h5s.UNLIMITED, 2, 3, 3))
+        here.select_hyperslab((0, 0, 0, 0), (h5py.h5s.UNLIMITED, 1, 1, 1), (2, 1, 1, 1), (2, 2, 3, 3))
+        settings.set_virtual(here, b"part-%b.h5", b"images", h5py.h5s.create_simple((2, 2, 3, 3)))
+        space = h5py.h5s.create_simple((4, 2, 3, 3), (h5py.h5s.UNLIMITED, 2, 3, 3))
+        h5py.h5d.create(file.id, b"train/images", h5py.h5t.NATIVE_UINT8, space, settings)
+
+    path = write(tmp_path / "a.h5", change)
+    assert "train/images is put together from part-%b.h5:images, which is not there" in mistake(path)
+    for number in range(2):
+        source(tmp_path / f"part-{number}.h5", 2, data=np.full((2, 2, 3, 3), 5, np.uint8))
+    images = build(path).images
+    assert [int(np.max(raw)) for raw in images.raw([0, 3])] == [5, 5]
+    assert images.stamp is not None
+    before = images.stamp()
+    (tmp_path / "part-1.h5").touch()
+    assert images.stamp() != before
+
+
+def test_pixels_in_a_file_that_is_cut_off(tmp_path: Path) -> None:
+    place = tmp_path / "pixels.raw"
+    place.write_bytes(bytes(30))
+    change = put("train/images", None, shape=(4, 2, 3, 3), dtype="u1", external=[(str(place), 5, h5py.h5f.UNLIMITED)])
+    path = write(tmp_path / "a.h5", change)
+    assert f"train/images lies in {place}, which has 30 bytes of 77; copy or fetch that again" in mistake(path)
+    place.write_bytes(b"\x09" * 77)
+    assert np.max(build(path).images.raw([3])[0]) == 9
+
+
 @pytest.mark.parametrize("name", ["train/images", "test/labels"])
 def test_a_filter_that_is_not_installed_is_named_before_anything_is_decoded(tmp_path: Path, name: str) -> None:
     def change(file: h5py.File) -> None:
@@ -249,6 +311,9 @@ def test_columns_of_odd_types_are_none(tmp_path: Path) -> None:
             {"caption": "a photo"},
             "attribute caption needs {} once, where the name of the class goes, and no other braces, not 'a photo'",
         ),
+        ({"class_names": r'["cat\u001b[31m", "dog"]'}, "attribute class_names: name 0 holds the control character '\\x1b'"),
+        ({"prompt_names": r'["cat", "a\ndog"]'}, "attribute prompt_names: name 1 holds the control character '\\n'"),
+        ({"name": "two\nlines"}, "attribute name holds the control character '\\n'; write it without"),
         ({"name": np.arange(2)}, "attribute name is array([0, 1]); it must be one text"),
     ],
 )

@@ -46,5 +46,4 @@ def _available(number: int) -> bool:
 
 def _used(dataset: h5py.Dataset, place: int) -> bool:
     """Whether a chunk went through the filter: an optional one is left out where a writer did not have it."""
-    chunks = dataset.id
-    return any(not chunks.get_chunk_info(i).filter_mask >> place & 1 for i in range(chunks.get_num_chunks()))
+    return bool(dataset.id.chunk_iter(lambda chunk: None if chunk.filter_mask >> place & 1 else True))

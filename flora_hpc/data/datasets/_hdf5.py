@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from flora_hpc import filekinds
 from flora_hpc.data.datasets._filters import missing_filter
 from flora_hpc.data.datasets._paths import file_at
-from flora_hpc.data.texts import fault
+from flora_hpc.data.texts import fault, name_fault
 from flora_hpc.errors import UserError, lock_cure
 
 DOCUMENTATION = "docs/data-format.md says what is needed"
@@ -71,49 +72,98 @@ class Reader:
     def dataset(self, name: str) -> h5py.Dataset:
         """The dataset of this name, which can be decoded here and has been written."""
         with self.reading(name):
-            found = self.file.get(name)
-            if isinstance(found, h5py.Group):
-                raise self.mistake(f"{name} is a group of {len(found):,} objects; write one dataset; {DOCUMENTATION}")
-            if found is None:
+            table = self.file.get(name)
+            if isinstance(table, h5py.Group):
+                raise self.mistake(f"{name} is a group of {len(table):,} objects; write one dataset; {DOCUMENTATION}")
+            if table is None:
                 raise self.mistake(f"{name} is {_leads_to(self._link(name))}; write the dataset itself, or bring that file")
-            if not isinstance(found, h5py.Dataset):
+            if not isinstance(table, h5py.Dataset):
                 raise self.mistake(f"{name} is a datatype; write a dataset; {DOCUMENTATION}")
-            if found.shape is None:
+            if table.shape is None:
                 raise self.mistake(f"{name} is empty (it has no dataspace); write its values")
-            self.check_storage(name, found)
-        return found
+            self.check_storage(name, table)
+        return table
 
     def check_storage(self, name: str, dataset: h5py.Dataset) -> None:
         """Refuse a dataset whose values cannot be had here. HDF5 gives zeros in silence where a source or a block is missing."""
-        for source in dataset.virtual_sources() if dataset.is_virtual else ():
-            if not self._has_source(source):
-                raise self.mistake(
-                    f"{name} is put together from {source.file_name}:{source.dset_name}, which is not there; bring that file"
-                )
+        if dataset.is_virtual:
+            self._check_virtual(name, dataset)
         if dataset.external is not None and dataset.size:
             _ = dataset[(0,) * dataset.ndim]  # HDF5 looks for such files when it reads
+            self._check_external(name, dataset)
         if (need := missing_filter(dataset)) is not None:
             raise self.mistake(f"{name} is compressed with {need}")
         if not dataset.is_virtual and dataset.external is None and 0 < _num_blocks(dataset) != _num_written(dataset):
             raise self.mistake(f"parts of {name} have never been written, so they would be read as zeros; write the file again")
 
-    def _has_source(self, source: Any) -> bool:
-        """Whether what a virtual dataset is made of is there; HDF5 looks beside the file and in the working folder."""
-        if "%" in source.file_name:  # a pattern of numbers, which may match any file
-            return True
-        if source.file_name == ".":
-            return self.file.get(source.dset_name) is not None
-        for place in (self.path.parent / source.file_name, Path(source.file_name)):
-            with suppress(OSError), h5py.File(place, "r", locking=False) as file:
-                return file.get(source.dset_name) is not None
-        return False
+    def _check_virtual(self, name: str, dataset: h5py.Dataset) -> None:
+        """Refuse a virtual dataset if a source is missing, too small or never written, or if some of its values have no source."""
+        sizes: list[float] = []
+        for source in dataset.virtual_sources():
+            shown = f"{source.file_name}:{source.dset_name}"
+            places = self._places(source.file_name)
+            if not places:
+                raise self.mistake(f"{name} is put together from {shown}, which is not there; bring that file")
+            for place in places:
+                self._check_source(name, shown, source, place)
+            sizes.append(_num_values(source.vspace))
+        if sum(sizes) < dataset.size:
+            raise self.mistake(
+                f"{name} has sources for {sum(sizes):,.0f} of its {dataset.size:,} values, so the others would be read as zeros; "
+                "write the file again"
+            )
+
+    def _check_source(self, name: str, shown: str, source: Any, place: Path) -> None:
+        is_here = place == self.path
+        with nullcontext(self.file) if is_here else h5py.File(place, "r", locking=False) as file:
+            values = file.get(source.dset_name)
+            if not isinstance(values, h5py.Dataset):
+                if "%" in source.dset_name:  # a pattern of numbers
+                    return
+                raise self.mistake(f"{name} is put together from {shown}, which is not there; bring that file")
+            with suppress(ValueError, RuntimeError):  # of a selection without an end
+                last = source.src_space.get_select_bounds()[1]
+                if len(last) == values.ndim and any(at >= length for at, length in zip(last, values.shape, strict=True)):
+                    raise self.mistake(
+                        f"{name} is put together from {shown}, which is too small for it ({values.shape}); write it again"
+                    )
+            Reader(place, file).check_storage(source.dset_name, values)
+
+    def _places(self, file_name: str) -> list[Path]:
+        """The files of a virtual dataset's source: one, or those of a pattern with %b.
+
+        HDF5 looks beside the file, then in the working folder.
+        """
+        if file_name == ".":
+            return [self.path]
+        for folder in (self.path.parent, Path()):
+            place = folder / file_name.replace("%%", "%")
+            if "%b" in file_name:
+                parts = map(escape, str(folder / file_name).split("%b"))
+                if matches := sorted(map(Path, glob("[0-9]*".join(parts)))):  # noqa: PTH207 -- Path.glob takes no whole path
+                    return matches
+            elif place.is_file():
+                return [place]
+        return []
+
+    def _check_external(self, name: str, dataset: h5py.Dataset) -> None:
+        """Refuse a dataset whose values lie in files that are too short."""
+        num_bytes = dataset.size * dataset.dtype.itemsize
+        for file_name, offset, size in dataset.external:
+            place, size = _external(self.path, file_name), min(size, num_bytes)
+            num_there = place.stat().st_size
+            if num_there < offset + size:
+                raise self.mistake(
+                    f"{name} lies in {place}, which has {num_there:,} bytes of {offset + size:,}; copy or fetch that again"
+                )
+            num_bytes -= size
 
     def sources(self, dataset: h5py.Dataset) -> list[Path]:
         """The other files that hold a dataset's values."""
-        names = [dataset.file.filename]
-        names += [name for name, _, _ in dataset.external or ()]
-        names += [source.file_name for source in dataset.virtual_sources() if source.file_name != "."] if dataset.is_virtual else []
-        return [self.path.parent / name for name in names if Path(name) != self.path]
+        places = [Path(dataset.file.filename), *(_external(self.path, name) for name, _, _ in dataset.external or ())]
+        for source in dataset.virtual_sources() if dataset.is_virtual else ():
+            places += self._places(source.file_name)
+        return [place for place in dict.fromkeys(places) if place != self.path]
 
     def has(self, attribute: str) -> bool:
         """Whether there is an attribute of this name."""
@@ -150,10 +200,24 @@ class Reader:
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise self.mistake(shown)
         for i, name in enumerate(names):
-            sign = "nothing but blanks" if not name.strip() else fault(name)
+            sign = "nothing but blanks" if not name.strip() else name_fault(name)
             if sign is not None:
                 raise self.mistake(f"attribute {attribute}: name {i} holds {sign}; give each class a name")
         return tuple(names)
+
+
+def _num_values(selection: Any) -> float:
+    """How many values a selection has; infinity for one without an end, for which HDF5 has no number."""
+    try:
+        return float(selection.get_select_npoints())
+    except RuntimeError:
+        return math.inf
+
+
+def _external(path: Path, file_name: str) -> Path:
+    """The file of an external dataset. HDF5 looks in the working folder; where it was told another one, that is the file's own."""
+    place = Path(file_name)
+    return place if place.is_file() else path.parent / place
 
 
 def reason(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 from flora_hpc.data.datasets import _labels
 from flora_hpc.data.datasets._hdf5 import Reader, reason
 from flora_hpc.data.images import CAPTION, Column, Dataset, DatasetOptions, Images, Raw, assemble, stamp
-from flora_hpc.data.texts import template_fault
+from flora_hpc.data.texts import name_fault, template_fault
 from flora_hpc.errors import did_you_mean
 
 ENCODINGS = ("raw", "jpeg", "png", "files")
@@ -39,6 +39,8 @@ def build(options: Options) -> Dataset:
         raise reader.mistake(f"attribute encoding is '{encoding}'{near}; it must be raw, jpeg, png or files")
     train, test = (_images(reader, part, class_names, encoding) for part in ("train", "test"))
     name = reader.text("name") if reader.has("name") else ""
+    if (sign := name_fault(name)) is not None:
+        raise reader.mistake(f"attribute name holds {sign}; write it without")
     return assemble(options, name or reader.path.stem, class_names, wordings, train, test, _caption(reader, options))
 
 

@@ -14,7 +14,7 @@ from flora_hpc.data.datasets._files import read
 from flora_hpc.data.datasets._leftout import ARCHIVE, LeftOut, printable
 from flora_hpc.data.datasets._walk import Files, beside, folders_in, has_images, once, reason_against, walk
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, Raw, assemble, stamp
-from flora_hpc.data.texts import from_json
+from flora_hpc.data.texts import from_json, name_fault
 from flora_hpc.errors import UserError, at_home, did_you_mean
 from flora_hpc.filekinds import elsewhere
 
@@ -116,16 +116,11 @@ def _classes(path: Path, left_out: LeftOut) -> list[str]:
     classes = folders_in(path)
     if not classes:
         raise UserError(f"data.path: {path} has no folders; it needs one for each class, with its images{_why(left_out)}")
-    if unclear := [name for name in classes if not _is_clear(name)]:
+    if unclear := [name for name in classes if name_fault(name)]:
         raise UserError(
             f"data.path: {path}: the folder {printable(unclear[0])} is not named in UTF-8, or over several lines; rename it"
         )
     return classes
-
-
-def _is_clear(name: str) -> bool:
-    """Whether a name can be written in UTF-8 and has no control characters."""
-    return not any(sign < " " or sign == "\x7f" or "\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _why(left_out: LeftOut) -> str:
@@ -162,6 +157,8 @@ def _names(path: Path, classes: Sequence[str]) -> dict[str, str]:
         raise UserError(f"data.names: {path} cannot be read ({reason}); it must be JSON or YAML, folder: name") from None
     if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
         raise UserError(f"data.names: {path} must map the folder of each class to a text; write folder: name on each line")
+    if wrong := [name for name in names.values() if name_fault(name)]:
+        raise UserError(f"data.names: {path}: the name {wrong[0]!a} holds {name_fault(wrong[0])}; write it without")
     result = {str(folder): name for folder, name in names.items()}
     if unknown := [folder for folder in result if folder not in classes]:
         raise UserError(f"data.names: {path}: there is no class folder '{unknown[0]}'{did_you_mean(unknown[0], classes)}")
