@@ -101,7 +101,7 @@ class Reader:
 
     def _check_virtual(self, name: str, dataset: h5py.Dataset) -> None:
         """Refuse a virtual dataset if a source is missing, too small or never written, or if some of its values have no source."""
-        sizes = []
+        sizes: list[float] = []
         for source in dataset.virtual_sources():
             shown = f"{source.file_name}:{source.dset_name}"
             places = self._places(source.file_name)
@@ -109,10 +109,10 @@ class Reader:
                 raise self.mistake(f"{name} is put together from {shown}, which is not there; bring that file")
             for place in places:
                 self._check_source(name, shown, source, place)
-            sizes.append(_num_points(source.vspace))
-        if all(0 <= size < h5py.h5s.UNLIMITED for size in sizes) and sum(sizes) < dataset.size:
+            sizes.append(_num_values(source.vspace))
+        if sum(sizes) < dataset.size:
             raise self.mistake(
-                f"{name} has sources for {sum(sizes):,} of its {dataset.size:,} values, so the others would be read as zeros; "
+                f"{name} has sources for {sum(sizes):,.0f} of its {dataset.size:,} values, so the others would be read as zeros; "
                 "write the file again"
             )
 
@@ -133,7 +133,7 @@ class Reader:
             Reader(place, file).check_storage(source.dset_name, values)
 
     def _places(self, file_name: str) -> list[Path]:
-        """The files of a virtual dataset's source: one, or those of a pattern.
+        """The files of a virtual dataset's source: one, or those of a pattern with %b.
 
         HDF5 looks beside the file, then in the working folder.
         """
@@ -154,10 +154,10 @@ class Reader:
         num_bytes = dataset.size * dataset.dtype.itemsize
         for file_name, offset, size in dataset.external:
             place, size = _external(self.path, file_name), min(size, num_bytes)
-            if place.stat().st_size < offset + size:
+            num_there = place.stat().st_size
+            if num_there < offset + size:
                 raise self.mistake(
-                    f"{name} lies in {place}, which has {place.stat().st_size:,} bytes of {offset + size:,}; "
-                    "copy or fetch that again"
+                    f"{name} lies in {place}, which has {num_there:,} bytes of {offset + size:,}; copy or fetch that again"
                 )
             num_bytes -= size
 
@@ -209,12 +209,12 @@ class Reader:
         return tuple(names)
 
 
-def _num_points(space: h5py.h5s.SpaceID) -> int:
-    """How many values a selection has; -1 for one without an end."""
+def _num_values(selection: Any) -> float:
+    """How many values a selection has; infinity for one without an end, for which HDF5 has no number."""
     try:
-        return int(space.get_select_npoints())
-    except (ValueError, RuntimeError):
-        return -1
+        return float(selection.get_select_npoints())
+    except RuntimeError:
+        return math.inf
 
 
 def _external(path: Path, file_name: str) -> Path:
