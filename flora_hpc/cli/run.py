@@ -63,7 +63,7 @@ def run(
         if not quiet:
             print(f"note: {sentence}", flush=True)
 
-    claim = Claim(out, note)
+    claim = Claim(out, lambda sentence: print(f"note: {sentence}", flush=True))  # also with --quiet: a run has died
 
     def load() -> Config:
         resolved, notes = configfile.load(config, overrides)

@@ -43,6 +43,9 @@ def facts(known: Mapping[str, Any], topology: Rows) -> dict[str, str]:
     if resumed := json.loads(known.get("resumed_after", "[]")):
         facts["goes on"] = f"after round {resumed[-1]}" if resumed[-1] >= 0 else "from the start"
     facts["left out"] = left_out(known)
+    warnings = known.get("warnings")
+    facts["warnings"] = "; ".join(json.loads(warnings)) if isinstance(warnings, str) else ""  # observers print their own lines
+    facts["screen"] = known.get("screen", "")
     return {name: text for name, text in facts.items() if text}
 
 

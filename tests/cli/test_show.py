@@ -3,6 +3,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,6 +55,17 @@ def not_json(constant: str) -> NoReturn:
 
 
 # --- for people
+
+
+def test_the_summary_repeats_warnings_and_what_the_screen_lost(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run.h5", replace(run_info(), warnings=("one test image", "two classes"), left_out={"no image": 2}))
+    writer.add(round_record(0))
+    writer.note_screen("standard output: lost (Broken pipe)")
+    writer.close("finished")
+    shown = " ".join(show(tmp_path).split())
+    assert "left out 2 files: no image" in shown
+    assert "warnings one test image; two classes" in shown
+    assert "screen standard output: lost (Broken pipe)" in shown
 
 
 def test_the_summary_says_what_was_run_and_what_came_out(folder: Path) -> None:
