@@ -156,6 +156,19 @@ def shard(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+def test_two_images_of_one_key_are_refused(tmp_path: Path) -> None:
+    path = shard(tmp_path / "s.tar", {"a.jpg": b"A", "a.gif": b"B", "a.txt": b"a cat"})
+    assert "a has two images, a.jpg and a.gif; give each a key of its own, with its caption" in mistake(path)
+
+
+def test_members_that_belong_to_no_pair_are_counted(tmp_path: Path) -> None:
+    members = {f"{key}.{suffix}": key.encode() for key in "abc" for suffix in ("gif", "txt", "cls", "npy")}
+    dataset = pairs.build(pairs.Options(name="pairs", path=shard(tmp_path / "s.tar", members)))
+    assert len(dataset.images) == 3
+    assert list(dataset.left_out.values()) == [6]
+    assert "a member of a shard that is neither an image nor a caption, such as" in next(iter(dataset.left_out))
+
+
 @pytest.mark.parametrize(
     ("about", "expected"),
     [

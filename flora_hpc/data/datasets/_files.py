@@ -8,6 +8,7 @@ import numpy as np
 from flora_hpc.data.images import Column
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
+IMAGE_SUFFIXES = (*SUFFIXES, ".gif", ".jfif", ".jpe", ".tga")  # a file that ends so and is no image is a damaged image
 
 
 def read(path: Path) -> bytes | OSError:

@@ -13,6 +13,7 @@ UNUSED = "in a folder that holds neither training nor test images"
 AGAIN = "another way to a file or folder that is there already"
 LOST = "a link that leads nowhere"
 SPECIAL = "a pipe, socket or device"
+NO_PART = "a member of a shard that is neither an image nor a caption"
 FORBIDDEN = "must not be read by this user"
 
 

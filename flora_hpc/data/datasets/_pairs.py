@@ -1,7 +1,7 @@
 """What every source of image-caption pairs tells."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flora_hpc.data.images import Column, Images, Ints, Raw
 
@@ -16,6 +16,7 @@ class Pairs:
     where: Callable[[int], str]
     columns: Mapping[str, Column]
     stamp: Callable[[], str]
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of members of shards that belong to no pair
 
     def images(self, labels: Ints) -> Images:
         columns = {name: (lambda values=values: values) for name, values in self.columns.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flora_hpc.data import kinds
-from flora_hpc.data.datasets._files import SUFFIXES
+from flora_hpc.data.datasets._files import IMAGE_SUFFIXES
 from flora_hpc.data.datasets._leftout import (
     AGAIN,
     ARCHIVE,
@@ -30,7 +30,6 @@ from flora_hpc.data.images import LOOKERS, Ints
 from flora_hpc.errors import UserError
 from flora_hpc.filekinds import HEAD_BYTES, kind_of
 
-SETTLED = (*SUFFIXES, ".gif", ".jfif", ".jpe", ".tga")  # images by name: a file that ends so and is none is a damaged image
 FOLDER, FILE = "folder", "file"
 SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
 
@@ -121,7 +120,9 @@ def _below(top: str, left_out: LeftOut) -> Iterator[_File]:
                     heappush(links, (entry.path, target, True))
             elif kind == FILE and not entry.is_symlink():
                 yield _File(folder, entry.name, device, entry.inode(), is_linked)
-            elif kind == FILE or (kind == LOST and entry.name.lower().endswith(SETTLED)):  # an image that is not there is damaged
+            elif kind == FILE or (
+                kind == LOST and entry.name.lower().endswith(IMAGE_SUFFIXES)
+            ):  # an image that is not there is damaged
                 facts = entry.stat(follow_symlinks=kind == FILE)
                 yield _File(folder, entry.name, facts.st_dev, facts.st_ino, True)
             else:
@@ -153,7 +154,7 @@ def folders_in(path: Path) -> list[str]:
 
 def has_images(path: Path) -> bool:
     """Whether there are files in a folder, not deeper, that end like images."""
-    return any(entry.name.lower().endswith(SETTLED) and _kind(entry) != FOLDER for entry in entries(path))
+    return any(entry.name.lower().endswith(IMAGE_SUFFIXES) and _kind(entry) != FOLDER for entry in entries(path))
 
 
 def is_hidden(name: str) -> bool:
@@ -201,11 +202,11 @@ def _images(files: list[_File], left_out: LeftOut) -> list[_File]:
 
 def reasons_against(paths: Sequence[str]) -> list[str | None]:
     """Why each file is no image that can be decoded; None where it is one by its name, else by its first bytes."""
-    unsettled = [path for path in paths if not path.lower().endswith(SETTLED)]
-    if not unsettled:
+    undecided = [path for path in paths if not path.lower().endswith(IMAGE_SUFFIXES)]
+    if not undecided:
         return [None] * len(paths)
     with ThreadPoolExecutor(LOOKERS, "first bytes") as lookers:  # most of the time goes into waiting for the file system
-        reasons = dict(zip(unsettled, lookers.map(reason_against, unsettled), strict=True))
+        reasons = dict(zip(undecided, lookers.map(reason_against, undecided), strict=True))
     return [reasons.get(path) for path in paths]
 
 

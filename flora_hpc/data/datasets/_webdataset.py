@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from flora_hpc.data.datasets._files import SUFFIXES, columns
+from flora_hpc.data.datasets._files import IMAGE_SUFFIXES, columns
+from flora_hpc.data.datasets._leftout import NO_PART, LeftOut
 from flora_hpc.data.datasets._pairs import Pairs
 from flora_hpc.data.datasets._paths import why_absent
 from flora_hpc.data.images import Raw, stamp
@@ -65,9 +66,9 @@ def pairs(key: str, path: Path, caption_column: str) -> Pairs:
     Raises UserError for a shard that is damaged and for an image without its caption.
     """
     files = shards(key, path)
-    captions, names, places, rows = [], [], [], []
+    captions, names, places, rows, left_out = [], [], [], [], LeftOut(path)
     for number, file in enumerate(files):
-        for name, parts in _samples(key, file).items():
+        for name, parts in _samples(key, file, left_out).items():
             image, caption, row = _pair(f"{key}: {file}: {name}", parts, caption_column)
             captions.append(caption)
             names.append(image.name)
@@ -89,11 +90,11 @@ def pairs(key: str, path: Path, caption_column: str) -> Pairs:
     real = [file.resolve() for file in files]
     pictures = [f"{real[number]} {name}" for number, name in zip(shard, names, strict=True)]
     known = columns([{"path": name} | row for name, row in zip(names, rows, strict=True)])
-    return Pairs(captions, pictures, raw, where, known, lambda: stamp(files))
+    return Pairs(captions, pictures, raw, where, known, lambda: stamp(files), left_out.reasons())
 
 
-def _samples(key: str, file: Path) -> dict[str, dict[str, Any]]:
-    """The members of a shard by key and suffix; of those that hold texts, the text."""
+def _samples(key: str, file: Path, left_out: LeftOut) -> dict[str, dict[str, Any]]:
+    """The members of a shard by key and suffix; of those that hold texts, the text. Members of other kinds are `left_out`."""
     samples: dict[str, dict[str, Any]] = {}
     try:
         with tarfile.open(file, "r:") as tar:
@@ -101,7 +102,9 @@ def _samples(key: str, file: Path) -> dict[str, dict[str, Any]]:
                 place = PurePosixPath(member.name)
                 stem, dot, suffix = place.name.partition(".")
                 suffix = (dot + suffix).lower()
-                if member.isreg() and stem and suffix in SUFFIXES + TEXTS:
+                if member.isreg() and (not stem or suffix not in IMAGE_SUFFIXES + TEXTS):
+                    left_out.add(NO_PART, str(file / member.name))
+                elif member.isreg():
                     parts = samples.setdefault(str(place.with_name(stem)), {})
                     if suffix in parts:
                         raise UserError(f"{key}: {file} has {member.name} twice; give the samples of a shard keys of their own")
@@ -137,9 +140,12 @@ def _pair(place: str, parts: dict[str, Any], caption_column: str) -> tuple[tarfi
         raise UserError(f"{place}.json is not JSON ({error}); mend it or take the sample out") from None
     if not isinstance(row, dict):
         raise UserError(f"{place}.json must be an object, with the caption as '{caption_column}'; mend it or take the sample out")
-    images = [parts[suffix] for suffix in SUFFIXES if suffix in parts]
+    images = [parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts]
     if not images:
-        raise UserError(f"{place} has no image ({', '.join(SUFFIXES)}); add it or take the sample out")
+        raise UserError(f"{place} has no image ({', '.join(IMAGE_SUFFIXES)}); add it or take the sample out")
+    if len(images) > 1:
+        two = " and ".join(PurePosixPath(image.name).name for image in images[:2])
+        raise UserError(f"{place} has two images, {two}; give each a key of its own, with its caption")
     value = row.pop(caption_column, None)
     caption = parts.get(".txt", value)
     if not isinstance(caption, str) or not caption.strip():

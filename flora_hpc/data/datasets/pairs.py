@@ -5,6 +5,7 @@ own caption scores highest among all distinct captions of test images.
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,9 @@ def build(options: Options) -> Dataset:
                 f"data.path: {options.path} has a single image; it needs another one for testing, or set data.test_path"
             )
         is_test = draw_test(np.zeros(len(pictures), np.int64), options.test_fraction, name)[of]
-    return Dataset(name, captions, captions, captions, images, np.flatnonzero(~is_test), np.flatnonzero(is_test), True)
+    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    left_out = sum((Counter(part.left_out) for part in parts), Counter[str]())
+    return Dataset(name, captions, captions, captions, images, train, test, paired=True, left_out=left_out)
 
 
 def _read(options: Options, key: str, path: Path) -> Pairs:
