@@ -89,7 +89,7 @@ def refuse_alike(dataset: Dataset) -> None:
 def not_told_apart(dataset: Dataset, twins: Sequence[tuple[int, int]], shared: str) -> str:
     """The sentence that names two classes and what they share."""
     one, other = (dataset.class_names[i] for i in twins[0])
-    more = f"; so it is with {len(twins) - 1:,} more pairs of classes" if len(twins) > 1 else ""
+    more = f"; so it is with {len(twins) - 1:,} more pair{'s' * (len(twins) > 2)} of classes" if len(twins) > 1 else ""
     return (
         f"data: classes {_short(one)!r} and {_short(other)!r} of {dataset.name} cannot be told apart: they have {shared}{more}; "
         "give each class a name of its own, or merge them (names come from prompt_names in an HDF5 file, data.names for a folder)"
