@@ -50,7 +50,7 @@ def test_two_classes_of_one_caption_are_both_named() -> None:
     captions = ("a bird.", "a dog.", "a bird.")
     message = mistake(zoo([0, 1, 2, 0, 1, 2], captions=captions))
     assert "classes 'cat' and 'owl' of zoo cannot be told apart: they have the same caption, 'a bird.'; give each class" in message
-    with pytest.raises(UserError, match="so it is with 1 more pairs of classes"):
+    with pytest.raises(UserError, match="so it is with 1 more pair of classes"):
         refuse_alike(zoo([0, 1, 2], captions=("x",) * 3))
     refuse_alike(zoo([0, 1, 2], captions=captions, paired=True))
 
