@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+BEWARE = "beware"
 BUSY = 1.2  # upper over lower quartile of what should be alike; on a machine that does nothing else they are
 
 
@@ -27,7 +28,7 @@ def remarks(named: Mapping[str, str]) -> Table:
     grid.add_column(style="dim")
     grid.add_column()
     for name, text in named.items():
-        grid.add_row(name, Text(text))
+        grid.add_row(name, Text(text, "yellow" if name == BEWARE else ""))
     return grid
 
 
@@ -40,5 +41,4 @@ def machine(result: Mapping[str, Any]) -> str:
 def beware(apart: Mapping[str, float]) -> dict[str, str]:
     """A remark on what lies further apart than on a quiet machine, by how many times; none where nothing does."""
     busy = [f"{name} {factor:.2g} times" for name, factor in apart.items() if factor > BUSY]
-    text = f"[yellow]repeats differ ({', '.join(busy)}): the machine was busy; measure again when it is quiet[/]"
-    return {"beware": text} if busy else {}
+    return {BEWARE: f"repeats differ ({', '.join(busy)}): the machine was busy; measure again when it is quiet"} if busy else {}

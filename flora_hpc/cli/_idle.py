@@ -49,6 +49,7 @@ def not_here(config: Config) -> str:
     places = {"model.pretrained": pretrained if pretrained and Path(pretrained).is_absolute() else None}  # a path, not a tag
     places |= {f"data.{key}": getattr(config.data, key, None) for key in ("path", "test_path", "root", "images_root", "names")}
     for key, place in places.items():
-        if place and "{" not in str(place) and not Path(place).expanduser().exists():  # braces name several shards
+        braces = config.data.name == "pairs" and "{" in str(place)  # of several shards
+        if place and not braces and not Path(place).expanduser().exists():
             return f"{key}: {place}"
     return (fetch.missing(config.data.name, getattr(config.data, "root", None)) if config.data.name in CATALOG else None) or ""

@@ -84,12 +84,15 @@ class Store:
         folder, data = self._blocks(key), save({"features": values.contiguous()}, {"damaged": json.dumps(damaged)})
         with _told(self.folder):
             while read(self.place(key)) is None:
-                folder.mkdir(parents=True, exist_ok=True)
                 try:
+                    folder.mkdir(parents=True, exist_ok=True)
                     write_whole(folder / f"{number}.safetensors", data)
                     return
                 except FileNotFoundError:  # another job completed these features at this moment, and cleared up
                     continue
+                except FileExistsError:  # the same, while `mkdir` looked; or a file is in the way
+                    if folder.is_file() or not folder.parent.is_dir():
+                        raise
 
     def blocks(self, key: str, sizes: Sequence[int]) -> set[int]:
         """Blocks that are there, of which block i has to hold `sizes[i]` images."""

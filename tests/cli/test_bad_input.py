@@ -35,7 +35,7 @@ MISTAKES = {
     "a model that does not exist": (["model.name=ViT-B-33"], "model.name: no model 'ViT-B-33'; did you mean 'ViT-B-32'?"),
     "weights of another model": (
         ["model.name=ViT-B-32", "model.pretrained=flora_hpc/clip/flora_tiny/open_clip_model.safetensors"],
-        "does not fit the model: ",
+        "flora_hpc/clip/flora_tiny holds another architecture than ViT-B-32: its embed_dim is 128, not 512",
     ),
     "several at once": (["rounds=x", "method.rank=0", "partition.beta=-1"], "rounds: must be a whole number, not 'x'"),
 }
