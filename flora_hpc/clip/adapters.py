@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,8 +17,26 @@ from flora_hpc.errors import UserError
 if TYPE_CHECKING:
     import peft
 
-PEFT_FILE, PLAIN_FILE = "adapter_model.safetensors", "trained.safetensors"
+PEFT_FILE, PEFT_CONFIG_FILE, PLAIN_FILE = "adapter_model.safetensors", "adapter_config.json", "trained.safetensors"
 PEFT_PREFIX = "base_model.model."
+PEFT_CONSTANTS = {  # of every LoRA adapter; PEFT 0.17 has these fields, too, except peft_version
+    "alpha_pattern": {},
+    "base_model_name_or_path": None,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "lora_bias": False,
+    "lora_dropout": 0.0,
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "peft_version": "0.21.2",  # whose layout this is, whichever is installed
+    "rank_pattern": {},
+    "revision": None,
+    "task_type": None,
+    "use_dora": False,
+    "use_rslora": False,
+}
 
 LORA_CARD = """# LoRA adapter for {name}
 
@@ -47,20 +65,35 @@ parameter replaces it in the open_clip model {name}, its attention and heads spl
 def attach(model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) -> "peft.PeftModel":
     """Put LoRA on the layers that `tensors` names (`<layer>.lora_A`, `<layer>.lora_B`) and fill in their values.
 
-    PEFT scales by alpha / rank where the FLoRA paper scales by alpha, so PEFT's alpha is alpha * rank.
+    This changes `model`.
     """
-    import peft  # seconds of imports that a run needs only when it ends
+    import peft  # takes seconds, and no run needs it
 
-    layers = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
-    rank = len(tensors[f"{layers[0]}.lora_A"])
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha * rank, lora_dropout=0.0, target_modules="|".join(re.escape(layer) for layer in layers)
-    )
-    wrapped = peft.get_peft_model(model, config)
-    state = {f"{PEFT_PREFIX}{name}.weight": tensor for name, tensor in tensors.items()}
-    result = peft.set_peft_model_state_dict(wrapped, state)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**_lora(tensors, alpha), lora_dropout=0.0))
+    result = peft.set_peft_model_state_dict(wrapped, _peft_state(tensors))
     assert not result.unexpected_keys, result.unexpected_keys
     return wrapped
+
+
+def _lora(tensors: Mapping[str, torch.Tensor], alpha: float) -> dict[str, Any]:
+    """Rank, scale and layers of low-rank updates, by the names of peft.LoraConfig.
+
+    PEFT scales by alpha / rank where the FLoRA paper scales by alpha, so PEFT's alpha is alpha * rank.
+    """
+    layers = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
+    rank = len(tensors[f"{layers[0]}.lora_A"])
+    return {"r": rank, "lora_alpha": alpha * rank, "target_modules": "|".join(re.escape(layer) for layer in layers)}
+
+
+def _peft_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{PEFT_PREFIX}{name}.weight": tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _peft_config(model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) -> dict[str, Any]:
+    """The fields of adapter_config.json that say what the adapter is. PEFT's loader takes its defaults for all others."""
+    kind = type(model)
+    mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    return PEFT_CONSTANTS | _lora(tensors, alpha) | {"auto_mapping": mapping}
 
 
 def save(
@@ -74,14 +107,15 @@ def save(
 ) -> None:
     """Write what was trained. With `alpha`, `tensors` are low-rank updates: a PEFT adapter directory. Else `trained.safetensors`.
 
-    `name` is the model's, for people; the model itself is not written. `classes` are the names of the classes that the tensors
-    belong to, where they belong to any.
+    PEFT itself is not imported, which would take seconds on every run's end. `name` is the model's, for people; the model itself
+    is neither written nor changed. `classes` are the names of the classes that the tensors belong to, where they belong to any.
     """
+    folder.mkdir(parents=True)
     if alpha is not None:
-        attach(model, tensors, alpha).save_pretrained(str(folder))
-        (folder / "README.md").write_text(LORA_CARD.format(name=name))  # in place of peft's empty template
+        save_file(_peft_state(tensors), folder / PEFT_FILE, metadata={"format": "pt"})
+        (folder / PEFT_CONFIG_FILE).write_text(json.dumps(_peft_config(model, tensors, alpha), indent=2, sort_keys=True))
+        (folder / "README.md").write_text(LORA_CARD.format(name=name))
     else:
-        folder.mkdir(parents=True)
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, folder / PLAIN_FILE, metadata={"classes": json.dumps(list(classes))})
         (folder / "README.md").write_text(PLAIN_CARD.format(name=name, method=method))
@@ -113,10 +147,10 @@ def read(folder: Path) -> Stored:
     if file.name == PLAIN_FILE:
         return Stored(file, tensors, None, classes)
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = json.loads((folder / PEFT_CONFIG_FILE).read_text())
         alpha = config["lora_alpha"] / config["r"]  # PEFT's alpha is the paper's times the rank
     except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"{folder}: has no readable adapter_config.json beside {file.name}; put back what the run wrote") from None
+        raise UserError(f"{folder}: has no readable {PEFT_CONFIG_FILE} beside {file.name}; put back what the run wrote") from None
     return Stored(
         file, {name.removeprefix(PEFT_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}, alpha, classes
     )
