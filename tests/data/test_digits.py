@@ -39,6 +39,14 @@ def test_train_and_test_together_are_scikit_learns_digits_each_once(dataset: Dat
     assert sorted(found) == sorted(expected)
 
 
+def test_where_the_file_lies_elsewhere_scikit_learns_loader_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from_file = digits.read()
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    from_loader = digits.read()
+    assert from_file.dtype == from_loader.dtype
+    np.testing.assert_array_equal(from_file, from_loader)
+
+
 def test_the_brightest_pixel_becomes_255(dataset: Dataset) -> None:
     brightest = max(image.getextrema()[0][1] for image in all_images(dataset.images, dataset.test))
     assert brightest == 255
