@@ -37,8 +37,11 @@ def first(state: State, num_clients: int) -> State:
 
 
 def _moments(params: torch.Tensor, config: ClientConfig) -> State:
-    """Both moments, and the steps that each client has taken."""
-    return torch.zeros_like(params), torch.zeros_like(params), params.new_zeros(len(params), 1)
+    """Both moments, and the steps that each client has taken.
+
+    Not by zeros_like: for a tensor on device 'meta', by which `groupsize` asks for sizes, PyTorch would load sympy.
+    """
+    return params.new_zeros(params.shape), params.new_zeros(params.shape), params.new_zeros(len(params), 1)
 
 
 def _adam(params: torch.Tensor, gradient: torch.Tensor, state: State, config: ClientConfig) -> None:
@@ -68,7 +71,7 @@ def _adapt(params: torch.Tensor, gradient: torch.Tensor, state: State, config: C
 
 def _velocity(params: torch.Tensor, config: ClientConfig) -> State:
     """What is left of earlier gradients; without momentum nothing is kept."""
-    return (torch.zeros_like(params),) if config.momentum else ()
+    return (params.new_zeros(params.shape),) if config.momentum else ()
 
 
 def _sgd(params: torch.Tensor, gradient: torch.Tensor, state: State, config: ClientConfig) -> None:
