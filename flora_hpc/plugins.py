@@ -5,9 +5,11 @@ the family's folder is enough. Members that differ in facts alone need no files:
 from names to modules made in memory.
 """
 
+import gc
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 
 from pydantic import Field
@@ -44,7 +46,25 @@ def member(family: str, name: str) -> ModuleType:
     if name not in names:
         raise UserError(f"no {family[:-1]} '{name}'{did_you_mean(name, names)} ({', '.join(names)})")
     table = _table(importlib.import_module(FAMILIES[family]))
-    return table[name] if name in table else importlib.import_module(f"{FAMILIES[family]}.{name}")
+    if name in table:
+        return table[name]
+    with without_garbage_collection():
+        return importlib.import_module(f"{FAMILIES[family]}.{name}")
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Python does not look for garbage inside.
+
+    A member may import PyTorch, which makes very many objects. None of them is garbage, and looking at them takes time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _table(package: ModuleType) -> Mapping[str, ModuleType]:

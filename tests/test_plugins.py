@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,23 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
         return "animals"
 
     return make
+
+
+def test_python_does_not_look_for_garbage_while_a_member_is_imported(family: Callable[..., str]) -> None:
+    animals = family(snail="import gc\nlooks = gc.isenabled()")
+    assert gc.isenabled()
+    assert not plugins.member(animals, "snail").looks
+    assert gc.isenabled()
+
+
+def test_where_python_does_not_look_for_garbage_it_does_not_start_to() -> None:
+    gc.disable()
+    try:
+        with plugins.without_garbage_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_file_is_a_member_under_its_own_name(family: Callable[..., str]) -> None:
