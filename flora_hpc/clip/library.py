@@ -1,7 +1,7 @@
 """open_clip without what only some of its models need: half of the time of its imports and of PyTorch's, on every rank.
 
 timm and transformers build towers that are not open_clip's own. torchvision loads PyTorch's compiler for a question that only one
-of its operators asks, and timm loads it, too.
+of its operators asks, and timm loads it, too. torchvision also loads all its models and data sets, and open_clip uses neither.
 """
 
 import importlib
@@ -13,6 +13,7 @@ from typing import Any
 
 OTHERS = {"timm": "open_clip.timm_model", "transformers": "open_clip.hf_model"}  # and who in open_clip does without when it must
 COMPILER = "torch._dynamo.utils"
+LATER = (COMPILER, "torchvision.models", "torchvision.datasets")
 
 
 class Later(ModuleType):
@@ -35,8 +36,8 @@ class Later(ModuleType):
 
 @contextmanager
 def put_off() -> Iterator[None]:
-    """Imports inside find no `OTHERS`, and a `Later` for the compiler; those that are loaded already stay."""
-    stand_ins: dict[str, Any] = dict.fromkeys(OTHERS) | {COMPILER: Later(COMPILER)}
+    """Imports inside find no `OTHERS`, and a `Later` for each of `LATER`; those that are loaded already stay."""
+    stand_ins: dict[str, Any] = dict.fromkeys(OTHERS) | {name: Later(name) for name in LATER}
     stand_ins = {name: stand_in for name, stand_in in stand_ins.items() if name not in sys.modules}
     sys.modules.update(stand_ins)
     try:

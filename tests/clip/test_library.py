@@ -43,6 +43,18 @@ with library.put_off():
 assert is_compile_supported is torch._dynamo.utils.is_compile_supported
 print("asked")
 """
+ALL_OF_TORCHVISION = """
+import sys
+from flora_hpc.clip import library
+from torchvision import datasets, models
+print(any(name in sys.modules for name in ("torchvision.models", "torchvision.datasets")))
+assert models.resnet18().fc.out_features == 1000
+assert datasets.CIFAR10 is sys.modules["torchvision.datasets.cifar"].CIFAR10
+import torchvision
+assert torchvision.models is sys.modules["torchvision.models"] and torchvision.datasets is sys.modules["torchvision.datasets"]
+from torchvision.models.resnet import resnet18
+assert torchvision.models.resnet18 is resnet18
+"""
 OTHER_NAMES = """
 import torch
 from flora_hpc.clip import library
@@ -74,6 +86,10 @@ def test_training_a_clip_of_open_clips_own_loads_neither_timm_nor_transformers_n
 
 def test_what_was_put_off_is_there_when_it_is_asked_for() -> None:
     assert python(ASK_LATER) == "asked"
+
+
+def test_models_and_data_sets_of_torchvision_are_loaded_when_they_are_asked_for() -> None:
+    assert python(ALL_OF_TORCHVISION) == "False"
 
 
 def test_other_names_of_the_compiler_are_its_own_at_once() -> None:
