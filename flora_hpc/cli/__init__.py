@@ -1,5 +1,6 @@
 """The command line: one file a command."""
 
+import gc
 import os
 import sys
 import time
@@ -78,4 +79,5 @@ def main() -> NoReturn:
             error.show()  # type: ignore[attr-defined]
     except KeyboardInterrupt:
         code = 130
+    gc.freeze()  # at its exit Python would look for garbage in all of PyTorch, several times, and the process ends anyway
     sys.exit(code)

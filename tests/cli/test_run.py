@@ -1,6 +1,8 @@
 """`flora-hpc run` and the owner of its directory."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +17,19 @@ from flora_hpc.owner import claim, living
 from flora_hpc.records import hdf5file
 from tests.cli.test_bad_input import call
 from tests.conftest import ROOT
+
+HEAVY = """
+import gc, sys
+from flora_hpc.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+packages = "peft transformers accelerate timm sklearn scipy pandas pyarrow matplotlib plotly sympy triton mpi4py"
+modules = "torch._dynamo torch._inductor torchvision.models torchvision.datasets"
+print(*(name for name in f"{packages} {modules}".split() if name in sys.modules))
+print(gc.get_freeze_count() > 0)
+"""
 
 
 @pytest.fixture
@@ -77,3 +92,15 @@ def test_an_owner_that_finds_another_one_writes_no_more(
     assert not (out / "adapter").exists()
     assert "round-000002.safetensors" not in [file.name for file in (out / "checkpoint").iterdir()]
     assert not claim.read(out, 2).ended, "it is the other one's"
+
+
+def test_a_run_loads_no_package_that_it_does_without(tmp_path: Path) -> None:
+    """Each takes tenths of a second or seconds, at the start of every rank or at its end."""
+    run = ["run", str(ROOT / "configs/quickstart.yaml"), "-s", "rounds=1", "-s", "comm.backend=serial"]
+    command = [sys.executable, "-c", HEAVY, *run, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    loaded, frozen = done.stdout.splitlines()[-2:]
+    assert loaded == ""
+    assert frozen == "True", "Python looks for garbage in all of PyTorch before the process ends"
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
