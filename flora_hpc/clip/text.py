@@ -176,8 +176,11 @@ class Layers:
         table, positions = self.own("token_embedding.weight"), self.own("positional_embedding")
         if table is None or positions is None:
             return parts.table[tokens] + parts.positions[depths]
-        clients = torch.arange(len(table), device=table.device)[:, None]
-        return table[clients, tokens.expand(len(table), -1)] + positions[:, depths]
+        num_clients, size, width = table.shape
+        first = torch.arange(num_clients, device=table.device)[:, None] * size
+        # index_select adds gradients of equal tokens up in order; indexing does so in whatever order its threads come
+        rows = table.flatten(0, 1).index_select(0, (first + tokens).flatten())
+        return rows.view(num_clients, -1, width) + positions.index_select(1, depths)
 
     def linear(self, x: torch.Tensor, layer: nn.Module, path: str) -> torch.Tensor:
         """(num_clients or 1, length, in) -> the same with out: one large product for a frozen W, batched ones for the rest."""
