@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PEFT_FILE, PEFT_CONFIG_FILE, PLAIN_FILE = "adapter_model.safetensors", "adapter_config.json", "trained.safetensors"
 PEFT_PREFIX = "base_model.model."
-PEFT_CONSTANTS: dict[str, Any] = {  # of every LoRA adapter; PEFT 0.17 has these fields, too, except peft_version
+PEFT_CONSTANTS: dict[str, Any] = {  # of every LoRA adapter
     "alpha_pattern": {},
     "base_model_name_or_path": None,
     "bias": "none",
