@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from flora_hpc import optimizers
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.records import disk
 from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
@@ -171,7 +171,7 @@ def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
         with suppress(OSError):  # a read-only disk lets nothing be removed either
             part.unlink()
         raise UserError(
-            f"{file}: cannot be written ({error.strerror or error}); make room or make it writable, and go on with --resume"
+            f"{file}: cannot be written ({reason(error)}); make room or make it writable, and go on with --resume"
         ) from None
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from flora_hpc import filekinds, plugins, yamltext
 from flora_hpc.config import CommConfig, Config
-from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.errors import UserError, did_you_mean, reason
 from flora_hpc.plugins import BaseOptions
 
 FAMILY_OF = {"method": "methods", "data": "datasets", "partition": "partitioners", "aggregator": "aggregators"}
@@ -127,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: there is no such file{did_you_mean(path.name, nearby)}") from None
     except OSError as error:
-        unreadable = f"cannot be read ({error.strerror}); make it readable"
+        unreadable = f"cannot be read ({reason(error)}); make it readable"
         raise UserError(f"{path}: {'is a folder; give a YAML file in it' if path.is_dir() else unreadable}") from None
     except yamltext.YamlError as error:
         instead = "; the configuration of a run is config.yaml beside it" if filekinds.kind(path) == filekinds.HDF5 else ""

@@ -1,6 +1,8 @@
 """What the user must change, in one clear message."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +27,16 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
     return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line: the system's own words, which HDF5 and safetensors hide among addresses and paths."""
+    text = " ".join(str(error).split())
+    if told := re.search(r"error message = '([^']+)'", text):
+        return told[1]
+    if number := re.search(r"\(os error (\d+)\)", text):
+        return os.strerror(int(number[1]))
+    return (getattr(error, "strerror", None) or text)[:200] or type(error).__name__
 
 
 def lock_cure(error: Exception) -> str:

@@ -18,7 +18,7 @@ from flora_hpc.checkpoint import Checkpoint
 from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import Config
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.records import disk, hdf5file
 from flora_hpc.records.known import Earlier, RoundRecord
 from flora_hpc.records.schema import Rows
@@ -87,7 +87,7 @@ class Saved:
                 with suppress(FileNotFoundError):  # who calls `simulation.run` may want no log
                     disk.sync(log)
             except OSError as error:
-                raise UserError(f"{log}: does not reach its disk ({error.strerror or error}); go on with --resume") from None
+                raise UserError(f"{log}: does not reach its disk ({reason(error)}); go on with --resume") from None
             checkpoint.write(self.folder, point, self._run)
 
         return save

@@ -10,6 +10,8 @@ import unicodedata
 from contextlib import suppress
 from typing import Any
 
+from flora_hpc.errors import reason
+
 LABELS = {"stdout": "standard output", "stderr": "standard error"}
 NEAREST = {"→": "->", "←": "<-", "ß": "ss", "ẞ": "SS"} | dict(
     zip("ıµμ×·•–—−‘’“”■▁▂▃▄▅▆▇█", "iuux.*---''\"\"#_.-=+*##", strict=True)  # noqa: RUF001 -- they are meant
@@ -83,7 +85,7 @@ class Raw(io.RawIOBase):
                     select.select([], [self.fileno()], [])
                 rest = rest[written or 0 :]
         except (OSError, ValueError) as error:  # ValueError: somebody closed it
-            first, self.why = not self.why, self.why or getattr(error, "strerror", None) or str(error)
+            first, self.why = not self.why, self.why or reason(error)
             self.reader_gone = self.reader_gone or isinstance(error, BrokenPipeError)
             if first and self.needs_reader and self.reader_gone:
                 raise ReaderGoneError from None

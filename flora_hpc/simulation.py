@@ -28,7 +28,7 @@ from flora_hpc.comm.watchdog import Watchdog
 from flora_hpc.config import Config
 from flora_hpc.data import checks
 from flora_hpc.data.images import Dataset
-from flora_hpc.errors import StoppedError, UserError
+from flora_hpc.errors import StoppedError, UserError, reason
 from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
@@ -215,9 +215,8 @@ def save_adapter(
         part.rename(out / "adapter")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        why = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{out / 'adapter'}: cannot be written ({why}); make room or make it writable, and go on with --resume"
+            f"{out / 'adapter'}: cannot be written ({reason(error)}); make room or make it writable, and go on with --resume"
         ) from None
 
 

@@ -1,13 +1,17 @@
 """What several modules say alike."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flora_hpc.config import FeaturesConfig
 from flora_hpc.data.datasets import _stored
 from flora_hpc.embed import folder_of
-from flora_hpc.errors import UserError, at_home, lock_cure
+from flora_hpc.errors import UserError, at_home, lock_cure, reason
 
 
 def test_a_home_folder_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +36,23 @@ def test_a_file_system_without_locks() -> None:
     )
     assert lock_cure(error).startswith("; unset HDF5_USE_FILE_LOCKING, or set it to FALSE")
     assert lock_cure(OSError("file signature not found")) == ""
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(b"x"),
+        lambda path: save_file({"x": torch.zeros(1)}, path),
+        lambda path: h5py.File(path, "w"),
+    ],
+    ids=["the system", "safetensors", "HDF5"],
+)
+def test_every_library_s_error_gives_the_system_s_words(write: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"Is a directory|os error") as told:
+        write(tmp_path)
+    assert reason(told.value) == "Is a directory"
+
+
+def test_an_error_without_words_has_its_name() -> None:
+    assert reason(ValueError("two\nlines")) == "two lines"
+    assert reason(EOFError()) == "EOFError"

@@ -26,7 +26,7 @@ from flora_hpc.clip.load import load, untouched
 from flora_hpc.comm import devices, launch
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import CommConfig, ModelConfig
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.round import peak_memory_bytes
 
 LOWER = "lower --batch-size, --classes or --clients, or leave the method out of --methods"
@@ -160,7 +160,9 @@ def weights_file(model: str) -> Iterator[str | None]:
         try:
             save_file({name: tensor.clone() for name, tensor in built.state_dict().items()}, file)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"random weights cannot be written to {folder}: {error}; set TMPDIR to a folder with room") from None
+            raise UserError(
+                f"random weights cannot be written to {folder}: {reason(error)}; set TMPDIR to a folder with room"
+            ) from None
         del built
         yield file
 

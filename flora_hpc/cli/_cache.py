@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flora_hpc.config import FeaturesConfig
-from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.errors import UserError, did_you_mean, reason
 
 UNFINISHED_SECONDS = 3600.0  # features that nobody has added to for this long are no longer under way
 
@@ -47,7 +47,7 @@ def cache(
         try:
             features.remove(entry)
         except OSError as error:  # another user's
-            raise UserError(f"{entry.path}: cannot be removed ({error.strerror or error}); ask whose it is") from None
+            raise UserError(f"{entry.path}: cannot be removed ({reason(error)}); ask whose it is") from None
     kept = [entry for entry in entries if entry.path not in gone]
     rows = [
         {

@@ -19,7 +19,7 @@ from flora_hpc import configfile
 from flora_hpc.cli._adapter import note_round
 from flora_hpc.cli._args import Run
 from flora_hpc.comm import launch, stop
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.owner import claim, living
 from flora_hpc.records import hdf5file, split
 
@@ -141,7 +141,7 @@ def write(out: Path, fill: Callable[[Path], object]) -> None:
                 file.chmod(new.stat().st_mode & 0o666)  # safetensors lets nobody else read its files
             new.rename(out)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"--out {out}: cannot be written ({error}); choose a directory that can") from None
+        raise UserError(f"--out {out}: cannot be written ({reason(error)}); choose a directory that can") from None
 
 
 def remove_unfinished(folder: Path) -> None:

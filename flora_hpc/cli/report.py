@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.records.hdf5file import locate
 from flora_hpc.records.opened import Run, open_run
 from flora_hpc.records.schema import TABLES
@@ -65,9 +65,7 @@ def report(
         try:
             written, missing = papers.save(opened, figures, (kind or Format.pdf).value)
         except OSError as error:
-            raise UserError(
-                f"--figures {figures}: cannot be written ({error.strerror or error}); choose a directory that can"
-            ) from None
+            raise UserError(f"--figures {figures}: cannot be written ({reason(error)}); choose a directory that can") from None
         print(f"{figures}: {', '.join(written)}")
         for name, why in missing.items():
             print(f"no {name}: {why}")
@@ -104,7 +102,7 @@ def _check(page: Path) -> None:
     try:
         is_other = page.exists() and MARK.encode() not in page.read_bytes()[:START]
     except OSError as error:
-        raise UserError(f"-o {page}: cannot be read ({error.strerror}); choose another name") from None
+        raise UserError(f"-o {page}: cannot be read ({reason(error)}); choose another name") from None
     if is_other:
         raise UserError(f"-o {page}: is there already and is no page of `flora-hpc report`; choose another name, or remove it")
 
@@ -117,11 +115,11 @@ def _write(page: Path, text: str) -> None:
         part.replace(page)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"-o {page}: cannot be written ({error.strerror or error}); choose another place with -o") from None
+        raise UserError(f"-o {page}: cannot be written ({reason(error)}); choose another place with -o") from None
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--figures {folder}: cannot be made ({error.strerror}); choose another directory") from None
+        raise UserError(f"--figures {folder}: cannot be made ({reason(error)}); choose another directory") from None

@@ -14,7 +14,7 @@ from rich.console import Console
 from flora_hpc import screen
 from flora_hpc.cli._args import Run
 from flora_hpc.cli._table import plain_rows, show_table
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.records import views
 from flora_hpc.records.facts import facts
 from flora_hpc.records.opened import Run as OpenRun
@@ -123,4 +123,4 @@ def write_parquet(run: OpenRun, name: str, last: int | None, path: Path) -> None
     try:
         parquet.write_table(pa.Table.from_pandas(frame.tail(last) if last else frame, preserve_index=False), path)
     except OSError as error:
-        raise UserError(f"--parquet {path}: cannot be written ({error}); choose another place") from None
+        raise UserError(f"--parquet {path}: cannot be written ({reason(error)}); choose another place") from None

@@ -14,7 +14,7 @@ from flora_hpc.cli import _idle, _jobscript
 from flora_hpc.cli._args import ConfigFile, Overrides, whole_numbers
 from flora_hpc.comm import mpilibrary
 from flora_hpc.config import Config
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 
 
 class Mpi(StrEnum):
@@ -120,7 +120,7 @@ def hand_in(script: str) -> str:
         result = subprocess.run(["sbatch"], input=script, capture_output=True, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UserError(
-            f"--submit: sbatch cannot be started here ({error.strerror}); do this on a login node of the cluster, "
+            f"--submit: sbatch cannot be started here ({reason(error)}); do this on a login node of the cluster, "
             "or leave --submit away and keep the script"
         ) from None
     if result.returncode:

@@ -21,7 +21,7 @@ from datetime import timedelta
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its documented home
 
 from flora_hpc.comm.launch import Launch
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 
 MEET_SECONDS = 300.0  # the slowest node of a large job needs minutes to load PyTorch from a busy file system
 ASK_SECONDS = 2.0  # for an answer of an open port
@@ -59,7 +59,7 @@ def check_hosts(hosts: tuple[str, ...]) -> None:
         try:
             socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # UnicodeError: a name longer than DNS has
-            reasons.append(f"{host!r}: {getattr(error, 'strerror', None) or error}")
+            reasons.append(f"{host!r}: {reason(error)}")
         else:
             return
     raise UserError(

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from flora_hpc.data import kinds
 from flora_hpc.data.images import Images, Raw
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 
 # PIL remarks on large images and odd metadata. Switched off here, once: filters belong to the process, and threads that each
 # switch them off and on again leave them as another thread had them.
@@ -119,9 +119,7 @@ def fetch(images: Images, rows: Sequence[int]) -> list[Raw]:
     found = images.raw(rows)
     for row, raw in zip(rows, found, strict=True):
         if isinstance(raw, OSError) and raw.errno is not None and raw.errno not in LASTING:
-            raise UserError(
-                f"{images.where(row)} cannot be read now ({raw.strerror or raw}); look after the file system, try again"
-            )
+            raise UserError(f"{images.where(row)} cannot be read now ({reason(raw)}); look after the file system, try again")
     return found
 
 

@@ -14,7 +14,7 @@ from flora_hpc import plugins
 from flora_hpc.data.datasets import _stored, _torchvision
 from flora_hpc.data.datasets._catalog import CATALOG, Facts
 from flora_hpc.data.images import Dataset
-from flora_hpc.errors import UserError, did_you_mean
+from flora_hpc.errors import UserError, did_you_mean, reason
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60  # without a single byte
@@ -95,7 +95,9 @@ def download(url: str, path: Path, md5: str | None = None, progress: Progress = 
             raise _useless(url, part, f"has the MD5 sum {found}, it must have {md5}")
         part.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); choose another folder with data.root, or make room") from None
+        raise UserError(
+            f"{path}: cannot be written ({reason(error)}); choose another folder with data.root, or make room"
+        ) from None
 
 
 def _receive(url: str, part: Path, progress: Progress) -> None:

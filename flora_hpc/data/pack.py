@@ -17,7 +17,7 @@ from PIL import Image
 
 from flora_hpc.data.decode import DamagedError, rgb
 from flora_hpc.data.images import Column, Dataset, Images, Ints, Raw
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 
 BLOCK = 128  # images in memory at once
 CHUNK_BYTES = 2**20  # of pixels compressed together: reading one image reads all of its chunk
@@ -79,7 +79,7 @@ def pack(
                 packed = _write(dataset, partial, False, text, damaged == "skip", pool, progress)
         partial.replace(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error})") from None
+        raise UserError(f"{path} cannot be written ({reason(error)})") from None
     finally:
         partial.unlink(missing_ok=True)
     return packed

@@ -10,7 +10,7 @@ import numpy as np
 
 from flora_hpc.data.images import Column, Dataset, Ints
 from flora_hpc.data.shards import Partition, Shards
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 
 MOST_ROWS = 10_000_000  # of clients that draw their own images
 NOBODY = -1
@@ -77,7 +77,7 @@ def write(path: Path, table: Table) -> None:
             _write_csv(part, table)
         part.replace(path)
     except OSError as error:
-        raise UserError(f"--rows: {path} cannot be written ({error.strerror or error})") from None
+        raise UserError(f"--rows: {path} cannot be written ({reason(error)})") from None
     finally:
         part.unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PATIENCE_SECONDS = 120.0  # until every node must see what another one wrote: NFS trusts its memory of a folder for up to 60
@@ -258,7 +258,7 @@ def _told(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"features.store: {folder} cannot be written ({error.strerror or error}); "
+            f"features.store: {folder} cannot be written ({reason(error)}); "
             "set features.store to a folder with room that all nodes share, or to none"
         ) from None
 

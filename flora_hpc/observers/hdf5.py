@@ -1,12 +1,11 @@
 """Writes run.h5 and config.yaml into the run directory."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flora_hpc import screen
-from flora_hpc.errors import UserError, lock_cure
+from flora_hpc.errors import UserError, lock_cure, reason
 from flora_hpc.records import disk
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.known import RoundRecord, RunInfo
@@ -51,12 +50,6 @@ class Hdf5:
         except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
             log, why = self._folder / "run.h5", reason(error)
             raise UserError(f"{log}: can no longer be written ({why}); make room on its disk, and go on with --resume") from None
-
-
-def reason(error: Exception) -> str:
-    """The system's own words, which HDF5 hides among its addresses."""
-    told = re.search(r"error message = '([^']+)'", str(error))
-    return told[1] if told else getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def build(folder: Path) -> Hdf5:

@@ -18,7 +18,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.owner import living
 from flora_hpc.owner.living import Owner
 
@@ -57,7 +57,7 @@ class Claim:
         except OSError as error:
             full = "make room on its disk, or make it writable"
             cure = full if (self.folder / "run.h5").exists() else "choose a directory that can"
-            self._unwritable = f"--out {self.folder}: cannot be written ({error.strerror or error}); {cure}"
+            self._unwritable = f"--out {self.folder}: cannot be written ({reason(error)}); {cure}"
 
     def require(self) -> None:
         """Raise UserError when the directory could not be taken, since nothing can be written there."""

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flora_hpc.data.images import Ints
 from flora_hpc.data.mix import Floats, Mix, divergence
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.report import split_page, words
 from flora_hpc.report.split_page import Page
 
@@ -56,7 +56,7 @@ def save(mix: Mix, path: Path, title: str) -> None:
             drawn.savefig(part, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
             part.replace(path)
         except OSError as error:
-            raise UserError(f"{path}: cannot write a picture there: {error.strerror or error}") from error
+            raise UserError(f"{path}: cannot write a picture there: {reason(error)}") from error
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()

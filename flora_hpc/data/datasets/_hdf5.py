@@ -16,7 +16,7 @@ from flora_hpc import filekinds
 from flora_hpc.data.datasets._filters import missing_filter
 from flora_hpc.data.datasets._paths import file_at
 from flora_hpc.data.texts import fault, name_fault
-from flora_hpc.errors import UserError, lock_cure
+from flora_hpc.errors import UserError, lock_cure, reason
 
 NEEDS = (
     "a file needs the datasets images and labels in train and in test, "
@@ -221,11 +221,6 @@ def _external(path: Path, file_name: str) -> Path:
     """The file of an external dataset. HDF5 looks in the working folder; where it was told another one, that is the file's own."""
     place = Path(file_name)
     return place if place.is_file() else path.parent / place
-
-
-def reason(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _short(value: Any) -> str:

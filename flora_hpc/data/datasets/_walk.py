@@ -27,7 +27,7 @@ from flora_hpc.data.datasets._leftout import (
     printable,
 )
 from flora_hpc.data.images import LOOKERS, Ints
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.filekinds import HEAD_BYTES, kind_of
 
 FOLDER, FILE = "folder", "file"
@@ -168,7 +168,7 @@ def entries(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as listing:
             return sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
-        why = error.strerror or error
+        why = reason(error)
         raise UserError(f"data.path: {printable(str(folder))} cannot be read ({why}); make it readable, or take it out") from None
 
 
@@ -185,18 +185,18 @@ def beside(path: Path, parts: Sequence[Path], left_out: LeftOut) -> None:
                 left_out.add(kind, entry.path)
             elif folder == path and path not in parts and Path(entry.path) not in parts:
                 left_out.add(UNUSED, entry.path, sum(len(names) for _, _, names in os.walk(entry.path)))
-    for file, reason in zip(files, reasons_against(files), strict=True):
-        left_out.add(reason or BESIDE, file)
+    for file, against in zip(files, reasons_against(files), strict=True):
+        left_out.add(against or BESIDE, file)
 
 
 def _images(files: list[_File], left_out: LeftOut) -> list[_File]:
     """Those that are images: by their names, else by their first bytes."""
     images = []
-    for file, reason in zip(files, reasons_against([file.path for file in files]), strict=True):
-        if reason is None:
+    for file, against in zip(files, reasons_against([file.path for file in files]), strict=True):
+        if against is None:
             images.append(file)
         else:
-            left_out.add(reason, file.path)
+            left_out.add(against, file.path)
     return images
 
 
@@ -218,7 +218,7 @@ def reason_against(path: str) -> str | None:
     except PermissionError:
         return FORBIDDEN
     except OSError as error:
-        why = error.strerror or error
+        why = reason(error)
         raise UserError(f"data.path: {printable(path)} cannot be read now ({why}); look after the file system, try again") from None
     name = kinds.image_format(head)
     if name is not None:

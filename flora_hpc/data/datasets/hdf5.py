@@ -10,10 +10,10 @@ import numpy as np
 from pydantic import Field
 
 from flora_hpc.data.datasets import _labels
-from flora_hpc.data.datasets._hdf5 import Reader, reason
+from flora_hpc.data.datasets._hdf5 import Reader
 from flora_hpc.data.images import CAPTION, Column, Dataset, DatasetOptions, Images, Raw, assemble, stamp
 from flora_hpc.data.texts import name_fault, template_fault
-from flora_hpc.errors import did_you_mean
+from flora_hpc.errors import did_you_mean, reason
 
 ENCODINGS = ("raw", "jpeg", "png", "files")
 OBJECTS = ("train/images", "train/labels", "test/images", "test/labels")
