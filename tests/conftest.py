@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests share the cores: threads that spin would take them from others
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # and a thread that waits for another one's core gains nothing
+    cores = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.pop("COLUMNS", None)  # which tells programs that they have a terminal of this width
 
@@ -28,6 +31,7 @@ from flora_hpc.clip.attention import split
 from flora_hpc.clip.load import Clip
 from flora_hpc.data.shards import Partition
 from flora_hpc.methods._method import Setting
+from tests import forks
 
 ROOT = Path(__file__).parent.parent
 WIDTH, VOCABULARY, CONTEXT, END = 16, 40, 12, 39
@@ -95,12 +99,21 @@ def mpiexec() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def flora() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `[launcher...] flora-hpc arguments` as users do."""
+def python() -> Iterator[list[str]]:
+    """What to put before `-m flora_hpc` or a script, in place of Python: a start that costs no imports. See tests/forks."""
+    with forks.served():
+        yield forks.PYTHON
 
-    def start(*arguments: object, under: list[str] | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        command = [*(under or []), sys.executable, "-m", "flora_hpc", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+
+@pytest.fixture(scope="session")
+def flora(python: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `[launcher...] flora-hpc arguments`; with `afresh`, as users do, in a Python that imports everything again."""
+
+    def start(
+        *arguments: object, under: list[str] | None = None, timeout: float = 240, afresh: bool = False, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*(under or []), *([sys.executable] if afresh else python), "-m", "flora_hpc", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=os.environ | environment)
 
     return start
 

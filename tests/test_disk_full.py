@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,12 +34,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.mpi)], ids=["alone", "2 ranks"])
-def start(request: pytest.FixtureRequest) -> Start:
+def start(request: pytest.FixtureRequest, python: list[str]) -> Start:
     """Run Python with these arguments on one rank or two."""
     under = [*request.getfixturevalue("mpiexec"), "-n", "2"] if request.param == 2 else []
 
     def command(*words: object) -> subprocess.CompletedProcess[str]:
-        whole = [*under, sys.executable, *map(str, words)]
+        whole = [*under, *python, *map(str, words)]
         return subprocess.run(whole, capture_output=True, text=True, timeout=240, cwd=ROOT)
 
     return command

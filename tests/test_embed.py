@@ -291,7 +291,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import h5py
 
     with h5py.File(path, "w") as file:
-        for part, count in (("train", 2000), ("test", 400)):
+        for part, count in (("train", 600), ("test", 200)):
             file[f"{part}/images"] = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
             file[f"{part}/labels"] = np.arange(count) % 2
         file.attrs.update(class_names='["one", "other"]', encoding="raw")

@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 
 from flora_hpc.records import hdf5file
+from tests import forks
 from tests.conftest import ROOT
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_on_one_rank_ends_the_job(launcher: str, rank: int, mpiexec: list[str], tmp_path: Path) -> None:
-    under = [*mpiexec, "-n", "2", sys.executable] if launcher == "mpiexec" else TORCHRUN
+def test_an_error_on_one_rank_ends_the_job(launcher: str, rank: int, mpiexec: list[str], python: list[str], tmp_path: Path) -> None:
+    under = [*mpiexec, "-n", "2", *python] if launcher == "mpiexec" else forks.torchrun(2)
     program = [str(ROOT / "tests" / "failing_rank.py"), str(rank), "run", str(ROOT / "configs" / "quickstart.yaml")]
     small = ["-s", "rounds=4", "-s", "partition.num_clients=4", "--out", str(tmp_path / "out")]
     result = subprocess.run([*under, *program, *small], capture_output=True, text=True, timeout=120, cwd=ROOT)
@@ -35,9 +34,11 @@ def test_an_error_on_one_rank_ends_the_job(launcher: str, rank: int, mpiexec: li
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_alone_cannot_connect_says_so_and_ends_the_job(rank: int, mpiexec: list[str], tmp_path: Path) -> None:
+def test_a_rank_that_alone_cannot_connect_says_so_and_ends_the_job(
+    rank: int, mpiexec: list[str], python: list[str], tmp_path: Path
+) -> None:
     """The other one waits for it where MPI is initialised."""
-    run = [sys.executable, "-m", "flora_hpc", "run", "configs/quickstart.yaml", "--out", str(tmp_path / "out")]
+    run = [*python, "-m", "flora_hpc", "run", "configs/quickstart.yaml", "--out", str(tmp_path / "out")]
     without = ["env", f"MPI4PY_LIBMPI={tmp_path / 'nowhere.so'}", *run]
     first, second = (without, run) if rank == 0 else (run, without)
     result = subprocess.run(
@@ -69,9 +70,9 @@ def test_ctrl_c_leaves_a_readable_file_that_says_interrupted(tmp_path: Path) -> 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_hangs_ends_the_job_and_is_named(rank: int, mpiexec: list[str], tmp_path: Path) -> None:
+def test_a_rank_that_hangs_ends_the_job_and_is_named(rank: int, mpiexec: list[str], python: list[str], tmp_path: Path) -> None:
     """It is stopped while it trains in round 2; the other one waits for it in the sum of updates, as long as it may."""
-    program = [sys.executable, str(ROOT / "tests" / "signalled_rank.py"), "SIGSTOP", str(rank), "2", "run"]
+    program = [*python, str(ROOT / "tests" / "signalled_rank.py"), "SIGSTOP", str(rank), "2", "run"]
     small = ["-s", "rounds=4", "-s", "partition.num_clients=4", "-s", "comm.timeout_seconds=4", "--out", str(tmp_path / "out")]
     config = str(ROOT / "configs" / "quickstart.yaml")
     result = subprocess.run([*mpiexec, "-n", "2", *program, config, *small], capture_output=True, text=True, timeout=100, cwd=ROOT)
@@ -85,10 +86,11 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(rank: int, mpiexec: list[st
     )
 
 
+@pytest.mark.usefixtures("python")
 def test_a_killed_rank_is_named_by_one_that_loses_its_connection(tmp_path: Path) -> None:
     program = [str(ROOT / "tests" / "signalled_rank.py"), "SIGKILL", "1", "2", "run", str(ROOT / "configs" / "quickstart.yaml")]
     small = ["-s", "rounds=4", "-s", "partition.num_clients=4", "--out", str(tmp_path / "out")]
-    result = subprocess.run([*TORCHRUN, *program, *small], capture_output=True, text=True, timeout=100, cwd=ROOT)
+    result = subprocess.run([*forks.torchrun(2), *program, *small], capture_output=True, text=True, timeout=100, cwd=ROOT)
     assert result.returncode == 1
     assert f"No sign of life from rank 1 on {socket.gethostname()}." in result.stderr
     assert hdf5file.read(tmp_path / "out")[1]["rounds"]["round"].tolist()[:2] == [0, 1]

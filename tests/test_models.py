@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,11 +66,13 @@ def test_plan_says_why_the_fast_path_is_off(folder: Path, invoke: Callable[..., 
 
 
 @pytest.mark.mpi
-def test_rank_0_alone_fetches_what_all_ranks_then_read(mpiexec: list[str], tmp_path: Path, squares: Path) -> None:
+def test_rank_0_alone_fetches_what_all_ranks_then_read(
+    mpiexec: list[str], python: list[str], tmp_path: Path, squares: Path
+) -> None:
     config = ModelConfig(name="ViT-B-32", pretrained="none")
     model = load(config, 0, torch.device("cpu")).model
     save_file(fuse(model, model.state_dict()), tmp_path / "weights.safetensors")
-    script = [sys.executable, str(ROOT / "tests" / "fetching_ranks.py"), tmp_path / "log", tmp_path / "weights.safetensors"]
+    script = [*python, str(ROOT / "tests" / "fetching_ranks.py"), tmp_path / "log", tmp_path / "weights.safetensors"]
     command = ["run", "configs/quickstart.yaml", "-s", "model.name=ViT-B-32", "-s", "model.pretrained=laion2b_s34b_b79k"]
     command += ["-s", "method.name=zeroshot", "-s", "partition.num_clients=2", "-s", "rounds=0"]
     command += ["-s", f"data={{name: hdf5, path: {squares}}}"]

@@ -17,7 +17,10 @@ from typer.testing import CliRunner
 from flora_hpc.cli import app
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
+from tests import forks
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("python")
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["-s", "rounds=4", "-s", "partition.num_clients=5", "-s", "client.group_size=2"]
@@ -43,12 +46,12 @@ def start(under: list[str], *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def signalled(name: str, rank: int, at: int, out: Path, *more: str, under: list[str]) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, str(ROOT / "tests" / "signalled_rank.py"), name, str(rank), str(at)]
+    program = [*forks.PYTHON, str(ROOT / "tests" / "signalled_rank.py"), name, str(rank), str(at)]
     return start(under, *program, *command(out, *more))
 
 
 def resumed(out: Path, *more: str, under: list[str] | None = None) -> str:
-    done = start(under or [], sys.executable, "-m", "flora_hpc", *command(out, *more), "--resume")
+    done = start(under or [], *forks.PYTHON, "-m", "flora_hpc", *command(out, *more), "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -78,7 +81,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def make(*more: str) -> Path:
         if more not in made:
             made[more] = tmp_path_factory.mktemp("unbroken") / "run"
-            done = start([], sys.executable, "-m", "flora_hpc", *command(made[more], *more))
+            done = start([], *forks.PYTHON, "-m", "flora_hpc", *command(made[more], *more))
             assert done.returncode == 0, done.stderr
         return made[more]
 
@@ -205,7 +208,7 @@ def test_of_two_jobs_in_one_directory_one_plays(squares: Path, tmp_path: Path, i
     invoke(*command(whole, *settings))
     for number in range(STARTS):
         out, started = tmp_path / f"run{number}", time.monotonic()
-        words = [sys.executable, "-m", "flora_hpc", *command(out, *settings), "--resume"]
+        words = [*forks.PYTHON, "-m", "flora_hpc", *command(out, *settings), "--resume"]
         jobs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)]
         time.sleep(moments.uniform(0, duration) * (number > 0))  # the first two start at the same moment
         jobs += [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)]

@@ -1,7 +1,7 @@
 """Any number of ranks and any backend give the same bits: the promise that lets results be compared across clusters."""
 
+import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from flora_hpc.data import store as stores
+from flora_hpc.data.datasets import digits
 from flora_hpc.records import hdf5file
 from flora_hpc.records.views import PHASES
+from tests import forks
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.mpi
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["-s", "rounds=2", "-s", "partition.num_clients=5", "-s", "client.group_size=2"]  # 3 groups
 
+NUM_IMAGES = 403
 KEEP_NOTHING = ("mpi-1", "mpi-3")
 DYNAMIC, OVERLAP = "cohort.assignment=dynamic", "evaluate.overlap=true"
 OTHERWISE = {  # what changes where and when work is done, and no bit of it
@@ -31,22 +35,36 @@ OTHERWISE = {  # what changes where and when work is done, and no bit of it
 
 
 @pytest.fixture(scope="module")
-def runs(flora: Flora, mpiexec: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fifth of the digits."""
+    path, table = tmp_path_factory.mktemp("digits") / "few.h5", digits.read()[:NUM_IMAGES]
+    pixels = np.round(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
+    with h5py.File(path, "w") as file:
+        for part, rows in (("train", slice(0, 300)), ("test", slice(300, NUM_IMAGES))):
+            file[f"{part}/images"], file[f"{part}/labels"] = pixels[rows], table[rows, -1].astype(np.int64)
+        file.attrs.update(class_names=json.dumps(digits.NAMES), encoding="raw", name="digits")
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(few_digits: Path, flora: Flora, mpiexec: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same experiment, started in every way. With 4 ranks and 3 groups, one rank at least has no client."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ways = {"alone": None, "gloo": "torchrun"} | {f"mpi-{n}": n for n in (1, 2, 3, 4)}
     ways |= {name: "torchrun" if name.startswith("gloo") else int(name[4]) for name in OTHERWISE}
     folder = tmp_path_factory.mktemp("runs")
     for name, way in ways.items():
         out = folder / name
         store = "none" if name in KEEP_NOTHING else str(folder / f"{name}-store")  # every one computes all features itself
-        settings = [f"features.store={store}", *OTHERWISE.get(name, [])]
+        settings = [f"features.store={store}", f"data={{name: hdf5, path: {few_digits}}}", *OTHERWISE.get(name, [])]
         special = [word for setting in settings for word in ("-s", setting)]
         arguments = ["run", "configs/quickstart.yaml", *SMALL, *special, "--out", str(out)]
         if way == "torchrun":
-            result = subprocess.run([*torchrun, "-m", "flora_hpc", *arguments], capture_output=True, text=True, timeout=240)
+            command = [*forks.torchrun(2), "-m", "flora_hpc", *arguments]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+        elif way is None:
+            result = flora(*arguments, OMP_NUM_THREADS="2")
         else:
-            result = flora(*arguments, under=None if way is None else [*mpiexec, "-n", str(way)])
+            result = flora(*arguments, under=[*mpiexec, "-n", str(way)], afresh=name == "mpi-3")
         assert result.returncode == 0, result.stdout + result.stderr
     return {name: folder / name for name in ways}
 
@@ -63,7 +81,7 @@ def test_features_in_the_store_are_byte_identical(runs: dict[str, Path]) -> None
         if name not in KEEP_NOTHING:
             (file,) = path.with_name(f"{name}-store").glob("features/*")
             values, _ = stores.read(file) or pytest.fail(f"{file} cannot be read")
-            assert values.shape == (1797, 128)
+            assert values.shape == (NUM_IMAGES, 128)
             found.add((file.stem, values.numpy().tobytes()))
     assert len(found) == 1
 

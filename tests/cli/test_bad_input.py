@@ -92,13 +92,13 @@ def test_under_mpiexec(mistake: str, flora: Flora, mpiexec: list[str], tmp_path:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("backend", ["auto", "gloo"])
-def test_a_config_that_only_one_rank_cannot_read(backend: str, mpiexec: list[str], tmp_path: Path) -> None:
+def test_a_config_that_only_one_rank_cannot_read(backend: str, mpiexec: list[str], python: list[str], tmp_path: Path) -> None:
     """As on a node whose file system is not mounted: the other ranks must not wait for that one for ever."""
     config = tmp_path / "quickstart.yaml"
     config.write_text((ROOT / "configs/quickstart.yaml").read_text())
-    python = [sys.executable, "-m", "flora_hpc", "run"]
-    python += ["-s", f"comm.backend={backend}"]
-    command = [*mpiexec, "-n", "1", *python, str(config), ":", "-n", "1", *python, str(tmp_path / "gone.yaml")]
+    program = [*python, "-m", "flora_hpc", "run"]
+    program += ["-s", f"comm.backend={backend}"]
+    command = [*mpiexec, "-n", "1", *program, str(config), ":", "-n", "1", *program, str(tmp_path / "gone.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     check(result, "gone.yaml: there is no such file", tmp_path / "runs")
     assert "(on rank 1 of 2)" in result.stderr
@@ -106,13 +106,13 @@ def test_a_config_that_only_one_rank_cannot_read(backend: str, mpiexec: list[str
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("backend", ["mpi", "gloo"])
-def test_a_config_that_differs_on_one_rank(backend: str, mpiexec: list[str], tmp_path: Path) -> None:
+def test_a_config_that_differs_on_one_rank(backend: str, mpiexec: list[str], python: list[str], tmp_path: Path) -> None:
     """A stale copy on one node would train other groups there, and no later check could see it."""
     text = (ROOT / "configs/quickstart.yaml").read_text()
     (tmp_path / "a.yaml").write_text(text)
     (tmp_path / "b.yaml").write_text(text.replace("epochs: 2", "epochs: 1"))
-    python = [sys.executable, "-m", "flora_hpc", "run", "-s", f"comm.backend={backend}", "--out", str(tmp_path / "out")]
-    command = [*mpiexec, "-n", "1", *python, str(tmp_path / "a.yaml"), ":", "-n", "1", *python, str(tmp_path / "b.yaml")]
+    program = [*python, "-m", "flora_hpc", "run", "-s", f"comm.backend={backend}", "--out", str(tmp_path / "out")]
+    command = [*mpiexec, "-n", "1", *program, str(tmp_path / "a.yaml"), ":", "-n", "1", *program, str(tmp_path / "b.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     check(result, "rank 1 of 2 has another configuration than rank 0; give every rank the same files", tmp_path / "out")
 

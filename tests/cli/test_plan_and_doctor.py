@@ -1,7 +1,6 @@
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from flora_hpc.cli._bench_page import remarks
 from flora_hpc.cli.plan import facts_table
 from flora_hpc.comm import devices
 from flora_hpc.errors import UserError
+from tests import forks
 from tests.conftest import ROOT
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
@@ -115,9 +115,9 @@ def test_doctor_stops_where_launcher_and_backend_disagree(flora: Flora, mpiexec:
 
 
 @pytest.mark.mpi
-def test_doctor_names_the_backend_that_torchrun_needs(flora: Flora) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "flora_hpc", "doctor", "--backend", "mpi"]
+@pytest.mark.usefixtures("python")
+def test_doctor_names_the_backend_that_torchrun_needs() -> None:
+    command = [*forks.torchrun(2), "-m", "flora_hpc", "doctor", "--backend", "mpi"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert result.returncode != 0
     assert result.stderr.count("torchrun started 2 processes, but ") == 1

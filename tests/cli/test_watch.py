@@ -7,7 +7,6 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +21,17 @@ from flora_hpc.cli.watch import Sayer, looks, show_lines, show_live
 from flora_hpc.errors import UserError
 from flora_hpc.records.follow import Look
 from flora_hpc.records.hdf5file import Writer
+from tests import forks
 from tests.conftest import ROOT
 from tests.contracts.known_helpers import round_record, run_info
+
+pytestmark = pytest.mark.usefixtures("python")
 
 ROUNDS = ["-s", "rounds=4"]
 
 
 def start(*arguments: object, **options: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "flora_hpc", *map(str, arguments)]
+    command = [*forks.PYTHON, "-m", "flora_hpc", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "80", "LINES": "50", "TERM": "xterm"}
     return subprocess.Popen(command, text=True, cwd=ROOT, env=environment, **options)  # type: ignore[call-overload]
 

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import pytest
 import torch
 
 from flora_hpc import plugins
+from tests import forks
 
 WORKER = Path(__file__).with_name("backend_worker.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,14 @@ class World:
 
 
 @pytest.fixture(scope="module", params=WORLDS)
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, python: list[str]) -> World:
     start: Start = request.param
     if start.backend == "nccl" and torch.cuda.device_count() == 0:
         pytest.skip("no GPU")
     if start.launcher == "mpi":
-        launcher = [*request.getfixturevalue("mpiexec"), "-n", str(start.size), sys.executable]
+        launcher = [*request.getfixturevalue("mpiexec"), "-n", str(start.size), *python]
     else:
-        launcher = [*TORCHRUN, str(start.size)] if start.launcher == "torchrun" else [sys.executable]
+        launcher = forks.torchrun(start.size) if start.launcher == "torchrun" else python
     folder = tmp_path_factory.mktemp(start.backend)
     done = subprocess.run([*launcher, WORKER, start.backend, folder], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,41 @@
+"""`client.py PYTHON WORDS...` is `PYTHON WORDS...` in a fork of the server. See `__init__.py`. Started without site-packages."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+ANSWERED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+python, *words = sys.argv[1:]
+files = []
+for number in sorted(int(entry.name) for entry in Path("/proc/self/fd").iterdir()):
+    with suppress(OSError):  # the folder itself was open, too
+        fcntl.fcntl(number, fcntl.F_GETFD)
+        files.append(number)
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(os.environ["FLORA_HPC_TEST_FORKS"])
+request = {
+    "words": words,
+    "folder": str(Path.cwd()),
+    "environment": dict(os.environ),
+    "files": files,
+    "cores": sorted(os.sched_getaffinity(0)),
+}
+data = json.dumps(request).encode()
+socket.send_fds(connection, [len(data).to_bytes(8, "little")], files)
+connection.sendall(data)
+fork = int.from_bytes(connection.recv(8), "little")
+if fork == 0:  # this start is not one for a fork
+    os.execv(python, [python, *words])
+for number in ANSWERED:
+    signal.signal(number, lambda number, _: os.kill(fork, number))
+code = int.from_bytes(connection.recv(8), "little", signed=True)
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+os._exit(code)
