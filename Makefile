@@ -34,7 +34,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "flora-hpc needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --editable '.[dev,mpich]'
+	$(BIN)/pip install --no-compile --disable-pip-version-check --editable '.[dev,mpich]'  # Python compiles what is imported
 	@touch $@
 
 clean:

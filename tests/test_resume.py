@@ -23,10 +23,10 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.usefixtures("python")
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
-SMALL = ["-s", "rounds=4", "-s", "partition.num_clients=5", "-s", "client.group_size=2"]
+SMALL = ["-s", "rounds=4", "-s", "client.epochs=1", "-s", "partition.num_clients=5", "-s", "client.group_size=2"]
 KEEP = ["-s", "client.optimizer_state=keep"]
 OVERLAP = ["-s", "evaluate.overlap=true"]
-QUICK = ["-s", "partition={name: iid, num_clients: 1000, examples_per_client: 32}", "-s", "cohort.size=4", "-s", "client.epochs=1"]
+QUICK = ["-s", "partition={name: iid, num_clients: 1000, examples_per_client: 32}", "-s", "cohort.size=4"]
 KILLS, STARTS = (int(os.environ.get(f"FLORA_HPC_{name}", default)) for name, default in (("KILLS", "5"), ("STARTS", "1")))
 MEASURED = ("round", "num_clients", "num_examples", "train_loss", "test_accuracy", "uplink_bytes")
 

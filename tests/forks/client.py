@@ -36,6 +36,7 @@ for number in ANSWERED:
     signal.signal(number, lambda number, _: os.kill(fork, number))
 code = int.from_bytes(connection.recv(8), "little", signed=True)
 if code < 0:
-    signal.signal(-code, signal.SIG_DFL)
+    if -code in ANSWERED:
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 os._exit(code)
