@@ -1,7 +1,7 @@
 """What a run goes on from: one file for each saved round, and one for each rank that keeps clients' optimizers.
 
     checkpoint/round-000012.safetensors          adapter, server state, a round that is not tested yet
-    checkpoint/round-000012-rank-3.safetensors   optimizers of the groups that rank 3 trained
+    checkpoint/round-000012-rank-3.safetensors   optimizers of the clients that rank 3 trained
 
 A file is whole or not there: it is written under another name, synced and renamed, those of ranks before the one that names them.
 Each holds a checksum of all its numbers, and the two newest rounds are kept, so that a damaged one costs one round.
@@ -10,7 +10,7 @@ Each holds a checksum of all its numbers, and the two newest rounds are kept, so
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +21,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flora_hpc import optimizers
+from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError, reason
+from flora_hpc.optimizers import Kept
 from flora_hpc.records import disk
 from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
 
-FORMAT = "1"
+FORMAT = "2"
 KEPT = 2  # rounds
 TABLES = {"row": ROUNDS, "ranks": RANKS, "clients": CLIENTS}  # of a record
 NAME = re.compile(r"round-(\d+)\.safetensors")
@@ -82,10 +83,12 @@ def prune(folder: Path, last: int, number_kept: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def write_optimizers(folder: Path, number: int, rank: int, states: Mapping[int, optimizers.State]) -> str:
-    """Write one rank's optimizers, by group, and return the name of the file. Raises UserError like `write`."""
-    file = folder / f"round-{number:06d}-rank-{rank}.safetensors"
-    tensors = {f"{group}.{i}": part.cpu() for group, state in states.items() for i, part in enumerate(state)}
+def write_optimizers(folder: Path, number: int, rank: int, groups: Iterable[Kept]) -> str:
+    """Write what one rank's optimizers remember, by client, and return the name of the file. Raises UserError like `write`."""
+    file, groups = folder / f"round-{number:06d}-rank-{rank}.safetensors", list(groups)
+    tensors = {"clients": torch.tensor([client for group in groups for client in group.clients.tolist()], dtype=torch.int64)}
+    for i, parts in enumerate(zip(*(group.state for group in groups), strict=True)):
+        tensors[str(i)] = torch.cat([part.cpu() for part in parts])
     _write(file, tensors, {"round": str(number)})
     return file.name
 
@@ -106,19 +109,26 @@ def read(data: bytes) -> Checkpoint:
         raise DamagedError(f"it lacks {error}") from None
 
 
-def read_optimizers(folder: Path, shards: Iterable[str], groups: Iterable[int]) -> dict[int, optimizers.State]:
-    """The optimizers of these groups. Raises UserError when a file cannot be read."""
-    wanted, found = set(groups), dict[int, dict[int, torch.Tensor]]()
+def read_optimizers(folder: Path, shards: Iterable[str], groups: Sequence[Ints]) -> list[Kept]:
+    """What the optimizers of these groups remember. Raises UserError when a file cannot be read, or a client is in none."""
+    place = {client: (group, row) for group, clients in enumerate(groups) for row, client in enumerate(clients.tolist())}
+    states: list[tuple[torch.Tensor, ...]] = [()] * len(groups)
     for name in shards:
         try:
             tensors, _ = _checked((folder / name).read_bytes())
         except (OSError, DamagedError) as error:
             raise UserError(f"{folder / name}: cannot be used ({error}); all nodes must see the files of the run") from None
-        for key, tensor in tensors.items():
-            group, part = map(int, key.split("."))
-            if group in wanted:
-                found.setdefault(group, {})[part] = tensor.clone()
-    return {group: tuple(parts[i] for i in sorted(parts)) for group, parts in found.items()}
+        parts = [tensors[str(i)] for i in range(len(tensors) - 1)]
+        for row, client in enumerate(tensors["clients"].tolist()):
+            if client not in place:
+                continue
+            group, at = place.pop(client)
+            states[group] = states[group] or tuple(part.new_zeros(len(groups[group]), *part.shape[1:]) for part in parts)
+            for mine, part in zip(states[group], parts, strict=True):
+                mine[at] = part[row]
+    if place:
+        raise UserError(f"{folder}: keeps no optimizer of client {min(place)}; start a new run with another --out")
+    return [Kept(clients, state) for clients, state in zip(groups, states, strict=True)]
 
 
 def newest(folder: Path, run: str, last_round: int) -> tuple[bytes, Checkpoint | None, list[str]]:

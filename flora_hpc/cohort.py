@@ -1,12 +1,14 @@
 """Who trains this round, in which groups, on which rank. Every rank works this out alike, so nothing is sent."""
 
-import heapq
+from dataclasses import dataclass
 
 import numpy as np
 
 from flora_hpc import seeds
 from flora_hpc.config import CohortConfig
 from flora_hpc.data.images import Ints
+
+UNITS = 4  # of work for each rank, where idle ranks take the next one
 
 
 def sample(config: CohortConfig, registered: int, seed: int, round_number: int) -> Ints:
@@ -18,29 +20,88 @@ def sample(config: CohortConfig, registered: int, seed: int, round_number: int) 
     return np.sort(drawn)
 
 
-def make_groups(clients: Ints, sizes: Ints, group_size: int) -> list[Ints]:
-    """Clients of like size together, largest first, so that few wait for others of their group. -> clients of each group."""
-    by_size = clients[np.lexsort((clients, -sizes))]
-    return [by_size[i : i + group_size] for i in range(0, len(by_size), group_size)]
+@dataclass(frozen=True)
+class Grouping:
+    """How clients are put into groups, each of which trains in one batch of tensors."""
+
+    most: int  # clients of a group
+    alike: bool = False  # whether all clients of a group must cost the same, so that none computes more beside a longer one
+    fixed: bool = False  # whether groups must be the same on any number of ranks, since their size decides bits
 
 
-def costliest_first(costs: list[int]) -> list[int]:
-    """Group numbers, in the order in which groups are given to ranks."""
-    return sorted(range(len(costs)), key=lambda group: (-costs[group], group))
+def groups_of_ranks(clients: Ints, costs: Ints, grouping: Grouping, num_ranks: int, assignment: str) -> list[list[Ints]]:
+    """The groups of clients that each rank trains, which may be none. `costs` (n,) int64 are those of `clients` (n,).
+
+    static: clients go to ranks in turn; balanced: the costliest first, each to the rank with the least so far. Fixed groups go as
+    wholes; so do those of dynamic assignment, for which this is what ranks of the same speed take. In a group are clients of like
+    cost, the costliest first, so that few wait for others.
+    """
+    order = _costliest_first(clients, costs)
+    clients, costs = clients[order], costs[order]
+    if not grouping.fixed and assignment != "dynamic":
+        ranks = deal(costs, num_ranks, assignment)
+        return [_cut(clients[mine], costs[mine], grouping) for mine in (ranks == rank for rank in range(num_ranks))]
+    groups = units(clients, costs, grouping, num_ranks)
+    ends = np.cumsum([len(group) for group in groups])
+    totals = np.diff(np.cumsum(costs)[ends - 1], prepend=0)
+    order = _costliest_first(np.arange(len(groups)), totals)
+    ranks = deal(totals[order], num_ranks, assignment)
+    return [[groups[group] for group in order[ranks == rank]] for rank in range(num_ranks)]
 
 
-def assign(costs: list[int], num_ranks: int, assignment: str = "balanced") -> list[list[int]]:
-    """Group numbers of each rank, which may get none.
+def units(clients: Ints, costs: Ints, grouping: Grouping, num_ranks: int) -> list[Ints]:
+    """The groups of all `clients`, the costliest first, from which ranks take the next one when they are idle."""
+    order = _costliest_first(clients, costs)
+    clients, costs = clients[order], costs[order]
+    if grouping.fixed:
+        return [part for part in np.split(clients, range(grouping.most, len(clients), grouping.most)) if len(part)]
+    few = max(1, min(grouping.most, len(clients) // (UNITS * num_ranks)))
+    return _cut(clients, costs, Grouping(few, grouping.alike))
 
-    static: in turn; balanced: the costliest group first, each to the rank with the least so far, which is also what ranks of the
-    same speed take by themselves (dynamic).
+
+def deal(costs: Ints, num_ranks: int, assignment: str = "balanced") -> Ints:
+    """The rank (n,) int64 of each piece of work, for whole-number `costs` (n,) > 0, the largest first; see `groups_of_ranks`.
+
+    Pieces of equal cost are dealt at once.
     """
     if assignment == "static":
-        return [list(range(rank, len(costs), num_ranks)) for rank in range(num_ranks)]
-    loads = [(0, rank) for rank in range(num_ranks)]
-    result: list[list[int]] = [[] for _ in range(num_ranks)]
-    for group in costliest_first(costs):
-        load, rank = heapq.heappop(loads)
-        result[rank].append(group)
-        heapq.heappush(loads, (load + costs[group], rank))
-    return result
+        return np.arange(len(costs)) % num_ranks
+    loads, ranks = np.zeros(num_ranks, np.int64), [np.zeros(0, np.int64)]
+    values, counts = np.unique(costs, return_counts=True)
+    for cost, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        numbers = _least_loaded(loads, cost, count)
+        loads += cost * numbers
+        ranks.append(np.repeat(np.arange(num_ranks), numbers))
+    return np.concatenate(ranks)
+
+
+def _least_loaded(loads: Ints, cost: int, count: int) -> Ints:
+    """How many of `count` pieces of the same cost each rank gets, each going to the first rank of those with the least so far.
+
+    Rank r takes its pieces at loads[r], loads[r] + cost, ...: those are the `count` smallest of all these numbers.
+    """
+
+    def up_to(level: int) -> Ints:
+        return np.maximum(0, (level - loads) // cost + 1)
+
+    low, high = int(loads.min()) - 1, int(loads.min()) + cost * count  # by bisection: the last level that takes no more than all
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if up_to(middle).sum() <= count else (low, middle)
+    numbers = up_to(low)
+    next_ones = np.flatnonzero(up_to(low + 1) > numbers)
+    numbers[next_ones[: count - numbers.sum()]] += 1
+    return numbers
+
+
+def _costliest_first(clients: Ints, costs: Ints) -> Ints:
+    """Places (n,) of `clients`, of equal ones the lowest number first."""
+    return np.lexsort((clients, -costs))
+
+
+def _cut(clients: Ints, costs: Ints, grouping: Grouping) -> list[Ints]:
+    """Groups of `clients`, the costliest of which come first; as few as may be, and of like size."""
+    groups = []
+    for part in np.split(clients, np.flatnonzero(np.diff(costs)) + 1 if grouping.alike else []):
+        groups += np.array_split(part, -(-len(part) // grouping.most)) if len(part) else []
+    return groups

@@ -102,7 +102,7 @@ class ClientConfig(Section):
         "reset", description="start the optimizer afresh in every round, or keep each client's state (every client in every round)"
     )
     group_size: int | None = Field(
-        None, ge=1, description="clients trained in one batch of tensors; part of what decides the bits; chosen when not given"
+        None, ge=1, description="clients trained in one batch of tensors at most; chosen when not given, and decides no bit on CPUs"
     )
 
     @model_validator(mode="after")
@@ -205,12 +205,9 @@ class Config(Section):
                 "checkpoint": CheckpointConfig(),
                 "features": self.features.model_copy(update={"store": "auto"}),
                 "cohort": self.cohort.model_copy(update={"assignment": "balanced"}),
+                "client": self.client.model_copy(update={"group_size": None}),
             }
         )
-
-    def with_group_size(self, group_size: int | None) -> "Config":
-        """The same with the size of groups that was chosen: it decides bits, so what is written down gives the same anywhere."""
-        return self.model_copy(update={"client": self.client.model_copy(update={"group_size": group_size})})
 
     def to_yaml(self) -> str:
         """The resolved configuration, every default written out; loading it gives an equal Config."""

@@ -1,6 +1,8 @@
-"""How many clients train in one batch of tensors: as many as fit and gain speed, and few enough that all ranks find work.
+"""How many clients train in one batch of tensors at most: as many as fit and gain speed.
 
-Nothing here may depend on the number of ranks, since the size of a group is part of what decides the bits.
+On processors a client's bits are its own, whoever trains beside it, and ranks cut what they have to do into groups as they like.
+GPU libraries choose kernels by shape, so that there the size of a group is part of what decides bits: it must not depend on the
+number of ranks, and groups must be few enough that several ranks find work.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from flora_hpc.config import ClientConfig
 from flora_hpc.methods._method import Method
 from flora_hpc.optimizers import OPTIMIZERS
 
-GROUPS = 16  # of a cohort, so that several ranks find work
+GROUPS_ON_GPU = 16  # of a cohort, so that several ranks find work
 # Beyond these, groups got no faster on a core (measured), most likely since what they work on leaves its cache
 MAX_ACTIVATION_BYTES = 2**21  # into one layer of the towers: 1,024 positions of a ViT-B/32's captions, 4,096 of flora-tiny's
 MAX_FEATURE_BYTES = 2**23  # of all batches of a step
@@ -82,7 +84,7 @@ def load(clip: Clip, method: Method, client: ClientConfig, num_classes: int) -> 
 
 
 def choose(num_clients: int, load: Load, room: Room) -> GroupSize:
-    """The size of groups for a cohort of `num_clients`; 1 at least, even where that does not fit."""
+    """The most clients of a group, of a cohort of `num_clients`; 1 at least, even where that does not fit."""
     most = [
         (MAX_CLIENTS, 1),
         (MAX_ACTIVATION_BYTES, load.activation_bytes),
@@ -94,8 +96,10 @@ def choose(num_clients: int, load: Load, room: Room) -> GroupSize:
     bounds = {
         "memory holds no more": room.num_bytes // max(1, load.of_group(1)),
         "more would not be faster": min(times * limit // max(1, one) for limit, one in most),
-        "a cohort is cut into about sixteen": num_clients // GROUPS,
+        "a round has no more clients": num_clients,
     }
+    if room.gpu:
+        bounds["a cohort is cut into about sixteen"] = num_clients // GROUPS_ON_GPU
     bound = min(bounds, key=lambda name: bounds[name])
     return GroupSize(max(1, bounds[bound]), bound)
 

@@ -10,8 +10,16 @@ from typing import NamedTuple
 import torch
 
 from flora_hpc.config import ClientConfig
+from flora_hpc.data.images import Ints
 
 State = tuple[torch.Tensor, ...]  # (num_clients, num_params) or (num_clients, 1) each, float32
+
+
+class Kept(NamedTuple):
+    """What the optimizers of a group remember from one round to the next."""
+
+    clients: Ints  # (num_clients,)
+    state: State
 
 
 class Optimizer(NamedTuple):

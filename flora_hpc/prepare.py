@@ -12,6 +12,7 @@ from flora_hpc import embed, evaluate, groupsize, plugins, seeds
 from flora_hpc.clip import identity as model_identity
 from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip, load
+from flora_hpc.cohort import Grouping
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.comm.exact import MAX_CLIENTS
@@ -99,7 +100,9 @@ def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         method=method,
         aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
         shards=holders,
-        group_size=group_size(config, dataset, clip, method, num_clients, room)[0].clients,
+        grouping=Grouping(
+            group_size(config, dataset, clip, method, num_clients, room)[0].clients, alike=method.per_example, fixed=room.gpu
+        ),
         labels=torch.from_numpy(images.labels).to(device),
         test=torch.from_numpy(dataset.test).to(device),
     )
@@ -108,7 +111,7 @@ def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
 def group_size(
     config: Config, dataset: Dataset, clip: Clip, method: Method, num_clients: int, room: devices.Room
 ) -> tuple[groupsize.GroupSize, groupsize.Load]:
-    """How many of a cohort's `num_clients` train in one batch of tensors, why no more, and what one of them takes."""
+    """How many of a cohort's `num_clients` train in one batch of tensors at most, why no more, and what one of them takes."""
     load = groupsize.load(clip, method, config.client, len(dataset.captions))
     if config.client.group_size:
         return groupsize.GroupSize(config.client.group_size, "as client.group_size says"), load
@@ -240,7 +243,16 @@ def sources(config: Config) -> dict[str, str]:
     data = ", ".join(places) or f"data.name: {config.data.name}"
     weights = f"model.pretrained: {config.model.pretrained}" if config.model.pretrained else f"model.name: {config.model.name}"
     clients = f"partition.name: {config.partition.name}, {data}"
-    return {"captions": data, "labels": data, "split": data, "images": data, "clients": clients, "model weights": weights}
+    groups = "on GPUs they decide bits: set client.group_size to the group_size of run.h5"
+    return {
+        "captions": data,
+        "labels": data,
+        "split": data,
+        "images": data,
+        "clients": clients,
+        "model weights": weights,
+        "size of groups": groups,
+    }
 
 
 def first_state(fed: Federation, comm: Communicator, device: torch.device) -> State:

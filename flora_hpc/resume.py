@@ -19,10 +19,11 @@ from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError, reason
+from flora_hpc.optimizers import Kept
 from flora_hpc.records import disk, hdf5file
 from flora_hpc.records.known import Earlier, RoundRecord
 from flora_hpc.records.schema import Rows
-from flora_hpc.round import Federation, State, groups_of, my_groups, tested
+from flora_hpc.round import Federation, State, my_groups, tested
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Saved:
         def keep() -> str:
             self.holds()
             with comm.phase("log"):
-                return checkpoint.write_optimizers(self.folder, number, comm.rank, state.optimizers)
+                return checkpoint.write_optimizers(self.folder, number, comm.rank, state.optimizers.values())
 
         if fed.client.optimizer_state == "keep":
             name = together(comm, keep)
@@ -109,9 +110,9 @@ class Saved:
         state = State(point.adapter.to(device), to(point.server, device), {}, untested=untested)
         following = point.round + 1
         if point.shards:
-            mine = my_groups(fed, comm, groups_of(fed, following), following)
+            mine = list(my_groups(fed, comm, following))
             kept = together(comm, lambda: checkpoint.read_optimizers(self.folder, point.shards, mine))
-            state.optimizers = {group: to(parts, device) for group, parts in kept.items()}
+            state.optimizers = {i: Kept(each.clients, to(each.state, device)) for i, each in enumerate(kept)}
         return Begin(state, following, earlier)
 
     def _look(self, fed: Federation) -> tuple[bytes, Earlier]:

@@ -1,7 +1,7 @@
 """One round of federated learning, as every rank plays it.
 
 every rank holds the same adapter and server state
-    cohort -> groups of clients -> my groups          the same answer on every rank, nothing is sent (unless dynamic)
+    cohort -> my clients -> in groups                 the same answer on every rank, nothing is sent (unless dynamic)
     each group trains; its weighted updates are added to a running sum
     the sum is added up over ranks                    one allreduce, exact
     the server's rule makes the next adapter          on every rank, sent to none
@@ -10,7 +10,7 @@ every rank holds the same adapter and server state
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from flora_hpc import cohort, evaluate, optimizers, trainer
 from flora_hpc.aggregators._aggregator import Aggregator
+from flora_hpc.cohort import Grouping
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.exact import ExactSum, blocks
 from flora_hpc.comm.meter import Meter
@@ -48,7 +49,7 @@ class Federation:
     method: Method
     aggregator: Aggregator
     shards: Shards
-    group_size: int
+    grouping: Grouping
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
     mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0
@@ -56,6 +57,11 @@ class Federation:
     tickets: Tickets = field(default_factory=Tickets)  # for work that goes to idle ranks
     stop: Stop = field(default_factory=Stop)  # whether this rank was asked to
     trained: Callable[[int, int, int], None] = lambda done, mine, cohort: None  # told after each group; see Background.trained
+
+    @property
+    def width_unit(self) -> int:
+        """Batches are filled up to a multiple of this many examples; see `trainer.width_unit`."""
+        return trainer.width_unit(self.method, self.client, self.shards.largest)
 
 
 class AbandonedError(Exception):
@@ -68,7 +74,7 @@ class State:
 
     adapter: torch.Tensor  # (num_params,) float32
     server: Any
-    optimizers: dict[int, optimizers.State]  # by group; empty unless client.optimizer_state is 'keep'
+    optimizers: dict[int, optimizers.Kept]  # by number of this rank's group; empty unless client.optimizer_state is 'keep'
     untested: RoundRecord | None = None  # on rank 0: the round before, if its adapter is tested during this one
     weight: int = 0  # of all updates that the last round of training added up; 0 when every one was rejected
 
@@ -137,19 +143,19 @@ def note_accuracy(fed: Federation, record: RoundRecord, counts: list[Ints]) -> N
 def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> tuple[ExactSum, Rows]:
     """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
     with comm.phase("batch"):
-        groups = groups_of(fed, number)
-        mine = my_groups(fed, comm, groups, number)
+        mine = my_groups(fed, comm, number)
         total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
-        num_mine = sum(len(groups[index]) for index in mine) if isinstance(mine, list) else 0
-        done, num_all = 0, sum(map(len, groups))
+        num_mine = sum(map(len, mine)) if isinstance(mine, Sequence) else 0
+        done, num_all = 0, fed.cohort.num_clients(fed.shards.num_clients)
     fed.trained(done, num_mine, num_all)
-    for index in mine:
+    for index, members in enumerate(mine):
         if fed.stop.abandons:
             break
-        members, started = groups[index], comm.clock()
+        started = comm.clock()
         with comm.phase("batch"):
             held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
-            batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
+            batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number, fed.width_unit)
+            kept_state = kept_optimizers(state, index, members)
         with comm.phase("train"):
             result = trainer.train(
                 fed.method,
@@ -159,14 +165,14 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
                 fed.labels,
                 fed.client,
                 held,
-                state.optimizers.get(index),
+                kept_state,
             )
         with comm.phase("sum"):
             weights = fed.shards.sizes(members)
             kept = total.add(result.updates, torch.from_numpy(weights))
             if fed.client.optimizer_state == "keep":
                 optimizers.forget(result.optimizer, ~kept)
-                state.optimizers[index] = result.optimizer
+                state.optimizers[index] = optimizers.Kept(members, result.optimizer)
             row = np.zeros(len(members), CLIENTS)
             row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
             row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
@@ -179,19 +185,33 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
     return total, np.concatenate(rows)
 
 
-def groups_of(fed: Federation, number: int) -> list[Ints]:
-    """The groups of clients that train in a round, the same on every rank."""
+def kept_optimizers(state: State, group: int, members: Ints) -> optimizers.State | None:
+    """What the optimizers of `members` remember, of this rank's group of that number; None where they begin."""
+    kept = state.optimizers.get(group)
+    if kept is None:
+        return None
+    assert np.array_equal(kept.clients, members), "with every client in every round, a rank's groups stay the same"
+    return kept.state
+
+
+def participants(fed: Federation, number: int) -> tuple[Ints, Ints]:
+    """The clients (n,) of a round, and what they cost to train, in examples (n,)."""
     clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
-    return cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size)
+    return clients, fed.client.epochs * trainer.filled_up(fed.shards.sizes(clients), fed.client, fed.width_unit)
 
 
-def my_groups(fed: Federation, comm: Communicator, groups: list[Ints], number: int) -> Iterable[int]:
-    """Numbers of the groups that this rank trains. With dynamic assignment, the next one is settled when this rank asks for it."""
-    costs = [cost(fed, group) for group in groups]
+def groups_of_ranks(fed: Federation, num_ranks: int, number: int) -> list[list[Ints]]:
+    """The groups of clients that each of `num_ranks` trains in a round; with dynamic assignment, of ranks of the same speed."""
+    clients, costs = participants(fed, number)
+    return cohort.groups_of_ranks(clients, costs, fed.grouping, num_ranks, fed.cohort.assignment)
+
+
+def my_groups(fed: Federation, comm: Communicator, number: int) -> Iterable[Ints]:
+    """The groups that this rank trains. With dynamic assignment, the next one is settled when this rank asks for it."""
     if fed.cohort.assignment == "dynamic":
-        order = cohort.costliest_first(costs)
-        return (order[ticket] for ticket in fed.tickets.draw("groups", number, len(order)))
-    return cohort.assign(costs, comm.size, fed.cohort.assignment)[comm.rank]
+        groups = cohort.units(*participants(fed, number), fed.grouping, comm.size)
+        return (groups[ticket] for ticket in fed.tickets.draw("groups", number, len(groups)))
+    return groups_of_ranks(fed, comm.size, number)[comm.rank]
 
 
 def sum_of(counts: list[Ints]) -> Ints:
@@ -214,12 +234,6 @@ def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             part *= mask[:, block]
         squares += part.square_().sum(1)
     return squares.sqrt_().cpu()
-
-
-def cost(fed: Federation, group: Ints) -> int:
-    """How long a group takes to train, in client steps."""
-    longest = int(fed.shards.sizes(group).max())
-    return fed.client.epochs * -(-longest // fed.client.batch_size) * len(group)
 
 
 def report(comm: Meter, number: int, clients: Rows, correct: Ints, before: Ints, adapter: torch.Tensor) -> RankReport:

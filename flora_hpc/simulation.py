@@ -34,7 +34,7 @@ from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import TOPOLOGY, Rows
 from flora_hpc.resume import Begin, Identity, Saved
-from flora_hpc.round import AbandonedError, Federation, State, play
+from flora_hpc.round import AbandonedError, Federation, State, groups_of_ranks, play
 
 SOON_SECONDS = 10.0  # to reach an address of rank 0's where a run can do without
 
@@ -77,9 +77,10 @@ def run(
         mixes = together(comm, lambda: prepare.mixes(config, dataset, fed) if comm.rank == 0 else None)
         fed = replace(fed, inputs=inputs, mixes=mixes, stop=stop)
         fed = replace(fed, tickets=shared_tickets(config, comm))
-        config = config.with_group_size(fed.group_size)
         digests = {"model weights": alike["model weights"]} | prepare.data_identity(dataset, fed.shards)
         digests["images"] = features.digest or embed.images_digest(dataset.images, place.work(config, clip, progress))
+        if fed.grouping.fixed:
+            digests["size of groups"] = str(fed.grouping.most)
         saved = Saved(out, Identity(config.essence(), digests, sources), holds)
         begin = saved.find(fed, comm, place.device) if resume else Begin(prepare.first_state(fed, comm, place.device))
         if fed.method.sees == "features":
@@ -108,8 +109,8 @@ def run(
             num_params=fed.method.num_params,
             payload_bytes=fed.method.payload_bytes,
             how=fed.method.how,
-            group_size=fed.group_size,
-            num_groups=-(-config.cohort.num_clients(fed.shards.num_clients) // fed.group_size),
+            group_size=fed.grouping.most,
+            num_groups=sum(map(len, groups_of_ranks(fed, comm.size, 1))),
             split=prepare.split(dataset, fed) if comm.rank == 0 else None,
             setup_seconds=time.perf_counter() - started,
             earlier=begin.earlier,

@@ -17,6 +17,7 @@ from flora_hpc.methods._method import Method, Noise, Tensors
 from flora_hpc.optimizers import OPTIMIZERS, State
 
 Bools = npt.NDArray[np.bool_]
+PER_EXAMPLE = 8  # examples
 
 
 class Trained(NamedTuple):
@@ -35,20 +36,43 @@ class Batches:
     examples: Ints  # (num_steps, num_clients, batch) int64, indices of training examples
     present: Bools  # same shape; False where a client's batch is short, or the client has finished
     num_steps: Ints  # (num_clients,) int64, none larger than the one before it
+    widths: Ints  # (num_steps,) int64, how many of a step's examples are computed; the rest is absent in all batches
     origin: tuple[int, int, Ints]  # seed, round and clients (num_clients,), which decide every random number
 
 
-def make_batches(clients: Ints, shards: Shards, config: ClientConfig, seed: int, round_number: int) -> Batches:
-    """Lay out the epochs of a group. The order of a client's examples depends on (seed, round, client) alone."""
+def width_unit(method: Method, config: ClientConfig, largest: int) -> int:
+    """Batches are filled up to a multiple of this many examples, so that a client's shapes, and its bits, are its own.
+
+    `largest` is how many examples a client has at most. Absent examples cost next to nothing where features of images meet those of
+    classes. Where a tower computes each example, few are absent, and only clients with as many of them share a group.
+    """
+    return PER_EXAMPLE if method.per_example else min(config.batch_size, largest)
+
+
+def filled_up(sizes: Ints, config: ClientConfig, unit: int) -> Ints:
+    """How many examples clients of `sizes` (n,) compute in an epoch, absent ones included: (n,) int64."""
+    rest = sizes % config.batch_size
+    return sizes - rest + np.minimum(config.batch_size, -(-rest // unit) * unit)
+
+
+def make_batches(
+    clients: Ints, shards: Shards, config: ClientConfig, seed: int, round_number: int, unit: int | None = None
+) -> Batches:
+    """Lay out the epochs of a group. The order of a client's examples depends on (seed, round, client) alone.
+
+    `unit` is `width_unit`; None stands for whole batches.
+    """
     shards_of = [shards.examples(client) for client in clients.tolist()]
     sizes = np.array([len(examples) for examples in shards_of])
-    assert (np.diff(sizes) <= 0).all(), "the clients of a group come in order of their size"
-    longest, steps = int(sizes[0]), -(-sizes // config.batch_size)  # of an epoch
+    longest, steps = int(sizes.max()), -(-sizes // config.batch_size)  # of an epoch
+    assert (np.diff(steps) <= 0).all(), "the clients of a group come in order of their steps"
+    most = int(filled_up(sizes, config, unit or config.batch_size).max())
+    widths = np.minimum(config.batch_size, most - config.batch_size * np.arange(steps[0]))
     owned = np.arange(longest) < sizes[:, None]
     client, place = owned.nonzero()
     rows = np.zeros(owned.shape, np.int64)
     rows[owned] = np.concatenate(shards_of)
-    examples = np.zeros((config.epochs * steps[0], len(clients), min(config.batch_size, longest)), np.int64)
+    examples = np.zeros((config.epochs * steps[0], len(clients), widths[0]), np.int64)
     present = np.zeros(examples.shape, bool)
     mixed = int((sizes > config.batch_size).sum()) if config.shuffle else 0  # clients; the order within one batch does not matter
     for epoch in range(config.epochs):
@@ -59,7 +83,7 @@ def make_batches(clients: Ints, shards: Shards, config: ClientConfig, seed: int,
         present[at] = True
     # where a batch is short: an example of the client's own, which counts for nothing
     examples = np.where(present, examples, examples[:, :, :1])
-    return Batches(examples, present, config.epochs * steps, (seed, round_number, clients))
+    return Batches(examples, present, config.epochs * steps, np.tile(widths, config.epochs), (seed, round_number, clients))
 
 
 def shuffled(rows: Ints, owned: Bools, clients: Ints, seed: int, round_number: int, epoch: int) -> Ints:
@@ -97,7 +121,7 @@ def train(
     examples, present = send(batches.examples, device), send(batches.present, device)
     for step in range(len(examples)):
         n = int((batches.num_steps > step).sum())  # clients still at work
-        width = int(counts[step].max())  # of the longest batch; the last one of an epoch is often short
+        width = int(batches.widths[step])
         rows, there = examples[step, :n, :width], present[step, :n, :width]
         noise = None if noise_seeds is None else noise_seeds[step][:n]
         leaf = params[:n].detach().requires_grad_()

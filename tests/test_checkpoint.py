@@ -9,6 +9,7 @@ import torch
 from flora_hpc import checkpoint
 from flora_hpc.checkpoint import Checkpoint, DamagedError
 from flora_hpc.errors import UserError
+from flora_hpc.optimizers import Kept
 from flora_hpc.records import disk
 from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS
@@ -58,22 +59,36 @@ def test_nothing_to_keep_is_kept(tmp_path: Path) -> None:
     assert (len(found.untested.ranks), len(found.untested.clients)) == (0, 0)
 
 
-def test_optimizers_come_back_by_group_whoever_wrote_them(tmp_path: Path) -> None:
-    state = {group: (torch.full((2, 3), float(group)), torch.full((2, 1), 7.0)) for group in range(4)}
+def group(*clients: int) -> Kept:
+    """Clients whose optimizers remember their numbers, and something else."""
+    numbers = torch.tensor(clients, dtype=torch.float32)[:, None]
+    return Kept(np.array(clients), (numbers.expand(-1, 3), 100 + numbers))
+
+
+def test_optimizers_come_back_by_client_in_whatever_groups_they_were_written(tmp_path: Path) -> None:
     shards = [
-        checkpoint.write_optimizers(tmp_path, 6, 0, {0: state[0], 3: state[3]}),
-        checkpoint.write_optimizers(tmp_path, 6, 1, {1: state[1], 2: state[2]}),
-        checkpoint.write_optimizers(tmp_path, 6, 2, {}),
+        checkpoint.write_optimizers(tmp_path, 6, 0, [group(7, 2), group(4)]),
+        checkpoint.write_optimizers(tmp_path, 6, 1, [group(9, 3, 1)]),
+        checkpoint.write_optimizers(tmp_path, 6, 2, []),
     ]
-    found = checkpoint.read_optimizers(tmp_path, shards, [2, 3])
-    assert sorted(found) == [2, 3]
-    for group, parts in found.items():
-        assert [part.tolist() for part in parts] == [part.tolist() for part in state[group]]
+    wanted = [group(1, 2), group(9), group(4, 7)]
+    found = checkpoint.read_optimizers(tmp_path, shards, [each.clients for each in wanted])
+    for mine, right in zip(found, wanted, strict=True):
+        assert mine.clients.tolist() == right.clients.tolist()
+        assert [part.tolist() for part in mine.state] == [part.tolist() for part in right.state]
+    with pytest.raises(UserError, match="keeps no optimizer of client 5; start a new run"):
+        checkpoint.read_optimizers(tmp_path, shards, [np.array([1, 5])])
+
+
+def test_plain_sgd_remembers_nothing(tmp_path: Path) -> None:
+    shards = [checkpoint.write_optimizers(tmp_path, 6, 0, [Kept(np.array([3, 4]), ())])]
+    (found,) = checkpoint.read_optimizers(tmp_path, shards, [np.array([4])])
+    assert found.state == ()
 
 
 def test_the_two_newest_rounds_are_kept_with_their_shards(tmp_path: Path) -> None:
     for number in (1, 2, 9, 10):
-        shard = checkpoint.write_optimizers(tmp_path, number, 0, {})
+        shard = checkpoint.write_optimizers(tmp_path, number, 0, [])
         checkpoint.write(tmp_path, make(number, shards=(shard,)), "run")
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "round-000009-rank-0.safetensors", "round-000009.safetensors",
@@ -85,7 +100,7 @@ def test_what_is_newer_than_the_round_that_is_written_stays(tmp_path: Path) -> N
     """A rank may be writing the optimizers of the next round, or a damaged file may lie there."""
     for number in (7, 8):
         checkpoint.path(tmp_path, number).write_text("damaged")
-    checkpoint.write_optimizers(tmp_path, 4, 1, {})
+    checkpoint.write_optimizers(tmp_path, 4, 1, [])
     for number in (1, 2, 3):
         checkpoint.write(tmp_path, make(number), "run")
     assert [int(file.name[6:12]) for file in sorted(tmp_path.iterdir())] == [2, 3, 4, 7, 8]
@@ -135,7 +150,7 @@ def test_a_file_that_was_cut_is_noticed(length: int, tmp_path: Path) -> None:
 
 def test_a_lost_shard_costs_a_round(tmp_path: Path) -> None:
     for number in (1, 2):
-        shard = checkpoint.write_optimizers(tmp_path, number, 0, {0: (torch.ones(1, 1),)})
+        shard = checkpoint.write_optimizers(tmp_path, number, 0, [group(0)])
         checkpoint.write(tmp_path, make(number, shards=(shard,)), "run")
     (tmp_path / "round-000002-rank-0.safetensors").unlink()
     number, (told,) = newest(tmp_path)

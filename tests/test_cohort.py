@@ -1,7 +1,13 @@
+import heapq
+from itertools import chain
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flora_hpc import cohort
+from flora_hpc.cohort import Grouping
 from flora_hpc.config import CohortConfig
 
 
@@ -48,46 +54,70 @@ def test_a_small_cohort_of_a_million_clients() -> None:
     assert max(drawn) < 1_000_000
 
 
-# --- in which groups
+# --- in which groups, on which rank
 
 
-def test_clients_of_like_size_are_grouped_largest_first() -> None:
-    groups = cohort.make_groups(np.array([3, 5, 7, 9, 11]), np.array([10, 40, 20, 40, 30]), 2)
-    assert [group.tolist() for group in groups] == [[5, 9], [11, 7], [3]]
+def groups(costs: list[int], num_ranks: int = 1, assignment: str = "balanced", **grouping: int) -> list[list[list[int]]]:
+    """The groups of each rank, of clients 100, 101, ... with these costs."""
+    clients, numbers = np.arange(100, 100 + len(costs)), np.array(costs)
+    found = cohort.groups_of_ranks(clients, numbers, Grouping(**{"most": 100} | grouping), num_ranks, assignment)
+    return [[group.tolist() for group in mine] for mine in found]
 
 
-@pytest.mark.parametrize("group_size", [1, 4, 33, 100])
-def test_every_client_is_in_one_group(group_size: int) -> None:
-    clients, sizes = np.arange(100, 133), np.random.default_rng(0).integers(1, 9, 33)
-    groups = cohort.make_groups(clients, sizes, group_size)
-    assert sorted(np.concatenate(groups).tolist()) == clients.tolist()
-    assert max(map(len, groups)) <= group_size
+def test_clients_of_like_cost_are_grouped_the_costliest_first_in_as_few_groups_of_like_size_as_may_be() -> None:
+    assert groups([10, 40, 20, 40, 30], most=2) == [[[101, 103], [104, 102], [100]]]
+    assert groups([1] * 7, most=5) == [[[100, 101, 102, 103], [104, 105, 106]]]
+    assert groups([2, 1, 2, 1, 2], alike=True) == [[[100, 102, 104], [101, 103]]]
+    assert groups([2, 1, 2, 1, 2], alike=True, most=2) == [[[100, 102], [104], [101, 103]]]
 
 
-# --- on which rank
-
-
-def test_the_costliest_group_goes_first_to_the_rank_with_the_least() -> None:
+def test_the_costliest_client_goes_first_to_the_rank_with_the_least() -> None:
     """5 | -, 5 | 4, 5 | 4+3, 5+2 | 4+3, and the last to the first of equals."""
-    assert cohort.assign([3, 5, 2, 4, 1], 2) == [[1, 2, 4], [3, 0]]
+    assert groups([3, 5, 2, 4, 1], 2) == [[[101, 102, 104]], [[103, 100]]]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
-@pytest.mark.parametrize("num_groups", [1, 2, 13, 50])
-def test_every_group_is_on_one_rank_and_no_rank_has_a_group_too_many(num_groups: int, num_ranks: int) -> None:
-    costs = np.random.default_rng(num_groups).integers(1, 100, num_groups).tolist()
-    ranks = cohort.assign(costs, num_ranks)
-    assert len(ranks) == num_ranks
-    assert sorted(group for mine in ranks for group in mine) == list(range(num_groups))
-    loads = [sum(costs[group] for group in mine) for mine in ranks]
-    assert max(loads) - min(loads) <= max(costs)
+def test_static_clients_go_to_ranks_in_turn_whatever_they_cost() -> None:
+    assert groups([9, 5, 2, 4, 1], 2, "static") == [[[100, 103, 104]], [[101, 102]]]
+    assert groups([3], 2, "static") == [[[100]], []]
 
 
-def test_static_groups_go_to_ranks_in_turn_whatever_they_cost() -> None:
-    assert cohort.assign([3, 5, 2, 4, 1], 2, "static") == [[0, 2, 4], [1, 3]]
-    assert cohort.assign([3], 2, "static") == [[0], []]
+def test_idle_ranks_take_some_groups_each() -> None:
+    """Sixteen clients for two ranks are eight pieces of work; here, as ranks of the same speed take them."""
+    found = groups([1] * 16, 2, "dynamic")
+    assert [[len(group) for group in mine] for mine in found] == [[2] * 4] * 2
+    assert [len(group) for group in cohort.units(np.arange(3), np.ones(3, np.int64), Grouping(100), 2)] == [1, 1, 1]
 
 
-def test_a_rank_may_get_no_group() -> None:
-    assert cohort.assign([4, 6], 4) == [[1], [0], [], []]
-    assert cohort.assign([], 2) == [[], []]
+@pytest.mark.parametrize("assignment", ["balanced", "static", "dynamic"])
+def test_fixed_groups_are_the_same_on_any_number_of_ranks(assignment: str) -> None:
+    costs = np.random.default_rng(0).integers(1, 9, 33).tolist()
+    found = [groups(costs, ranks, assignment, most=4, fixed=True) for ranks in (1, 2, 5, 20)]
+    for mine in found:
+        assert sorted(chain(*mine)) == sorted(chain(*found[0]))
+        assert sorted(map(len, chain(*mine))) == [1] + [4] * 8
+    assert sorted(map(len, found[-1])) == [0] * 11 + [1] * 9
+
+
+@pytest.mark.parametrize("assignment", ["balanced", "static", "dynamic"])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8, 50])
+@pytest.mark.parametrize("alike", [False, True])
+def test_every_client_is_in_one_group(num_ranks: int, assignment: str, alike: bool) -> None:
+    costs = np.random.default_rng(0).integers(1, 9, 33).tolist()
+    found = groups(costs, num_ranks, assignment, most=4, alike=alike)
+    together = list(chain(*found))
+    assert sorted(chain(*together)) == list(range(100, 133))
+    assert max(map(len, together)) <= 4
+    assert all(found) or num_ranks == 50, "no rank is idle while there are clients for it"
+    if alike:
+        assert all(len({costs[client - 100] for client in group}) == 1 for group in together)
+
+
+@given(costs=st.lists(st.integers(1, 12), min_size=1, max_size=60), num_ranks=st.integers(1, 9))
+def test_balanced_is_what_a_heap_deals_one_by_one(costs: list[int], num_ranks: int) -> None:
+    costs = sorted(costs, reverse=True)
+    heap = [(0, rank) for rank in range(num_ranks)]
+    for cost in costs:
+        load, rank = heapq.heappop(heap)
+        heapq.heappush(heap, (load + cost, rank))
+    dealt = cohort.deal(np.array(costs), num_ranks)
+    assert np.bincount(dealt, costs, num_ranks).tolist() == [load for load, _ in sorted(heap, key=lambda place: place[1])]

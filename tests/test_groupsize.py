@@ -16,7 +16,7 @@ from flora_hpc.methods._method import Method, Setting
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLENTY = Room(2**50, gpu=False)
-FAST, FIT, COHORT = "more would not be faster", "memory holds no more", "a cohort is cut into about sixteen"
+FAST, FIT, ALL = "more would not be faster", "memory holds no more", "a round has no more clients"
 
 
 def of(num_params: int = 0, state: int = 0, kept: int = 0, activation: int = 0, feature: int = 0) -> Load:
@@ -26,8 +26,8 @@ def of(num_params: int = 0, state: int = 0, kept: int = 0, activation: int = 0, 
 @pytest.mark.parametrize(
     ("num_clients", "load", "room", "expected"),
     [
-        (80, of(), PLENTY, (5, COHORT)),
-        (3, of(), PLENTY, (1, COHORT)),
+        (80, of(), PLENTY, (80, ALL)),
+        (80, of(), Room(2**50, gpu=True), (5, "a cohort is cut into about sixteen")),
         (10_000, of(), PLENTY, (256, FAST)),
         (10_000, of(activation=2**16), PLENTY, (32, FAST)),
         (10_000, of(activation=2**30), PLENTY, (1, FAST)),
@@ -44,7 +44,7 @@ def test_the_tightest_bound_decides(num_clients: int, load: Load, room: Room, ex
 
 
 def test_the_number_of_ranks_is_not_asked_for() -> None:
-    """It is part of what decides the bits, and those must not depend on ranks."""
+    """On GPUs it is part of what decides the bits, and those must not depend on ranks."""
     assert list(inspect.signature(choose).parameters) == ["num_clients", "load", "room"]
 
 

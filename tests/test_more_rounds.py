@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 Invoke = Callable[..., str]
 MEASURED = ("round", "num_clients", "num_rejected", "num_examples", "train_loss", "test_accuracy", "uplink_bytes", "worst_client")
-CLIENTS = ("round", "client", "group", "num_steps", "train_loss", "update_norm", "weight")
+CLIENTS = ("round", "client", "num_steps", "train_loss", "update_norm", "weight")
 
 
 @pytest.fixture

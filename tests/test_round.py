@@ -11,6 +11,7 @@ import torch
 from flora_hpc import round as rounds
 from flora_hpc.aggregators import fedavg
 from flora_hpc.aggregators._aggregator import Aggregator
+from flora_hpc.cohort import Grouping
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
@@ -37,7 +38,7 @@ def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
         labels=labels,
         test=torch.arange(4),
         inputs=Features(features),
-        group_size=2,
+        grouping=Grouping(2),
     )
     return fed, rounds.State(torch.zeros(6), None, {})
 
@@ -166,7 +167,7 @@ def test_moments_are_kept_per_group_when_asked_for(kind: str, count: int) -> Non
     play(fed, state, 2)
     assert len(state.optimizers) == count
     if kind == "keep":
-        steps = sorted(int(n) for optimizer in state.optimizers.values() for n in optimizer[-1])
+        steps = sorted(int(n) for kept in state.optimizers.values() for n in kept.state[-1])
         assert steps == [2, 4, 4, 6]  # two rounds of 1, 2, 2 and 3 batches
 
 
@@ -268,8 +269,8 @@ def test_the_servers_rule_rests_when_every_update_is_rejected() -> None:
     assert state.server.equal(velocity)
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 6), (3, 18)])
-def test_the_cost_of_a_group_is_its_steps_in_all_epochs(epochs: int, steps: int) -> None:
-    """Two clients, the longest with 5 examples, that is 3 batches of 2."""
-    fed, _ = federation(epochs=epochs)
-    assert rounds.cost(fed, np.array([0, 1])) == steps
+@pytest.mark.parametrize(("epochs", "costs"), [(1, [6, 4, 4, 2]), (3, [18, 12, 12, 6])])
+def test_a_client_costs_the_examples_that_it_computes_in_all_epochs(epochs: int, costs: list[int]) -> None:
+    """In batches of two, which are filled up: 5, 3, 3 and 1 examples are 3, 2, 2 and 1 batches."""
+    clients, found = rounds.participants(federation(epochs=epochs)[0], 1)
+    assert (clients.tolist(), found.tolist()) == ([0, 1, 2, 3], costs)

@@ -64,8 +64,7 @@ def test_the_batches(page: dict[str, Any], batch_size: int) -> None:
     holders = split_of(4, 2, np.arange(101))
     config = ClientConfig(epochs=3, batch_size=batch_size)
     assert config.shuffle
-    sizes = holders.sizes(np.arange(4))
-    (group,) = cohort.make_groups(np.arange(4), sizes, 4)
+    ((group,),) = cohort.groups_of_ranks(np.arange(4), holders.sizes(np.arange(4)), cohort.Grouping(4), 1, "balanced")
     made_here = trainer.make_batches(group, holders, config, 2, 6)
     for place, client in enumerate(group.tolist()):
         steps = [

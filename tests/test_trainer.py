@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -137,6 +138,7 @@ def test_every_order_of_examples_is_as_likely_as_every_other() -> None:
 def test_a_short_batch_is_filled_up_with_an_example_of_its_own() -> None:
     batches = trainer.make_batches(np.array([0, 2, 1]), SHARDS, ClientConfig(batch_size=4), 0, 1)
     assert batches.examples.shape == (2, 3, 4)
+    assert batches.widths.tolist() == [4, 4]
     assert batches.present.sum(2).tolist() == [[4, 3, 2], [3, 0, 0]]
     for filled, present in zip(batches.examples[:, 0], batches.present[:, 0], strict=True):
         assert set(filled[~present].tolist()) <= set(filled[present].tolist())
@@ -146,3 +148,26 @@ def test_a_short_batch_is_filled_up_with_an_example_of_its_own() -> None:
 def test_without_shuffling_the_order_is_that_of_the_shard() -> None:
     batches = trainer.make_batches(np.array([0]), SHARDS, ClientConfig(batch_size=7, shuffle=False), 0, 1)
     assert batches.examples[0, 0].tolist() == list(range(7))
+
+
+# --- a client's shapes are its own
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "widths"),
+    [(7, 4, [4, 4]), (4, 4, [4]), (5, 1, [4, 1]), (6, 3, [4, 3]), (5, 3, [4, 3]), (3, 2, [4]), (1, 2, [2]), (2, 2, [2])],
+)
+def test_batches_are_filled_up_to_whole_units_but_not_beyond_a_batch(size: int, unit: int, widths: list[int]) -> None:
+    config, holders = ClientConfig(batch_size=4, epochs=2), Partition(np.arange(size), np.array([0, size]))
+    batches = trainer.make_batches(np.array([0]), holders, config, 0, 1, unit)
+    assert batches.widths.tolist() == widths * 2
+    assert trainer.filled_up(np.array([size]), config, unit).tolist() == [sum(widths)]
+    assert batches.present.sum() == 2 * size
+
+
+def test_features_take_whole_batches_and_towers_few_absent_examples() -> None:
+    config, method = ClientConfig(batch_size=32), linear_method()
+    assert trainer.width_unit(method, config, largest=1000) == 32
+    assert trainer.width_unit(method, config, largest=20) == 20
+    assert trainer.width_unit(replace(method, image_positions=5), config, largest=1000) == 8
+    assert trainer.width_unit(replace(method, caption_positions=5), config, largest=1000) == 8

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from flora_hpc import cohort, optimizers, prepare, trainer
+from flora_hpc import optimizers, prepare, trainer
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
@@ -15,7 +15,7 @@ from flora_hpc.errors import UserError
 from flora_hpc.losses import LOSSES
 from flora_hpc.methods._method import Noise
 from flora_hpc.optimizers import OPTIMIZERS
-from flora_hpc.round import Federation
+from flora_hpc.round import Federation, groups_of_ranks
 
 
 class Step(NamedTuple):
@@ -36,14 +36,13 @@ class Group(NamedTuple):
 
 def lay_out(fed: Federation, number: int, device: torch.device) -> list[Group]:
     """The groups of round `number`, as a run makes them."""
-    clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
     groups = []
-    for members in cohort.make_groups(clients, fed.shards.sizes(clients), fed.group_size):
-        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number)
+    for members in groups_of_ranks(fed, 1, number)[0]:
+        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number, fed.width_unit)
         noise = trainer.draw_noise_seeds(batches) if fed.method.noisy else None
         steps = []
         for step in range(len(batches.examples)):
-            n, width = int((batches.num_steps > step).sum()), int(batches.present[step].sum(1).max())
+            n, width = int((batches.num_steps > step).sum()), int(batches.widths[step])
             rows, there = (torch.from_numpy(a[step, :n, :width].copy()).to(device) for a in (batches.examples, batches.present))
             steps.append(Step(rows, there, noise[step][:n] if noise else None))
         held = fed.method.holds(members).to(device) if fed.method.holds else None

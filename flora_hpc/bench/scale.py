@@ -149,7 +149,6 @@ def measure(
         "dataset": facts["dataset"],
         "num_clients": int(rounds["num_clients"][0]),
         "group_size": facts["group_size"],
-        "num_groups": facts["num_groups"],
         "rounds": sum(len(run.rounds) for run in played[1]),
         "repeats": repeats,
         "launcher": facts["launcher"],

@@ -83,7 +83,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     ]
     named = {
         "measured": f"medians over {result['rounds']} whole rounds, of {result['repeats']} runs each, in turn; waiting and "
-        f"collectives included; {result['num_groups']} groups of clients to share; each rank on a core of its own",
+        f"collectives included; {result['num_clients']:,} clients to share; each rank on a core of its own",
         "start-up": "from starting the launcher to round 0: processes, imports, model, features",
         "machine": f"{machine(result)} a rank, {result['launcher']}, backend {result['backend']}",
     }

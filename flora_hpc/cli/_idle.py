@@ -17,7 +17,7 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     from flora_hpc.cli.plan import room_for
     from flora_hpc.clip import precision
     from flora_hpc.clip.load import load
-    from flora_hpc.round import groups_of
+    from flora_hpc.round import groups_of_ranks
 
     first = configs[0]
     if absent := not_here(first):
@@ -29,13 +29,17 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     sentences = []
     for config in configs:
         fed = prepare.federation(config, dataset, clip, torch.device("meta"), room)
-        num_groups = len(groups_of(fed, 1))
-        if num_groups < num_ranks:
+        idle = sum(not groups for groups in groups_of_ranks(fed, num_ranks, 1))
+        if idle:
             clients = count(config.cohort.num_clients(fed.shards.num_clients), "client")
+            cut, smaller = "", ""
+            if fed.grouping.fixed:
+                cut = f", which make {count(num_ranks - idle, 'group')} of up to {fed.grouping.most}"
+                smaller = ", or set a lower client.group_size"
             registered = f"partition.num_clients {fed.shards.num_clients:,}: " if len(configs) > 1 else ""
             sentences.append(
-                f"{registered}{num_ranks - num_groups} of {num_ranks} ranks have no work, since {clients} of a round make "
-                f"{count(num_groups, 'group')} of up to {fed.group_size}; ask for fewer ranks, or set a lower client.group_size"
+                f"{registered}{idle} of {num_ranks} ranks have no work, since a round has {clients}{cut}; "
+                f"ask for fewer ranks{smaller}"
             )
     return sentences
 

@@ -1,6 +1,6 @@
 """`flora-hpc plan`: clients, ranks, payload and memory before anything runs; needs no GPU and no MPI, and looks at no values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +14,11 @@ from rich.text import Text
 from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides
 from flora_hpc.config import Config
+from flora_hpc.data.images import Ints
 
 ASSIGNMENTS = {
-    "static": "static: groups go to ranks in turn",
-    "balanced": "balanced: the costliest group first, each to the rank with the least so far",
+    "static": "static: clients go to ranks in turn",
+    "balanced": "balanced: the costliest client first, each to the rank with the least so far",
     "dynamic": "dynamic: an idle rank takes the costliest group that is left; below, what ranks of the same speed take",
 }
 UNSEEN_GPU_BYTES = 16 * 10**9  # memory of a GPU that is planned for and not here
@@ -81,7 +82,7 @@ def plan(
 
     from flora_hpc import cohort, prepare
     from flora_hpc.clip import precision
-    from flora_hpc.round import cost
+    from flora_hpc.round import groups_of_ranks
 
     if not gpus:  # what another machine's GPUs can do is not known here
         precision.settle(resolved.model.precision, torch.device("cpu"))
@@ -89,20 +90,21 @@ def plan(
     dataset, clip, fed = prepare.everything(resolved, torch.device("meta"), room)
     clients = cohort.sample(resolved.cohort, fed.shards.num_clients, resolved.seed, 1)
     sizes = fed.shards.sizes(clients)
-    groups = cohort.make_groups(clients, sizes, fed.group_size)
-    costs = [cost(fed, group) for group in groups]
+    groups = groups_of_ranks(fed, ranks, 1)
+    num_groups, largest = sum(map(len, groups)), max(len(group) for mine in groups for group in mine)
     num_bytes = 2 if resolved.features.precision == "bf16" else 4
     choice, load = prepare.group_size(resolved, dataset, clip, fed.method, len(clients), room)
-    group_bytes = load.of_group(min(fed.group_size, len(clients)))
+    group_bytes = load.of_group(largest)
     needed = memory(clip, fed, load, group_bytes, len(dataset.images), -(-len(clients) // ranks), num_bytes)
 
-    together = f"{len(groups):,} of up to {fed.group_size} clients in one batch of tensors, about {decimal(group_bytes)}"
+    bound = choice.bound if largest == choice.clients else "each rank trains its clients in as few as may be"
+    together = f"{num_groups:,} of up to {largest} clients in one batch of tensors, about {decimal(group_bytes)}"
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
     rows = model_rows(resolved, clip, fed, needed["weights"]) | {
         "data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images",
         "captions": f"{len(dataset.captions)}, such as '{dataset.captions[0]}'",
         "clients": f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}",
-        "groups": f"{together}; {choice.bound}",
+        "groups": f"{together}; {bound}",
         "assignment": ASSIGNMENTS[resolved.cohort.assignment],
     }
     console = Console()
@@ -112,8 +114,8 @@ def plan(
         warnings.append(too_large(group_bytes, room, choice.clients))
     for sentence in warnings:
         console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
-    shares = cohort.assign(costs, ranks, resolved.cohort.assignment)
-    console.print(shares_table(shares, costs, [len(group) for group in groups], gpus))
+    steps = -(-sizes // resolved.client.batch_size) * resolved.client.epochs
+    console.print(shares_table(groups, dict(zip(clients.tolist(), steps.tolist(), strict=True)), gpus))
 
 
 def model_rows(resolved: Config, clip: Any, fed: Any, weight_bytes: int) -> dict[str, str]:
@@ -158,13 +160,15 @@ def too_large(group_bytes: int, room: Any, clients: int) -> str:
     return f"a group takes about {decimal(group_bytes)}, and half {whose} is {decimal(room.num_bytes)}; {cure} client.batch_size"
 
 
-def shares_table(shares: Sequence[Sequence[int]], costs: Sequence[int], sizes: Sequence[int], gpus: int) -> Table:
-    """One row a rank: its device, and what it does of round 1. `shares` are numbers of groups, with these costs and sizes."""
+def shares_table(shares: Sequence[Sequence[Ints]], steps_of: Mapping[int, int], gpus: int) -> Table:
+    """One row a rank: its device, and what it does of round 1. `shares` are each rank's groups, `steps_of` each client's steps."""
     table = Table(title=f"round 1 on {len(shares)} rank{'s' * (len(shares) > 1)}", title_justify="left")
     for heading in ("rank", "device", "groups", "clients", "client steps", "share"):
         table.add_column(heading, justify="right")
     for rank, groups in enumerate(shares):
-        steps, clients = (sum(numbers[group] for group in groups) for numbers in (costs, sizes))
+        mine = [client for group in groups for client in group.tolist()]
+        steps = sum(steps_of[client] for client in mine)
         device = f"cuda:{rank % gpus}" if gpus else "cpu"
-        table.add_row(str(rank), device, str(len(groups)), f"{clients:,}", f"{steps:,}", f"{steps / sum(costs):.1%}")
+        share = f"{steps / sum(steps_of.values()):.1%}"
+        table.add_row(str(rank), device, str(len(groups)), f"{len(mine):,}", f"{steps:,}", share)
     return table

@@ -107,7 +107,7 @@ def run(
         observers = (hdf5, one_line if quiet else terminal if live else plain)
         try:
             simulation.run(
-                resolved.with_group_size(resolved.client.group_size or found.group_size),
+                resolved,
                 comm,
                 me,
                 out,
@@ -131,7 +131,6 @@ class Found:
 
     unfinished: bool = False
     finished: bool = False
-    group_size: int | None = None  # that the run was started with
     idle: int = 0  # earlier starts of this job, in a row, that saved no new round
 
 
@@ -153,8 +152,7 @@ def unfinished(out: Path, config: Config) -> Found:
 
     attributes, tables = hdf5file.read(out, ())
     stored, _ = configfile.load(out / "config.yaml")
-    mine = config.with_group_size(config.client.group_size or stored.client.group_size)
-    if differing := configfile.differences(stored.essence(), mine.essence()):
+    if differing := configfile.differences(stored.essence(), config.essence()):
         told = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in differing.items())
         raise UserError(f"--resume: the run in {out} is another one: {told}; give it its own configuration, or another --out")
     played = max(int(tables["rounds"]["round"].max(initial=-1)), newest_saved(out))
@@ -164,7 +162,7 @@ def unfinished(out: Path, config: Config) -> Found:
             f"--resume: rounds: {config.rounds}, but the run in {out} has played {played}; "
             f"give more rounds, or {stored.rounds} as before"
         )
-    return Found(not finished, finished, stored.client.group_size)
+    return Found(not finished, finished)
 
 
 def newest_saved(out: Path) -> int:

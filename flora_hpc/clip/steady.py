@@ -1,29 +1,81 @@
-"""Layers whose weight gradients do not depend on the number of threads, so that one rank and many give the same bits.
+"""Layers and products that do not depend on the number of threads, so that one rank and many give the same bits.
 
 On CPUs the gradient of a LayerNorm's weight and bias is gathered in one buffer per thread, and oneDNN cuts the gradient of a large
-convolution's weight by threads, too. Matrix products (with MKL_CBWR set), attention and sums over rows are steady. This matters
-only where such weights are trained. Convolutions whose patches overlap, and norms of channels, are left as they are.
+convolution's weight by threads, too; that matters only where such weights are trained. MKL cuts small products. Large ones (with
+MKL_CBWR set), attention and sums over rows are steady. Convolutions whose patches overlap, and norms of channels, are left as they
+are.
 """
 
 import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import LayerNorm
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-SMALL = 256  # rows; differences were seen up to 3 of them, and none from 17 to 10,000
+SMALL = 128  # rows or columns of a product that MKL may cut by threads; it did so up to 64 of them, and never from 100 (8 threads)
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left (num_clients or 1, n, k) times right (num_clients or 1, k, m) -> (num_clients, n, m).
 
-    MKL cuts a lone product of a few rows by threads, in spite of MKL_CBWR, and it comes out differently for one and two of them;
-    products in a batch do not. So a lone small one is computed twice.
+    Each client's part, and its gradients, are the same bits whoever is beside it and on however many threads.
     """
-    if len(left) > 1 or len(right) > 1 or left.shape[1] > SMALL:
+    x: torch.Tensor = _EachClients.apply(left, right)
+    return x
+
+
+class _EachClients(torch.autograd.Function):
+    """A product of its own for each client, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(left, right)
+        return _multiply(left, right)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        (gradient,), (left, right) = gradients, ctx.saved_tensors
+        of_left = _multiply(gradient, right.transpose(1, 2)) if ctx.needs_input_grad[0] else None
+        of_right = _multiply(left.transpose(1, 2), gradient) if ctx.needs_input_grad[1] else None
+        return _of_all(of_left, len(left)), _of_all(of_right, len(right))
+
+
+def _of_all(gradient: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """Clients' gradients (num_clients, ...); of an operand of `length` 1, which all clients share, added up."""
+    return gradient if gradient is None or len(gradient) == length else gradient.sum(0, keepdim=True)
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The same, without gradients.
+
+    MKL cuts small products by threads where there are fewer clients than threads, in spite of MKL_CBWR. Those are therefore
+    computed on one thread; and a lone one of a single column, for which MKL has another way, twice.
+    """
+    num_clients, num_threads = max(len(left), len(right)), torch.get_num_threads()
+    enough = num_clients >= max(2, num_threads)
+    if enough or left.device.type != "cpu" or min(left.shape[1], right.shape[2]) >= SMALL:
         return left @ right
-    return (left.expand(2, -1, -1) @ right.expand(2, -1, -1))[:1]
+    torch.set_num_threads(1)  # takes a tenth of a microsecond
+    try:
+        if num_clients > 1 or right.shape[2] > 1:
+            return left @ right
+        return (left.expand(2, -1, -1) @ right.expand(2, -1, -1))[:1]
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+class SteadyProducts(TorchFunctionMode):
+    """Inside, Linear layers with weights of one client go the same way, for towers whose own code runs."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.linear or kwargs or args[1].ndim != 2:
+            return func(*args, **(kwargs or {}))
+        x, weight, bias = (*args, None)[:3]
+        y = product(x.reshape(1, -1, x.shape[-1]), weight.t()[None]).view(*x.shape[:-1], -1)
+        return y if bias is None else y + bias
 
 
 class SteadyNorm(nn.Module):

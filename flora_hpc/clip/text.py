@@ -23,7 +23,6 @@ from flora_hpc.clip.lora import Lora
 from flora_hpc.clip.steady import product
 from flora_hpc.clip.trie import Attention, build_trie
 
-FEW = 16  # rows of a lone client's product that MKL may cut by threads
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -187,10 +186,9 @@ class Layers:
         weight, bias, lora = self.own(f"{path}.weight"), self.own(f"{path}.bias"), self.adapters.get(self.prefix + path)
         if weight is None:
             y = frozen.linear(x, layer)
-        elif bias is None or (len(weight) == 1 and x.shape[1] <= FEW):
-            y = product(x, weight.transpose(1, 2)) if bias is None else product(x, weight.transpose(1, 2)) + bias[:, None]
         else:
-            y = torch.baddbmm(bias[:, None], x.expand(len(weight), -1, -1), weight.transpose(1, 2))
+            y = product(x, weight.transpose(1, 2))
+            y = y if bias is None else y + bias[:, None]
         return y if lora is None else y + lora(x)
 
     def norm(self, x: torch.Tensor, layer: Any, path: str) -> torch.Tensor:

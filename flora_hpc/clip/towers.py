@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from flora_hpc.clip.frozen import FrozenProducts, tensor_cores
 from flora_hpc.clip.lora import Lora, attached
+from flora_hpc.clip.steady import SteadyProducts
 from flora_hpc.clip.text import NONE, TextTower, why_not
 
 POSITIONS_AT_ONCE = {"cpu": 2**9, "cuda": 2**14}  # of images: on 2 cores more of them were not faster, and take more memory
@@ -61,7 +62,8 @@ def encode(
         return features.view(num_clients, -1, features.shape[-1])
     x = x.expand(num_clients, *x.shape[1:])
     each = ({f"model.{name}": own[k] for name, own in weights.items()} for k in range(num_clients))
-    return torch.stack([functional_call(_Entry(model, entry), own, (x[k],)) for k, own in enumerate(each)])
+    with SteadyProducts():
+        return torch.stack([functional_call(_Entry(model, entry), own, (x[k],)) for k, own in enumerate(each)])
 
 
 class _Entry(nn.Module):

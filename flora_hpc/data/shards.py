@@ -46,6 +46,10 @@ class Shards(Protocol):
     def num_clients(self) -> int:
         """How many clients are registered."""
 
+    @property
+    def largest(self) -> int:
+        """No client has more examples."""
+
     def sizes(self, clients: Ints) -> Ints:
         """Number of examples of each of `clients` (n,) int64 -> (n,) int64."""
 
@@ -64,6 +68,10 @@ class Partition:
     def num_clients(self) -> int:
         return len(self.starts) - 1
 
+    @cached_property
+    def largest(self) -> int:
+        return int(np.diff(self.starts).max(initial=0))
+
     def sizes(self, clients: Ints) -> Ints:
         return self.starts[clients + 1] - self.starts[clients]
 
@@ -80,6 +88,10 @@ class Population:
     seed: int
     partitioner: Partitioner
     rows: Ints  # of the dataset, among which clients draw
+
+    @property
+    def largest(self) -> int:
+        return self.examples_per_client if self.partitioner.size is None else len(self.rows)
 
     def sizes(self, clients: Ints) -> Ints:
         if self.partitioner.size is None:

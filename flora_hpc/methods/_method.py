@@ -94,6 +94,11 @@ class Method:
         return sum(map(prod, self.shapes.values()))
 
     @property
+    def per_example(self) -> bool:
+        """Whether a tower computes each image of a step, or its caption, for each client."""
+        return self.image_positions + self.caption_positions > 0
+
+    @property
     def payload_bytes(self) -> int:
         """An adapter or an update as float32, without any header; of the largest client, where they differ."""
         return 4 * self.num_params

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from flora_hpc.clip.steady import product
 from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe, fixed, uniform
 from flora_hpc.plugins import BaseOptions
 
@@ -34,8 +35,8 @@ def build(options: Options, setting: Setting) -> Method:
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         first, first_bias, second, second_bias = tensors.values()
-        inner = torch.baddbmm(first_bias[:, None], inputs, first.transpose(1, 2)).tanh()
-        attention = torch.baddbmm(second_bias[:, None], inner, second.transpose(1, 2)).softmax(-1)
+        inner = (product(inputs, first.transpose(1, 2)) + first_bias[:, None]).tanh()
+        attention = (product(inner, second.transpose(1, 2)) + second_bias[:, None]).softmax(-1)
         return cosine_scores(scale, inputs * attention, classes)
 
     return Method(shapes, init, fixed(text), logits, how=describe(False, None))

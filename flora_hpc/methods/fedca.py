@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from flora_hpc.clip.steady import product
 from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe, fixed, uniform
 from flora_hpc.plugins import BaseOptions
 
@@ -29,8 +30,8 @@ def build(options: Options, setting: Setting) -> Method:
         return {name: uniform(rng, shape, shape[1]) for name, shape in shapes.items()}
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
-        inner = (inputs @ tensors["adapter.0.weight"].transpose(1, 2)).relu()
-        adapted = (inner @ tensors["adapter.1.weight"].transpose(1, 2)).relu()
+        inner = product(inputs, tensors["adapter.0.weight"].transpose(1, 2)).relu()
+        adapted = product(inner, tensors["adapter.1.weight"].transpose(1, 2)).relu()
         return cosine_scores(scale, options.ratio * adapted + (1 - options.ratio) * inputs, classes)
 
     return Method(shapes, init, fixed(text), logits, how=describe(False, None))

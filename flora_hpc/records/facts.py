@@ -109,7 +109,7 @@ def groups(known: Mapping[str, Any]) -> str:
         "each client on its own" if most == 1 else f"up to {count(most, 'client')} in one batch of tensors"
     )
     if idle > 0:
-        text += f"; {count(idle, 'rank has', 'ranks have')} none (a lower client.group_size makes more groups)"
+        text += f"; {count(idle, 'rank has', 'ranks have')} none (more clients a round, or on GPUs a lower client.group_size)"
     return text
 
 

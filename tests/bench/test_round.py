@@ -150,7 +150,7 @@ def test_the_bare_loop_trains_what_a_run_trains(method: str) -> None:
     assert [group.num_clients for group in groups] == [3, 3]
     clients = part_groups(fed.shards.sizes(np.arange(6)))
     for group, members in zip(groups, clients, strict=True):
-        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, 1)
+        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, 1, fed.width_unit)
         held = fed.method.holds(members) if fed.method.holds else None
         expected = trainer.train(fed.method, adapter, batches, fed.inputs, fed.labels, fed.client, held).updates
         assert expected.abs().max() > 0

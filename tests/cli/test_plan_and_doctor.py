@@ -70,25 +70,30 @@ def test_plan_shares_clients_among_ranks() -> None:
 
 
 def test_plan_tells_the_assignment() -> None:
-    """Ten groups of one client on 3 ranks, in turn: 4, 3 and 3."""
+    """Ten clients, each a group, on 3 ranks, in turn: 4, 3 and 3."""
     text = plan("--ranks", "3", "-s", "cohort.assignment=static", "-s", "client.group_size=1")
-    assert "static: groups go to ranks in turn" in text
+    assert "static: clients go to ranks in turn" in text
     assert [line.split("│")[3].strip() for line in text.splitlines() if "│ cpu │" in " ".join(line.split())] == ["4", "3", "3"]
     assert "dynamic: an idle rank takes" in plan("-s", "cohort.assignment=dynamic")
 
 
 def test_plan_says_how_large_groups_are_and_why() -> None:
-    told = plan()
-    assert "10 of up to 1 clients in one batch of tensors, about" in told
-    assert "a cohort is cut into about sixteen" in " ".join(told.replace("│", " ").split())
-    told = plan("-s", "client.group_size=4")
-    assert "3 of up to 4 clients" in told
-    assert "as client.group_size says" in told
-    assert "warning" not in told
+    def said(*words: str) -> str:
+        return " ".join(plan(*words).replace("│", " ").split())
+
+    assert "1 of up to 10 clients in one batch of tensors, about" in said()
+    assert "a round has no more clients" in said()
+    assert "3 of up to 4 clients" in said("-s", "client.group_size=4")
+    assert "as client.group_size says" in said("-s", "client.group_size=4")
+    assert "warning" not in said("-s", "client.group_size=4")
+    assert "4 of up to 3 clients" in said("--ranks", "4", "-s", "client.group_size=4")
+    assert "each rank trains its clients in as few as may be" in said("--ranks", "4", "-s", "client.group_size=4")
+    assert "a cohort is cut into about sixteen" in said("--gpus", "1")
 
 
 @pytest.mark.parametrize(
-    ("setting", "cure"), [("client.group_size=4", "lower client.group_size or"), ("rounds=1", "put fewer ranks on a node, or")]
+    ("setting", "cure"),
+    [("client.group_size=4", "lower client.group_size or"), ("client.group_size=1", "put fewer ranks on a node, or")],
 )
 def test_plan_warns_of_a_group_that_does_not_fit(setting: str, cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "memory_per_core", lambda: 200_000)

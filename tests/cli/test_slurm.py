@@ -347,15 +347,19 @@ def test_what_a_run_would_refuse_is_refused_before_it_waits_in_the_queue(
 
 
 def test_ranks_without_work_are_warned_about(calls: Path) -> None:
-    """A group of clients is what a rank works on: 10 clients one by one for 16 ranks, and 100 for them."""
-    words = ["slurm", QUICK, "--nodes", "4", "--ntasks-per-node", "4", "--mpi", "pmix", "-s", "client.group_size=1"]
+    words = ["slurm", QUICK, "--nodes", "4", "--ntasks-per-node", "4", "--mpi", "pmix"]
     result = CliRunner().invoke(app, [*words, "--array", "10,100"], catch_exceptions=False)
     (warning,) = result.stderr.splitlines()
-    assert warning.startswith(
-        "warning: partition.num_clients 10: 6 of 16 ranks have no work, since 10 clients of a round make 10 groups "
+    assert warning == (
+        "warning: partition.num_clients 10: 6 of 16 ranks have no work, since a round has 10 clients; ask for fewer ranks"
     )
     assert result.stdout.startswith("#!/bin/bash\n")
     assert CliRunner().invoke(app, [*words, "-s", "partition.num_clients=20"], catch_exceptions=False).stderr == ""
+    on_gpus = [*words, "--gpus-per-node", "4", "-s", "partition.num_clients=20", "-s", "client.group_size=2"]
+    assert CliRunner().invoke(app, on_gpus, catch_exceptions=False).stderr == (
+        "warning: 6 of 16 ranks have no work, since a round has 20 clients, which make 10 groups of up to 2; "
+        "ask for fewer ranks, or set a lower client.group_size\n"
+    )
 
 
 @pytest.mark.parametrize(
