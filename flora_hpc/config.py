@@ -101,6 +101,11 @@ class ClientConfig(Section):
     optimizer_state: Literal["reset", "keep"] = Field(
         "reset", description="start the optimizer afresh in every round, or keep each client's state (every client in every round)"
     )
+    first_step: Literal["auto", "each", "jacobian"] = Field(
+        "auto",
+        description="how clients, which all start from one adapter, get their first gradient: each by a backward pass, or by one "
+        "Jacobian for all and a product for each, which pays for thousands of clients; auto: by what it costs",
+    )
     group_size: int | None = Field(
         None, ge=1, description="clients trained in one batch of tensors at most; chosen when not given, and decides no bit on CPUs"
     )
@@ -205,7 +210,7 @@ class Config(Section):
                 "checkpoint": CheckpointConfig(),
                 "features": self.features.model_copy(update={"store": "auto"}),
                 "cohort": self.cohort.model_copy(update={"assignment": "balanced"}),
-                "client": self.client.model_copy(update={"group_size": None}),
+                "client": self.client.model_copy(update={"group_size": None, "first_step": "auto"}),
             }
         )
 

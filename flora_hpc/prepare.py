@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from flora_hpc import embed, evaluate, groupsize, plugins, seeds
+from flora_hpc import embed, evaluate, firststep, groupsize, plugins, seeds
 from flora_hpc.clip import identity as model_identity
 from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip, load
@@ -103,6 +103,7 @@ def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         grouping=Grouping(
             group_size(config, dataset, clip, method, num_clients, room)[0].clients, alike=method.per_example, fixed=room.gpu
         ),
+        by_jacobian=by_jacobian(config, dataset, clip, method, num_clients, room.gpu),
         labels=torch.from_numpy(images.labels).to(device),
         test=torch.from_numpy(dataset.test).to(device),
     )
@@ -116,6 +117,14 @@ def group_size(
     if config.client.group_size:
         return groupsize.GroupSize(config.client.group_size, "as client.group_size says"), load
     return groupsize.choose(num_clients, load, room), load
+
+
+def by_jacobian(config: Config, dataset: Dataset, clip: Clip, method: Method, num_clients: int, on_gpu: bool) -> bool:
+    """Whether a cohort's `num_clients` make their first step by a Jacobian. Raises UserError when they must and cannot."""
+    text = groupsize.tower(getattr(clip.model, "text", clip.model))
+    backward = 24 * method.text_positions * text.blocks * text.width**2  # as much as forwards: weights are frozen
+    num_outputs = len(dataset.captions) * getattr(clip.model.visual, "output_dim", 512)
+    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, num_outputs, backward)
 
 
 def for_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Method]:
@@ -252,6 +261,7 @@ def sources(config: Config) -> dict[str, str]:
         "clients": clients,
         "model weights": weights,
         "size of groups": groups,
+        "first step": "it decides bits: set client.first_step as the run began",
     }
 
 

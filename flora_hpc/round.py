@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import cohort, evaluate, optimizers, trainer
+from flora_hpc import cohort, evaluate, firststep, optimizers, trainer
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.cohort import Grouping
 from flora_hpc.comm.communicator import Communicator
@@ -50,6 +50,7 @@ class Federation:
     aggregator: Aggregator
     shards: Shards
     grouping: Grouping
+    by_jacobian: bool  # whether clients make their first step by one; see `firststep`
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
     mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0
@@ -147,6 +148,8 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
         total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
         num_mine = sum(map(len, mine)) if isinstance(mine, Sequence) else 0
         done, num_all = 0, fed.cohort.num_clients(fed.shards.num_clients)
+    with comm.phase("train"):
+        first = firststep.make(fed.method, state.adapter, comm) if fed.by_jacobian else None
     fed.trained(done, num_mine, num_all)
     for index, members in enumerate(mine):
         if fed.stop.abandons:
@@ -166,6 +169,7 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
                 fed.client,
                 held,
                 kept_state,
+                first,
             )
         with comm.phase("sum"):
             weights = fed.shards.sizes(members)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from flora_hpc import __version__, embed, evaluate, prepare
+from flora_hpc import __version__, embed, evaluate, firststep, prepare
 from flora_hpc.clip import adapters
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm import devices, tickets
@@ -79,6 +79,7 @@ def run(
         fed = replace(fed, tickets=shared_tickets(config, comm))
         digests = {"model weights": alike["model weights"]} | prepare.data_identity(dataset, fed.shards)
         digests["images"] = features.digest or embed.images_digest(dataset.images, place.work(config, clip, progress))
+        digests["first step"] = "jacobian" if fed.by_jacobian else "each"
         if fed.grouping.fixed:
             digests["size of groups"] = str(fed.grouping.most)
         saved = Saved(out, Identity(config.essence(), digests, sources), holds)
@@ -108,7 +109,7 @@ def run(
             num_clients=fed.shards.num_clients,
             num_params=fed.method.num_params,
             payload_bytes=fed.method.payload_bytes,
-            how=fed.method.how,
+            how=f"{fed.method.how}; first step: {firststep.told(fed.method, fed.by_jacobian)}",
             group_size=fed.grouping.most,
             num_groups=sum(map(len, groups_of_ranks(fed, comm.size, 1))),
             split=prepare.split(dataset, fed) if comm.rank == 0 else None,

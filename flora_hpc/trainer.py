@@ -12,6 +12,7 @@ from flora_hpc.config import ClientConfig
 from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Inputs
 from flora_hpc.data.shards import Shards
+from flora_hpc.firststep import FirstStep
 from flora_hpc.losses import LOSSES
 from flora_hpc.methods._method import Method, Noise, Tensors
 from flora_hpc.optimizers import OPTIMIZERS, State
@@ -102,12 +103,14 @@ def train(
     config: ClientConfig,
     held: torch.Tensor | None = None,
     state: State | None = None,
+    first: FirstStep | None = None,
 ) -> Trained:
     """Train every client of a group from `adapter` (num_params,) float32.
 
     `inputs` and `labels` (num_examples,) int64 are the whole training set, on the adapter's device. A client of which `held`
     (num_clients, num_params) bool is False somewhere starts with zeros there, trains the rest, and ends with zeros there. A client
     that has made its last step leaves the batch. `state`, what the optimizer remembers from an earlier round, is moved on in place.
+    `first` gives the gradient of the first step, where there is a Jacobian.
     """
     num_clients, device = len(batches.num_steps), adapter.device
     params = adapter.repeat(num_clients, 1)
@@ -124,9 +127,14 @@ def train(
         width = int(batches.widths[step])
         rows, there = examples[step, :n, :width], present[step, :n, :width]
         noise = None if noise_seeds is None else noise_seeds[step][:n]
-        leaf = params[:n].detach().requires_grad_()
+        same = step == 0 and held is None  # all hold the adapter
+        leaf = (adapter.expand(n, -1) if same else params[:n]).detach().requires_grad_()
         tensors = method.unpack(leaf)
-        classes, targets = choices(method, tensors, noise, labels[rows])
+        crowd = first if step == 0 else None
+        if crowd is not None:
+            classes, targets = crowd.classes.repeat(n, 1, 1).requires_grad_(), labels[rows]
+        else:
+            classes, targets = choices(method, tensors, noise, labels[rows])
         wanted = rows if method.sees == "features" else torch.from_numpy(batches.examples[step, :n, :width])
         scores = method.logits(tensors, classes, inputs(wanted), noise)
         if method.paired:  # captions that only fill up a short batch compete with nobody
@@ -135,7 +143,12 @@ def train(
         loss_sum[:n] += loss.detach().double() * there.sum(1)
         if not loss.requires_grad:  # nothing is trained
             continue
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        if crowd is not None:
+            asked, direct = torch.autograd.grad(loss.sum(), (classes, leaf), allow_unused=True)
+            gradient = crowd.by_params(asked)
+            gradient = gradient if direct is None else gradient.add_(direct)
+        else:
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         if held is not None:
             gradient *= held[:n]
         optimizer.step(params[:n], gradient, optimizers.first(state, n), config)

@@ -15,6 +15,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["prepare"],
     ["round"],
     ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "aggregators", "observers", "plain"],
+    ["firststep"],
     ["methods", "losses", "optimizers"],
     ["comm", "data", "clip", "records"],
     ["configfile"],

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flora_hpc import plain, plugins, trainer
+from flora_hpc import firststep, plain, plugins, trainer
 from flora_hpc.clip.attention import split
+from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.inputs import Features
+from flora_hpc.data.shards import Partition
 from flora_hpc.methods._method import Method, Setting
 from tests.conftest import END, small_model
 from tests.conftest import setting as make_setting
@@ -199,6 +201,32 @@ def test_gradients_equal_those_of_a_direct_computation(
             mine = mine if case.method.holds is None else mine * case.method.unpack(held[client])[key]
             assert direct.abs().max() > 1e-9 or "k_proj.bias" in key, f"{key} takes part"  # softmax ignores a key's bias
             torch.testing.assert_close(mine, direct, rtol=1e-8, atol=1e-8 * max(1e-3, float(direct.abs().max())))
+
+
+SHARED = [(name, options) for name, options in CASES if "image" not in str(options) and name in ("flora", "fedprompt", "fedtext")]
+
+
+@pytest.mark.parametrize("by_jacobian", [False, True])
+@pytest.mark.parametrize(("name", "options"), SHARED, ids=str)
+@pytest.mark.parametrize("kind", ["contrastive", "classification"])
+def test_first_gradients_from_one_adapter_equal_those_of_a_direct_computation(
+    captions: torch.Tensor, name: str, options: dict[str, object], kind: str, by_jacobian: bool
+) -> None:
+    """In float64, to 1e-8, of an adapter that is not where training begins; each client has images of its own."""
+    case = Case(name, captions, **options)
+    config = ClientConfig(batch_size=5, optimizer="sgd", lr=1.0, weight_decay=0.0, loss=kind, shuffle=False)
+    first = firststep.make(case.method, case.params[0], Serial()) if by_jacobian else None
+    batches = trainer.make_batches(np.arange(NUM_CLIENTS), Partition(np.arange(15), np.arange(0, 16, 5)), config, 0, 1)
+    features, labels = Features(case.inputs.flatten(0, 1)), case.labels.flatten()
+    inputs = lambda rows: features.values[rows]  # noqa: E731 -- Features would round
+    found = -trainer.train(case.method, case.params[0], batches, inputs, labels, config, first=first).updates
+    case.params = case.params[:1].repeat(NUM_CLIENTS, 1)
+    for client in range(NUM_CLIENTS):
+        leaves = {key: value.detach().clone().requires_grad_() for key, value in case.tensors(client).items()}
+        value = DIRECT[name](case, client, leaves, kind)
+        wanted = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        for mine, right in zip(case.method.unpack(found[client]).values(), wanted, strict=True):
+            torch.testing.assert_close(mine, right, rtol=1e-8, atol=1e-8 * max(1e-3, float(right.abs().max())))
 
 
 def test_zeroshot_scores_are_those_of_open_clip(captions: torch.Tensor) -> None:

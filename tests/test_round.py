@@ -39,6 +39,7 @@ def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
         test=torch.arange(4),
         inputs=Features(features),
         grouping=Grouping(2),
+        by_jacobian=False,
     )
     return fed, rounds.State(torch.zeros(6), None, {})
 

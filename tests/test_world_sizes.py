@@ -151,15 +151,15 @@ def test_phases_add_up_to_the_round(runs: dict[str, Path]) -> None:
     assert phases == pytest.approx(rounds["round_seconds"].sum(), rel=0.02)
 
 
-@pytest.mark.parametrize("method", ["fedfft", "feddylora"])
-def test_methods_with_pixels_or_with_clients_of_several_ranks_give_the_same_bits_too(
-    flora: Flora, mpiexec: list[str], tmp_path: Path, method: str
+@pytest.mark.parametrize("special", ["method.name=fedfft", "method.name=feddylora", "client.first_step=jacobian"])
+def test_pixels_clients_of_several_ranks_and_one_jacobian_give_the_same_bits_too(
+    flora: Flora, mpiexec: list[str], tmp_path: Path, special: str
 ) -> None:
-    """And the same accuracies, although ranks share two blocks of pixels during the next round."""
-    few = ["-s", f"method.name={method}", "-s", "rounds=1", "-s", "partition.num_clients=20", "-s", "cohort.size=3"]
+    """And the same accuracies, although ranks share two blocks of pixels during the next round, or rows of the Jacobian."""
+    few = ["-s", special, "-s", "rounds=1", "-s", "partition.num_clients=20", "-s", "cohort.size=3"]
     idle = ["-s", DYNAMIC, "-s", OVERLAP]
-    for name, under, special in [("alone", None, []), ("mpi-2", [*mpiexec, "-n", "2"], idle)]:
-        result = flora("run", "configs/quickstart.yaml", *few, *special, "--out", tmp_path / name, under=under)
+    for name, under, more in [("alone", None, []), ("mpi-2", [*mpiexec, "-n", "2"], idle)]:
+        result = flora("run", "configs/quickstart.yaml", *few, *more, "--out", tmp_path / name, under=under)
         assert result.returncode == 0, result.stdout + result.stderr
     alone, together = (sorted((tmp_path / name / "adapter").glob("*.safetensors")) for name in ("alone", "mpi-2"))
     assert len(alone) == 1

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from flora_hpc import optimizers, prepare, trainer
+from flora_hpc import firststep, optimizers, prepare, trainer
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
+from flora_hpc.firststep import FirstStep
 from flora_hpc.losses import LOSSES
 from flora_hpc.methods._method import Noise
 from flora_hpc.optimizers import OPTIMIZERS
@@ -50,21 +51,27 @@ def lay_out(fed: Federation, number: int, device: torch.device) -> list[Group]:
     return groups
 
 
-def train(fed: Federation, adapter: torch.Tensor, group: Group) -> torch.Tensor:
+def train(fed: Federation, adapter: torch.Tensor, group: Group, first: FirstStep | None = None) -> torch.Tensor:
     """Train a group from `adapter` (num_params,): what its clients end with (num_clients, num_params)."""
     params = adapter.repeat(group.num_clients, 1)
     if group.held is not None:
         params *= group.held
     optimizer = OPTIMIZERS[fed.client.optimizer]
     state = optimizer.init(params, fed.client)
-    for rows, there, noise in group.steps:
+    for step, (rows, there, noise) in enumerate(group.steps):
         n = len(rows)
-        leaf = params[:n].detach().requires_grad_()
+        same = step == 0 and group.held is None
+        leaf = (adapter.expand(n, -1) if same else params[:n]).detach().requires_grad_()
         tensors = fed.method.unpack(leaf)
-        classes, targets = trainer.choices(fed.method, tensors, noise, fed.labels[rows])
+        crowd = first if step == 0 else None
+        if crowd is not None:
+            classes, targets = crowd.classes.repeat(n, 1, 1).requires_grad_(), fed.labels[rows]
+        else:
+            classes, targets = trainer.choices(fed.method, tensors, noise, fed.labels[rows])
         scores = fed.method.logits(tensors, classes, fed.inputs(rows), noise)
         loss = LOSSES[fed.client.loss](scores.expand(n, -1, -1), targets, there)
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf if crowd is None else classes)
+        gradient = gradient if crowd is None else crowd.by_params(gradient)
         if group.held is not None:
             gradient *= group.held[:n]
         optimizer.step(params[:n], gradient, optimizers.first(state, n), fed.client)
@@ -95,8 +102,9 @@ def loop(config: Config, me: Launch) -> Callable[[], float]:
 
     def play() -> float:
         started = time.perf_counter()
+        first = firststep.make(fed.method, adapter, Serial()) if fed.by_jacobian else None
         for group in groups:
-            train(fed, adapter, group)
+            train(fed, adapter, group, first)
         if adapter.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started

@@ -80,7 +80,7 @@ def plan(
 
     import torch
 
-    from flora_hpc import cohort, prepare
+    from flora_hpc import cohort, firststep, prepare
     from flora_hpc.clip import precision
     from flora_hpc.round import groups_of_ranks
 
@@ -105,6 +105,7 @@ def plan(
         "captions": f"{len(dataset.captions)}, such as '{dataset.captions[0]}'",
         "clients": f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}",
         "groups": f"{together}; {bound}",
+        "first step": firststep.told(fed.method, fed.by_jacobian),
         "assignment": ASSIGNMENTS[resolved.cohort.assignment],
     }
     console = Console()

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from flora_hpc.clip.alike import are_alike, spread
+
 ONEDNN_TYPES = (torch.float32, torch.bfloat16)
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 
@@ -52,7 +54,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.weight = weight
-        return product(x, weight, bias)
+        return spread(lambda one: product(one, weight, bias), x) if are_alike(x) else product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -65,7 +67,11 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.weight = weight
-        return product(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+        def compute(x: torch.Tensor) -> torch.Tensor:
+            return product(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+        return spread(compute, x) if are_alike(x) else compute(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:

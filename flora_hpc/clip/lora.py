@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from flora_hpc.clip.alike import once
 from flora_hpc.clip.steady import product
 
 Drop = Callable[[torch.Tensor], torch.Tensor]
@@ -24,7 +25,8 @@ class Lora(NamedTuple):
         """What is added to W x + b: (num_clients or 1, length, in) -> (num_clients, length, out)."""
         if self.drop is not None:
             x = self.drop(x)
-        return product(product(x, self.down.transpose(1, 2)) * self.alpha, self.up.transpose(1, 2))
+        inner = once(lambda inner: inner * self.alpha, product(x, self.down.transpose(1, 2)))
+        return product(inner, self.up.transpose(1, 2))
 
 
 def dropout(probability: float, seeds: Sequence[int]) -> Drop:

@@ -15,6 +15,8 @@ from open_clip.transformer import LayerNorm
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from flora_hpc.clip.alike import are_alike, spread
+
 SMALL = 128  # rows or columns of a product that MKL may cut by threads; it did so up to 64 of them, and never from 100 (8 threads)
 
 
@@ -33,7 +35,7 @@ class _EachClients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(left, right)
-        return _multiply(left, right)
+        return spread(_multiply, left, right) if are_alike(left, right) else _multiply(left, right)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:

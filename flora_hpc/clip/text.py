@@ -8,6 +8,7 @@ encoding every padded caption by itself, to rounding. In the last block only the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
 from flora_hpc.clip import frozen
+from flora_hpc.clip.alike import add, once
 from flora_hpc.clip.attention import Projection, SplitAttention
 from flora_hpc.clip.lora import Lora
 from flora_hpc.clip.steady import product
@@ -123,8 +125,12 @@ class TextTower:
         """What the first block sees: (num_clients or 1, num_positions, width)."""
         if context is not None:
             n = context.shape[1]
-            head, tail = (part.expand(len(context), -1, -1) for part in (self.embedded[:, :1], self.embedded[:, n + 1 :]))
-            return torch.cat([head, context + self.parts.positions[1 : n + 1], tail], dim=1)
+
+            def put(context: torch.Tensor) -> torch.Tensor:
+                head, tail = (part.expand(len(context), -1, -1) for part in (self.embedded[:, :1], self.embedded[:, n + 1 :]))
+                return torch.cat([head, context + self.parts.positions[1 : n + 1], tail], dim=1)
+
+            return once(put, context)
         if not layers.weights:
             return self.embedded
         return layers.embed(self.parts, self.tokens[None], self.depths)
@@ -139,25 +145,24 @@ def through(parts: Parts, layers: "Layers", x: torch.Tensor, layout: Layout) -> 
         at = f"transformer.resblocks.{i}"
         last = i == len(parts.blocks) - 1
         normed = layers.norm(x, block.ln_1, f"{at}.ln_1")
-        asking = layout.at_ends(normed) if last else normed
-        mixed = layout.attend(
+        asking = once(layout.at_ends, normed) if last else normed
+        mixed = once(
+            lambda q, k, v, heads=block.attn.num_heads, last=last: layout.attend(q, k, v, heads, last),
             layers.linear(asking, block.attn.q_proj, f"{at}.attn.q_proj"),
             layers.linear(normed, block.attn.k_proj, f"{at}.attn.k_proj"),
             layers.linear(normed, block.attn.v_proj, f"{at}.attn.v_proj"),
-            block.attn.num_heads,
-            last,
         )
         mixed = layers.linear(mixed, block.attn.o_proj, f"{at}.attn.o_proj")
-        x = (layout.at_ends(x) if last else x) + layers.scale(mixed, block.ls_1, f"{at}.ls_1")
+        x = add(once(layout.at_ends, x) if last else x, layers.scale(mixed, block.ls_1, f"{at}.ls_1"))
         hidden = layers.linear(layers.norm(x, block.ln_2, f"{at}.ln_2"), block.mlp.up_proj, f"{at}.mlp.up_proj")
-        hidden = layers.linear(block.mlp.gelu(hidden), block.mlp.down_proj, f"{at}.mlp.down_proj")
-        x = x + layers.scale(hidden, block.ls_2, f"{at}.ls_2")
+        hidden = layers.linear(once(block.mlp.gelu, hidden), block.mlp.down_proj, f"{at}.mlp.down_proj")
+        x = add(x, layers.scale(hidden, block.ls_2, f"{at}.ls_2"))
     x = layers.norm(x, parts.ln_final, "ln_final")
     if isinstance(parts.projection, Projection):
         x = layers.linear(x, parts.projection.linear, "text_projection.linear")
     elif parts.projection is not None:
         x = layers.linear(x, parts.projection, "text_projection")
-    return F.normalize(x, dim=-1)
+    return once(partial(F.normalize, dim=-1), x)
 
 
 class Layers:
@@ -175,11 +180,15 @@ class Layers:
         table, positions = self.own("token_embedding.weight"), self.own("positional_embedding")
         if table is None or positions is None:
             return parts.table[tokens] + parts.positions[depths]
-        num_clients, size, width = table.shape
-        first = torch.arange(num_clients, device=table.device)[:, None] * size
-        # index_select adds gradients of equal tokens up in order; indexing does so in whatever order its threads come
-        rows = table.flatten(0, 1).index_select(0, (first + tokens).flatten())
-        return rows.view(num_clients, -1, width) + positions.index_select(1, depths)
+
+        def look_up(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            num_clients, size, width = table.shape
+            first = torch.arange(num_clients, device=table.device)[:, None] * size
+            # index_select adds gradients of equal tokens up in order; indexing does so in whatever order its threads come
+            rows = table.flatten(0, 1).index_select(0, (first + tokens).flatten())
+            return rows.view(num_clients, -1, width) + positions.index_select(1, depths)
+
+        return once(look_up, table, positions) if len(tokens) == 1 else look_up(table, positions)
 
     def linear(self, x: torch.Tensor, layer: nn.Module, path: str) -> torch.Tensor:
         """(num_clients or 1, length, in) -> the same with out: one large product for a frozen W, batched ones for the rest."""
@@ -188,17 +197,19 @@ class Layers:
             y = frozen.linear(x, layer)
         else:
             y = product(x, weight.transpose(1, 2))
-            y = y if bias is None else y + bias[:, None]
-        return y if lora is None else y + lora(x)
+            y = y if bias is None else once(lambda y, bias: y + bias[:, None], y, bias)
+        return y if lora is None else add(y, lora(x))
 
     def norm(self, x: torch.Tensor, layer: Any, path: str) -> torch.Tensor:
         weight, bias = self.own(f"{path}.weight"), self.own(f"{path}.bias")
         if weight is None or bias is None:
-            y: torch.Tensor = layer(x)
-            return y
-        return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps) * weight[:, None] + bias[:, None]
+            return once(layer, x)
+
+        def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps) * weight[:, None] + bias[:, None]
+
+        return once(compute, x, weight, bias)
 
     def scale(self, x: torch.Tensor, layer: nn.Module, path: str) -> torch.Tensor:
         gamma = self.own(f"{path}.gamma")
-        y: torch.Tensor = layer(x) if gamma is None else x * gamma[:, None]
-        return y
+        return once(layer, x) if gamma is None else once(lambda x, gamma: x * gamma[:, None], x, gamma)

@@ -11,7 +11,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from flora_hpc import configfile, trainer
+from flora_hpc import configfile, firststep, trainer
 from flora_hpc.bench import bare
 from flora_hpc.bench import round as part
 from flora_hpc.cli import app
@@ -148,13 +148,15 @@ def test_the_bare_loop_trains_what_a_run_trains(method: str) -> None:
     config, _ = configfile.load(part.DEFAULT, changes)
     fed, adapter, groups = bare.build(config, Launch())
     assert [group.num_clients for group in groups] == [3, 3]
+    assert not fed.by_jacobian
+    first = firststep.make(fed.method, adapter, Serial()) if method == "flora" else None
     clients = part_groups(fed.shards.sizes(np.arange(6)))
     for group, members in zip(groups, clients, strict=True):
         batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, 1, fed.width_unit)
         held = fed.method.holds(members) if fed.method.holds else None
-        expected = trainer.train(fed.method, adapter, batches, fed.inputs, fed.labels, fed.client, held).updates
+        expected = trainer.train(fed.method, adapter, batches, fed.inputs, fed.labels, fed.client, held, first=first).updates
         assert expected.abs().max() > 0
-        torch.testing.assert_close(bare.train(fed, adapter, group) - adapter, expected, rtol=0, atol=0)
+        torch.testing.assert_close(bare.train(fed, adapter, group, first) - adapter, expected, rtol=0, atol=0)
 
 
 def part_groups(sizes: np.ndarray) -> list[np.ndarray]:

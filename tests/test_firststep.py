@@ -1,0 +1,110 @@
+"""Which way the first step of a round goes, and how ranks make a Jacobian together. Its gradients: tests/test_oracle.py."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flora_hpc import firststep
+from flora_hpc.comm.backends.serial import Serial
+from flora_hpc.errors import UserError
+from flora_hpc.methods._method import Method
+from tests.test_trainer import linear_method
+
+
+@pytest.fixture
+def method() -> Method:
+    """Six trained numbers, which decide features of captions."""
+    return replace(linear_method(), text_positions=7)
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "num_outputs", "flops", "expected"),
+    [
+        (1000, 1000, 10**7, False),  # 1000 backward passes for the Jacobian, as many without, and products beside
+        (1002, 1000, 10**7, True),
+        (10**6, 1000, 12_000, False),  # a product would take as long as the way back
+        (10**9, 2**26, 10**12, False),  # more than a gibibyte
+    ],
+)
+def test_a_jacobian_pays_for_more_clients_than_it_has_rows(
+    method: Method, num_clients: int, num_outputs: int, flops: int, expected: bool
+) -> None:
+    assert firststep.choose("auto", method, False, num_clients, num_outputs, flops) is expected
+
+
+REASONS: dict[str, dict[str, Any]] = {
+    "it is for CPUs so far": {},
+    "each client sees the pixels of its own images": {"sees": "pixels"},
+    "each client encodes the captions of its own images": {"paired": True},
+    "what is trained encodes no captions": {"text_positions": 0},
+    "each client drops out other numbers": {"noisy": True},
+    "clients hold different parts of the adapter": {"holds": lambda clients: clients},
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_where_there_is_none(method: Method, reason: str) -> None:
+    other, on_gpu = replace(method, **REASONS[reason]), not REASONS[reason]
+    assert not firststep.choose("auto", other, on_gpu, 10**6, 10, 10**9)
+    assert not firststep.choose("each", other, on_gpu, 10**6, 10, 10**9)
+    with pytest.raises(UserError, match=f"^client.first_step: jacobian cannot be, since {reason}; leave it away$"):
+        firststep.choose("jacobian", other, on_gpu, 10, 10, 10)
+    if not on_gpu:
+        assert firststep.told(other, False) == f"as every other, since {reason}"
+
+
+def test_what_a_user_asks_for(method: Method) -> None:
+    assert not firststep.choose("each", method, False, 10**6, 100, 10**9)
+    assert firststep.choose("jacobian", method, False, 10, 100, 1000)
+    with pytest.raises(UserError, match="cannot be, since its 100,000,000 x 6 numbers take more than a gibibyte"):
+        firststep.choose("jacobian", method, False, 10, 10**8, 1000)
+    assert firststep.told(method, True) == "one Jacobian of the captions' features for all clients, and a product for each"
+    assert firststep.told(method, False) == "captions are encoded once for all clients of a group, forwards"
+
+
+class Ranks(Serial):
+    """One of several ranks, which are threads."""
+
+    def __init__(self, rank: int, sent: list[bytes], meet: Callable[[], int]) -> None:
+        super().__init__()
+        self.rank, self.size, self._sent, self._meet = rank, len(sent), sent, meet
+
+    def allgather(self, data: bytes) -> list[bytes]:
+        self._sent[self.rank] = data
+        self._meet()
+        return self._sent
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_ranks_make_a_jacobian_together(size: int) -> None:
+    """Of 150 rows, in three blocks; with five ranks, two have none."""
+    matrix, sent, barrier = torch.randn(15, 10), [b""] * size, Barrier(size)
+
+    method = replace(linear_method(), classes=lambda tensors, noise: tensors["weight"].flatten(1)[:, :1, None] * matrix)
+    adapter = torch.randn(6)
+
+    def make(rank: int) -> firststep.FirstStep:
+        return firststep.make(method, adapter, Ranks(rank, sent, partial(barrier.wait, timeout=30)))
+
+    with ThreadPoolExecutor(size) as ranks:
+        for found in ranks.map(make, range(size)):
+            assert found.classes.equal((adapter[0] * matrix)[None])
+            assert found.jacobian[:, 0].equal(matrix.flatten())
+            assert not found.jacobian[:, 1:].any()
+    assert sum(map(len, sent)) == (6 * matrix.nbytes if size > 1 else 0)
+
+
+def test_gradients_of_a_curve_by_hand() -> None:
+    """Of T = sin(w), the gradient by w is that by T times cos(w)."""
+    method = replace(linear_method(), text_positions=7, classes=lambda tensors, noise: tensors["weight"].sin())
+    adapter, asked = torch.linspace(0, 1, 6), torch.randn(70, 2, 3)
+    first = firststep.make(method, adapter, Serial())
+    assert first.classes.equal(adapter.view(1, 2, 3).sin())
+    np.testing.assert_allclose(first.by_params(asked), asked.flatten(1) * adapter.cos(), rtol=1e-5, atol=1e-7)
