@@ -15,7 +15,13 @@ Compute = Callable[..., torch.Tensor]
 
 def are_alike(*tensors: torch.Tensor) -> bool:
     """Whether tensors (num_clients or 1, ...) are the same for several clients."""
-    return any(len(x) > 1 for x in tensors) and all(len(x) == 1 or x.stride(0) == 0 for x in tensors)
+    several = False
+    for x in tensors:  # asked a hundred times a step, so not by any() and all()
+        if x.shape[0] > 1:
+            if x.stride(0) != 0:
+                return False
+            several = True
+    return several
 
 
 def once(compute: Compute, *tensors: torch.Tensor) -> torch.Tensor:

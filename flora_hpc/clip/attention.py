@@ -33,6 +33,18 @@ class SplitAttention(nn.Module):
         self.o_proj = _linear(fused.out_proj.weight.detach(), fused.out_proj.bias)
         self.requires_grad_(fused.in_proj_weight.requires_grad)
 
+    def joined(self) -> nn.Linear | None:
+        """q_proj, k_proj and v_proj as one layer, frozen, as long as their values lie side by side; none is copied."""
+        layers, kept = (self.q_proj, self.k_proj, self.v_proj), self.__dict__.get("_joined")
+        if kept is None or kept.weight.data_ptr() != self.q_proj.weight.data_ptr():
+            weight = side_by_side([layer.weight.detach() for layer in layers])
+            biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+            bias = side_by_side(biases) if biases else None
+            if weight is None or (biases and bias is None):
+                return None
+            kept = self.__dict__["_joined"] = _linear(weight, bias).requires_grad_(False)  # beside the modules: it is none of them
+        return kept
+
     def forward(
         self,
         query: torch.Tensor,
@@ -46,6 +58,16 @@ class SplitAttention(nn.Module):
             attn_mask = attn_mask.view(len(query), self.num_heads, *attn_mask.shape[1:])
         mixed = attend(self.q_proj(query), self.k_proj(key), self.v_proj(value), self.num_heads, attn_mask)
         return self.o_proj(mixed), None
+
+
+def side_by_side(parts: list[torch.Tensor]) -> torch.Tensor | None:
+    """One tensor of all that `parts` (n, ...) hold, where they lie one after the other in memory; else None."""
+    first, starts = parts[0], [part.data_ptr() for part in parts]
+    near = all(part.is_contiguous() and part.dtype == first.dtype and part.shape == first.shape for part in parts)
+    near = near and len({part.untyped_storage().data_ptr() for part in parts}) == 1
+    if not near or starts != list(range(starts[0], starts[0] + first.nbytes * len(parts), first.nbytes)):
+        return None
+    return first.as_strided((len(parts) * first.shape[0], *first.shape[1:]), first.stride())
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

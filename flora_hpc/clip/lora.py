@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from flora_hpc.clip.alike import once
-from flora_hpc.clip.steady import product
+from flora_hpc.clip.alike import are_alike, spread
+from flora_hpc.clip.steady import multiply, of_all
 
 Drop = Callable[[torch.Tensor], torch.Tensor]
 
@@ -25,8 +25,31 @@ class Lora(NamedTuple):
         """What is added to W x + b: (num_clients or 1, length, in) -> (num_clients, length, out)."""
         if self.drop is not None:
             x = self.drop(x)
-        inner = once(lambda inner: inner * self.alpha, product(x, self.down.transpose(1, 2)))
-        return product(inner, self.up.transpose(1, 2))
+        y: torch.Tensor = _LowRank.apply(x, self.down, self.up, self.alpha)
+        return y
+
+
+class _LowRank(torch.autograd.Function):
+    """alpha * up (down x), as one step of autograd's: its own bookkeeping would take longer than the products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, alpha: float) -> torch.Tensor:
+        def inner(x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+            return multiply(x, down.transpose(1, 2)).mul_(alpha)
+
+        alike = are_alike(x, down, up)
+        mixed = spread(inner, x, down) if alike else inner(x, down)
+        ctx.save_for_backward(x, down, up, mixed)
+        ctx.alpha = alpha
+        return spread(multiply, mixed, up.transpose(1, 2)) if alike else multiply(mixed, up.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,), (x, down, up, mixed) = gradients, ctx.saved_tensors
+        of_inner = multiply(gradient, up).mul_(ctx.alpha)
+        of_x = of_all(multiply(of_inner, down), x.shape[0]) if ctx.needs_input_grad[0] else None
+        of_down = of_all(multiply(of_inner.transpose(1, 2), x), down.shape[0])
+        return of_x, of_down, of_all(multiply(gradient.transpose(1, 2), mixed), up.shape[0]), None
 
 
 def dropout(probability: float, seeds: Sequence[int]) -> Drop:

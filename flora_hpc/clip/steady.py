@@ -35,28 +35,28 @@ class _EachClients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(left, right)
-        return spread(_multiply, left, right) if are_alike(left, right) else _multiply(left, right)
+        return spread(multiply, left, right) if are_alike(left, right) else multiply(left, right)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         (gradient,), (left, right) = gradients, ctx.saved_tensors
-        of_left = _multiply(gradient, right.transpose(1, 2)) if ctx.needs_input_grad[0] else None
-        of_right = _multiply(left.transpose(1, 2), gradient) if ctx.needs_input_grad[1] else None
-        return _of_all(of_left, len(left)), _of_all(of_right, len(right))
+        of_left = multiply(gradient, right.transpose(1, 2)) if ctx.needs_input_grad[0] else None
+        of_right = multiply(left.transpose(1, 2), gradient) if ctx.needs_input_grad[1] else None
+        return of_all(of_left, len(left)), of_all(of_right, len(right))
 
 
-def _of_all(gradient: torch.Tensor | None, length: int) -> torch.Tensor | None:
+def of_all(gradient: torch.Tensor | None, length: int) -> torch.Tensor | None:
     """Clients' gradients (num_clients, ...); of an operand of `length` 1, which all clients share, added up."""
-    return gradient if gradient is None or len(gradient) == length else gradient.sum(0, keepdim=True)
+    return gradient if gradient is None or gradient.shape[0] == length else gradient.sum(0, keepdim=True)
 
 
-def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The same, without gradients.
+def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The same as `product`, without gradients.
 
     MKL cuts small products by threads where there are fewer clients than threads, in spite of MKL_CBWR. Those are therefore
     computed on one thread; and a lone one of a single column, for which MKL has another way, twice.
     """
-    num_clients, num_threads = max(len(left), len(right)), torch.get_num_threads()
+    num_clients, num_threads = max(left.shape[0], right.shape[0]), torch.get_num_threads()
     enough = num_clients >= max(2, num_threads)
     if enough or left.device.type != "cpu" or min(left.shape[1], right.shape[2]) >= SMALL:
         return left @ right

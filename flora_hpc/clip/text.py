@@ -146,12 +146,8 @@ def through(parts: Parts, layers: "Layers", x: torch.Tensor, layout: Layout) -> 
         last = i == len(parts.blocks) - 1
         normed = layers.norm(x, block.ln_1, f"{at}.ln_1")
         asking = once(layout.at_ends, normed) if last else normed
-        mixed = once(
-            lambda q, k, v, heads=block.attn.num_heads, last=last: layout.attend(q, k, v, heads, last),
-            layers.linear(asking, block.attn.q_proj, f"{at}.attn.q_proj"),
-            layers.linear(normed, block.attn.k_proj, f"{at}.attn.k_proj"),
-            layers.linear(normed, block.attn.v_proj, f"{at}.attn.v_proj"),
-        )
+        attend = partial(layout.attend, num_heads=block.attn.num_heads, last=last)
+        mixed = once(attend, *layers.projections(asking, normed, block.attn, f"{at}.attn"))
         mixed = layers.linear(mixed, block.attn.o_proj, f"{at}.attn.o_proj")
         x = add(once(layout.at_ends, x) if last else x, layers.scale(mixed, block.ls_1, f"{at}.ls_1"))
         hidden = layers.linear(layers.norm(x, block.ln_2, f"{at}.ln_2"), block.mlp.up_proj, f"{at}.mlp.up_proj")
@@ -199,6 +195,15 @@ class Layers:
             y = product(x, weight.transpose(1, 2))
             y = y if bias is None else once(lambda y, bias: y + bias[:, None], y, bias)
         return y if lora is None else add(y, lora(x))
+
+    def projections(self, asking: torch.Tensor, x: torch.Tensor, attn: SplitAttention, path: str) -> tuple[torch.Tensor, ...]:
+        """Queries of `asking`, keys and values of `x`. Where all three are frozen, and asked of the same, they are one product."""
+        names = [f"{path}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+        changed = self.weights or any(self.prefix + name in self.adapters for name in names)
+        if asking is x and not changed and (joined := attn.joined()) is not None:
+            return frozen.linear(x, joined).chunk(3, dim=-1)
+        layers = (attn.q_proj, attn.k_proj, attn.v_proj)
+        return tuple(self.linear(given, layer, name) for given, layer, name in zip((asking, x, x), layers, names, strict=True))
 
     def norm(self, x: torch.Tensor, layer: Any, path: str) -> torch.Tensor:
         weight, bias = self.own(f"{path}.weight"), self.own(f"{path}.bias")
