@@ -104,7 +104,7 @@ class ClientConfig(Section):
     first_step: Literal["auto", "each", "jacobian"] = Field(
         "auto",
         description="how clients, which all start from one adapter, get their first gradient: each by a backward pass, or by one "
-        "Jacobian for all and a product for each, which pays for thousands of clients; auto: by what it costs",
+        "Jacobian for all and a product for each, which pays for hundreds of clients; auto: by what it costs",
     )
     group_size: int | None = Field(
         None, ge=1, description="clients trained in one batch of tensors at most; chosen when not given, and decides no bit on CPUs"

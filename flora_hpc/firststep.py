@@ -3,12 +3,11 @@
 With one adapter there is one set of features of the classes, T. The text tower runs forwards once for all clients of a group, and
 backwards for each (`clip.alike`); that changes no bit. For crowds there is a shorter way: a client's gradient is J^T vec(dL/dT),
 where J is the Jacobian of T by the trained numbers and dL/dT (num_classes, embed_dim) is what the client's images ask of T. J is
-computed once, row by row, by all ranks together; then each client takes one product. It pays for more clients than T has numbers.
+computed once by all ranks together, caption by caption; then each client takes one product. That pays for some hundred clients.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,8 @@ from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
 
 MAX_BYTES = 2**30  # of a Jacobian. Whether there is one decides bits, so this is the same on every machine
-ROWS = 64  # of a Jacobian that are computed at once, and of a product with it
+ROWS = 256  # of a Jacobian that are computed at once
+CLIENTS = 64  # in a product with it
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class FirstStep:
     def by_params(self, asked: torch.Tensor) -> torch.Tensor:
         """Gradients by the classes (num_clients, num_classes, embed_dim) -> by the trained numbers (num_clients, num_params).
 
-        Always as many rows at once, since their number may decide how a product is cut, and its bits.
+        Always as many clients at once, since their number may decide how a product is cut, and its bits.
         """
         parts = []
-        for part in cut(asked.flatten(1)):
-            padded = F.pad(part, (0, 0, 0, ROWS - len(part)))
+        for part in asked.flatten(1).tensor_split(list(range(CLIENTS, len(asked), CLIENTS))):
+            padded = F.pad(part, (0, 0, 0, CLIENTS - len(part)))
             parts.append(frozen.product(padded, self.jacobian.t(), None)[: len(part)])
         return torch.cat(parts)
 
@@ -53,12 +53,13 @@ def why_not(method: Method) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def choose(wanted: str, method: Method, on_gpu: bool, num_clients: int, num_outputs: int, backward_flops: int) -> bool:
+def choose(wanted: str, method: Method, on_gpu: bool, num_clients: int, shape: tuple[int, int], flops: int) -> bool:
     """Whether `num_clients` of a round make their first step by a Jacobian; that never depends on the number of ranks.
 
-    `num_outputs` are the numbers of T, `backward_flops` what one client's way back through the text tower takes. Raises UserError
-    when a Jacobian is `wanted` and cannot be.
+    T has this `shape` (num_classes, embed_dim); the way back of one position through the text tower takes so many `flops`. Raises
+    UserError when a Jacobian is `wanted` and cannot be.
     """
+    num_outputs = prod(shape)
     reason = why_not(method) or ("it is for CPUs so far" if on_gpu else None)
     if reason is None and 4 * num_outputs * method.num_params > MAX_BYTES:
         reason = f"its {num_outputs:,} x {method.num_params:,} numbers take more than a gibibyte"
@@ -66,8 +67,8 @@ def choose(wanted: str, method: Method, on_gpu: bool, num_clients: int, num_outp
         raise UserError(f"client.first_step: jacobian cannot be, since {reason}; leave it away")
     if wanted != "auto" or reason is not None:
         return wanted == "jacobian"
-    spared = backward_flops - 2 * num_outputs * method.num_params  # by each client
-    return num_clients * spared > num_outputs * backward_flops
+    spared = flops * method.text_positions - 2 * num_outputs * method.num_params  # by each client
+    return num_clients * spared > flops * method.positions_alone * shape[1]
 
 
 def told(method: Method, by_jacobian: bool) -> str:
@@ -80,29 +81,30 @@ def told(method: Method, by_jacobian: bool) -> str:
 
 
 def make(method: Method, adapter: torch.Tensor, comm: Communicator) -> FirstStep:
-    """A Jacobian for clients that start from `adapter` (num_params,). All ranks of `comm` call this: each computes some rows."""
+    """A Jacobian for clients that start from `adapter` (num_params,). All ranks of `comm` call this: each computes some rows.
+
+    A caption's features depend on that caption alone, so each is encoded by itself: with ten captions, a quarter of the work.
+    """
     with torch.no_grad():
         classes = method.classes(method.unpack(adapter[None]), None)
-    places = cut(torch.arange(classes.numel()))
-    mine = [rows(method, adapter, block, classes.shape) for block in places[comm.rank :: comm.size]]
+    _, num_classes, width = classes.shape
+    parts = [(caption, start) for caption in range(num_classes) for start in range(0, width, ROWS)]
+    mine = [rows(method, adapter, caption, start, width) for caption, start in parts[comm.rank :: comm.size]]
     if comm.size == 1:
         return FirstStep(classes, torch.cat(mine))
     found = comm.allgather(b"".join(part.numpy().tobytes() for part in mine))
-    jacobian = adapter.new_empty(classes.numel(), method.num_params)
+    blocks = torch.arange(num_classes * width).view(num_classes, width)
+    jacobian = adapter.new_empty(num_classes * width, method.num_params)
     for rank, data in enumerate(found):
         if data:
-            jacobian[torch.cat(places[rank :: comm.size])] = torch.frombuffer(bytearray(data), dtype=adapter.dtype).view(
-                -1, method.num_params
-            )
+            places = torch.cat([blocks[caption, start : start + ROWS] for caption, start in parts[rank :: comm.size]])
+            jacobian[places] = torch.frombuffer(bytearray(data), dtype=adapter.dtype).view(-1, method.num_params)
     return FirstStep(classes, jacobian)
 
 
-def rows(method: Method, adapter: torch.Tensor, places: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Rows (n, num_params) of the Jacobian at `places` (n,) of T, which has this shape (1, num_classes, embed_dim)."""
-    leaf = adapter.expand(len(places), -1).detach().requires_grad_()
-    classes = method.classes(method.unpack(leaf), None)
-    units = (torch.arange(shape.numel()) == places[:, None]).to(adapter.dtype).view(-1, *shape[1:])
-    return torch.autograd.grad(classes, leaf, units)[0]
-
-
-cut: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] = partial(torch.split, split_size_or_sections=ROWS)  # in blocks of rows
+def rows(method: Method, adapter: torch.Tensor, caption: int, start: int, width: int) -> torch.Tensor:
+    """Rows (n, num_params) of the Jacobian: at most ROWS numbers, from `start`, of a caption's features (width,)."""
+    units = torch.eye(width, dtype=adapter.dtype)[start : start + ROWS]
+    leaf = adapter.expand(len(units), -1).detach().requires_grad_()
+    classes = method.classes(method.unpack(leaf), None, torch.tensor([[caption]]))
+    return torch.autograd.grad(classes, leaf, units[:, None])[0]

@@ -122,9 +122,9 @@ def group_size(
 def by_jacobian(config: Config, dataset: Dataset, clip: Clip, method: Method, num_clients: int, on_gpu: bool) -> bool:
     """Whether a cohort's `num_clients` make their first step by a Jacobian. Raises UserError when they must and cannot."""
     text = groupsize.tower(getattr(clip.model, "text", clip.model))
-    backward = 24 * method.text_positions * text.blocks * text.width**2  # as much as forwards: weights are frozen
-    num_outputs = len(dataset.captions) * getattr(clip.model.visual, "output_dim", 512)
-    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, num_outputs, backward)
+    backward = 24 * text.blocks * text.width**2  # as much as forwards: weights are frozen
+    shape = len(dataset.captions), getattr(clip.model.visual, "output_dim", 512)
+    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, shape, backward)
 
 
 def for_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Method]:

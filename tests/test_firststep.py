@@ -14,29 +14,27 @@ import torch
 from flora_hpc import firststep
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method
+from flora_hpc.methods._method import Method, Noise, Tensors, Wanted
 from tests.test_trainer import linear_method
 
 
 @pytest.fixture
 def method() -> Method:
-    """Six trained numbers, which decide features of captions."""
-    return replace(linear_method(), text_positions=7)
+    """Six trained numbers, which decide features of captions: 40 positions, 100 if each caption were alone."""
+    return replace(linear_method(), text_positions=40, positions_alone=100)
 
 
 @pytest.mark.parametrize(
-    ("num_clients", "num_outputs", "flops", "expected"),
+    ("num_clients", "shape", "flops", "expected"),
     [
-        (1000, 1000, 10**7, False),  # 1000 backward passes for the Jacobian, as many without, and products beside
-        (1002, 1000, 10**7, True),
-        (10**6, 1000, 12_000, False),  # a product would take as long as the way back
-        (10**9, 2**26, 10**12, False),  # more than a gibibyte
+        (250, (10, 100), 10**7, False),  # for the Jacobian, 100 rows of 100 positions; for clients, 40 each; and a product for each
+        (251, (10, 100), 10**7, True),
+        (10**6, (10, 100), 300, False),  # a product would take as long as the way back
+        (10**9, (2**20, 64), 10**12, False),  # more than a gibibyte
     ],
 )
-def test_a_jacobian_pays_for_more_clients_than_it_has_rows(
-    method: Method, num_clients: int, num_outputs: int, flops: int, expected: bool
-) -> None:
-    assert firststep.choose("auto", method, False, num_clients, num_outputs, flops) is expected
+def test_a_jacobian_pays_for_a_crowd(method: Method, num_clients: int, shape: tuple[int, int], flops: int, expected: bool) -> None:
+    assert firststep.choose("auto", method, False, num_clients, shape, flops) is expected
 
 
 REASONS: dict[str, dict[str, Any]] = {
@@ -52,19 +50,19 @@ REASONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("reason", REASONS)
 def test_where_there_is_none(method: Method, reason: str) -> None:
     other, on_gpu = replace(method, **REASONS[reason]), not REASONS[reason]
-    assert not firststep.choose("auto", other, on_gpu, 10**6, 10, 10**9)
-    assert not firststep.choose("each", other, on_gpu, 10**6, 10, 10**9)
+    assert not firststep.choose("auto", other, on_gpu, 10**6, (2, 5), 10**9)
+    assert not firststep.choose("each", other, on_gpu, 10**6, (2, 5), 10**9)
     with pytest.raises(UserError, match=f"^client.first_step: jacobian cannot be, since {reason}; leave it away$"):
-        firststep.choose("jacobian", other, on_gpu, 10, 10, 10)
+        firststep.choose("jacobian", other, on_gpu, 10, (2, 5), 10)
     if not on_gpu:
         assert firststep.told(other, False) == f"as every other, since {reason}"
 
 
 def test_what_a_user_asks_for(method: Method) -> None:
-    assert not firststep.choose("each", method, False, 10**6, 100, 10**9)
-    assert firststep.choose("jacobian", method, False, 10, 100, 1000)
+    assert not firststep.choose("each", method, False, 10**6, (10, 10), 10**9)
+    assert firststep.choose("jacobian", method, False, 10, (10, 10), 1000)
     with pytest.raises(UserError, match="cannot be, since its 100,000,000 x 6 numbers take more than a gibibyte"):
-        firststep.choose("jacobian", method, False, 10, 10**8, 1000)
+        firststep.choose("jacobian", method, False, 10, (10**6, 100), 1000)
     assert firststep.told(method, True) == "one Jacobian of the captions' features for all clients, and a product for each"
     assert firststep.told(method, False) == "captions are encoded once for all clients of a group, forwards"
 
@@ -82,13 +80,16 @@ class Ranks(Serial):
         return self._sent
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_ranks_make_a_jacobian_together(size: int) -> None:
-    """Of 150 rows, in three blocks; with five ranks, two have none."""
-    matrix, sent, barrier = torch.randn(15, 10), [b""] * size, Barrier(size)
+    """Of three captions with 70 numbers each, in two blocks; with seven ranks, one has none."""
+    matrix, sent, barrier = torch.randn(3, 70), [b""] * size, Barrier(size)
 
-    method = replace(linear_method(), classes=lambda tensors, noise: tensors["weight"].flatten(1)[:, :1, None] * matrix)
-    adapter = torch.randn(6)
+    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+        first = tensors["weight"].flatten(1)[:, :1, None]
+        return first * (matrix if wanted is None else matrix[wanted[0]])
+
+    method, adapter = replace(linear_method(), classes=classes), torch.randn(6)
 
     def make(rank: int) -> firststep.FirstStep:
         return firststep.make(method, adapter, Ranks(rank, sent, partial(barrier.wait, timeout=30)))
@@ -103,7 +104,12 @@ def test_ranks_make_a_jacobian_together(size: int) -> None:
 
 def test_gradients_of_a_curve_by_hand() -> None:
     """Of T = sin(w), the gradient by w is that by T times cos(w)."""
-    method = replace(linear_method(), text_positions=7, classes=lambda tensors, noise: tensors["weight"].sin())
+
+    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+        found = tensors["weight"].sin()
+        return found if wanted is None else found[:, wanted[0]]
+
+    method = replace(linear_method(), classes=classes)
     adapter, asked = torch.linspace(0, 1, 6), torch.randn(70, 2, 3)
     first = firststep.make(method, adapter, Serial())
     assert first.classes.equal(adapter.view(1, 2, 3).sin())

@@ -22,7 +22,7 @@ AT_ONCE = 1024  # captions, where all of them are wanted; fixed, because the sha
 class OwnCaptions:
     """Encodes captions by number under the trained tensors of many clients, on the device of `model`, a split open_clip model."""
 
-    num_positions = 0  # that a client computes whatever its batch
+    num_positions = num_alone = 0  # that a client computes whatever its batch
 
     def __init__(self, model: Any, tokens: torch.Tensor) -> None:
         """`tokens` (num_captions, context_length) int64."""

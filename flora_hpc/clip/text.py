@@ -86,9 +86,11 @@ class TextTower:
     caption_positions = 0  # that a client computes for an image's own caption
 
     def __init__(self, model: Any, tokens: torch.Tensor) -> None:
-        self.parts = Parts.of(model)
+        self.parts, self._model, self._captions = Parts.of(model), model, tokens
         trie, device = build_trie(tokens), self.parts.table.device
         self.num_positions = len(trie.tokens)  # text positions that each client computes
+        self.num_alone = int(tokens.argmax(1).sum()) + len(tokens)  # of all captions, each encoded by itself
+        self._alone: dict[int, TextTower] = {}
         self.tokens, self.depths = trie.tokens.to(device), trie.depths.to(device)
         self.ends, self._attend = trie.ends.to(device), Attention(trie, device)
         with torch.no_grad():
@@ -107,11 +109,18 @@ class TextTower:
         `adapters` maps a Linear layer of the model, such as `transformer.resblocks.0.attn.o_proj`, to its updates; `weights` maps
         names of the tower's parameters to each client's own values (num_clients, *shape), all of them or none. Where neither is
         given, all clients share one row of the batch. `context` (num_clients, n, width) stands in for the embeddings of tokens
-        1..n, which must be alike in all captions. All captions are computed: `wanted` is for `OwnCaptions`.
+        1..n, which must be alike in all captions. `wanted` (1, 1) int64 asks for a single caption.
         """
-        assert wanted is None
+        if wanted is not None:
+            return self.alone(int(wanted))(adapters, weights, context=context)
         layers = Layers(self.parts.prefix, adapters, weights)
         return through(self.parts, layers, self._embed(layers, context), self)
+
+    def alone(self, caption: int) -> "TextTower":
+        """The tower on one caption: its feature depends on no other."""
+        if caption not in self._alone:
+            self._alone[caption] = TextTower(self._model, self._captions[caption : caption + 1])
+        return self._alone[caption]
 
     def at_ends(self, x: torch.Tensor) -> torch.Tensor:
         """(num_clients or 1, num_nodes, width) -> (num_clients or 1, num_captions, width)."""

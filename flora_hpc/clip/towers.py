@@ -31,14 +31,15 @@ class PlainText:
         device = next(model.parameters()).device
         self.tokens, self.rows = distinct.to(device), rows.to(device)
         self.num_positions = distinct.numel()
+        self.num_alone = tokens.numel()
 
     def __call__(
         self, adapters: Mapping[str, Lora] = NONE, weights: Mapping[str, torch.Tensor] = NONE, *, wanted: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Unit-length features (num_clients, num_captions, embed_dim), as TextTower."""
-        assert wanted is None
-        features = encode(self.model, "encode_text", self.tokens[None], adapters, weights)
-        return F.normalize(features, dim=-1)[:, self.rows]
+        tokens = self.tokens if wanted is None else self.tokens[self.rows[wanted[0]]]
+        features = F.normalize(encode(self.model, "encode_text", tokens[None], adapters, weights), dim=-1)
+        return features[:, self.rows] if wanted is None else features
 
 
 def text_tower(model: Any, tokens: torch.Tensor) -> TextTower | PlainText:

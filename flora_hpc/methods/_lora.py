@@ -142,6 +142,7 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
         how=describe(bool(image_layers), text if text_layers else None),
         sees="pixels" if image_layers else "features",
         text_positions=text.num_positions if text_layers else 0,
+        positions_alone=text.num_alone if text_layers else 0,
         caption_positions=text.caption_positions if text_layers else 0,
         image_positions=num_image_positions(model) if image_layers else 0,
         alpha=options.alpha,

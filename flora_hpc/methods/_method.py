@@ -67,7 +67,8 @@ class Method:
     features (num_clients or 1, num_classes, embed_dim); `logits(tensors, classes, inputs, noise)` turns a batch of
     inputs (num_clients, batch, ...) into scores (num_clients, batch, num_classes), each client under its own tensors.
 
-    Where every image has a caption of its own, `classes(tensors, noise, wanted)` is asked for the captions of a batch alone.
+    Where every image has a caption of its own, `classes(tensors, noise, wanted)` is asked for the captions of a batch alone; where
+    the text tower is trained, also for a single caption, `wanted` (1, 1) int64.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -77,6 +78,7 @@ class Method:
     how: str  # one sentence on what is computed how, for `plan` and the log
     sees: Literal["features", "pixels"] = "features"  # inputs: the frozen image tower's features (embed_dim), or its pixels
     text_positions: int = 0  # that each client computes in a step
+    positions_alone: int = 0  # the same if each caption were encoded by itself
     caption_positions: int = 0  # that each client computes for an image's own caption
     image_positions: int = 0  # that each client computes for an image
     alpha: float | None = None  # scale of low-rank updates; None where the trained tensors are of another kind

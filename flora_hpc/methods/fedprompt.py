@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from flora_hpc.clip.text import TextTower, text_root, why_not
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, cosine_scores, describe
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, Wanted, cosine_scores, describe
 from flora_hpc.plugins import BaseOptions
 
 STAND_IN = "X"  # one token, as CoOp has it: what stands where a random vector goes
@@ -53,11 +53,19 @@ def build(options: Options, setting: Setting) -> Method:
             return {"context": torch.from_numpy(0.02 * rng.standard_normal(words.shape, np.float32))}
         return {"context": words}
 
-    def classes(tensors: Tensors, noise: Noise) -> torch.Tensor:
-        return tower(context=tensors["context"])
+    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+        return tower(context=tensors["context"], wanted=wanted)
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         return cosine_scores(scale, inputs, classes)
 
-    how, positions = describe(False, tower), tower.num_positions
-    return Method({"context": tuple(words.shape)}, init, classes, logits, how=how, text_positions=positions, prompts=prompts)
+    return Method(
+        {"context": tuple(words.shape)},
+        init,
+        classes,
+        logits,
+        how=describe(False, tower),
+        text_positions=tower.num_positions,
+        positions_alone=tower.num_alone,
+        prompts=prompts,
+    )

@@ -43,5 +43,6 @@ def build(options: Options, setting: Setting) -> Method:
         logits,
         how=describe(False, text),
         text_positions=text.num_positions,
+        positions_alone=text.num_alone,
         caption_positions=text.caption_positions,
     )
