@@ -59,6 +59,10 @@ class FeaturesConfig(Section):
         "auto", description="a folder that all nodes share; auto: $FLORA_HPC_CACHE, or ~/.cache/flora_hpc; none: keep nothing"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="number format they are kept in; bf16 halves their size")
+    compute: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="number format of the image tower's products; bf16 is faster where the processor or GPU multiplies in it",
+    )
 
 
 class CohortConfig(Section):

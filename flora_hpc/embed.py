@@ -14,6 +14,7 @@ import torch
 
 from flora_hpc.clip import identity
 from flora_hpc.clip.load import Clip
+from flora_hpc.clip.precision import lowered
 from flora_hpc.clip.towers import image_features, images_at_once
 from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.config import FeaturesConfig
@@ -58,9 +59,10 @@ class Work:
         model = self.clip.model
         tower, size = partial(image_features, model), model.visual.image_size
         at_once = images_at_once(model, self.device)
-        return features.encode(
-            images, numbers, tower, size, self.clip.preprocess, self.device, self.num_threads, self.dtype, at_once
-        )
+        with lowered(self.config.compute, model.visual):
+            yield from features.encode(
+                images, numbers, tower, size, self.clip.preprocess, self.device, self.num_threads, self.dtype, at_once
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,7 +83,7 @@ def open_store(work: Work) -> Store | None:
 def made_by(work: Work) -> dict[str, str]:
     """What decides the last bits of a feature, beside what its key tells."""
     device = torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu"
-    return {"torch": version("torch"), "pillow": version("pillow"), "device": device}
+    return {"torch": version("torch"), "pillow": version("pillow"), "device": device, "computed in": work.config.compute}
 
 
 def folder_of(config: FeaturesConfig) -> Path | None:
@@ -127,6 +129,7 @@ def find(images: Images, work: Work) -> Embedded | None:
 def key_of(digest: str, work: Work) -> str:
     """The name of features: a digest of all that decides them, that of the images included."""
     decides = f"{FORMAT} {identity.image_tower(work.clip)} {digest} {work.config.precision}"
+    decides += f" computed in {work.config.compute}" if work.config.compute != "fp32" else ""
     return hashlib.blake2b(decides.encode(), digest_size=16).hexdigest()
 
 

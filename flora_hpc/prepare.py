@@ -52,6 +52,7 @@ def settle(config: Config, comm: Communicator, launch: Launch) -> Place:
     """Find this rank's device and cores, and have rank 0 fetch the weights while the others wait."""
     device = together(comm, lambda: devices.pick(launch, config.comm))
     together(comm, lambda: precision.settle(config.model.precision, device))
+    together(comm, lambda: precision.settle(config.features.compute, device, "features.compute"))
     room = devices.least_room(comm, devices.room(device, devices.sharing(comm, device)))
     place = Place(comm, launch, device, devices.share_cores(comm, launch), room)
     fill_cache(config, comm)

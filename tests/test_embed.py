@@ -24,6 +24,7 @@ from PIL import Image
 from flora_hpc import embed
 from flora_hpc.clip import identity
 from flora_hpc.clip.load import Clip, load
+from flora_hpc.clip.precision import NATIVE_BF16, processor_flags
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import FeaturesConfig, ModelConfig
 from flora_hpc.data import features
@@ -76,6 +77,26 @@ def test_half_the_size(work: embed.Work) -> None:
     assert half.num_computed == NUM_IMAGES
     assert half.values.dtype == torch.bfloat16
     assert half.values.equal(whole.values.bfloat16())
+
+
+@pytest.mark.skipif(not NATIVE_BF16 & processor_flags(), reason="this processor does not multiply in bfloat16")
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_an_image_tower_in_bf16_gives_other_features_which_are_kept_apart(work: embed.Work, num_threads: int) -> None:
+    """Close to those in fp32, the same on one thread and two; the tower is what it was afterwards."""
+    whole = embed.embed(noise(), "noise", work)
+    low = replace(work, config=work.config.model_copy(update={"compute": "bf16"}))
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    found = embed.embed(noise(), "noise", low)
+    torch.set_num_threads(before)
+    assert (found.num_computed, found.facts["computed in"]) == (NUM_IMAGES, "bf16")
+    assert found.values.dtype == torch.float32
+    error = float((found.values - whole.values).norm() / whole.values.norm())
+    assert 1e-4 < error < 0.02
+    assert embed.embed(noise(), "noise", low).num_computed == 0
+    fresh = embed.embed(noise(), "noise", replace(low, config=low.config.model_copy(update={"store": "none"})))
+    assert fresh.values.equal(found.values)
+    assert embed.embed(noise(), "noise", replace(work, config=FeaturesConfig(store="none"))).values.equal(whole.values)
 
 
 def test_another_image_another_order_or_another_number_is_computed(work: embed.Work) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from flora_hpc import embed, seeds, simulation
 from flora_hpc.bench.methods import model_config, processor
+from flora_hpc.clip import precision
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.clip.towers import image_features, images_at_once
 from flora_hpc.comm import devices, launch
@@ -24,6 +25,7 @@ from flora_hpc.config import CommConfig, FeaturesConfig
 from flora_hpc.data import features, store
 from flora_hpc.data.decode import Loader
 from flora_hpc.data.images import Images, Raw
+from flora_hpc.errors import UserError
 
 DISTINCT = 64  # pictures, of which images are copies: making one takes longer than decoding it
 
@@ -61,12 +63,15 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
     images = as_dataset(pictures, task.num_images)
     work = embed.Work(clip, FeaturesConfig(), comm, device, num_threads)
     time_tower(clip, images, work, min(task.num_images, features.BLOCK))  # warms up
-    measured = []
+    measured, in_bf16 = [], []
     for repeat in range(task.repeats):
         tell(f"{task.num_images:,} images ({repeat + 1} of {task.repeats})")
         with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
             parts, sizes = once(images, work, Path(folder))
             measured.append(parts)
+        if has_bf16(device):
+            with precision.lowered("bf16", clip.model.visual):
+                in_bf16.append(time_tower(clip, images, work, len(images)))
     return {
         **asdict(task),
         "embed_dim": int(clip.model.visual.output_dim),
@@ -76,6 +81,7 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
         "processor": processor(),
         "versions": simulation.versions(),
         **summary(measured, task.num_images),
+        "bf16": compare(measured, in_bf16, error_in_bf16(clip, images, work)) if in_bf16 else None,
         "store_bytes": sizes,
     }
 
@@ -90,6 +96,34 @@ def summary(measured: Sequence[Parts], num_images: int) -> dict[str, Any]:
         "shares": {name: seconds[name] / work for name in ("decode", "tower", "store")},
         "repeat_seconds": [one.whole for one in measured],
     }
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies in bfloat16."""
+    try:
+        precision.settle("bf16", device)
+    except UserError:
+        return False
+    return True
+
+
+def compare(measured: Sequence[Parts], in_bf16: Sequence[float], error: float) -> dict[str, float]:
+    """The image tower with features.compute: bf16, against fp32: seconds, how many times as fast, and the error of features."""
+    middle = statistics.median(in_bf16)
+    return {"seconds": middle, "speedup": statistics.median(one.tower for one in measured) / middle, "error": error}
+
+
+def error_in_bf16(clip: Clip, images: Images, work: embed.Work) -> float:
+    """The length of the difference of features over the length of those in fp32, of one block of images."""
+    some = range(min(len(images), features.BLOCK))
+    pixels = torch.stack([clip.preprocess(Image.open(io.BytesIO(data))) for data in images.raw(some) if isinstance(data, bytes)])
+    found = {}
+    for name in ("fp32", "bf16"):
+        with precision.lowered(name, clip.model.visual):
+            found[name] = torch.cat(
+                [image_features(clip.model, part.to(work.device)) for part in pixels.tensor_split(max(1, len(pixels) // 16))]
+            )
+    return float((found["bf16"] - found["fp32"]).norm() / found["fp32"].norm())
 
 
 def once(images: Images, work: embed.Work, folder: Path) -> tuple[Parts, dict[str, int]]:

@@ -53,6 +53,14 @@ def features(
     tell_result(result, as_json, show)
 
 
+def in_bf16(found: dict[str, float] | None) -> str:
+    """What features.compute: bf16 would bring."""
+    if found is None:
+        return "this device does not multiply in it"
+    faster = f"the image tower takes {seconds(found['seconds'])}, {found['speedup']:.2f} times as fast"
+    return f"{faster}; features are {found['error']:.1e} off"
+
+
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     side, size = result["side"], decimal(round(result["encoded_bytes"]))
@@ -70,6 +78,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     named = {
         "measured": f"medians of {result['repeats']} repeats; the parts one by one, while embedding decodes the next images as "
         "the tower works; embedding again digests the images and finds their features, of which every number is read",
+        "in bf16": in_bf16(result["bf16"]),
         "kept": f"{result['embed_dim']:,} numbers an image: {sizes}",
         "machine": machine(result),
     }

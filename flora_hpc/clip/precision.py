@@ -1,10 +1,12 @@
 """The number format of frozen weights in training and evaluation.
 
 `bf16` keeps the frozen Linear layers of the towers that take part in a step in bfloat16, and multiplies in it. Adapters, norms,
-attention, sums and losses stay float32, and so do image features that are computed once. `tf32` is how an NVIDIA GPU multiplies
-float32 with ten bits of mantissa.
+attention, sums and losses stay float32. Image features that are computed once have a setting of their own (features.compute).
+`tf32` is how an NVIDIA GPU multiplies float32 with ten bits of mantissa.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of processors (x86, A
 AMPERE = (8, 0)  # compute capability of the first NVIDIA GPUs with tf32 and bfloat16
 
 
-def settle(precision: str, device: torch.device) -> None:
-    """Prepare `device` for a precision. Raises UserError for one that it does not have, or that would only slow it down."""
+def settle(precision: str, device: torch.device, key: str = "model.precision") -> None:
+    """Prepare `device` for the precision of `key`. Raises UserError for one that it lacks, or that would only slow it down."""
     if precision != "fp32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
         raise UserError(
-            f"model.precision: {torch.cuda.get_device_name(device)} does not multiply in {precision}, which came with compute "
-            "capability 8.0; set model.precision: fp32"
+            f"{key}: {torch.cuda.get_device_name(device)} does not multiply in {precision}, which came with compute "
+            f"capability 8.0; set {key}: fp32"
         )
     if precision == "tf32":
         if device.type != "cuda":
@@ -31,8 +33,8 @@ def settle(precision: str, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     if precision == "bf16" and device.type == "cpu" and not NATIVE_BF16 & processor_flags():
         raise UserError(
-            "model.precision: this processor does not multiply in bfloat16 (it has none of "
-            f"{', '.join(sorted(NATIVE_BF16))}), so that bf16 would be slower than fp32; set model.precision: fp32"
+            f"{key}: this processor does not multiply in bfloat16 (it has none of "
+            f"{', '.join(sorted(NATIVE_BF16))}), so that bf16 would be slower than fp32; set {key}: fp32"
         )
 
 
@@ -57,6 +59,24 @@ def lower(precision: str, model: Any, name: str, method: str, trained: set[str],
         raise UserError(f"model.precision: bf16 is for frozen weights, but {method} trains them; set model.precision: fp32")
     if text and (reason := why_not(model)):
         raise UserError(f"model.precision: bf16 cannot be had with {name}, since {reason}; set model.precision: fp32")
-    towers = [text_root(model)[0].transformer] * text + [model.visual] * image
-    for layer in (layer for tower in towers for layer in tower.modules() if type(layer) is nn.Linear):
-        layer.to(torch.bfloat16)
+    for tower in [text_root(model)[0].transformer] * text + [model.visual] * image:
+        for layer in linear_layers(tower):
+            layer.to(torch.bfloat16)
+
+
+@contextmanager
+def lowered(precision: str, tower: nn.Module) -> Iterator[None]:
+    """Inside, the Linear layers of a frozen `tower` are in `precision`; then they are what they were."""
+    before = {layer: (layer.weight, layer.bias) for layer in linear_layers(tower)} if precision == "bf16" else {}
+    for layer, parameters in before.items():
+        layer.weight, layer.bias = (p if p is None else nn.Parameter(p.bfloat16(), requires_grad=False) for p in parameters)
+    try:
+        yield
+    finally:
+        for layer, parameters in before.items():
+            layer.weight, layer.bias = parameters
+
+
+def linear_layers(tower: nn.Module) -> list[nn.Linear]:
+    """Those that are not part of a fused attention, which reads its weights itself."""
+    return [layer for layer in tower.modules() if type(layer) is nn.Linear]

@@ -40,6 +40,9 @@ def test_images_are_embedded_kept_and_read_back(encoding: str, tmp_path: Path, m
     assert sum(found["shares"].values()) == pytest.approx(1)
     assert found["shares"]["tower"] == pytest.approx(seconds["tower"] / sum(seconds[name] for name in WORK))
     assert found["repeat_seconds"] == [seconds["whole"]]
+    if found["bf16"] is not None:
+        assert found["bf16"]["speedup"] == pytest.approx(seconds["tower"] / found["bf16"]["seconds"])
+        assert 1e-4 < found["bf16"]["error"] < 0.05
     sizes = found["store_bytes"]
     for name, width in {"fp32": 4, "bf16": 2}.items():
         assert 0 < sizes[name] - 300 * 128 * width < 2000, "a header and the numbers"

@@ -80,8 +80,8 @@ def test_tf32_needs_a_gpu() -> None:
 def test_bf16_is_refused_where_it_would_be_slower(line: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda path: f"model name : some processor with bf16\n{line}\n")
     if refused:
-        with pytest.raises(UserError, match="does not multiply in bfloat16"):
-            precision.settle("bf16", CPU)
+        with pytest.raises(UserError, match=r"^features.compute: .* does not multiply in bfloat16 .*; set features.compute: fp32"):
+            precision.settle("bf16", CPU, "features.compute")
     else:
         precision.settle("bf16", CPU)
 
