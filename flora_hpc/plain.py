@@ -58,10 +58,26 @@ class Prompted:
         embedded = root.token_embedding(tokens)
         context = self.context.expand(len(tokens), -1, -1)
         x = torch.cat([embedded[:, :1], context, embedded[:, 1 + len(self.context) :]], 1) + root.positional_embedding
-        x = root.ln_final(root.transformer(x, attn_mask=root.attn_mask))
-        x = x[torch.arange(len(x), device=x.device), tokens.argmax(1)]
-        projected = root.text_projection(x) if isinstance(root.text_projection, nn.Linear) else x @ root.text_projection
+        projected = _through(root, x, tokens)
         return F.normalize(projected, dim=-1) if normalize else projected
+
+
+def encode_cut(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Features of unit length (num_captions, embed_dim) of captions (num_captions, length) int64, cut after the longest one.
+
+    For text towers that are causal and read at the end token: what comes after that is padding, which changes nothing.
+    """
+    root, _ = text_root(model)
+    return F.normalize(_through(root, root.token_embedding(tokens) + root.positional_embedding[: tokens.shape[1]], tokens), dim=-1)
+
+
+def _through(root: Any, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Embedded tokens (num_captions, length, width) through the text tower's own modules -> (num_captions, embed_dim)."""
+    length = x.shape[1]
+    x = root.ln_final(root.transformer(x, attn_mask=root.attn_mask[:length, :length]))
+    x = x[torch.arange(len(x), device=x.device), tokens.argmax(1)]
+    projected: torch.Tensor = root.text_projection(x) if isinstance(root.text_projection, nn.Linear) else x @ root.text_projection
+    return projected
 
 
 @dataclass(frozen=True)

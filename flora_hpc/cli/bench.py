@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flora_hpc.cli import (
+    _bench_against,
     _bench_comm,
     _bench_features,
     _bench_log,
@@ -31,6 +32,7 @@ app = typer.Typer(no_args_is_help=True)
 app.command("step")(_bench_step.step)
 app.command("comm")(_bench_comm.comm)
 app.command("round")(_bench_round.round_)
+app.command("against")(_bench_against.against)
 app.command("log")(_bench_log.log)
 app.command("scale")(_bench_scale.scale)
 app.command("features")(_bench_features.features)
