@@ -72,7 +72,7 @@ class CohortConfig(Section):
     size: int | None = Field(None, ge=1, description="number of clients")
     assignment: Literal["static", "balanced", "dynamic"] = Field(
         "balanced",
-        description="groups of clients go to ranks in turn (static), by their cost (balanced), or to whoever is idle (dynamic); "
+        description="clients go to ranks in turn (static), by their cost (balanced), or in groups to whoever is idle (dynamic); "
         "the results are the same",
     )
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from flora_hpc.clip import frozen
+from flora_hpc.clip.alike import back
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
@@ -107,4 +108,4 @@ def rows(method: Method, adapter: torch.Tensor, caption: int, start: int, width:
     units = torch.eye(width, dtype=adapter.dtype)[start : start + ROWS]
     leaf = adapter.expand(len(units), -1).detach().requires_grad_()
     classes = method.classes(method.unpack(leaf), None, torch.tensor([[caption]]))
-    return torch.autograd.grad(classes, leaf, units[:, None])[0]
+    return back(classes, units[:, None], [leaf])[0]

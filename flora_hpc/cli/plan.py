@@ -49,6 +49,9 @@ def memory(
         pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)
         # pixels of a block of images, twice, and what one layer makes of them
         peaks["encoding images"] = 4 * BLOCK * (2 * pixels + 10 * num_image_positions(model) * tower(model.visual).width)
+    if fed.by_jacobian:
+        values = method.unpack(torch.empty(1, method.num_params, device="meta"))
+        lasting["Jacobian"] = method.payload_bytes * method.classes(values, None).numel()
     if fed.client.optimizer_state == "keep":
         lasting["optimizers"] = kept_clients * load.state_bytes
     largest = max(peaks, key=lambda name: peaks[name])

@@ -5,7 +5,7 @@ the first thing that is a client's own. Backwards, each client has a gradient of
 client would get with a row of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,9 +56,32 @@ class _Once(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         leaves = [x.detach().contiguous().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needs, strict=True)]
         with torch.enable_grad():
-            result = ctx.compute(*leaves)
-        found = iter(torch.autograd.grad(result, [leaf for leaf in leaves if leaf.requires_grad], gradients[0]))
+            result = ctx.compute(*(leaf.view_as(leaf) for leaf in leaves))  # torch's FLOP counter takes no leaf here
+        found = iter(back(result, gradients[0], [leaf for leaf in leaves if leaf.requires_grad]))
         return None, *(next(found) if leaf.requires_grad else None for leaf in leaves)
+
+
+def back(result: torch.Tensor, gradient: torch.Tensor, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The gradients by `leaves` of what has this `gradient` by `result`.
+
+    torch.autograd.grad does this, too, with its grad_outputs; but then it imports sympy, at the start of every rank.
+    """
+    with torch.enable_grad():
+        scalar = _Given.apply(result, gradient)
+    return torch.autograd.grad(scalar, leaves)
+
+
+class _Given(torch.autograd.Function):
+    """A number whose gradient by a tensor is given."""
+
+    @staticmethod
+    def forward(ctx: Any, result: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gradient)
+        return result.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.saved_tensors[0], None
 
 
 def add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
