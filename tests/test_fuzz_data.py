@@ -8,6 +8,7 @@ import io
 import json
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -16,10 +17,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from flora_hpc.data import look
 from flora_hpc.data.checks import checked
 from flora_hpc.data.datasets import hdf5, pairs
 from flora_hpc.data.decode import decode
-from flora_hpc.data.images import Dataset
+from flora_hpc.data.images import Dataset, Images
 from flora_hpc.data.pack import pack
 from flora_hpc.errors import UserError
 
@@ -151,11 +153,25 @@ def spoil(file: h5py.File, rng: random.Random) -> None:
         file.attrs[attribute] = rng.choice([*values, "{}", "{0.x}", "raw", "files", "[" * 9999, ["a", "b"], '["\\ud800", "b"]'])
         return
     del file[name]
-    made = rng.choice(["group", "soft", "external", "type", "never", "values"])
+    made = rng.choice(["group", "soft", "external", "type", "never", "values", "virtual", "virtual", "elsewhere", "elsewhere"])
     if made == "group":
         file.create_group(name)["x"] = 1
     elif made in ("soft", "external"):
         file[name] = h5py.SoftLink("/test/labels") if made == "soft" else h5py.ExternalLink("gone.h5", "/x")
+    elif made == "virtual":
+        shape = rng.choice([(6, 4, 4, 3), (6,), (3, 4, 4, 3), (7,)])
+        source = rng.choice(["test/images", "test/labels", "test", "gone", name])
+        layout = h5py.VirtualLayout(shape, rng.choice(["u1", "i8"]))
+        where = rng.choice([".", file.filename, "gone.h5", "part-%b.h5"])
+        rows = rng.choice([slice(None), slice(0, 2), slice(2, None)])
+        layout[rows] = h5py.VirtualSource(where, source, shape, dtype="u1")[rows]
+        file.create_virtual_dataset(name, layout)
+    elif made == "elsewhere":
+        beside = Path(file.filename).with_suffix(".raw")
+        beside.write_bytes(bytes(rng.choice([0, 10, 6 * 48, 10_000])))
+        parts = [(rng.choice([str(beside), beside.name, "gone.raw"]), rng.choice([0, 5, 2**40]), rng.choice([1, 6 * 48, 2**40]))]
+        with suppress(OSError, ValueError):  # h5py takes no part that is larger than what a file can hold
+            file.create_dataset(name, rng.choice([(6, 4, 4, 3), (6,)]), rng.choice(["u1", "i8"]), external=parts)
     elif made == "type":
         file[name] = np.dtype("f4")
     elif made == "never":
@@ -167,12 +183,32 @@ def spoil(file: h5py.File, rng: random.Random) -> None:
 
 
 def test_hdf5_of_another_structure(tmp_path: Path, out: Path) -> None:
-    for seed in range(40):
+    for seed in range(80):
         path = tmp_path / f"{seed}.h5"
         whole(path, seed % 6)
         with h5py.File(path, "r+") as file:
             spoil(file, random.Random(seed))
         survives(lambda path=path: hdf5.build(hdf5.Options(name="hdf5", path=path)), out)
+
+
+@pytest.mark.parametrize("form", ["gif", "tiff", "webp", "png"])
+def test_damaged_pictures_of_several_frames(form: str) -> None:
+    """Each is decoded or told to be damaged, and the look at its frames ends."""
+    frames, buffer = [Image.new("RGB", (9, 7), (60 * i, 10, 60)) for i in range(4)], io.BytesIO()
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:])
+    good, decoded, animated = buffer.getvalue(), 0, 0
+    for seed in range(60):
+        rng, content = random.Random(seed), bytearray(good)
+        if seed % 3 == 0:
+            content = content[: rng.randrange(len(content))]
+        for _ in range(rng.choice([0, 1, 2, 8]) * bool(content)):
+            content[rng.randrange(len(content))] = rng.choice([0, 1, 255, rng.randrange(256)])
+        images = Images(np.zeros(1, np.int64), lambda rows, content=bytes(content): [content], lambda row: "picture")
+        ((found,),) = [decode(images, [0])]
+        decoded += isinstance(found, Image.Image)
+        animated += "several frames" in str(look.look(images, [0], 1).warnings(images, 0.1))
+    assert 5 < decoded < 60
+    assert 5 < animated <= decoded
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

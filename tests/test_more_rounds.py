@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -17,10 +16,9 @@ from flora_hpc.cli import app
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from tests.conftest import ROOT
+from tests.same_runs import adapter, assert_same
 
 Invoke = Callable[..., str]
-MEASURED = ("round", "num_clients", "num_rejected", "num_examples", "train_loss", "test_accuracy", "uplink_bytes", "worst_client")
-CLIENTS = ("round", "client", "num_steps", "train_loss", "update_norm", "weight")
 
 
 @pytest.fixture
@@ -36,19 +34,6 @@ def command(squares: Path) -> Callable[..., list[str]]:
 
 
 Command = Callable[..., list[str]]
-
-
-def adapter(out: Path) -> bytes:
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def assert_equal(out: Path, unbroken: Path) -> None:
-    assert adapter(out) == adapter(unbroken)
-    (attributes, mine), (_, theirs) = hdf5file.read(out), hdf5file.read(unbroken)
-    assert attributes["status"] == "finished"
-    for table, columns in (("rounds", MEASURED), ("clients", CLIENTS)):
-        for name in columns:
-            np.testing.assert_array_equal(mine[table][name], theirs[table][name], err_msg=name)
 
 
 def refusal(*words: str) -> str:
@@ -70,7 +55,7 @@ def test_it_equals_a_run_that_had_them_from_the_start(
     said = invoke(*command(out, 4, *settings), "--resume")
     assert "goes on: after round 2" in said
     invoke(*command(tmp_path / "unbroken", 4, *settings))
-    assert_equal(out, tmp_path / "unbroken")
+    assert_same(out, tmp_path / "unbroken")
     attributes, _ = hdf5file.read(out, ())
     assert (json.loads(attributes["extended_after"]), json.loads(attributes["resumed_after"])) == ([2], [2])
     assert "rounds: 4" in (out / "config.yaml").read_text()
@@ -90,7 +75,7 @@ def test_the_servers_state_goes_on(command: Command, tmp_path: Path, invoke: Inv
     invoke(*command(tmp_path / "run", 1))
     invoke(*command(tmp_path / "run", 3), "--resume")
     invoke(*command(tmp_path / "unbroken", 3))
-    assert_equal(tmp_path / "run", tmp_path / "unbroken")
+    assert_same(tmp_path / "run", tmp_path / "unbroken")
 
 
 @pytest.mark.mpi
@@ -102,7 +87,7 @@ def test_on_another_number_of_ranks(
     done = flora(*command(tmp_path / "run", 2, keep), "--resume", under=[*mpiexec, "-n", "2"])
     assert done.returncode == 0, done.stderr
     invoke(*command(tmp_path / "unbroken", 2, keep))
-    assert_equal(tmp_path / "run", tmp_path / "unbroken")
+    assert_same(tmp_path / "run", tmp_path / "unbroken")
 
 
 def test_fewer_rounds_than_are_played_are_refused(command: Command, tmp_path: Path, invoke: Invoke) -> None:

@@ -20,7 +20,7 @@ from flora_hpc.cli._args import ConfigFile, Overrides
 from flora_hpc.cli._cache import cache
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
-from flora_hpc.comm import launch
+from flora_hpc.comm import launch, stop
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 
@@ -120,7 +120,7 @@ def inspect(
         json.dump(found if damaged is None else found | {"damaged": damaged}, sys.stdout)
         print()
     else:
-        say(dataset, mix, rule, warnings, damaged)
+        say(dataset, mix, rule, warnings, damaged, skips)
     if picture is not None:
         split.figure(mix, picture, f"{dataset.name} over {mix.num_clients:,} clients: {rule}")
         print(f"drawn: {picture}", file=sys.stderr)
@@ -131,8 +131,8 @@ def inspect(
         raise typer.Exit(2)
 
 
-def say(dataset: Any, mix: Any, rule: str, warnings: Sequence[str], damaged: Sequence[str] | None) -> None:
-    """Print a split, and what a user must know of its images; `damaged` is None where nobody looked."""
+def say(dataset: Any, mix: Any, rule: str, warnings: Sequence[str], damaged: Sequence[str] | None, skips: bool) -> None:
+    """Print a split, and what a user must know of its images; `damaged`, which it may skip, is None where nobody looked."""
     from flora_hpc.records.views import count
     from flora_hpc.report import split
 
@@ -146,8 +146,11 @@ def say(dataset: Any, mix: Any, rule: str, warnings: Sequence[str], damaged: Seq
     for line, style in lines:
         console.print(line, style=style, markup=False, soft_wrap=True)
     if damaged is not None:
-        some = f"{len(damaged):,} of {len(dataset.images):,} images cannot be decoded"
-        console.print(some if damaged else f"all {len(dataset.images):,} images can be decoded")
+        told = f"all {len(dataset.images):,} images can be decoded"
+        if damaged:
+            told = f"{len(damaged):,} of {len(dataset.images):,} images cannot be decoded"
+            told += "" if skips else "; a run refuses them: mend or remove them, or set data.damaged: skip to leave them out"
+        console.print(told, soft_wrap=True)
 
 
 def look_at_all(dataset: Any) -> Any:
@@ -233,14 +236,15 @@ def pack(
     dataset = plugins.member("datasets", options.name).build(options)
     bar = Bar(f"packing {dataset.name}")
     try:
-        packed = packing.pack(
-            dataset,
-            out,
-            options.damaged,  # type: ignore[attr-defined]
-            bar,
-            replace=replace,
-            num_threads=len(os.sched_getaffinity(0)),
-        )
+        with stop.exiting():  # what is written up to then is removed
+            packed = packing.pack(
+                dataset,
+                out,
+                options.damaged,  # type: ignore[attr-defined]
+                bar,
+                replace=replace,
+                num_threads=len(os.sched_getaffinity(0)),
+            )
     finally:
         bar.close()
     for text in packed.damaged:

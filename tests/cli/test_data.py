@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -21,6 +22,7 @@ from typer.testing import CliRunner, Result
 from flora_hpc.cli import _cache, app
 from flora_hpc.cli import data as cli_data
 from flora_hpc.data import look
+from flora_hpc.data import pack as packing
 from flora_hpc.data import store as stores
 from flora_hpc.data.datasets._catalog import CATALOG, Archive
 from flora_hpc.data.store import Store
@@ -274,6 +276,21 @@ def test_a_folder_that_is_not_there_is_not_made(refused: Refused, tmp_path: Path
     assert refused("pack", "digits", "--out", tmp_path / "deep" / "out.h5") == f"{tmp_path}/deep is no folder; create it first"
 
 
+def test_a_packing_that_a_job_ends_leaves_nothing(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(dataset: Any, partial: Path, *rest: Any) -> NoReturn:
+        partial.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        pytest.fail("the signal came to nobody")
+
+    monkeypatch.setattr(packing, "_write", write)
+    out = tmp_path / "out"
+    out.mkdir()
+    words = ["data", "pack", "imagefolder", *set_(f"data.path={trees}"), "--out", str(out / "trees.h5")]
+    assert CliRunner().invoke(app, words).exit_code == 128 + signal.SIGTERM
+    assert [*out.iterdir()] == []
+
+
 def test_pack_must_be_told_where_to(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, error = call(["data", "pack", "digits"], monkeypatch, capsys)
     assert (code, error.count("Missing option '--out'")) == (2, 1)
@@ -370,9 +387,11 @@ def test_inspect_names_damaged_images(damaged: Path, monkeypatch: pytest.MonkeyP
     ]
     told = wide("inspect", CONFIG, *of(damaged), "--check", code=2).stdout
     assert told.splitlines()[-3:-1] == [f"cannot be decoded: {line}" for line in lines]
-    assert told.splitlines()[-1] == "2 of 9 images cannot be decoded"
+    assert told.splitlines()[-1] == (
+        "2 of 9 images cannot be decoded; a run refuses them: mend or remove them, or set data.damaged: skip to leave them out"
+    )
     assert json.loads(wide("inspect", CONFIG, *of(damaged), "--check", "--json", code=2).stdout)["damaged"] == lines
-    wide("inspect", CONFIG, *of(damaged), "-s", "data.damaged=skip", "--check")
+    assert "a run refuses them" not in wide("inspect", CONFIG, *of(damaged), "-s", "data.damaged=skip", "--check").stdout
 
 
 def test_inspect_tells_what_is_left_out_and_what_shows_nothing(trees: Path) -> None:
