@@ -60,11 +60,14 @@ class GroupSize(NamedTuple):
     bound: str
 
 
-def load(clip: Clip, method: Method, client: ClientConfig, num_classes: int) -> Load:
-    """What one client of `method` takes; `num_classes` are the captions that an image is scored against."""
+def load(clip: Clip, method: Method, client: ClientConfig, num_classes: int, encodes: bool = True) -> Load:
+    """What one client of `method` takes; `num_classes` are the captions that an image is scored against.
+
+    A client whose only step is by a Jacobian never `encodes` captions by itself.
+    """
     model, batch = clip.model, client.batch_size
     trained = method.shapes.keys() & {name for name, _ in model.named_parameters()}
-    text_rows = method.text_positions + batch * method.caption_positions
+    text_rows = (method.text_positions + batch * method.caption_positions) * encodes
     image_rows = batch * method.image_positions
     text, image = tower(getattr(model, "text", model)), tower(model.visual)
     kept_of_text = KEPT_TRAINED if any(not name.startswith("visual.") for name in trained) else KEPT_FROZEN

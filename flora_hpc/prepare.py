@@ -102,7 +102,7 @@ def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
         shards=holders,
         grouping=Grouping(
-            group_size(config, dataset, clip, method, num_clients, room)[0].clients, alike=method.per_example, fixed=room.gpu
+            group_size(config, dataset, clip, method, holders, room)[0].clients, alike=method.per_example, fixed=room.gpu
         ),
         by_jacobian=by_jacobian(config, dataset, clip, method, num_clients, room.gpu),
         labels=torch.from_numpy(images.labels).to(device),
@@ -111,12 +111,15 @@ def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
 
 
 def group_size(
-    config: Config, dataset: Dataset, clip: Clip, method: Method, num_clients: int, room: devices.Room
+    config: Config, dataset: Dataset, clip: Clip, method: Method, holders: shards.Shards, room: devices.Room
 ) -> tuple[groupsize.GroupSize, groupsize.Load]:
-    """How many of a cohort's `num_clients` train in one batch of tensors at most, why no more, and what one of them takes."""
-    load = groupsize.load(clip, method, config.client, len(dataset.captions))
-    if config.client.group_size:
-        return groupsize.GroupSize(config.client.group_size, "as client.group_size says"), load
+    """How many clients of a round train in one batch of tensors at most, why no more, and what one of them takes."""
+    client, num_clients = config.client, config.cohort.num_clients(holders.num_clients)
+    only_first = client.epochs == 1 and holders.largest <= client.batch_size
+    encodes = not (only_first and by_jacobian(config, dataset, clip, method, num_clients, room.gpu))
+    load = groupsize.load(clip, method, client, len(dataset.captions), encodes)
+    if client.group_size:
+        return groupsize.GroupSize(client.group_size, "as client.group_size says"), load
     return groupsize.choose(num_clients, load, room), load
 
 

@@ -108,3 +108,12 @@ def test_what_a_step_keeps_is_at_most_the_estimate_and_not_much_less(clip: Clip,
     assert loss.requires_grad
     estimate = 3 * load_of(clip, method, ClientConfig(batch_size=batch), 10).kept_bytes
     assert 0.2 * estimate < kept < estimate, kept / estimate
+
+
+def test_who_never_encodes_captions_keeps_features_and_scores_alone(clip: Clip) -> None:
+    """So that a group of a crowd, whose gradients are products with one Jacobian, may be larger."""
+    method, config = build(clip, "flora"), ClientConfig(batch_size=8)
+    whole, part = load_of(clip, method, config, 10), load_of(clip, method, config, 10, encodes=False)
+    assert part.activation_bytes == 0 < whole.activation_bytes
+    assert part.kept_bytes == 4 * 8 * (4 * 128 + 8 * 10)
+    assert choose(10_000, part, PLENTY).clients > choose(10_000, whole, PLENTY).clients

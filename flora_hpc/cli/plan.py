@@ -96,7 +96,7 @@ def plan(
     groups = groups_of_ranks(fed, ranks, 1)
     num_groups, largest = sum(map(len, groups)), max(len(group) for mine in groups for group in mine)
     num_bytes = 2 if resolved.features.precision == "bf16" else 4
-    choice, load = prepare.group_size(resolved, dataset, clip, fed.method, len(clients), room)
+    choice, load = prepare.group_size(resolved, dataset, clip, fed.method, fed.shards, room)
     group_bytes = load.of_group(largest)
     needed = memory(clip, fed, load, group_bytes, len(dataset.images), -(-len(clients) // ranks), num_bytes)
 
