@@ -1,5 +1,6 @@
 """Who trains this round, in which groups, on which rank. Every rank works this out alike, so nothing is sent."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,12 @@ class Grouping:
     fixed: bool = False  # whether groups must be the same on any number of ranks, since their size decides bits
 
 
-def groups_of_ranks(clients: Ints, costs: Ints, grouping: Grouping, num_ranks: int, assignment: str) -> list[list[Ints]]:
-    """The groups of clients that each rank trains, which may be none. `costs` (n,) int64 are those of `clients` (n,).
+def groups_of_ranks(
+    clients: Ints, costs: Ints, grouping: Grouping, num_ranks: int, assignment: str, wanted: Iterable[int] | None = None
+) -> list[list[Ints]]:
+    """The groups of clients that each rank trains, or each of those `wanted`; they may be none.
+
+    `costs` (n,) int64 are those of `clients` (n,).
 
     static: clients go to ranks in turn; balanced: the costliest first, each to the rank with the least so far. Fixed groups go as
     wholes; so do those of dynamic assignment, for which this is what ranks of the same speed take. In a group are clients of like
@@ -40,13 +45,13 @@ def groups_of_ranks(clients: Ints, costs: Ints, grouping: Grouping, num_ranks: i
     clients, costs = clients[order], costs[order]
     if not grouping.fixed and assignment != "dynamic":
         ranks = deal(costs, num_ranks, assignment)
-        return [_cut(clients[mine], costs[mine], grouping) for mine in (ranks == rank for rank in range(num_ranks))]
+        return [_cut(clients[mine], costs[mine], grouping) for mine in (ranks == rank for rank in wanted or range(num_ranks))]
     groups = units(clients, costs, grouping, num_ranks)
     ends = np.cumsum([len(group) for group in groups])
     totals = np.diff(np.cumsum(costs)[ends - 1], prepend=0)
     order = _costliest_first(np.arange(len(groups)), totals)
     ranks = deal(totals[order], num_ranks, assignment)
-    return [[groups[group] for group in order[ranks == rank]] for rank in range(num_ranks)]
+    return [[groups[group] for group in order[ranks == rank]] for rank in wanted or range(num_ranks)]
 
 
 def units(clients: Ints, costs: Ints, grouping: Grouping, num_ranks: int) -> list[Ints]:

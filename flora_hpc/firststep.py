@@ -6,6 +6,8 @@ where J is the Jacobian of T by the trained numbers and dL/dT (num_classes, embe
 computed once by all ranks together, caption by caption; then each client takes one product. That pays for some hundred clients.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 
@@ -30,6 +32,12 @@ class FirstStep:
     classes: torch.Tensor  # (1, num_classes, embed_dim), what the method knows of each class
     jacobian: torch.Tensor  # (num_classes * embed_dim, num_params)
 
+    def gradient(self, loss: torch.Tensor, classes: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+        """That of losses (num_clients,) by the numbers (num_clients, num_params), on which they depend by `classes` and `leaf`."""
+        asked, direct = torch.autograd.grad(loss.sum(), (classes, leaf), allow_unused=True)
+        found = self.by_params(asked)
+        return found if direct is None else found.add_(direct)
+
     def by_params(self, asked: torch.Tensor) -> torch.Tensor:
         """Gradients by the classes (num_clients, num_classes, embed_dim) -> by the trained numbers (num_clients, num_params).
 
@@ -48,19 +56,20 @@ def why_not(method: Method) -> str | None:
         "each client sees the pixels of its own images": method.sees == "pixels",
         "each client encodes the captions of its own images": method.paired,
         "what is trained encodes no captions": not method.text_positions,
+        "the text tower's own code runs": not method.positions_alone,
         "each client drops out other numbers": method.noisy,
         "clients hold different parts of the adapter": method.holds is not None,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def choose(wanted: str, method: Method, on_gpu: bool, num_clients: int, shape: tuple[int, int], flops: int) -> bool:
+def choose(wanted: str, method: Method, on_gpu: bool, num_clients: int, flops: int) -> bool:
     """Whether `num_clients` of a round make their first step by a Jacobian; that never depends on the number of ranks.
 
-    T has this `shape` (num_classes, embed_dim); the way back of one position through the text tower takes so many `flops`. Raises
-    UserError when a Jacobian is `wanted` and cannot be.
+    The way back of one position through the text tower takes so many `flops`. Raises UserError when a Jacobian is `wanted` and
+    cannot be.
     """
-    num_outputs = prod(shape)
+    num_outputs = prod(method.text_shape)
     reason = why_not(method) or ("it is for CPUs so far" if on_gpu else None)
     if reason is None and 4 * num_outputs * method.num_params > MAX_BYTES:
         reason = f"its {num_outputs:,} x {method.num_params:,} numbers take more than a gibibyte"
@@ -69,7 +78,12 @@ def choose(wanted: str, method: Method, on_gpu: bool, num_clients: int, shape: t
     if wanted != "auto" or reason is not None:
         return wanted == "jacobian"
     spared = flops * method.text_positions - 2 * num_outputs * method.num_params  # by each client
-    return num_clients * spared > flops * method.positions_alone * shape[1]
+    return num_clients * spared > flops * method.positions_alone * method.text_shape[1]
+
+
+def num_bytes(method: Method, by_jacobian: bool) -> int:
+    """What a rank keeps of it during a round."""
+    return method.payload_bytes * prod(method.text_shape) if by_jacobian else 0
 
 
 def told(method: Method, by_jacobian: bool) -> str:
@@ -81,31 +95,43 @@ def told(method: Method, by_jacobian: bool) -> str:
     return "captions are encoded once for all clients of a group, forwards"
 
 
-def make(method: Method, adapter: torch.Tensor, comm: Communicator) -> FirstStep:
+def make(
+    method: Method, adapter: torch.Tensor, comm: Communicator, computing: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> FirstStep:
     """A Jacobian for clients that start from `adapter` (num_params,). All ranks of `comm` call this: each computes some rows.
 
-    A caption's features depend on that caption alone, so each is encoded by itself: with ten captions, a quarter of the work.
+    A caption's features depend on that caption alone, so each is encoded by itself: with ten captions, a quarter of the work. What
+    is no exchange between ranks happens inside `computing()`.
     """
-    with torch.no_grad():
-        classes = method.classes(method.unpack(adapter[None]), None)
-    _, num_classes, width = classes.shape
-    parts = [(caption, start) for caption in range(num_classes) for start in range(0, width, ROWS)]
-    mine = [rows(method, adapter, caption, start, width) for caption, start in parts[comm.rank :: comm.size]]
-    if comm.size == 1:
-        return FirstStep(classes, torch.cat(mine))
-    found = comm.allgather(b"".join(part.numpy().tobytes() for part in mine))
-    blocks = torch.arange(num_classes * width).view(num_classes, width)
-    jacobian = adapter.new_empty(num_classes * width, method.num_params)
-    for rank, data in enumerate(found):
-        if data:
-            places = torch.cat([blocks[caption, start : start + ROWS] for caption, start in parts[rank :: comm.size]])
-            jacobian[places] = torch.frombuffer(bytearray(data), dtype=adapter.dtype).view(-1, method.num_params)
+    with computing():
+        with torch.no_grad():
+            classes = method.classes(method.unpack(adapter[None]), None)
+        _, num_classes, width = classes.shape
+        parts = [(caption, start) for caption in range(num_classes) for start in range(0, width, ROWS)]
+        blocks = torch.arange(num_classes * width).view(num_classes, width)
+        jacobian = adapter.new_empty(num_classes * width, method.num_params)
+        mine = places(parts[comm.rank :: comm.size], blocks)
+        for caption, start in parts[comm.rank :: comm.size]:
+            jacobian[blocks[caption, start : start + ROWS]] = rows(method, adapter, caption, start, width)
+    if comm.size > 1:
+        found = comm.allgather(jacobian[mine].numpy().tobytes())
+        with computing():
+            for rank, data in enumerate(found):
+                if data and rank != comm.rank:
+                    theirs = torch.frombuffer(bytearray(data), dtype=adapter.dtype).view(-1, method.num_params)
+                    jacobian[places(parts[rank :: comm.size], blocks)] = theirs
+                found[rank] = b""  # as large as the Jacobian, all together
     return FirstStep(classes, jacobian)
+
+
+def places(parts: list[tuple[int, int]], blocks: torch.Tensor) -> torch.Tensor:
+    """The rows (n,) int64 of the Jacobian that `parts`, captions and where they start in their features, stand for."""
+    return torch.cat([blocks[0, :0], *(blocks[caption, start : start + ROWS] for caption, start in parts)])
 
 
 def rows(method: Method, adapter: torch.Tensor, caption: int, start: int, width: int) -> torch.Tensor:
     """Rows (n, num_params) of the Jacobian: at most ROWS numbers, from `start`, of a caption's features (width,)."""
-    units = torch.eye(width, dtype=adapter.dtype)[start : start + ROWS]
+    units = torch.eye(width, dtype=adapter.dtype, device=adapter.device)[start : start + ROWS]
     leaf = adapter.expand(len(units), -1).detach().requires_grad_()
     classes = method.classes(method.unpack(leaf), None, torch.tensor([[caption]]))
     return back(classes, units[:, None], [leaf])[0]

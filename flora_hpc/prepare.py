@@ -104,7 +104,7 @@ def federation(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         grouping=Grouping(
             group_size(config, dataset, clip, method, holders, room)[0].clients, alike=method.per_example, fixed=room.gpu
         ),
-        by_jacobian=by_jacobian(config, dataset, clip, method, num_clients, room.gpu),
+        by_jacobian=by_jacobian(config, clip, method, num_clients, room.gpu),
         labels=torch.from_numpy(images.labels).to(device),
         test=torch.from_numpy(dataset.test).to(device),
     )
@@ -115,20 +115,20 @@ def group_size(
 ) -> tuple[groupsize.GroupSize, groupsize.Load]:
     """How many clients of a round train in one batch of tensors at most, why no more, and what one of them takes."""
     client, num_clients = config.client, config.cohort.num_clients(holders.num_clients)
+    crowd = by_jacobian(config, clip, method, num_clients, room.gpu)
     only_first = client.epochs == 1 and holders.largest <= client.batch_size
-    encodes = not (only_first and by_jacobian(config, dataset, clip, method, num_clients, room.gpu))
-    load = groupsize.load(clip, method, client, len(dataset.captions), encodes)
+    load = groupsize.load(clip, method, client, len(dataset.captions), encodes=not (crowd and only_first))
     if client.group_size:
         return groupsize.GroupSize(client.group_size, "as client.group_size says"), load
-    return groupsize.choose(num_clients, load, room), load
+    left = room._replace(num_bytes=max(0, room.num_bytes - firststep.num_bytes(method, crowd)))
+    return groupsize.choose(num_clients, load, left), load
 
 
-def by_jacobian(config: Config, dataset: Dataset, clip: Clip, method: Method, num_clients: int, on_gpu: bool) -> bool:
+def by_jacobian(config: Config, clip: Clip, method: Method, num_clients: int, on_gpu: bool) -> bool:
     """Whether a cohort's `num_clients` make their first step by a Jacobian. Raises UserError when they must and cannot."""
     text = groupsize.tower(getattr(clip.model, "text", clip.model))
     backward = 24 * text.blocks * text.width**2  # as much as forwards: weights are frozen
-    shape = len(dataset.captions), getattr(clip.model.visual, "output_dim", 512)
-    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, shape, backward)
+    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, backward)
 
 
 def for_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Method]:
@@ -256,17 +256,7 @@ def sources(config: Config) -> dict[str, str]:
     data = ", ".join(places) or f"data.name: {config.data.name}"
     weights = f"model.pretrained: {config.model.pretrained}" if config.model.pretrained else f"model.name: {config.model.name}"
     clients = f"partition.name: {config.partition.name}, {data}"
-    groups = "on GPUs they decide bits: set client.group_size to the group_size of run.h5"
-    return {
-        "captions": data,
-        "labels": data,
-        "split": data,
-        "images": data,
-        "clients": clients,
-        "model weights": weights,
-        "size of groups": groups,
-        "first step": "it decides bits: set client.first_step as the run began",
-    }
+    return {"captions": data, "labels": data, "split": data, "images": data, "clients": clients, "model weights": weights}
 
 
 def first_state(fed: Federation, comm: Communicator, device: torch.device) -> State:

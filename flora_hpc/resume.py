@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ class Identity:
     essence: Config
     digests: Mapping[str, str]  # of data and weights
     sources: Mapping[str, str]  # where these come from, for people
+    chosen: Mapping[str, str] = field(default_factory=dict)  # settings that were chosen, and that decide bits
+
+    @property
+    def all(self) -> dict[str, str]:
+        """What is written down."""
+        return {**self.digests, **self.chosen}
 
     def differences(self, began_with: Mapping[str, str]) -> str:
         """What differs from the digests that a run began with, and where it comes from; empty for nothing."""
@@ -79,7 +85,7 @@ class Saved:
         untested = state.untested
         if untested is not None:
             untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round notes its accuracy
-        point = Checkpoint(number, state.adapter, state.server, untested, shards, self._identity.digests)
+        point = Checkpoint(number, state.adapter, state.server, untested, shards, self._identity.all)
 
         def save() -> None:
             self.holds()
@@ -109,7 +115,7 @@ class Saved:
         untested = point.untested if comm.rank == 0 else None
         state = State(point.adapter.to(device), to(point.server, device), {}, untested=untested)
         following = point.round + 1
-        if point.shards:
+        if point.shards and point.round > 0:  # before round 1 nobody has an optimizer
             mine = list(my_groups(fed, comm, following))
             kept = together(comm, lambda: checkpoint.read_optimizers(self.folder, point.shards, mine))
             state.optimizers = {i: Kept(each.clients, to(each.state, device)) for i, each in enumerate(kept)}
@@ -144,6 +150,12 @@ class Saved:
         """Raise UserError when data or weights are other ones than the run began with. Returns a sentence when nobody can tell."""
         if not began_with:
             return ["an older flora-hpc wrote the run: whether its data and weights are the same could not be compared"]
+        chosen = self._identity.chosen
+        if other := [f"{key}: {began_with[key]}" for key in chosen if began_with.get(key, chosen[key]) != chosen[key]]:
+            raise UserError(
+                f"--resume: the run in {self._out} began with {', '.join(other)}, and here it would be "
+                f"{', '.join(f'{key}: {chosen[key]}' for key in chosen)}, which decides bits; set it as the run began"
+            )
         if changed := self._identity.differences(began_with):
             raise UserError(
                 f"--resume: the run in {self._out} began with other data or weights: {changed} changed since; "

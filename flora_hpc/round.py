@@ -12,6 +12,7 @@ every rank holds the same adapter and server state
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,8 +149,8 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
         total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
         num_mine = sum(map(len, mine)) if isinstance(mine, Sequence) else 0
         done, num_all = 0, fed.cohort.num_clients(fed.shards.num_clients)
-    with comm.phase("train"):
-        first = firststep.make(fed.method, state.adapter, comm) if fed.by_jacobian else None
+    train = partial(comm.phase, "train")
+    first = firststep.make(fed.method, state.adapter, comm, train) if fed.by_jacobian else None
     fed.trained(done, num_mine, num_all)
     for index, members in enumerate(mine):
         if fed.stop.abandons:
@@ -204,10 +205,10 @@ def participants(fed: Federation, number: int) -> tuple[Ints, Ints]:
     return clients, fed.client.epochs * trainer.filled_up(fed.shards.sizes(clients), fed.client, fed.width_unit)
 
 
-def groups_of_ranks(fed: Federation, num_ranks: int, number: int) -> list[list[Ints]]:
-    """The groups of clients that each of `num_ranks` trains in a round; with dynamic assignment, of ranks of the same speed."""
+def groups_of_ranks(fed: Federation, num_ranks: int, number: int, wanted: Sequence[int] | None = None) -> list[list[Ints]]:
+    """The groups of clients that each of `num_ranks`, or of those `wanted`, trains; if dynamic, of ranks of the same speed."""
     clients, costs = participants(fed, number)
-    return cohort.groups_of_ranks(clients, costs, fed.grouping, num_ranks, fed.cohort.assignment)
+    return cohort.groups_of_ranks(clients, costs, fed.grouping, num_ranks, fed.cohort.assignment, wanted)
 
 
 def my_groups(fed: Federation, comm: Communicator, number: int) -> Iterable[Ints]:
@@ -215,7 +216,7 @@ def my_groups(fed: Federation, comm: Communicator, number: int) -> Iterable[Ints
     if fed.cohort.assignment == "dynamic":
         groups = cohort.units(*participants(fed, number), fed.grouping, comm.size)
         return (groups[ticket] for ticket in fed.tickets.draw("groups", number, len(groups)))
-    return groups_of_ranks(fed, comm.size, number)[comm.rank]
+    return groups_of_ranks(fed, comm.size, number, [comm.rank])[0]
 
 
 def sum_of(counts: list[Ints]) -> Ints:

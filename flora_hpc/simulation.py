@@ -79,10 +79,11 @@ def run(
         fed = replace(fed, tickets=shared_tickets(config, comm))
         digests = {"model weights": alike["model weights"]} | prepare.data_identity(dataset, fed.shards)
         digests["images"] = features.digest or embed.images_digest(dataset.images, place.work(config, clip, progress))
-        digests["first step"] = "jacobian" if fed.by_jacobian else "each"
+        chosen = {"client.first_step": "jacobian" if fed.by_jacobian else "each"}
         if fed.grouping.fixed:
-            digests["size of groups"] = str(fed.grouping.most)
-        saved = Saved(out, Identity(config.essence(), digests, sources), holds)
+            chosen["client.group_size"] = str(fed.grouping.most)
+        identity = Identity(config.essence(), digests, sources, chosen)
+        saved = Saved(out, identity, holds)
         begin = saved.find(fed, comm, place.device) if resume else Begin(prepare.first_state(fed, comm, place.device))
         if fed.method.sees == "features":
             del clip.model.visual  # its work is done, for all rounds
@@ -103,7 +104,7 @@ def run(
             num_damaged=len(features.damaged),
             left_out=dataset.left_out,
             warnings=checks.warned(dataset, sentences).warnings,
-            identity=digests,
+            identity=identity.all,
             topology=topology,
             num_rounds=config.rounds,
             num_clients=fed.shards.num_clients,

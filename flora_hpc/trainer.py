@@ -44,8 +44,8 @@ class Batches:
 def width_unit(method: Method, config: ClientConfig, largest: int) -> int:
     """Batches are filled up to a multiple of this many examples, so that a client's shapes, and its bits, are its own.
 
-    `largest` is how many examples a client has at most. Absent examples cost next to nothing where features of images meet those of
-    classes. Where a tower computes each example, few are absent, and only clients with as many of them share a group.
+    `largest` is how many examples a client has at most. Absent examples cost little where features of images meet those of classes.
+    Where a tower computes each example, few are absent, and only clients with as many of them share a group.
     """
     return PER_EXAMPLE if method.per_example else min(config.batch_size, largest)
 
@@ -67,13 +67,13 @@ def make_batches(
     sizes = np.array([len(examples) for examples in shards_of])
     longest, steps = int(sizes.max()), -(-sizes // config.batch_size)  # of an epoch
     assert (np.diff(steps) <= 0).all(), "the clients of a group come in order of their steps"
-    most = int(filled_up(sizes, config, unit or config.batch_size).max())
-    widths = np.minimum(config.batch_size, most - config.batch_size * np.arange(steps[0]))
+    unit = unit or config.batch_size
     owned = np.arange(longest) < sizes[:, None]
     client, place = owned.nonzero()
     rows = np.zeros(owned.shape, np.int64)
     rows[owned] = np.concatenate(shards_of)
-    examples = np.zeros((config.epochs * steps[0], len(clients), widths[0]), np.int64)
+    wide = min(config.batch_size, -(-longest // unit) * unit)
+    examples = np.zeros((config.epochs * steps[0], len(clients), wide), np.int64)
     present = np.zeros(examples.shape, bool)
     mixed = int((sizes > config.batch_size).sum()) if config.shuffle else 0  # clients; the order within one batch does not matter
     for epoch in range(config.epochs):
@@ -84,7 +84,8 @@ def make_batches(
         present[at] = True
     # where a batch is short: an example of the client's own, which counts for nothing
     examples = np.where(present, examples, examples[:, :, :1])
-    return Batches(examples, present, config.epochs * steps, np.tile(widths, config.epochs), (seed, round_number, clients))
+    widths = np.minimum(wide, -(-present.sum(2).max(1) // unit) * unit)
+    return Batches(examples, present, config.epochs * steps, widths, (seed, round_number, clients))
 
 
 def shuffled(rows: Ints, owned: Bools, clients: Ints, seed: int, round_number: int, epoch: int) -> Ints:
@@ -144,9 +145,7 @@ def train(
         if not loss.requires_grad:  # nothing is trained
             continue
         if crowd is not None:
-            asked, direct = torch.autograd.grad(loss.sum(), (classes, leaf), allow_unused=True)
-            gradient = crowd.by_params(asked)
-            gradient = gradient if direct is None else gradient.add_(direct)
+            gradient = crowd.gradient(loss, classes, leaf)
         else:
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         if held is not None:

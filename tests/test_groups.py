@@ -21,7 +21,7 @@ from flora_hpc.data.shards import Partition, Shards
 from flora_hpc.methods._lora import Target
 from flora_hpc.methods._method import Method, Setting
 from flora_hpc.methods.flora import Options, build
-from tests.conftest import ROOT, setting, small_model
+from tests.conftest import CONTEXT, END, ROOT, setting, small_model
 
 NUM_CLIENTS, BATCH = 7, 8
 BASE = [
@@ -133,14 +133,18 @@ def test_nor_where_all_have_one_jacobian(target: str, digits: tuple[Config, Data
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_nor_where_every_image_has_a_caption_of_its_own(dropout: float, captions: torch.Tensor) -> None:
-    given = replace(setting(small_model(), captions), paired=True)
+@pytest.mark.parametrize("loss", ["contrastive", "classification"])
+def test_nor_where_every_image_has_a_caption_of_its_own(dropout: float, loss: str) -> None:
+    """Of some clients all captions are short, of others long."""
+    lengths = [3] * 20 + [11] * 6 + [5] * 14
+    tokens = torch.tensor([[1, *range(2 + i % 9, i % 9 + n), END] + [0] * (CONTEXT - n) for i, n in enumerate(lengths)])
+    given = replace(setting(small_model(), tokens), paired=True)
     method = build(Options(name="flora", targets=("text.q_proj", "text.mlp"), dropout=dropout), given)
     method = replace(method, paired=True)
-    holders = Partition(np.arange(40), np.array([0, 20, 21, 26, 31, 40]))
+    holders = Partition(np.arange(40), np.array([0, 14, 20, 26, 31, 40]))
     features = Features(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
-    config = ClientConfig(batch_size=10, lr=0.01, epochs=2)
-    Clients(method, holders, config, features, torch.arange(40) % 5, moved(method)).assert_bits_are_their_own(8)
+    config = ClientConfig(batch_size=10, lr=0.01, epochs=2, loss=loss)
+    Clients(method, holders, config, features, torch.arange(40), moved(method)).assert_bits_are_their_own(8)
 
 
 @pytest.mark.parametrize("targets", [("text.q_proj", "text.c_fc"), ("text.out_proj",)])

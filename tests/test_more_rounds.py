@@ -42,6 +42,25 @@ def refusal(*words: str) -> str:
     return str(error.value)
 
 
+def test_kept_optimizers_begin_after_round_0(command: Command, tmp_path: Path, invoke: Invoke) -> None:
+    """Its checkpoint keeps none, for nobody has trained."""
+    out, keep = tmp_path / "run", "client.optimizer_state=keep"
+    invoke(*command(out, 0, keep))
+    invoke(*command(out, 2, keep), "--resume")
+    invoke(*command(tmp_path / "unbroken", 2, keep))
+    assert_same(out, tmp_path / "unbroken")
+
+
+def test_a_choice_that_decides_bits_is_not_made_anew(command: Command, tmp_path: Path, invoke: Invoke) -> None:
+    out = tmp_path / "run"
+    invoke(*command(out, 1, "client.first_step=jacobian"))
+    told = refusal(*command(out, 2), "--resume")
+    assert (
+        "began with client.first_step: jacobian, and here it would be client.first_step: each, which decides bits; set it" in told
+    )
+    invoke(*command(out, 2, "client.first_step=jacobian"), "--resume")
+
+
 @pytest.mark.parametrize(
     "settings",
     [["evaluate.every=3", "checkpoint.every=5"], ["evaluate.overlap=true"], ["client.optimizer_state=keep"]],

@@ -171,3 +171,12 @@ def test_features_take_whole_batches_and_towers_few_absent_examples() -> None:
     assert trainer.width_unit(method, config, largest=20) == 20
     assert trainer.width_unit(replace(method, image_positions=5), config, largest=1000) == 8
     assert trainer.width_unit(replace(method, caption_positions=5), config, largest=1000) == 8
+
+
+def test_in_every_epoch_each_batch_is_computed_to_its_end() -> None:
+    """Clients with three steps and two an epoch: the second one's first batch of epoch two falls to the first one's short one."""
+    config, holders = ClientConfig(batch_size=16, epochs=2), Partition(np.arange(68), np.array([0, 36, 68]))
+    batches = trainer.make_batches(np.array([0, 1]), holders, config, 0, 1, 8)
+    assert batches.widths.tolist() == [16, 16, 16, 16, 16, 8]
+    assert (batches.present.sum(2).max(1) <= batches.widths).all()
+    assert batches.present.sum() == 2 * 68

@@ -36,6 +36,8 @@ def check(config: Config, me: Launch) -> None:
         raise UserError(f"bench against: the plain loop trains flora on layers of the text tower, not {config.method.name}")
     if getattr(config.method, "dropout", 0.0) or config.aggregator.name != "fedavg" or config.client.optimizer_state != "reset":
         raise UserError("bench against: the plain loop has no dropout, averages by fedavg and starts optimizers afresh; do so, too")
+    if config.model.precision != "fp32" or config.comm.device == "cuda" or config.data.name == "pairs":
+        raise UserError("bench against: the plain loop is for fp32, CPUs and data with classes; take these")
     if config.rounds < WARM:
         raise UserError(f"rounds: {config.rounds} leaves nothing to measure, since the first one warms up; give at least {WARM}")
 
@@ -106,6 +108,7 @@ def build(config: Config, me: Launch) -> tuple[Federation, PlainLoop, State]:
 
 def measure(config: Config, me: Launch, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Play `config.rounds` rounds on each side in turn, of which the first warms up. Tests of the adapter are left out on both."""
+    config = config.model_copy(update={"comm": config.comm.model_copy(update={"device": "cpu"})})
     check(config, me)
     fed, loop, state = build(config, me)
     meter, adapter = Meter(Serial()), state.adapter.clone()

@@ -70,8 +70,10 @@ def train(fed: Federation, adapter: torch.Tensor, group: Group, first: FirstStep
             classes, targets = trainer.choices(fed.method, tensors, noise, fed.labels[rows])
         scores = fed.method.logits(tensors, classes, fed.inputs(rows), noise)
         loss = LOSSES[fed.client.loss](scores.expand(n, -1, -1), targets, there)
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf if crowd is None else classes)
-        gradient = gradient if crowd is None else crowd.by_params(gradient)
+        if crowd is not None:
+            gradient = crowd.gradient(loss, classes, leaf)
+        else:
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         if group.held is not None:
             gradient *= group.held[:n]
         optimizer.step(params[:n], gradient, optimizers.first(state, n), fed.client)

@@ -24,6 +24,7 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
         return [f"clients and ranks are not checked, for this machine lacks what the job needs: {absent}"]
     if not gpus_per_node:
         precision.settle(first.model.precision, torch.device("cpu"))
+        precision.settle(first.features.compute, torch.device("cpu"), "features.compute")
     dataset = prepare.dataset(first)
     clip, room = load(first.model, first.seed, torch.device("meta")), room_for(gpus_per_node, ranks_per_node)
     sentences = []

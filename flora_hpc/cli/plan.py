@@ -17,8 +17,8 @@ from flora_hpc.config import Config
 from flora_hpc.data.images import Ints
 
 ASSIGNMENTS = {
-    "static": "static: clients go to ranks in turn",
-    "balanced": "balanced: the costliest client first, each to the rank with the least so far",
+    "static": "static: {}s go to ranks in turn",
+    "balanced": "balanced: the costliest {} first, each to the rank with the least so far",
     "dynamic": "dynamic: an idle rank takes the costliest group that is left; below, what ranks of the same speed take",
 }
 LIBRARY_BYTES = 65 * 10**7  # Python, PyTorch and open_clip on a CPU, measured after a product
@@ -35,6 +35,7 @@ def memory(
     """
     import torch
 
+    from flora_hpc import firststep
     from flora_hpc.clip.towers import num_image_positions
     from flora_hpc.groupsize import tower
 
@@ -49,9 +50,8 @@ def memory(
         pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)
         # pixels of the images that are encoded at once, and of those that are read ahead; and what one layer makes of the former
         peaks["encoding images"] = 4 * at_once * (3 * pixels + 10 * num_image_positions(model) * tower(model.visual).width)
-    if fed.by_jacobian:
-        values = method.unpack(torch.empty(1, method.num_params, device="meta"))
-        lasting["Jacobian"] = method.payload_bytes * method.classes(values, None).numel()
+    if fed.by_jacobian:  # while ranks exchange its rows, they are there twice
+        lasting["Jacobian"] = peaks["exchanging a Jacobian"] = firststep.num_bytes(method, True)
     if fed.client.optimizer_state == "keep":
         lasting["optimizers"] = kept_clients * load.state_bytes
     largest = max(peaks, key=lambda name: peaks[name])
@@ -90,6 +90,7 @@ def plan(
 
     if not gpus:  # what another machine's GPUs can do is not known here
         precision.settle(resolved.model.precision, torch.device("cpu"))
+        precision.settle(resolved.features.compute, torch.device("cpu"), "features.compute")
     room = room_for(gpus, ranks)
     dataset, clip, fed = prepare.everything(resolved, torch.device("meta"), room)
     clients = cohort.sample(resolved.cohort, fed.shards.num_clients, resolved.seed, 1)
@@ -102,7 +103,9 @@ def plan(
     at_once = images_at_once(clip.model, torch.device("cuda" if gpus else "cpu"))
     needed = memory(clip, fed, load, group_bytes, len(dataset.images), -(-len(clients) // ranks), at_once, num_bytes)
 
-    bound = choice.bound if largest == choice.clients else "each rank trains its clients in as few as may be"
+    bound = choice.bound if any(len(mine) > 1 for mine in groups) or ranks == 1 else "each rank trains its clients in one"
+    if resolved.cohort.assignment == "dynamic" and largest < choice.clients:
+        bound = "several for each rank, so that an idle one finds work"
     together = f"{num_groups:,} of up to {largest} clients in one batch of tensors, about {decimal(group_bytes)}"
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
     rows = model_rows(resolved, clip, fed, needed["weights"]) | {
@@ -111,13 +114,13 @@ def plan(
         "clients": f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}",
         "groups": f"{together}; {bound}",
         "first step": firststep.told(fed.method, fed.by_jacobian),
-        "assignment": ASSIGNMENTS[resolved.cohort.assignment],
+        "assignment": ASSIGNMENTS[resolved.cohort.assignment].format("group" if fed.grouping.fixed else "client"),
     }
     console = Console()
     console.print(facts_table(f"plan of {Path(config).name}", rows | cost_rows(fed, clients, needed)))
     warnings = list(dataset.warnings)
     if group_bytes > room.num_bytes:
-        warnings.append(too_large(group_bytes, room, choice.clients))
+        warnings.append(too_large(group_bytes, room, largest))
     for sentence in warnings:
         console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
     steps = -(-sizes // resolved.client.batch_size) * resolved.client.epochs

@@ -23,6 +23,7 @@ class OwnCaptions:
     """Encodes captions by number under the trained tensors of many clients, on the device of `model`, a split open_clip model."""
 
     num_positions = num_alone = 0  # that a client computes whatever its batch
+    shape = (0, 0)
 
     def __init__(self, model: Any, tokens: torch.Tensor) -> None:
         """`tokens` (num_captions, context_length) int64."""
@@ -49,7 +50,7 @@ class OwnCaptions:
             tokens = self.tokens[wanted].long().to(device)
             return F.normalize(encode(self.model, "encode_text", tokens, adapters, weights), dim=-1)
         ends = self.ends[wanted]
-        length = int(ends.max()) + 1
+        length = self.caption_positions  # of the longest of all: what lies beside a client's captions must not change its shapes
         tokens = self.tokens[wanted][:, :, :length].long().flatten(1)
         lines = Lines(ends.to(device), length)
         parts = Parts.of(self.model)

@@ -33,7 +33,7 @@ def linear(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     if weight.dtype == torch.bfloat16 != x.dtype:
         y: torch.Tensor = _Cast.apply(x, weight, bias)
-    elif _through_onednn(x, weight):
+    elif _through_onednn(x, weight) or are_alike(x):
         y = _Product.apply(x, weight, bias)
     else:
         y = F.linear(x, weight, bias)
@@ -83,9 +83,16 @@ class FrozenProducts(TorchFunctionMode):
     """Inside, frozen Linear layers of any module go the same way, for towers whose own code runs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.linear or kwargs or args[1].requires_grad:
-            return func(*args, **(kwargs or {}))
-        return _linear(*args)
+        named = kwargs or {}
+        if func is not F.linear:
+            return func(*args, **named)
+        x, weight, bias = _arguments(*args, **named)
+        return F.linear(x, weight, bias) if weight.requires_grad else _linear(x, weight, bias)
+
+
+def _arguments(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[Any, ...]:
+    """Those of F.linear, by whatever name or place they were given."""
+    return input, weight, bias
 
 
 @contextmanager

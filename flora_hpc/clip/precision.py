@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.modified_resnet import AttentionPool2d
 from torch import nn
 
 from flora_hpc.clip.text import text_root, why_not
@@ -78,5 +79,6 @@ def lowered(precision: str, tower: nn.Module) -> Iterator[None]:
 
 
 def linear_layers(tower: nn.Module) -> list[nn.Linear]:
-    """Those that are not part of a fused attention, which reads its weights itself."""
-    return [layer for layer in tower.modules() if type(layer) is nn.Linear]
+    """Those that are called as layers; the pooling of CLIP's ResNets reads the weights of its own by itself."""
+    read = {layer for module in tower.modules() if isinstance(module, AttentionPool2d) for layer in module.children()}
+    return [layer for layer in tower.modules() if type(layer) is nn.Linear and layer not in read]

@@ -59,6 +59,12 @@ class Parts:
     ln_final: Any
     projection: Any
 
+    @property
+    def embed_dim(self) -> int:
+        """Numbers of a feature."""
+        head = self.projection.linear if isinstance(self.projection, Projection) else self.projection
+        return int(self.table.shape[1] if head is None else head.out_features)
+
     @classmethod
     def of(cls, model: Any) -> "Parts":
         """Those of a split open_clip model for which `why_not` is None."""
@@ -90,6 +96,7 @@ class TextTower:
         trie, device = build_trie(tokens), self.parts.table.device
         self.num_positions = len(trie.tokens)  # text positions that each client computes
         self.num_alone = int(tokens.argmax(1).sum()) + len(tokens)  # of all captions, each encoded by itself
+        self.shape = (len(tokens), self.parts.embed_dim)  # of the features of all captions
         self._alone: dict[int, TextTower] = {}
         self.tokens, self.depths = trie.tokens.to(device), trie.depths.to(device)
         self.ends, self._attend = trie.ends.to(device), Attention(trie, device)

@@ -31,15 +31,15 @@ class PlainText:
         device = next(model.parameters()).device
         self.tokens, self.rows = distinct.to(device), rows.to(device)
         self.num_positions = distinct.numel()
-        self.num_alone = tokens.numel()
+        self.num_alone, self.shape = 0, (0, 0)  # no caption is asked for by itself
 
     def __call__(
         self, adapters: Mapping[str, Lora] = NONE, weights: Mapping[str, torch.Tensor] = NONE, *, wanted: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Unit-length features (num_clients, num_captions, embed_dim), as TextTower."""
-        tokens = self.tokens if wanted is None else self.tokens[self.rows[wanted[0]]]
-        features = F.normalize(encode(self.model, "encode_text", tokens[None], adapters, weights), dim=-1)
-        return features[:, self.rows] if wanted is None else features
+        assert wanted is None
+        features = encode(self.model, "encode_text", self.tokens[None], adapters, weights)
+        return F.normalize(features, dim=-1)[:, self.rows]
 
 
 def text_tower(model: Any, tokens: torch.Tensor) -> TextTower | PlainText:
@@ -82,7 +82,7 @@ class _Entry(nn.Module):
 def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The frozen image tower's features (num_images, embed_dim), not normalised, of pixels (num_images, 3, height, width).
 
-    They are kept for later runs, so they are float32 whatever the precision of this one.
+    They are float32 whatever the number format of the tower's products.
     """
     with torch.inference_mode(), FrozenProducts(), tensor_cores(False):
         features: torch.Tensor = model.encode_image(pixels, normalize=False)

@@ -108,7 +108,7 @@ def room(device: torch.device, num_sharing: int = 1) -> Room:
 def least_room(comm: Communicator, mine: Room) -> Room:
     """The smallest of all ranks, on every rank."""
     rooms = [Room(*json.loads(text)) for text in comm.allgather(json.dumps(mine).encode())]
-    return Room(min(one.num_bytes for one in rooms), gpu=all(one.gpu for one in rooms))
+    return Room(min(one.num_bytes for one in rooms), gpu=any(one.gpu for one in rooms))
 
 
 def memory_per_core(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flora_hpc.data.decode import DamagedError, rgb
+from flora_hpc.data.decode import DamagedError, fetch, rgb
 from flora_hpc.data.images import Column, Dataset, Images, Ints, Raw
 from flora_hpc.errors import UserError, reason
 
@@ -78,7 +78,7 @@ def pack(
             except _OtherShapeError:
                 packed = _write(dataset, partial, False, text, damaged == "skip", pool, progress)
         partial.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # HDF5 gives both
         raise UserError(f"{path} cannot be written ({reason(error)})") from None
     finally:
         partial.unlink(missing_ok=True)
@@ -136,7 +136,7 @@ def _part(
     kept: list[int] = []
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK].tolist()
-        raws = images.raw(block)
+        raws = fetch(images, block)
         good: list[Raw] = []
         for row, raw, damage in zip(block, raws, pool.map(_damage, raws), strict=True):
             if damage is None:

@@ -143,6 +143,7 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
         sees="pixels" if image_layers else "features",
         text_positions=text.num_positions if text_layers else 0,
         positions_alone=text.num_alone if text_layers else 0,
+        text_shape=text.shape if text_layers else (0, 0),
         caption_positions=text.caption_positions if text_layers else 0,
         image_positions=num_image_positions(model) if image_layers else 0,
         alpha=options.alpha,

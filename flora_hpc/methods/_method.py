@@ -78,7 +78,8 @@ class Method:
     how: str  # one sentence on what is computed how, for `plan` and the log
     sees: Literal["features", "pixels"] = "features"  # inputs: the frozen image tower's features (embed_dim), or its pixels
     text_positions: int = 0  # that each client computes in a step
-    positions_alone: int = 0  # the same if each caption were encoded by itself
+    positions_alone: int = 0  # the same if each caption were encoded by itself; 0 where that cannot be
+    text_shape: tuple[int, int] = (0, 0)  # of the features of all captions, where they are trained
     caption_positions: int = 0  # that each client computes for an image's own caption
     image_positions: int = 0  # that each client computes for an image
     alpha: float | None = None  # scale of low-rank updates; None where the trained tensors are of another kind

@@ -67,5 +67,6 @@ def build(options: Options, setting: Setting) -> Method:
         how=describe(False, tower),
         text_positions=tower.num_positions,
         positions_alone=tower.num_alone,
+        text_shape=tower.shape,
         prompts=prompts,
     )

@@ -44,5 +44,6 @@ def build(options: Options, setting: Setting) -> Method:
         how=describe(False, text),
         text_positions=text.num_positions,
         positions_alone=text.num_alone,
+        text_shape=text.shape,
         caption_positions=text.caption_positions,
     )

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -11,6 +12,8 @@ from torch import nn
 from flora_hpc import plugins
 from flora_hpc.clip import precision
 from flora_hpc.clip.attention import split
+from flora_hpc.clip.frozen import FrozenProducts
+from flora_hpc.clip.towers import image_features
 from flora_hpc.errors import UserError
 from tests.conftest import setting, small_model
 
@@ -58,6 +61,33 @@ def test_layers_inside_a_fused_attention_stay_as_they_are() -> None:
     precision.lower("bf16", model, "small", "flora", set(), False, True)
     assert {parameter.dtype for parameter in model.visual.attn_pool.parameters()} == {torch.float32}
     assert model.visual.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.bfloat16
+
+
+class Keywords(nn.Module):
+    """Calls F.linear as some towers of timm's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(input=x, weight=self.inner.weight, bias=self.inner.bias)
+
+
+@native
+def test_towers_that_read_weights_themselves_run_in_bf16() -> None:
+    """CLIP's ResNets pool by an attention that reads its layers' weights; timm names the weights in its calls."""
+    resnet = open_clip.modified_resnet.ModifiedResNet((1, 1, 1, 1), 8, heads=4, image_size=64, width=8).eval().requires_grad_(False)
+    model = SimpleNamespace(visual=resnet, encode_image=lambda pixels, normalize: resnet(pixels))
+    pixels = torch.randn(2, 3, 64, 64)
+    whole = image_features(model, pixels)
+    with precision.lowered("bf16", resnet):
+        torch.testing.assert_close(image_features(model, pixels), whole)
+    module, x = Keywords(), torch.randn(3, 8)
+    with precision.lowered("bf16", module), FrozenProducts():
+        low = module(x)
+    assert low.dtype == torch.float32
+    assert 0 < (low - module(x)).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("kind", ["bf16", "tf32"])

@@ -32,9 +32,19 @@ connection.sendall(data)
 fork = int.from_bytes(connection.recv(8), "little")
 if fork == 0:  # this start is not one for a fork
     os.execv(python, [python, *words])
+
+
+def pass_on(number: int, _: object) -> None:
+    with suppress(ProcessLookupError):  # the fork has ended just now
+        os.kill(fork, number)
+
+
 for number in ANSWERED:
-    signal.signal(number, lambda number, _: os.kill(fork, number))
-code = int.from_bytes(connection.recv(8), "little", signed=True)
+    signal.signal(number, pass_on)
+answer = connection.recv(8)
+if len(answer) < 8:
+    sys.exit("the server of forks has ended")
+code = int.from_bytes(answer, "little", signed=True)
 if code < 0:
     if -code in ANSWERED:
         signal.signal(-code, signal.SIG_DFL)

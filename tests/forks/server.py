@@ -49,18 +49,24 @@ class Server:
                 return found
 
     def begin(self, connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-        request, files = receive(connection)
+        try:
+            request, files = receive(connection)
+        except ConnectionError:  # a client that was killed as it began
+            connection.close()
+            return None
         if differs(request["environment"]):
-            connection.sendall(bytes(8))
+            with suppress(OSError):
+                connection.sendall(bytes(8))
             connection.close()
         elif (fork := os.fork()) == 0:
             return request, files
         else:
-            connection.sendall(fork.to_bytes(8, "little"))
             process = os.pidfd_open(fork)
             self.clients[connection.fileno()], self.forks[process] = (connection, fork), connection.fileno()
             self.poll.register(connection, select.POLLIN)
             self.poll.register(process, select.POLLIN)
+            with suppress(OSError):
+                connection.sendall(fork.to_bytes(8, "little"))
         for file in files:
             os.close(file)
         return None
@@ -72,17 +78,22 @@ class Server:
         os.close(process)
         with suppress(KeyError):  # a client that was killed is unregistered already
             self.poll.unregister(connection)
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             connection.sendall(code.to_bytes(8, "little", signed=True))
         connection.close()
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """What a client asks for, and its open files."""
+    """What a client asks for, and its open files. Raises ConnectionError when it ends before it has said that."""
     size, files, _, _ = socket.recv_fds(connection, 8, MOST_FILES)
     data = b""
-    while len(data) < int.from_bytes(size, "little"):
-        data += connection.recv(2**20)
+    while len(data) < int.from_bytes(size, "little") or not size:
+        more = connection.recv(2**20) if size else b""
+        if not more:
+            for file in files:
+                os.close(file)
+            raise ConnectionError
+        data += more
     return json.loads(data), files
 
 
