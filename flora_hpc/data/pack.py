@@ -17,6 +17,7 @@ from PIL import Image
 
 from flora_hpc.data.decode import DamagedError, fetch, rgb
 from flora_hpc.data.images import Column, Dataset, Images, Ints, Raw
+from flora_hpc.data.texts import shown
 from flora_hpc.errors import UserError, reason
 
 BLOCK = 128  # images in memory at once
@@ -67,7 +68,7 @@ def pack(
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no folder; create it first")
     if caption is not None and caption.count("{}") != 1:
-        raise UserError(f"caption: needs {{}} once, where the name of the class goes, not {caption!r}")
+        raise UserError(f"caption: needs {{}} once, where the name of the class goes, not {shown(caption)}")
     as_pixels = not any(isinstance(raw, bytes) for raw in dataset.images.raw(dataset.train[:1].tolist()))
     text = template(dataset) if caption is None else caption
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -28,7 +28,7 @@ def name_fault(name: str) -> str | None:
 def template_fault(caption: str) -> str | None:
     """Why a caption is no template, in one clause; None when it has {} once and no other braces."""
     if caption.count(PLACE) != 1 or set("{}") & set(caption.replace(PLACE, "")):
-        return f"needs {{}} once, where the name of the class goes, and no other braces, not {caption!r}"
+        return f"needs {{}} once, where the name of the class goes, and no other braces, not {shown(caption)}"
     sign = fault(caption)
     return None if sign is None else f"holds {sign}"
 
