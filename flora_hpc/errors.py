@@ -36,7 +36,10 @@ def reason(error: BaseException) -> str:
         return told[1]
     if number := re.search(r"\(os error (\d+)\)", text):
         return os.strerror(int(number[1]))
-    return (getattr(error, "strerror", None) or text)[:200] or type(error).__name__
+    system = getattr(error, "strerror", None)
+    if not isinstance(system, str) and (number := re.search(r"\[Errno (\d+)\]", text)):  # one of many, of shutil's
+        return os.strerror(int(number[1]))
+    return " ".join((system if isinstance(system, str) else text).split())[:200] or type(error).__name__
 
 
 def lock_cure(error: Exception) -> str:

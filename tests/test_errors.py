@@ -1,5 +1,6 @@
 """What several modules say alike."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +57,7 @@ def test_every_library_s_error_gives_the_system_s_words(write: Callable[[Path], 
 def test_an_error_without_words_has_its_name() -> None:
     assert reason(ValueError("two\nlines")) == "two lines"
     assert reason(EOFError()) == "EOFError"
+    assert reason(OSError(5, "a\nb")) == "a b"
+    assert reason(OSError(5, 7)) == "Input/output error"
+    many = shutil.Error([("/long" * 60, "/there", "[Errno 28] No space left on device: 'x'")])
+    assert reason(many) == "No space left on device"

@@ -14,7 +14,7 @@ from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import StoppedError, UserError
 
-LATER = 10.0  # seconds that other ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
+LATER = 5.0  # seconds that other ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
 
 
 @contextmanager

@@ -75,6 +75,8 @@ class Claim:
                 except FileNotFoundError:  # another process removed the folder or took over at this moment
                     time.sleep(0.01)
         except BaseException:
+            with suppress(OSError):
+                part.unlink()  # a folder that holds it cannot be removed
             self._remove_folders()
             raise
         finally:

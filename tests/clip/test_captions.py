@@ -48,7 +48,7 @@ def test_each_client_gets_its_own_captions_under_its_own_adapters(
         torch.testing.assert_close(found[client], everything[client, labels], rtol=1e-11, atol=1e-11)
 
 
-def test_only_as_many_positions_are_computed_as_the_longest_caption_needs(
+def test_as_many_positions_are_computed_as_the_longest_of_all_captions_needs(
     split_model: open_clip.CLIP, captions: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tower, lengths = OwnCaptions(split_model, captions), []
@@ -56,7 +56,7 @@ def test_only_as_many_positions_are_computed_as_the_longest_caption_needs(
     monkeypatch.setattr(captions_module, "through", lambda parts, layers, x, lines: lengths.append((x.shape[1], lines.length)))
     tower(wanted=torch.tensor([[3, 3]]))  # tokens 1, 2 and the end
     tower(wanted=torch.tensor([[3, 1]]))
-    assert lengths == [(6, 3), (10, 5)]
+    assert lengths == [(10, 5), (10, 5)], "shapes must not depend on what lies beside a client's captions"
 
 
 METHODS = {

@@ -249,4 +249,6 @@ def test_room_is_half_and_a_gpu_is_told_apart(properties: None, monkeypatch: pyt
 def test_all_ranks_take_the_least_room() -> None:
     others = SimpleNamespace(allgather=lambda data: [data, b"[30, true]", b"[70, true]"])
     assert devices.least_room(others, devices.Room(50, gpu=True)) == devices.Room(30, gpu=True)
-    assert devices.least_room(others, devices.Room(20, gpu=False)) == devices.Room(20, gpu=False)
+    assert devices.least_room(others, devices.Room(20, gpu=False)) == devices.Room(20, gpu=True), (
+        "one GPU decides how groups are cut"
+    )

@@ -120,6 +120,8 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     os.chdir(request["folder"])
     os.sched_setaffinity(0, request["cores"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # a run in pytest's process leaves some ignored
+        signal.signal(number, signal.SIG_DFL)
 
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
