@@ -34,17 +34,17 @@ class FirstStep:
 
     def gradient(self, loss: torch.Tensor, classes: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
         """That of losses (num_clients,) by the numbers (num_clients, num_params), on which they depend by `classes` and `leaf`."""
-        asked, direct = torch.autograd.grad(loss.sum(), (classes, leaf), allow_unused=True)
-        found = self.by_params(asked)
-        return found if direct is None else found.add_(direct)
+        by_classes, direct = torch.autograd.grad(loss.sum(), (classes, leaf), allow_unused=True)
+        gradient = self.by_params(by_classes)
+        return gradient if direct is None else gradient.add_(direct)
 
-    def by_params(self, asked: torch.Tensor) -> torch.Tensor:
+    def by_params(self, by_classes: torch.Tensor) -> torch.Tensor:
         """Gradients by the classes (num_clients, num_classes, embed_dim) -> by the trained numbers (num_clients, num_params).
 
         Always as many clients at once, since their number may decide how a product is cut, and its bits.
         """
         parts = []
-        for part in asked.flatten(1).tensor_split(list(range(CLIENTS, len(asked), CLIENTS))):
+        for part in by_classes.flatten(1).tensor_split(list(range(CLIENTS, len(by_classes), CLIENTS))):
             padded = F.pad(part, (0, 0, 0, CLIENTS - len(part)))
             parts.append(frozen.product(padded, self.jacobian.t(), None)[: len(part)])
         return torch.cat(parts)
@@ -86,7 +86,7 @@ def num_bytes(method: Method, by_jacobian: bool) -> int:
     return method.payload_bytes * prod(method.text_shape) if by_jacobian else 0
 
 
-def told(method: Method, by_jacobian: bool) -> str:
+def describe(method: Method, by_jacobian: bool) -> str:
     """How the first step goes, for people."""
     if by_jacobian:
         return "one Jacobian of the captions' features for all clients, and a product for each"
@@ -110,17 +110,17 @@ def make(
         parts = [(caption, start) for caption in range(num_classes) for start in range(0, width, ROWS)]
         blocks = torch.arange(num_classes * width).view(num_classes, width)
         jacobian = adapter.new_empty(num_classes * width, method.num_params)
-        mine = places(parts[comm.rank :: comm.size], blocks)
+        local_rows = places(parts[comm.rank :: comm.size], blocks)
         for caption, start in parts[comm.rank :: comm.size]:
             jacobian[blocks[caption, start : start + ROWS]] = rows(method, adapter, caption, start, width)
     if comm.size > 1:
-        found = comm.allgather(jacobian[mine].numpy().tobytes())
+        shares = comm.allgather(jacobian[local_rows].numpy().tobytes())
         with computing():
-            for rank, data in enumerate(found):
+            for rank, data in enumerate(shares):
                 if data and rank != comm.rank:
                     theirs = torch.frombuffer(bytearray(data), dtype=adapter.dtype).view(-1, method.num_params)
                     jacobian[places(parts[rank :: comm.size], blocks)] = theirs
-                found[rank] = b""  # as large as the Jacobian, all together
+                shares[rank] = b""  # as large as the Jacobian, all together
     return FirstStep(classes, jacobian)
 
 

@@ -110,7 +110,7 @@ def run(
             num_clients=fed.shards.num_clients,
             num_params=fed.method.num_params,
             payload_bytes=fed.method.payload_bytes,
-            how=f"{fed.method.how}; first step: {firststep.told(fed.method, fed.by_jacobian)}",
+            how=f"{fed.method.how}; first step: {firststep.describe(fed.method, fed.by_jacobian)}",
             group_size=fed.grouping.most,
             num_groups=sum(map(len, groups_of_ranks(fed, comm.size, 1))),
             split=prepare.split(dataset, fed) if comm.rank == 0 else None,

@@ -56,7 +56,7 @@ def test_where_there_is_none(method: Method, reason: str) -> None:
     with pytest.raises(UserError, match=f"^client.first_step: jacobian cannot be, since {reason}; leave it away$"):
         firststep.choose("jacobian", other, on_gpu, 10, 10)
     if not on_gpu:
-        assert firststep.told(other, False) == f"as every other, since {reason}"
+        assert firststep.describe(other, False) == f"as every other, since {reason}"
 
 
 def test_what_a_user_asks_for(method: Method) -> None:
@@ -64,8 +64,8 @@ def test_what_a_user_asks_for(method: Method) -> None:
     assert firststep.choose("jacobian", method, False, 10, 1000)
     with pytest.raises(UserError, match="cannot be, since its 100,000,000 x 6 numbers take more than a gibibyte"):
         firststep.choose("jacobian", replace(method, text_shape=(10**6, 100)), False, 10, 1000)
-    assert firststep.told(method, True) == "one Jacobian of the captions' features for all clients, and a product for each"
-    assert firststep.told(method, False) == "captions are encoded once for all clients of a group, forwards"
+    assert firststep.describe(method, True) == "one Jacobian of the captions' features for all clients, and a product for each"
+    assert firststep.describe(method, False) == "captions are encoded once for all clients of a group, forwards"
 
 
 class Ranks(Serial):

@@ -143,7 +143,7 @@ def setting(config: Config, fed: Federation, loop: PlainLoop) -> dict[str, Any]:
         "num_clients": len(clients),
         "caption_length": loop.tokens.shape[1],
         "num_params": fed.method.num_params,
-        "first_step": firststep.told(fed.method, fed.by_jacobian),
+        "first_step": firststep.describe(fed.method, fed.by_jacobian),
         "group_size": fed.grouping.most,
         "num_threads": torch.get_num_threads(),
         "device": fed.labels.device.type,

@@ -113,7 +113,7 @@ def plan(
         "captions": f"{len(dataset.captions)}, such as '{dataset.captions[0]}'",
         "clients": f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}",
         "groups": f"{together}; {bound}",
-        "first step": firststep.told(fed.method, fed.by_jacobian),
+        "first step": firststep.describe(fed.method, fed.by_jacobian),
         "assignment": ASSIGNMENTS[resolved.cohort.assignment].format("group" if fed.grouping.fixed else "client"),
     }
     console = Console()
