@@ -139,7 +139,7 @@ def test_a_finished_run_without_a_checkpoint_keeps_what_it_has(how: str, command
 def test_until_it_ends_the_adapter_is_that_of_the_rounds_before(
     command: Command, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flora_hpc import simulation
+    from flora_hpc import loop
 
     def dies(*_: object) -> None:
         raise ZeroDivisionError
@@ -147,7 +147,7 @@ def test_until_it_ends_the_adapter_is_that_of_the_rounds_before(
     out = tmp_path / "run"
     invoke(*command(out, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(simulation, "play", dies)
+        patch.setattr(loop, "play", dies)
         with pytest.raises(ZeroDivisionError):
             CliRunner().invoke(app, [*command(out, 3), "--resume"], catch_exceptions=False)
     now = "(now failed, after round 1)"

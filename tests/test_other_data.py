@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from flora_hpc import checkpoint, prepare
+from flora_hpc import checkpoint, experiment
 from flora_hpc.cli import app
 from flora_hpc.clip.load import Clip
 from flora_hpc.errors import UserError
@@ -105,14 +105,14 @@ def test_captions_of_pairs_that_changed(photos: Path, tmp_path: Path, invoke: In
 def test_weights_that_changed(squares: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     out, settings = tmp_path / "run", (f"data={{name: hdf5, path: {squares}}}",)
     invoke(*command(out, 1, *settings))
-    load = prepare.load
+    load = experiment.load
 
     def others(*arguments: Any) -> Clip:
         clip = load(*arguments)
         clip.model.logit_scale.data += 1e-3
         return clip
 
-    monkeypatch.setattr(prepare, "load", others)
+    monkeypatch.setattr(experiment, "load", others)
     assert refused(out, *settings) == "model weights (model.name: flora-tiny)"
 
 

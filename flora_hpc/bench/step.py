@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop, sdpa_flop
 
-from flora_hpc import plain, plugins, seeds, simulation
+from flora_hpc import plain, plugins, seeds
 from flora_hpc.bench import methods, workload
 from flora_hpc.bench.workload import Group, clock
 from flora_hpc.clip import frozen, precision
@@ -26,6 +26,7 @@ from flora_hpc.config import ClientConfig, CommConfig
 from flora_hpc.data.inputs import Pixels
 from flora_hpc.errors import UserError
 from flora_hpc.losses import LOSSES
+from flora_hpc.versions import versions
 
 METHODS = ("flora", "fedprompt")  # that have a plain step
 SIDE = 4096  # of the square products whose rate is the peak
@@ -117,7 +118,7 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
         "gradients_compared": len(params),
         "num_threads": num_threads,
         "processor": methods.processor(),
-        "versions": simulation.versions(),
+        "versions": versions(),
     }
 
 

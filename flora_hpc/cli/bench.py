@@ -70,7 +70,7 @@ def methods(
         raise UserError("--methods: names no method; give for example --methods flora,fedfft")
 
     from flora_hpc.bench import methods as part  # torch and open_clip take seconds to import
-    from flora_hpc.simulation import versions
+    from flora_hpc.versions import versions
 
     part.check(model, chosen, device.value)
     measured = {}

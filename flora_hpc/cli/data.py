@@ -50,11 +50,11 @@ def embed(config: ConfigFile, overrides: Overrides = None) -> None:
         return resolved
 
     with job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
-        from flora_hpc import simulation  # torch and open_clip take seconds to import
+        from flora_hpc import jobs  # torch and open_clip take seconds to import
 
         bar = Bar("features", live=sys.stderr.isatty() and me.launcher != "openmpi")  # its ranks always have a terminal
         try:
-            dataset, embedded = simulation.embed_all(resolved, comm, me, bar)
+            dataset, embedded = jobs.embed_all(resolved, comm, me, bar)
         finally:
             bar.close()
         total, seconds = len(dataset.images), time.perf_counter() - started

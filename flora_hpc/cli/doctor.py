@@ -19,6 +19,7 @@ from flora_hpc.comm import launch, mpilibrary
 from flora_hpc.comm.communicator import AgreedError, Choice, choose
 from flora_hpc.comm.launch import Launch
 from flora_hpc.errors import UserError
+from flora_hpc.versions import versions
 
 LOG_WIDTH = 160  # columns where the output is no terminal
 COLUMNS = ("rank", "host", "local rank", "device", "cores", "threads", "library", "place taken from")
@@ -34,15 +35,13 @@ def doctor(
 
     import numpy as np
 
-    from flora_hpc import simulation  # torch takes seconds to import
-
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH, highlight=False)
-    choice, library, versions = choose(me, config), mpi_library(), simulation.versions()
-    for name, text in facts(me, choice, library, versions).items():
+    choice, library, installed = choose(me, config), mpi_library(), versions()
+    for name, text in facts(me, choice, library, installed).items():
         console.print(f"[dim]{name}:[/] {escape(text)}", soft_wrap=True)
     late = f"flora-hpc: the ranks did not meet and add up a number within {timeout:g} seconds: {advice(choice.backend)}"
     with time_limit(timeout, late if me.rank == 0 else ""), job(me, config) as comm:
-        rows = gather(comm, me, config, library, versions)
+        rows = gather(comm, me, config, library, installed)
         console.print(table_of(rows, comm.name))
         ones, started = np.ones(1, np.int64), time.perf_counter()
         comm.allreduce(ones)

@@ -41,11 +41,11 @@ def evaluate(
         return config
 
     with job_with_config(me, load, lambda: configfile.load_comm(folder / "config.yaml", chosen)) as (comm, config):
-        from flora_hpc import simulation  # torch and open_clip take seconds to import
+        from flora_hpc import jobs  # torch and open_clip take seconds to import
 
         if comm.rank == 0:
             note_round(run)
-        dataset, correct, total = simulation.measure(config, folder / "adapter", comm, me, Bar("features"))
+        dataset, correct, total = jobs.measure(config, folder / "adapter", comm, me, Bar("features"))
         if comm.rank == 0:
             facts = {"run": str(run), "dataset": dataset, "num_images": total, "num_correct": correct, "accuracy": correct / total}
             text = f"{config.method.name} of {run} on {dataset}: {correct:,} of {total:,} test images right, {correct / total:.4f}"

@@ -26,7 +26,7 @@ UNSEEN_GPU_BYTES = 16 * 10**9  # memory of a GPU that is planned for and not her
 
 
 def memory(
-    clip: Any, fed: Any, load: Any, group_bytes: int, num_images: int, kept_clients: int, at_once: int, num_bytes: int = 4
+    clip: Any, setup: Any, load: Any, group_bytes: int, num_images: int, kept_clients: int, at_once: int, num_bytes: int = 4
 ) -> dict[str, int]:
     """About how many bytes a rank needs: what stays, and the larger of two peaks, which do not meet.
 
@@ -39,7 +39,7 @@ def memory(
     from flora_hpc.clip.towers import num_image_positions
     from flora_hpc.groupsize import tower
 
-    model, method = clip.model, fed.method
+    model, method = clip.model, setup.method
     lasting = {"weights": sum(p.numel() * p.element_size() for p in model.parameters())}
     # beside a group: the adapter, the mean update and an exact sum of 16 bytes a number
     peaks = {"training a group": group_bytes + 6 * method.payload_bytes}
@@ -50,9 +50,9 @@ def memory(
         pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)
         # pixels of the images that are encoded at once, and of those that are read ahead; and what one layer makes of the former
         peaks["encoding images"] = 4 * at_once * (3 * pixels + 10 * num_image_positions(model) * tower(model.visual).width)
-    if fed.by_jacobian:  # while ranks exchange its rows, they are there twice
+    if setup.by_jacobian:  # while ranks exchange its rows, they are there twice
         lasting["Jacobian"] = peaks["exchanging a Jacobian"] = firststep.num_bytes(method, True)
-    if fed.client.optimizer_state == "keep":
+    if setup.client.optimizer_state == "keep":
         lasting["optimizers"] = kept_clients * load.state_bytes
     largest = max(peaks, key=lambda name: peaks[name])
     return lasting | {largest: peaks[largest], "libraries": LIBRARY_BYTES}
@@ -83,7 +83,7 @@ def plan(
 
     import torch
 
-    from flora_hpc import cohort, firststep, prepare
+    from flora_hpc import cohort, experiment, firststep
     from flora_hpc.clip import precision
     from flora_hpc.clip.towers import images_at_once
     from flora_hpc.round import groups_of_ranks
@@ -92,32 +92,33 @@ def plan(
         precision.settle(resolved.model.precision, torch.device("cpu"))
         precision.settle(resolved.features.compute, torch.device("cpu"), "features.compute")
     room = room_for(gpus, ranks)
-    dataset, clip, fed = prepare.everything(resolved, torch.device("meta"), room)
-    clients = cohort.sample(resolved.cohort, fed.shards.num_clients, resolved.seed, 1)
-    sizes = fed.shards.sizes(clients)
-    groups = groups_of_ranks(fed, ranks, 1)
+    built = experiment.build(resolved, torch.device("meta"), room)
+    dataset, clip, setup = built.dataset, built.clip, built.setup
+    clients = cohort.sample(resolved.cohort, setup.shards.num_clients, resolved.seed, 1)
+    sizes = setup.shards.sizes(clients)
+    groups = groups_of_ranks(setup, ranks, 1)
     num_groups, largest = sum(map(len, groups)), max(len(group) for mine in groups for group in mine)
     num_bytes = 2 if resolved.features.precision == "bf16" else 4
-    choice, load = prepare.group_size(resolved, dataset, clip, fed.method, fed.shards, room)
+    choice, load = experiment.group_size(resolved, dataset, clip, setup.method, setup.shards, room)
     group_bytes = load.of_group(largest)
     at_once = images_at_once(clip.model, torch.device("cuda" if gpus else "cpu"))
-    needed = memory(clip, fed, load, group_bytes, len(dataset.images), -(-len(clients) // ranks), at_once, num_bytes)
+    needed = memory(clip, setup, load, group_bytes, len(dataset.images), -(-len(clients) // ranks), at_once, num_bytes)
 
     bound = choice.bound if any(len(mine) > 1 for mine in groups) or ranks == 1 else "each rank trains its clients in one"
     if resolved.cohort.assignment == "dynamic" and largest < choice.clients:
         bound = "several for each rank, so that an idle one finds work"
     together = f"{num_groups:,} of up to {largest} clients in one batch of tensors, about {decimal(group_bytes)}"
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
-    rows = model_rows(resolved, clip, fed, needed["weights"]) | {
+    rows = model_rows(resolved, clip, setup, needed["weights"]) | {
         "data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images",
         "captions": f"{len(dataset.captions)}, such as '{dataset.captions[0]}'",
-        "clients": f"{len(clients):,} of {fed.shards.num_clients:,} in a round, {spread}",
+        "clients": f"{len(clients):,} of {setup.shards.num_clients:,} in a round, {spread}",
         "groups": f"{together}; {bound}",
-        "first step": firststep.describe(fed.method, fed.by_jacobian),
-        "assignment": ASSIGNMENTS[resolved.cohort.assignment].format("group" if fed.grouping.fixed else "client"),
+        "first step": firststep.describe(setup.method, setup.by_jacobian),
+        "assignment": ASSIGNMENTS[resolved.cohort.assignment].format("group" if setup.grouping.fixed else "client"),
     }
     console = Console()
-    console.print(facts_table(f"plan of {Path(config).name}", rows | cost_rows(fed, clients, needed)))
+    console.print(facts_table(f"plan of {Path(config).name}", rows | cost_rows(setup, clients, needed)))
     warnings = list(dataset.warnings)
     if group_bytes > room.num_bytes:
         warnings.append(too_large(group_bytes, room, largest))
@@ -127,7 +128,7 @@ def plan(
     console.print(shares_table(groups, dict(zip(clients.tolist(), steps.tolist(), strict=True)), gpus))
 
 
-def model_rows(resolved: Config, clip: Any, fed: Any, weight_bytes: int) -> dict[str, str]:
+def model_rows(resolved: Config, clip: Any, setup: Any, weight_bytes: int) -> dict[str, str]:
     """What is trained of which model, and how large an update is."""
     from flora_hpc.clip import weights
 
@@ -135,15 +136,15 @@ def model_rows(resolved: Config, clip: Any, fed: Any, weight_bytes: int) -> dict
     return {
         "model": f"{clip.name}, {numbers:,} numbers, {decimal(weight_bytes)}",
         "weights": weights.what_is_checked(weights.find(resolved.model)),
-        "method": f"{resolved.method.name}, {fed.method.num_params:,} trained numbers per client",
-        "computed": f"{fed.method.how}; {resolved.model.precision}",
-        "payload": f"{fed.method.payload_bytes:,} bytes per update",
+        "method": f"{resolved.method.name}, {setup.method.num_params:,} trained numbers per client",
+        "computed": f"{setup.method.how}; {resolved.model.precision}",
+        "payload": f"{setup.method.payload_bytes:,} bytes per update",
     }
 
 
-def cost_rows(fed: Any, clients: Any, needed: dict[str, int]) -> dict[str, str]:
+def cost_rows(setup: Any, clients: Any, needed: dict[str, int]) -> dict[str, str]:
     """Bytes that a round sends, and the memory that a rank needs."""
-    sent, wire = int(fed.method.bytes_of(clients).sum()), 8 * (2 * fed.method.num_params + 1)
+    sent, wire = int(setup.method.bytes_of(clients).sum()), 8 * (2 * setup.method.num_params + 1)
     parts = ", ".join(f"{name} {decimal(size)}" for name, size in needed.items())
     return {
         "traffic": f"{decimal(sent)} up and as much down, a round, in a federation",

@@ -98,7 +98,7 @@ def run(
             print(f"the run in {out} has finished already")
             return
 
-        from flora_hpc import simulation  # torch and open_clip take seconds to import
+        from flora_hpc import loop  # torch and open_clip take seconds to import
         from flora_hpc.observers import _aside, hdf5, plain, terminal
         from flora_hpc.observers import quiet as one_line
 
@@ -106,18 +106,16 @@ def run(
         live = not quiet and (view == View.live or (view == View.auto and seen))
         observers = (hdf5, one_line if quiet else terminal if live else plain)
         try:
-            simulation.run(
-                resolved,
-                comm,
-                me,
+            options = loop.RunOptions(
                 out,
                 lambda: [claim, *(each.build(out) for each in observers), _aside.build(track or (), out)],
-                STARTED,
                 Bar("features", live=live) if not quiet else lambda done, total: None,
+                STARTED,
                 found.unfinished,
                 ends(comm),
                 claim.check,
             )
+            loop.run(resolved, comm, me, options)
         except StoppedError as error:
             if error.num_rounds == 0:
                 end_of_chain(found.idle, 1)

@@ -1,9 +1,10 @@
 """Load an open_clip model: frozen, in evaluation mode, its attention split."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import open_clip
@@ -29,6 +30,11 @@ class Clip:
     preprocess: Callable[[Any], torch.Tensor]  # PIL image -> (3, height, width) float32
     tokenize: Callable[[list[str]], torch.Tensor]  # captions -> (num_captions, context_length) int64
     name: str
+
+    def copy(self) -> "Clip":
+        """The same model in other modules, which share its tensors: a change of one's modules does not reach the other's."""
+        tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        return replace(self, model=copy.deepcopy(self.model, tensors))
 
 
 def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flora_hpc import simulation
+from flora_hpc import loop
 from flora_hpc.cli import app
 from flora_hpc.errors import UserError
 from flora_hpc.owner import claim, living
@@ -77,15 +77,15 @@ def test_an_owner_that_finds_another_one_writes_no_more(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As when it was suspended for so long that another one took over."""
-    out, play = tmp_path / "run", simulation.play
+    out, play = tmp_path / "run", loop.play
 
-    def suspended(fed, comm, state, number):  # type: ignore[no-untyped-def]
+    def suspended(setup, site, state, number):  # type: ignore[no-untyped-def]
         if number == 2:
             own(out, 2)
             monkeypatch.setattr(claim, "BEAT_SECONDS", 0)
-        return play(fed, comm, state, number)
+        return play(setup, site, state, number)
 
-    monkeypatch.setattr(simulation, "play", suspended)
+    monkeypatch.setattr(loop, "play", suspended)
     code, error = call(words, monkeypatch, capsys)
     assert (code, error.count("now belongs to process ")) == (2, 1), error
     assert hdf5file.read(out)[1]["rounds"]["round"].tolist() in ([0], [0, 1])

@@ -41,7 +41,7 @@ def test_a_run_is_tracked_and_the_experiment_is_the_same(invoke: Callable[..., s
 
 def test_what_cannot_be_tracked_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tracker, "installed", lambda package: False)
-    monkeypatch.setattr("flora_hpc.simulation.run", lambda *a: pytest.fail("the model would be loaded"))
+    monkeypatch.setattr("flora_hpc.loop.run", lambda *a: pytest.fail("the model would be loaded"))
     out = tmp_path / "run"
     assert "no tracker 'cvs'; did you mean 'csv'?" in refusal(*RUN, "--out", out, "--track", "csv", "--track", "cvs")
     missing = "--track tensorboard: tensorboard is not installed; pip install 'flora-hpc[tensorboard]'"

@@ -16,7 +16,7 @@ from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from flora_hpc import cli, simulation  # noqa: E402, F401
+from flora_hpc import cli, jobs, loop  # noqa: E402, F401
 
 READ_ONCE = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "CU", "XDG_")
 MOST_FILES, ABOVE = 200, 500  # open files of a client; numbers that none of them has
