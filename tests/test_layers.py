@@ -22,7 +22,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["methods", "losses", "optimizers"],
     ["comm", "data", "clip", "records"],
     ["configfile"],
-    ["config"],
+    ["config", "configerrors"],
     ["plugins", "owner"],
     ["seeds", "screen", "strict", "yamltext"],
     ["errors", "filekinds"],
@@ -31,6 +31,7 @@ ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 NO_TORCH = [
     "config",
     "configfile",
+    "configerrors",
     "plugins",
     "owner",
     "seeds",
