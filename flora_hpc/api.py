@@ -2,18 +2,18 @@
 
 import atexit
 import pickle
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from flora_hpc import configfile, loop, rundir
 from flora_hpc.comm import launch
-from flora_hpc.comm.communicator import Communicator, choose, connect, together
+from flora_hpc.comm.communicator import Communicator, choose, connect, send_to_all, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import UserError
@@ -71,7 +71,7 @@ def run(
     The adapter's bits are those of `flora-hpc run` with the same configuration. Raises UserError for what the user must change.
     When one rank fails, all ranks are ended.
     """
-    started = loop.clock()
+    started = time.perf_counter()
     me = launch.detect()
     name = Path(config).stem if isinstance(config, str | Path) else "run"
     if resume and out is None:
@@ -128,8 +128,9 @@ class _Told:
 def _opened(comm: Communicator, folder: Path) -> Run:
     """Rank 0's run, on every rank, which need not see its folder."""
     found = together(comm, lambda: open_run(folder) if comm.rank == 0 else None)
-    data = loop.share(comm, b"" if found is None else pickle.dumps(found))
-    return found or pickle.loads(data)
+    data = send_to_all(comm, b"" if found is None else pickle.dumps(found))
+    opened: Run = found or pickle.loads(data)
+    return opened
 
 
 _connection = ExitStack()  # closed when the process ends
@@ -166,7 +167,7 @@ def _communicator(me: Launch, config: CommConfig) -> Communicator:
     first, comm = _world[0]
     if first != backend:
         if me.size > 1:
-            raise UserError(f"comm.backend: the runs of one process share one backend, and its first run took {first}; take it, too")
+            raise UserError(f"comm.backend: all runs of a process share one backend, and the first took {first}; set it to that")
         _connection.close()
         _world.clear()
         return _communicator(me, config)

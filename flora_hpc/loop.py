@@ -48,6 +48,7 @@ class RunOptions:
     end: Callable[[str], None] = lambda why: None  # says why ranks cannot go on, and ends the job
     holds: Callable[[], None] = lambda: None  # raises UserError when `out` belongs to another process now
     listens: bool = True  # to signals that ask it to stop
+    ends_process: bool = True  # whether the process ends with the run, so that signals mean nothing once it is stopped
     shared: Shared | None = None  # what the runs of this process have in common
 
 
@@ -57,7 +58,7 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
     Raises UserError, on every rank, for what the user must change; nothing is written then. Raises StoppedError, on every rank,
     when a signal ended the run and it can be gone on with.
     """
-    stop = Stop(abandon=config.checkpoint.on_signal == "abandon")
+    stop = Stop(config.checkpoint.on_signal == "abandon", options.ends_process)
     with stop.listening() if options.listens else nullcontext():
         site = find_site(config, comm, launch, stop)
         built = experiment.build_together(config, site, options.shared)

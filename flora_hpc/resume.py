@@ -15,7 +15,7 @@ import torch
 
 from flora_hpc import checkpoint, experiment
 from flora_hpc.checkpoint import Checkpoint
-from flora_hpc.comm.communicator import AgreedError, Communicator, together
+from flora_hpc.comm.communicator import AgreedError, send_to_all, together
 from flora_hpc.errors import UserError, reason
 from flora_hpc.experiment import Experiment
 from flora_hpc.identity import Identity
@@ -84,7 +84,7 @@ class Saved:
         """
         comm, setup = site.comm, built.setup
         data, earlier = together(comm, lambda: self._look(setup) if comm.rank == 0 else (b"", None))
-        data = share(comm, data)
+        data = send_to_all(comm, data)
         if not data:
             return Begin(experiment.first_state(built, site), 0, earlier)
         point = checkpoint.read(data)
@@ -159,18 +159,6 @@ def forget_tests(rows: Rows, setup: Setup) -> None:
             rows[name][untested] = np.nan
     if "worst_client" in (rows.dtype.names or ()):
         rows["worst_client"][untested] = -1
-
-
-def share(comm: Communicator, data: bytes) -> bytes:
-    """Rank 0's bytes, on every rank."""
-    length = np.array([len(data)], np.int64)
-    comm.broadcast(length)
-    buffer = np.zeros(int(length[0]), np.uint8)
-    if comm.rank == 0:
-        buffer[:] = np.frombuffer(data, np.uint8)
-    if len(buffer):
-        comm.broadcast(buffer)
-    return buffer.tobytes()
 
 
 def to(tree: Any, device: torch.device) -> Any:

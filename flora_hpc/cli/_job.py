@@ -3,7 +3,6 @@
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NoReturn
@@ -12,7 +11,8 @@ from flora_hpc.comm import mpilibrary
 from flora_hpc.comm.communicator import AgreedError, Communicator, connect, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig, Config
-from flora_hpc.errors import StoppedError, UserError
+from flora_hpc.errors import UserError
+from flora_hpc.job import guarded
 
 LATER = 5.0  # seconds that other ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
 
@@ -30,23 +30,8 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
             if launch.size == 1:
                 raise
             leave_alone(launch, error)
-        try:
+        with guarded(comm):
             yield comm
-        except (AgreedError, StoppedError):
-            raise  # every rank knows; rank 0 says it
-        except KeyboardInterrupt:
-            if comm.size == 1:
-                raise
-            time.sleep(0 if comm.rank == 0 else 2)  # rank 0 has the file to close
-            comm.abort(130)
-        except Exception as error:
-            mistake = isinstance(error, UserError)
-            if comm.size == 1:
-                raise
-            where = f"flora-hpc: rank {comm.rank} of {comm.size} on {socket.gethostname()}"
-            print(f"{where}: {error if mistake else traceback.format_exc()}", file=sys.stderr, flush=True)
-            time.sleep(1)  # an abort may overtake what was said: MPICH's launcher then drops it
-            comm.abort(2 if mistake else 1)
 
 
 def leave_alone(launch: Launch, error: UserError) -> NoReturn:
@@ -61,17 +46,6 @@ def leave_alone(launch: Launch, error: UserError) -> NoReturn:
     time.sleep(0.5)  # an abort may overtake what was said
     mpilibrary.abort_early(launch, 2)
     sys.exit(2)
-
-
-def ends(comm: Communicator) -> Callable[[str], None]:
-    """What says why the job cannot go on, and ends all of it."""
-
-    def say_and_abort(why: str) -> None:
-        print(f"flora-hpc: rank {comm.rank} of {comm.size} on {socket.gethostname()}: {why}", file=sys.stderr, flush=True)
-        time.sleep(0.5)  # an abort may overtake what was said
-        comm.abort(1)
-
-    return say_and_abort
 
 
 @contextmanager

@@ -9,12 +9,13 @@ import typer
 
 from flora_hpc import configfile, rundir, screen
 from flora_hpc.cli._args import ConfigFile, Overrides, View, has_terminal
-from flora_hpc.cli._job import ends, job_with_config
+from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch, stop
 from flora_hpc.comm.communicator import AgreedError, together
 from flora_hpc.config import Config
 from flora_hpc.errors import StoppedError, UserError
+from flora_hpc.job import ends
 from flora_hpc.owner import living
 from flora_hpc.owner.claim import Claim
 
