@@ -21,7 +21,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["configfile"],
     ["config"],
     ["plugins", "owner"],
-    ["seeds", "screen", "strict", "yamltext"],
+    ["seeds", "screen", "spill", "strict", "yamltext"],
     ["errors", "filekinds"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
@@ -32,6 +32,7 @@ NO_TORCH = [
     "owner",
     "seeds",
     "screen",
+    "spill",
     "errors",
     "strict",
     "yamltext",
