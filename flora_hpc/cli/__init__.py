@@ -1,5 +1,6 @@
 """The command line: one file a command."""
 
+import atexit
 import gc
 import os
 import sys
@@ -41,6 +42,9 @@ def main() -> NoReturn:
     Exit codes: 0 done; 2 the user must change something; 75 stopped by a signal, to be gone on with (EX_TEMPFAIL of sysexits.h);
     anything else is a bug or a lost rank. What all ranks say alike is said by one of them.
     """
+    atexit.register(
+        gc.freeze
+    )  # afterwards Python would look for garbage in all of PyTorch, several times, and the process ends anyway
     try:
         me = launch.detect()
     except UserError:
@@ -74,5 +78,4 @@ def main() -> NoReturn:
             error.show()  # type: ignore[attr-defined]
     except KeyboardInterrupt:
         code = 130
-    gc.freeze()  # at its exit Python would look for garbage in all of PyTorch, several times, and the process ends anyway
     sys.exit(code)
