@@ -26,7 +26,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["configfile"],
     ["config", "configerrors"],
     ["plugins", "owner"],
-    ["seeds", "screen", "strict", "yamltext"],
+    ["seeds", "screen", "spill", "strict", "yamltext"],
     ["errors", "filekinds"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
@@ -38,6 +38,7 @@ NO_TORCH = [
     "owner",
     "seeds",
     "screen",
+    "spill",
     "errors",
     "strict",
     "yamltext",

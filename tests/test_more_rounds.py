@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 from flora_hpc.aggregators import fedavg
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.cli import app
-from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refusal
 from tests.same_runs import adapter, assert_same
 
 Invoke = Callable[..., str]
@@ -34,12 +33,6 @@ def command(squares: Path) -> Callable[..., list[str]]:
 
 
 Command = Callable[..., list[str]]
-
-
-def refusal(*words: str) -> str:
-    with pytest.raises(UserError) as error:
-        CliRunner().invoke(app, list(words), catch_exceptions=False)
-    return str(error.value)
 
 
 def test_kept_optimizers_begin_after_round_0(command: Command, tmp_path: Path, invoke: Invoke) -> None:

@@ -1,5 +1,6 @@
 """`flora-hpc run` and the owner of its directory."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from tests.cli.test_bad_input import call
 from tests.conftest import ROOT
 
 HEAVY = """
-import gc, sys
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
 from flora_hpc.cli import main
 try:
     main()
@@ -28,7 +30,17 @@ except SystemExit as end:
 packages = "peft transformers accelerate timm sklearn scipy pandas pyarrow matplotlib plotly sympy triton mpi4py"
 modules = "torch._dynamo torch._inductor torchvision.models torchvision.datasets"
 print(*(name for name in f"{packages} {modules}".split() if name in sys.modules))
-print(gc.get_freeze_count() > 0)
+"""
+BROKEN_OFF = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+from flora_hpc import cli
+
+def app(**_):
+    raise SystemExit(143)  # as a signal does, and a rank that cannot connect
+
+cli.app = app
+cli.main()
 """
 
 
@@ -43,6 +55,17 @@ def own(out: Path, number: int, **more: object) -> None:
     out.mkdir(exist_ok=True)
     owner = replace(living.me(), host="node7", **more)  # type: ignore[arg-type]
     claim.path(out, number).write_text(json.dumps(asdict(owner)))
+
+
+def test_no_end_of_a_process_looks_for_garbage() -> None:
+    """It took longer than all else of a run's end."""
+    ended = subprocess.run([sys.executable, "-c", BROKEN_OFF], capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stdout) == (143, "True\n"), ended.stderr
+
+
+def test_a_process_that_goes_on_looks_for_garbage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["run", "--no-such-option"], monkeypatch, capsys)[0] == 2
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["anew", "resume"])
