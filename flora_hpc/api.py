@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from flora_hpc import configfile, loop, rundir
+from flora_hpc import configfile, loop, plugins, rundir
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import Communicator, choose, connect, send_to_all, together
 from flora_hpc.comm.launch import Launch
@@ -29,11 +29,13 @@ Source = Config | Mapping[str, Any] | str | Path
 OnRound = Callable[[dict[str, Any]], None]
 
 
-def load_config(config: Source, /, **overrides: Any) -> Config:
-    """The whole configuration, checked, every default filled in. `run` says what `config` and `overrides` may be.
+def load_config(config: Source, /, *, plugin_files: Sequence[str | Path] = (), **overrides: Any) -> Config:
+    """The whole configuration, checked, every default filled in. `run` says what the arguments may be.
 
     What an override sets aside is told as a warning. Raises UserError with one line per mistake.
     """
+    for file in plugin_files:
+        plugins.use(file)
     given = {key.replace("__", "."): value for key, value in overrides.items()}
     source = config.model_dump(mode="json") if isinstance(config, Config) else config
     source = Path(source) if isinstance(source, str) else source
@@ -53,6 +55,7 @@ def run(
     resume: bool = False,
     on_round: OnRound | None = None,
     track: Sequence[str] = (),
+    plugin_files: Sequence[str | Path] = (),
     signals: bool = True,
     shared: Shared | None = None,
     **overrides: Any,
@@ -64,9 +67,9 @@ def run(
 
     `out` is the run directory, by default runs/<name>-<time>; `resume` goes on with the unfinished run in it.
     `on_round` is called on rank 0 with the columns of each round's row of /rounds, in a thread of its own while the next round is
-    played; what it raises ends the run. `track` names trackers such as "csv". Unless `signals` is False, SIGUSR1 and SIGTERM save
-    the run and raise StoppedError; Python allows that in the main thread alone. Runs that are handed the same `shared` have model,
-    data and features in common.
+    played; what it raises ends the run. `track` names trackers such as "csv". `plugin_files` have parts of your own.
+    Unless `signals` is False, SIGUSR1 and SIGTERM save the run and raise StoppedError; Python allows that in the main thread alone.
+    Runs that are handed the same `shared` have model, data and features in common.
 
     The adapter's bits are those of `flora-hpc run` with the same configuration. Raises UserError for what the user must change.
     When one rank fails, all ranks are ended.
@@ -78,7 +81,14 @@ def run(
         raise UserError("resume=True: which run? name its directory with out")
     folder = Path(out) if out is not None else rundir.new(name)
     num_threads = torch.get_num_threads()
-    with Claim(folder, warnings.warn) as claim, _ranks(me, lambda: load_config(config, **overrides)) as (comm, resolved):
+
+    def load() -> Config:
+        resolved = load_config(config, plugin_files=plugin_files, **overrides)
+        if resume and me.rank == 0 and (folder / "run.h5").exists():
+            rundir.check_plugins(folder)
+        return resolved
+
+    with Claim(folder, warnings.warn) as claim, _ranks(me, load) as (comm, resolved):
 
         def look() -> rundir.Found:
             if comm.rank != 0:

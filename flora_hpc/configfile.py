@@ -11,6 +11,7 @@ from flora_hpc.config import CommConfig, Config
 from flora_hpc.configerrors import SENTENCES, explain, shown
 from flora_hpc.errors import UserError, did_you_mean, reason
 from flora_hpc.plugins import BaseOptions
+from flora_hpc.userparts import Part
 
 FAMILY_OF = {"method": "methods", "data": "datasets", "partition": "partitioners", "aggregator": "aggregators"}
 DEFAULT_MEMBER = {"method": "flora", "data": "digits", "partition": "iid", "aggregator": "fedavg"}
@@ -99,6 +100,12 @@ def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
     if problems:
         raise UserError("\n".join(text for _, text in problems))
     return options
+
+
+def own_parts(config: Config) -> list[Part]:
+    """The user's own parts that a configuration names."""
+    parts = [plugins.own_part(family, getattr(config, section).name) for section, family in FAMILY_OF.items()]
+    return [part for part in parts if part is not None]
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:

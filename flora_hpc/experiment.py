@@ -22,7 +22,7 @@ from flora_hpc.data.inputs import Features, Inputs, Pixels
 from flora_hpc.data.shards import PartitionOptions
 from flora_hpc.data.store import Damage
 from flora_hpc.errors import UserError
-from flora_hpc.identity import Identity, of_data, sources
+from flora_hpc.identity import Identity, of_data, of_parts, sources
 from flora_hpc.methods._method import Method, Setting
 from flora_hpc.plugins import BaseOptions
 from flora_hpc.records.split import Split
@@ -49,7 +49,8 @@ class Experiment:
     def digests(self) -> dict[str, str]:
         """Digests of what decides results: data and weights, and images once they are seen."""
         images = {"images": self.features.digest} if self.features.digest else {}
-        return {"model weights": self.weights} | of_data(self.dataset, self.setup.shards) | images
+        data = of_data(self.dataset, self.setup.shards)
+        return {"model weights": self.weights} | data | images | of_parts(self.config)
 
     @property
     def identity(self) -> Identity:

@@ -5,9 +5,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from flora_hpc import configfile
 from flora_hpc.config import Config
 from flora_hpc.data import shards
 from flora_hpc.data.images import Dataset
+from flora_hpc.userparts import Part
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ def of_data(dataset: Dataset, holders: shards.Shards | None = None) -> dict[str,
     return {name: hashlib.blake2b(b"\0".join(data), digest_size=16).hexdigest() for name, data in parts.items()}
 
 
+def of_parts(config: Config) -> dict[str, str]:
+    """Digests of the user's own parts that a configuration names."""
+    return {title(part): part.digest for part in configfile.own_parts(config)}
+
+
+def title(part: Part) -> str:
+    """What a user's part is called in messages and files."""
+    return f"{part.family[:-1]} {part.name}"
+
+
 def sources(config: Config) -> dict[str, str]:
     """Where the parts of a run's identity come from, for people: keys of the configuration with their values."""
     keys = ("path", "test_path", "root", "images_root", "names")
@@ -52,4 +64,5 @@ def sources(config: Config) -> dict[str, str]:
     data = ", ".join(places) or f"data.name: {config.data.name}"
     weights = f"model.pretrained: {config.model.pretrained}" if config.model.pretrained else f"model.name: {config.model.name}"
     clients = f"partition.name: {config.partition.name}, {data}"
-    return {"captions": data, "labels": data, "split": data, "images": data, "clients": clients, "model weights": weights}
+    parts = {title(part): f"{'--plugin ' * part.is_file}{part.source}" for part in configfile.own_parts(config)}
+    return parts | {"captions": data, "labels": data, "split": data, "images": data, "clients": clients, "model weights": weights}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-from flora_hpc import embed, experiment, firststep
+from flora_hpc import configfile, embed, experiment, firststep
 from flora_hpc.clip import adapters
 from flora_hpc.comm import devices, tickets
 from flora_hpc.comm.communicator import AgreedError, Communicator, together
@@ -23,6 +23,7 @@ from flora_hpc.config import Config
 from flora_hpc.data import checks
 from flora_hpc.errors import StoppedError, UserError, reason
 from flora_hpc.experiment import Experiment
+from flora_hpc.identity import title
 from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RoundRecord, RunInfo
@@ -211,6 +212,7 @@ def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
         num_damaged=len(features.damaged),
         left_out=built.dataset.left_out,
         identity=built.identity.all,
+        plugins={title(part): part.source for part in configfile.own_parts(config) if part.is_file},
         topology=topology,
         num_rounds=config.rounds,
         num_clients=setup.shards.num_clients,

@@ -138,7 +138,7 @@ class Saved:
             )
         if changed := self._identity.differences(began_with):
             raise UserError(
-                f"--resume: the run in {self._out} began with other data or weights: {changed} changed since; "
+                f"--resume: the run in {self._out} began with other data, weights or code: {changed} changed since; "
                 "put back what it began with, or start a new run with another --out"
             )
         return []

@@ -3,11 +3,12 @@
 import json
 import os
 import re
+import shlex
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from flora_hpc import configfile
+from flora_hpc import configfile, plugins
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
@@ -77,6 +78,28 @@ def enter(out: Path, config: Config, claim: Claim, resume: bool) -> Found:
     if not found.finished:
         claim.require()
     return replace(found, idle=claim.owner.idle)
+
+
+def check_plugins(out: Path) -> None:
+    """Raise UserError when the run in `out` used files of the user's own that were not named now, or are other ones now.
+
+    Their paths are only told: code from a run directory runs when its user says so, and not before.
+    """
+    from flora_hpc.records import hdf5file
+
+    attributes, _ = hdf5file.read(out, ())
+    digests = json.loads(attributes.get("identity", "{}"))
+    absent = {}
+    for name, path in json.loads(attributes.get("plugins", "{}")).items():
+        family, _, member = name.partition(" ")
+        part = plugins.own_part(f"{family}s", member)
+        if part is None:
+            absent[name] = path
+        elif part.digest != digests.get(name, part.digest):
+            raise UserError(f"--plugin {part.source}: changed since the run in {out} began with it; put back what it was")
+    if absent:
+        files = " ".join(f"--plugin {shlex.quote(path)}" for path in sorted(set(absent.values())))
+        raise UserError(f"{out}: was run with {', '.join(absent)} from files of its user; where they are yours to run, add {files}")
 
 
 def agree(comm: Communicator, found: Found, out: Path) -> tuple[Found, Path]:

@@ -36,7 +36,7 @@ def refused(out: Path, *settings: str) -> str:
     with pytest.raises(UserError) as error:
         CliRunner().invoke(app, [*command(out, 2, *settings), "--resume"], catch_exceptions=False)
     assert before == ((out / "run.h5").read_bytes(), sorted(out.rglob("*")))
-    start, _, rest = str(error.value).partition(" began with other data or weights: ")
+    start, _, rest = str(error.value).partition(" began with other data, weights or code: ")
     assert start == f"--resume: the run in {out}"
     what, _, cure = rest.partition(" changed since; ")
     assert cure == "put back what it began with, or start a new run with another --out"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import OptionalConfig, Overrides
+from flora_hpc.cli._args import OptionalConfig, Overrides, Plugins, use_plugins
 from flora_hpc.cli._bench_page import machine, remarks, tell_result
 from flora_hpc.comm import launch
 from flora_hpc.records.views import seconds
@@ -22,10 +22,12 @@ NAMES = {"ours": "rounds of a run", "plain": "plain loop"}
 def against(
     config: OptionalConfig = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     rounds: Annotated[int, typer.Option(min=2, help="rounds of each side, of which the first warms up")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
     """Measure rounds against the loop one writes with peft, cached features and cut captions."""
+    use_plugins(plugin)
     resolved, notes = configfile.load(config or DEFAULT, [f"rounds={rounds}", *(overrides or [])])
     from flora_hpc.bench import against as part  # torch and open_clip take seconds to import
 

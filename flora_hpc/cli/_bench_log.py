@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import OptionalConfig, Overrides
+from flora_hpc.cli._args import OptionalConfig, Overrides, Plugins, use_plugins
 from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
@@ -24,6 +24,7 @@ DEFAULT = Path(__file__).parent.parent / "bench" / "round.yaml"
 def log(
     config: OptionalConfig = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     clients: Annotated[
         int | None, typer.Option(min=1, help="clients of a round; by default 1,000, or what CONFIG says", show_default=False)
     ] = None,
@@ -43,6 +44,7 @@ def log(
     def load() -> Config:
         from flora_hpc.bench import round as part  # torch and open_clip take seconds to import
 
+        use_plugins(plugin)
         resolved, notes = configfile.load(path, given)
         for note in notes:
             tell(f"note: {note}")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import OptionalConfig, Overrides, whole_numbers
+from flora_hpc.cli._args import OptionalConfig, Overrides, Plugins, use_plugins, whole_numbers
 from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
@@ -24,6 +24,7 @@ DEFAULT = Path(__file__).parent.parent / "bench" / "round.yaml"
 def round_(
     config: OptionalConfig = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     clients: Annotated[
         int | None, typer.Option(min=1, help="clients of a round; by default 1,000, or what CONFIG says", show_default=False)
     ] = None,
@@ -54,6 +55,7 @@ def round_(
         from flora_hpc.bench import round as part  # torch and open_clip take seconds to import
 
         for change in changes:
+            use_plugins(plugin)
             resolved, notes = configfile.load(path, change)
             for note in notes:
                 tell(f"note: {note}")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import OptionalConfig, Overrides, whole_numbers
+from flora_hpc.cli._args import OptionalConfig, Overrides, Plugins, use_plugins, whole_numbers
 from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.records.views import seconds
 
@@ -28,6 +28,7 @@ class Launcher(StrEnum):
 def scale(
     config: OptionalConfig = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     ranks: Annotated[
         str | None, typer.Option(metavar="1,N,...", help="numbers of ranks; by default 1, 2, 4, ... and all cores")
     ] = None,
@@ -43,6 +44,7 @@ def scale(
 ) -> None:
     """Compare numbers of ranks, each on a core of its own: client updates per second. Starts the ranks itself."""
     chosen = whole_numbers("--ranks", ranks, "1,2,4") if ranks else None
+    use_plugins(plugin)
     resolved, notes = configfile.load(config or DEFAULT, [f"rounds={rounds}", *(overrides or [])])
 
     from flora_hpc.bench import scale as part  # torch and open_clip take seconds to import

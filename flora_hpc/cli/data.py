@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import ConfigFile, Overrides
+from flora_hpc.cli._args import ConfigFile, Overrides, Plugins, use_plugins
 from flora_hpc.cli._cache import cache
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
@@ -34,7 +34,7 @@ def data() -> None:
     """Fetch, pack and look at datasets; compute and manage the features of their images."""
 
 
-def embed(config: ConfigFile, overrides: Overrides = None) -> None:
+def embed(config: ConfigFile, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Compute the features of all images, so that runs find them. Any launcher will do: all ranks work on it.
 
     May be stopped and started again at any time; what was computed is kept.
@@ -42,6 +42,7 @@ def embed(config: ConfigFile, overrides: Overrides = None) -> None:
     me, started = launch.detect(), time.perf_counter()
 
     def load() -> Config:
+        use_plugins(plugin)
         resolved, notes = configfile.load(config, overrides)
         if resolved.features.store == "none":
             raise UserError("features.store: is none, so that nothing would be kept; set it to a folder, or leave it away")
@@ -68,6 +69,7 @@ def embed(config: ConfigFile, overrides: Overrides = None) -> None:
 def inspect(
     config: ConfigFile,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="also draw it into a .png or .svg file", show_default=False)
     ] = None,
@@ -83,6 +85,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
     """Show which client holds which images: sizes, classes, how far each client is from the whole. Needs no model."""
+    use_plugins(plugin)
     resolved, notes = configfile.load(config, overrides)
     for note in [] if as_json else notes:
         print(f"note: {note}")

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from flora_hpc import configfile
+from flora_hpc import configfile, rundir
 from flora_hpc.cli._adapter import note_round
-from flora_hpc.cli._args import Overrides, Run
+from flora_hpc.cli._args import Overrides, Plugins, Run, use_plugins
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch
@@ -27,6 +27,7 @@ def evaluate(
         ),
     ] = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Measure the adapter of a finished run on the test images of any dataset. Any launcher will do, or none."""
@@ -35,6 +36,8 @@ def evaluate(
     chosen = [*([of_data(data)] if data else []), *(overrides or [])]
 
     def load() -> Config:
+        use_plugins(plugin)
+        rundir.check_plugins(folder)
         config, notes = configfile.load(folder / "config.yaml", chosen)
         for note in [] if as_json else notes:
             print(f"note: {note}")

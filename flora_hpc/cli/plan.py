@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import ConfigFile, Overrides
+from flora_hpc.cli._args import ConfigFile, Overrides, Plugins, use_plugins
 from flora_hpc.config import Config
 from flora_hpc.data.images import Ints
 
@@ -73,10 +73,12 @@ def room_for(gpus: int, ranks: int) -> Any:
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     ranks: Annotated[int, typer.Option(min=1, help="plan for this many ranks")] = 1,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs per node, which ranks take in turn")] = 0,
 ) -> None:
     """Show what a run would do: clients to ranks to devices, payload and memory sizes."""
+    use_plugins(plugin)
     resolved, notes = configfile.load(config, overrides)
     for note in notes:
         print(f"note: {note}")

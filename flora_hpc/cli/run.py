@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flora_hpc import configfile, rundir, screen
-from flora_hpc.cli._args import ConfigFile, Overrides, View, has_terminal
+from flora_hpc.cli._args import ConfigFile, Overrides, Plugins, View, has_terminal, use_plugins
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch, stop
@@ -25,6 +25,7 @@ STARTED = time.perf_counter()
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="run directory; by default runs/<config name>-<time>", show_default=False)
     ] = None,
@@ -63,6 +64,9 @@ def run(
     claim = Claim(out, lambda sentence: print(f"note: {sentence}", flush=True))  # also with --quiet: a run has died
 
     def load() -> Config:
+        use_plugins(plugin)
+        if resume and me.rank == 0 and os.path.isfile(out / "run.h5"):  # noqa: PTH113 -- as below
+            rundir.check_plugins(out)
         resolved, notes = configfile.load(config, overrides)
         for sentence in notes:
             note(sentence)
