@@ -173,7 +173,7 @@ def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> 
                 first,
             )
         with comm.phase("sum"):
-            weights = fed.shards.sizes(members)
+            weights = batches.sizes
             kept = total.add(result.updates, torch.from_numpy(weights))
             if fed.client.optimizer_state == "keep":
                 optimizers.forget(result.optimizer, ~kept)
