@@ -117,7 +117,7 @@ def plan(
         "assignment": ASSIGNMENTS[resolved.cohort.assignment].format("group" if fed.grouping.fixed else "client"),
     }
     console = Console()
-    console.print(facts_table(f"plan of {Path(config).name}", rows | cost_rows(fed, clients, needed)))
+    console.print(facts_table(f"plan of {Path(config).name}", rows | cost_rows(fed, clients, needed, ranks)))
     warnings = list(dataset.warnings)
     if group_bytes > room.num_bytes:
         warnings.append(too_large(group_bytes, room, largest))
@@ -141,13 +141,18 @@ def model_rows(resolved: Config, clip: Any, fed: Any, weight_bytes: int) -> dict
     }
 
 
-def cost_rows(fed: Any, clients: Any, needed: dict[str, int]) -> dict[str, str]:
+def cost_rows(fed: Any, clients: Any, needed: dict[str, int], ranks: int) -> dict[str, str]:
     """Bytes that a round sends, and the memory that a rank needs."""
+    from flora_hpc import firststep
+
     sent, wire = int(fed.method.bytes_of(clients).sum()), 8 * (2 * fed.method.num_params + 1)
     parts = ", ".join(f"{name} {decimal(size)}" for name, size in needed.items())
+    rows = firststep.sent_bytes(fed.method, fed.by_jacobian, ranks)
+    gathered = f"{decimal(rows)} a round (rows of a Jacobian: each rank sends its own to all others)"
     return {
         "traffic": f"{decimal(sent)} up and as much down, a round, in a federation",
         "allreduce": f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)",
+        **({"allgather": gathered} if rows else {}),
         "memory": f"per rank about {decimal(sum(needed.values()))}: {parts}",
     }
 
