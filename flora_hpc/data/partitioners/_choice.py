@@ -1,9 +1,9 @@
 """NumPy's choice without replacement, of many clients at once.
 
-`Generator.choice` takes four microseconds to set up 32 draws. Here the same random words go through the same steps, in arrays:
-Floyd's algorithm ("A sample of brilliance", Communications of the ACM 1987), then a shuffle. Numbers below a bound are made as
-Lemire does it ("Fast random integer generation in an interval", ACM TOMACS 2019), who draws anew in rare cases; a client that
-meets one is left to NumPy. So are all, should a NumPy to come draw in another way.
+For 32 numbers `Generator.choice` takes some four microseconds, mostly to begin. Here the same random words go through the same
+steps, in arrays: Floyd's algorithm ("A sample of brilliance", Communications of the ACM 1987), then a shuffle. Numbers below
+a bound are made as Lemire does it ("Fast random integer generation in an interval", ACM TOMACS 2019). In rare cases he draws anew;
+a client that meets one is left to NumPy. So are all clients where NumPy draws the first of them in another way.
 """
 
 import numpy as np
