@@ -106,7 +106,7 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> tupl
                 first,
             )
         with site.comm.phase("sum"):
-            weights = setup.shards.sizes(members)
+            weights = batches.sizes
             kept = total.add(result.updates, torch.from_numpy(weights))
             if setup.client.optimizer_state == "keep":
                 optimizers.forget(result.optimizer, ~kept)

@@ -36,6 +36,7 @@ class Batches:
 
     examples: Ints  # (num_steps, num_clients, batch) int64, indices of training examples
     present: Bools  # same shape; False where a client's batch is short, or the client has finished
+    sizes: Ints  # (num_clients,) int64, examples of each client
     num_steps: Ints  # (num_clients,) int64, none larger than the one before it
     widths: Ints  # (num_steps,) int64, how many of a step's examples are computed; the rest is absent in all batches
     origin: tuple[int, int, Ints]  # seed, round and clients (num_clients,), which decide every random number
@@ -63,29 +64,30 @@ def make_batches(
 
     `unit` is `width_unit`; None stands for whole batches.
     """
-    shards_of = [shards.examples(client) for client in clients.tolist()]
-    sizes = np.array([len(examples) for examples in shards_of])
+    held, sizes = shards.examples_of(clients)
     longest, steps = int(sizes.max()), -(-sizes // config.batch_size)  # of an epoch
     assert (np.diff(steps) <= 0).all(), "the clients of a group come in order of their steps"
     unit = unit or config.batch_size
-    owned = np.arange(longest) < sizes[:, None]
-    client, place = owned.nonzero()
-    rows = np.zeros(owned.shape, np.int64)
-    rows[owned] = np.concatenate(shards_of)
     wide = min(config.batch_size, -(-longest // unit) * unit)
     examples = np.zeros((config.epochs * steps[0], len(clients), wide), np.int64)
     present = np.zeros(examples.shape, bool)
+    client = np.repeat(np.arange(len(clients)), sizes)
+    step, column = np.divmod(np.arange(len(held)) - (np.cumsum(sizes) - sizes)[client], config.batch_size)
     mixed = int((sizes > config.batch_size).sum()) if config.shuffle else 0  # clients; the order within one batch does not matter
+    owned = np.arange(longest) < sizes[:mixed, None]
+    rows = np.zeros(owned.shape, np.int64)
+    rows[owned] = held[: sizes[:mixed].sum()]
     for epoch in range(config.epochs):
         if mixed:
-            rows[:mixed] = shuffled(rows[:mixed], owned[:mixed], clients[:mixed], seed, round_number, epoch)
-        at = (epoch * steps[client] + place // config.batch_size, client, place % config.batch_size)
-        examples[at] = rows[owned]
-        present[at] = True
+            rows = shuffled(rows, owned, clients[:mixed], seed, round_number, epoch)
+            held[: sizes[:mixed].sum()] = rows[owned]
+        at = ((epoch * steps[client] + step) * len(clients) + client) * wide + column
+        examples.reshape(-1)[at] = held
+        present.reshape(-1)[at] = True
     # where a batch is short: an example of the client's own, which counts for nothing
     examples = np.where(present, examples, examples[:, :, :1])
     widths = np.minimum(wide, -(-present.sum(2).max(1) // unit) * unit)
-    return Batches(examples, present, config.epochs * steps, widths, (seed, round_number, clients))
+    return Batches(examples, present, sizes, config.epochs * steps, widths, (seed, round_number, clients))
 
 
 def shuffled(rows: Ints, owned: Bools, clients: Ints, seed: int, round_number: int, epoch: int) -> Ints:

@@ -17,7 +17,7 @@ import json, os, sys, tempfile, time
 names = ("stdin", "stdout", "stderr")
 streams = [(stream.errors, stream.encoding.lower()) for stream in (getattr(sys, name) for name in names)]
 umask = os.umask(0)
-is_fork = "flora_hpc.simulation" in sys.modules
+is_fork = "flora_hpc.loop" in sys.modules
 facts = {"streams": streams, "umask": umask, "folder": tempfile.gettempdir(), "zone": time.tzname, "words": sys.argv[1:]}
 print(json.dumps([is_fork, facts]))
 """

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop, sdpa_flop
 
 from flora_hpc import plain, plugins, seeds
-from flora_hpc.bench import methods, workload
+from flora_hpc.bench import methods, parts, workload
 from flora_hpc.bench.workload import Group, clock
 from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.attention import split
@@ -89,10 +89,13 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
         plain_gradients.append(group.method.pack({name: tensor.grad for name, tensor in client.trained.items()}))  # type: ignore[misc]
         step_seconds.append(group.train(task.batch_size, task.steps, number) / (len(group.clients) * task.steps))
 
-    tell("comparing gradients, counting operations, measuring the peak")
+    tell("comparing gradients, counting operations, telling parts apart, measuring the peak")
     used = rows[torch.arange(len(params)) % len(rows)]
     step_gflop = count_operations(lambda: group.train(task.batch_size, 1)) / len(group.clients) / 1e9
     peak_gflops = peak(device, task.precision, task.repeats)
+    client_steps = len(group.clients) * task.steps
+    spent = parts.measure(lambda during: group.train(task.batch_size, task.steps, during=during), device, task.repeats)
+    spent = {name: value / client_steps for name, value in spent.items()}
     fast, right = fast_gradients(group, params, used), torch.stack(plain_gradients).to(device)
     plain_median, step_median = statistics.median(plain_seconds[1:]), statistics.median(step_seconds[1:])
     return {
@@ -104,6 +107,8 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "plain_seconds": plain_median,
         "step_seconds": step_median,
+        "step_parts_seconds": spent,
+        "profiled_step_seconds": sum(spent.values()),
         "speedup": plain_median / step_median,
         "grad_rel_err": relative_error(fast, right),
         "grad_largest_err": largest_error(fast, right),

@@ -3,7 +3,9 @@
 import re
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,15 +45,16 @@ class Group:
         """`steps` epochs of one batch for each client."""
         return trainer.make_batches(self.clients, self.shards, ClientConfig(batch_size=batch_size, epochs=steps), 0, number)
 
-    def train(self, batch_size: int, steps: int, number: int = 0) -> float:
-        """Train every client for `steps` steps, as a run does: the seconds it took."""
+    def train(self, batch_size: int, steps: int, number: int = 0, during: AbstractContextManager[Any] | None = None) -> float:
+        """Train every client for `steps` steps, as a run does, inside `during`: the seconds it took."""
         device = self.labels.device
         adapter = self.method.pack(self.method.init(seeds.generator(0, "initial adapter"))).to(device)
         held = self.method.holds(self.clients).to(device) if self.method.holds else None
         batches, config = self.batches(batch_size, steps, number), ClientConfig(batch_size=batch_size, epochs=steps)
-        started = clock(device)
-        trainer.train(self.method, adapter, batches, self.inputs, self.labels, config, held)
-        return clock(device) - started
+        with during or nullcontext():
+            started = clock(device)
+            trainer.train(self.method, adapter, batches, self.inputs, self.labels, config, held)
+            return clock(device) - started
 
 
 def clock(device: torch.device) -> float:

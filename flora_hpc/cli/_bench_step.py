@@ -13,6 +13,12 @@ from flora_hpc.cli._args import Device
 from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
 from flora_hpc.records.views import seconds
 
+PARTS = {  # of the fast step
+    "products": "matrix products",
+    "attention": "scores, softmax and mix",
+    "other": "operators: norms, sums, copies, loss, Adam",
+    "between": "operators: Python, autograd, the profiler",
+}
 SIDES = {"plain": "plain", "fast": "step"}  # and what their keys begin with
 
 
@@ -64,6 +70,9 @@ def show(console: Console, result: dict[str, Any]) -> None:
     plain, fast = result["plain_seconds"], result["step_seconds"]
     table.add_row("plain step", seconds(plain), "one client, open_clip and peft alone")
     table.add_row("fast step", seconds(fast), f"a client's share, {result['clients_per_step']} at once")
+    for name, meaning in PARTS.items():
+        share = result["step_parts_seconds"][name] / result["profiled_step_seconds"]
+        table.add_row(f"  {name}", f"{share:.0%}", meaning)
     table.add_row("ratio", f"{plain / fast:,.1f}", "plain over fast")
     table.add_row("gradient error", f"{result['grad_rel_err']:.1e}", "length of the difference, over the gradient's")
     table.add_row("", f"{result['grad_largest_err']:.1e}", "largest difference, over the largest number")
@@ -72,10 +81,12 @@ def show(console: Console, result: dict[str, Any]) -> None:
     table.add_row("share of the peak", f"{result['peak_fraction']:.0%}", "that the fast step reaches")
     console.print(table)
     spread = {side: max(result[f"{key}_repeat_seconds"]) / min(result[f"{key}_repeat_seconds"]) for side, key in SIDES.items()}
+    slower = result["profiled_step_seconds"] / fast
     named = {
         "measured": f"in turn in one process, medians of {result['repeats']} after one to warm up; the fast side starts from image "
         f"features, which a run computes once for all rounds; gradients of {result['gradients_compared']} clients, each with "
         "tensors of its own; operations of products and attention alone",
+        "parts": f"by PyTorch's profiler, under which the fast step takes {slower:.2f} times as long",
         "machine": machine(result),
     }
     console.print(remarks(named | beware(spread)))

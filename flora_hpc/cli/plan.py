@@ -120,7 +120,7 @@ def plan(
         "assignment": ASSIGNMENTS[resolved.cohort.assignment].format("group" if setup.grouping.fixed else "client"),
     }
     console = Console()
-    console.print(facts_table(f"plan of {Path(config).name}", rows | cost_rows(setup, clients, needed)))
+    console.print(facts_table(f"plan of {Path(config).name}", rows | cost_rows(setup, clients, needed, ranks)))
     warnings = list(dataset.warnings)
     if group_bytes > room.num_bytes:
         warnings.append(too_large(group_bytes, room, largest))
@@ -144,13 +144,18 @@ def model_rows(resolved: Config, clip: Any, setup: Any, weight_bytes: int) -> di
     }
 
 
-def cost_rows(setup: Any, clients: Any, needed: dict[str, int]) -> dict[str, str]:
+def cost_rows(setup: Any, clients: Any, needed: dict[str, int], ranks: int) -> dict[str, str]:
     """Bytes that a round sends, and the memory that a rank needs."""
+    from flora_hpc import firststep
+
     sent, wire = int(setup.method.bytes_of(clients).sum()), 8 * (2 * setup.method.num_params + 1)
     parts = ", ".join(f"{name} {decimal(size)}" for name, size in needed.items())
+    rows = firststep.sent_bytes(setup.method, setup.by_jacobian, ranks)
+    gathered = f"{decimal(rows)} a round (rows of a Jacobian: each rank sends its own to all others)"
     return {
         "traffic": f"{decimal(sent)} up and as much down, a round, in a federation",
         "allreduce": f"{decimal(wire)} per rank and round (exact sums: two 8-byte integers a number)",
+        **({"allgather": gathered} if rows else {}),
         "memory": f"per rank about {decimal(sum(needed.values()))}: {parts}",
     }
 
