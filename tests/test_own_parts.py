@@ -116,7 +116,9 @@ def package(tmp_path: Path) -> Path:
     return site
 
 
-def test_parts_of_an_installed_package_need_no_option(package: Path, parts: Path, squares: Path, tmp_path: Path) -> None:
+def test_parts_of_an_installed_package_need_no_option(
+    package: Path, parts: Path, squares: Path, tmp_path: Path, invoke: Invoke
+) -> None:
     """The same numbers as from files; and its list says which package a part is of."""
 
     def call(*arguments: str) -> str:
@@ -127,7 +129,7 @@ def test_parts_of_an_installed_package_need_no_option(package: Path, parts: Path
         return done.stdout
 
     call(*words(squares, tmp_path / "a", 1))
-    call(*words(squares, tmp_path / "b", 1, "aggregator.momentum=0.5", "seed=0"))
+    invoke(*words(squares, tmp_path / "b", 1), "--plugin", parts)
     assert adapter(tmp_path / "a") == adapter(tmp_path / "b")
     assert "test images right" in call("evaluate", str(tmp_path / "a"))
     assert "package our-parts 1.5" in call("list", "aggregators")
