@@ -8,7 +8,8 @@ INSTALLED := .venv/.installed
 .PHONY: demo test check bench format clean
 
 demo: $(INSTALLED)  ## ten clients on two MPI ranks adapt a CLIP to handwritten digits
-	@view=plain; if [ -t 1 ]; then view=live; COLUMNS=$$(tput cols 2>/dev/null || echo 80); export COLUMNS; fi; \
+	@view=plain; if [ -t 1 ]; then view=live; COLUMNS=$$(tput cols 2>/dev/null || echo 80); \
+	LINES=$$(tput lines 2>/dev/null || echo 24); export COLUMNS LINES; fi; \
 	$(BIN)/mpiexec -n 2 $(BIN)/flora-hpc run configs/quickstart.yaml --view $$view
 
 test: $(INSTALLED)  ## every test, real mpiexec and gloo runs included, in two processes

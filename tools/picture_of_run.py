@@ -11,7 +11,7 @@ from flora_hpc.records import hdf5file
 from flora_hpc.records.facts import facts
 from flora_hpc.records.panel import Seen, heading, panel
 
-WIDTH = 92
+WIDTH, HEIGHT = 92, 24
 
 
 def main(run: Path, out: Path) -> None:
@@ -20,7 +20,7 @@ def main(run: Path, out: Path) -> None:
     place = "~/.cache/flora_hpc/features/digits.safetensors"  # where it is by default, whoever draws this
     picture = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     picture.print(heading(facts(attributes | {"features": place}, tables["topology"])))
-    picture.print(panel(Seen(rounds, int(rounds["round"].max())), WIDTH))
+    picture.print(panel(Seen(rounds, int(rounds["round"].max())), WIDTH, HEIGHT))
     picture.save_svg(str(out), title="mpiexec -n 2 flora-hpc run configs/quickstart.yaml", theme=SVG_EXPORT_THEME)
 
 

@@ -4,11 +4,11 @@ import atexit
 import gc
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from flora_hpc import screen
+from flora_hpc import __version__, screen
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm, watch
 from flora_hpc.cli._job import says
 from flora_hpc.comm import launch
@@ -16,12 +16,29 @@ from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.errors import StoppedError, UserError
 
 app = typer.Typer(
-    help="Simulate federated LoRA fine-tuning of vision-language models on HPC clusters.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def tell_version(asked: bool) -> None:
+    """Print name and version, and end."""
+    if asked:
+        print(f"flora-hpc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def flora_hpc(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Simulate federated LoRA fine-tuning of vision-language models on HPC clusters."""
+
+
 app.command()(run.run)
 app.command()(plan.plan)
 app.command()(doctor.doctor)

@@ -3,11 +3,14 @@
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+from rich.filesize import decimal
 
 from flora_hpc.comm import gpus, launch, quota
 from flora_hpc.comm.communicator import Choice, Communicator, together
 from flora_hpc.comm.launch import Launch
+from flora_hpc.comm.node import Node, node
 from flora_hpc.config import CommConfig
 
 COMPARED = ("flora_hpc", "python", "torch", "numpy")
@@ -15,15 +18,37 @@ COMPARED = ("flora_hpc", "python", "torch", "numpy")
 
 @dataclass(frozen=True)
 class Row:
-    """One rank: what is shown of it, in the table's order, and what is compared with other ranks."""
+    """One rank: where it runs, what it may use, and what must be the same on every rank."""
 
-    shown: list[str]
-    launchers_rank: int
+    rank: int
+    host: str
     local_rank: int
-    machine: str
-    unseen: bool  # its launcher gave it a GPU that PyTorch does not see
-    shares: bool  # its GPU with another rank
-    same: dict[str, str]  # what must be the same everywhere
+    device: str
+    cores: list[int]  # that it may use: its binding
+    core_quota: float | None  # of its control groups
+    num_threads: int
+    library: str  # that its collectives use
+    place: str  # the launcher's variables that say which rank it is
+    launchers_rank: int
+    machine: str  # the same for ranks of one machine
+    node: Node
+    unseen: str = ""  # the GPU that its launcher gave it and PyTorch does not see
+    shares: bool = False  # its GPU with another rank
+    same: dict[str, str] = field(default_factory=dict)  # what must be the same everywhere
+
+    def cells(self) -> list[str]:
+        """What the table of ranks shows, in its order."""
+        quota = "" if self.core_quota is None else f", quota {self.core_quota:g}"
+        return [
+            str(self.rank),
+            self.host,
+            str(self.local_rank),
+            f"{self.device} ({self.unseen})" if self.unseen else self.device,
+            f"{len(self.cores)} ({ranges(self.cores)}){quota}",
+            str(self.num_threads),
+            self.library,
+            self.place,
+        ]
 
 
 def gather(comm: Communicator, me: Launch, config: CommConfig, library: str, versions: dict[str, str]) -> list[Row]:
@@ -31,29 +56,46 @@ def gather(comm: Communicator, me: Launch, config: CommConfig, library: str, ver
     from flora_hpc.comm import devices  # torch takes seconds to import
 
     device = together(comm, lambda: devices.pick(me, config))
-    cores, quotas, num_threads = sorted(os.sched_getaffinity(0)), quota.quotas(), devices.share_cores(comm, me)
+    num_threads = devices.share_cores(comm, me)
     place = devices.places(comm, me, device, num_threads)[comm.rank]
-    unseen = gpus.unseen(me, os.environ) if device.type == "cpu" and config.device != "cpu" else ""
-    used = {"mpi": library, "serial": "none needed"}.get(comm.name, f"PyTorch {versions['torch']}")
     mine = Row(
-        shown=[
-            str(comm.rank),
-            socket.gethostname(),
-            str(me.local_rank),
-            f"{place.device} ({unseen})" if unseen else place.device,
-            f"{len(cores)} ({ranges(cores)})" + "".join(f", quota {limit:g}" for limit in sorted(quotas.values())[:1]),
-            str(num_threads),
-            used,
-            launch.origin(),
-        ],
-        launchers_rank=me.rank,
+        rank=comm.rank,
+        host=socket.gethostname(),
         local_rank=me.local_rank,
+        device=place.device,
+        cores=sorted(os.sched_getaffinity(0)),
+        core_quota=min(quota.quotas().values(), default=None),
+        num_threads=num_threads,
+        library={"mpi": library, "serial": "none needed"}.get(comm.name, f"PyTorch {versions['torch']}"),
+        place=launch.origin(),
+        launchers_rank=me.rank,
         machine=devices.machine(),
-        unseen=bool(unseen),
+        node=node(),
+        unseen=gpus.unseen(me, os.environ) if device.type == "cpu" and config.device != "cpu" else "",
         shares="shared by" in place.device,
         same={name: versions.get(name, "missing") for name in COMPARED} | {"MPI library": library},
     )
-    return [Row(**json.loads(text)) for text in comm.allgather(json.dumps(asdict(mine)).encode())]
+    rows = [json.loads(text) for text in comm.allgather(json.dumps(asdict(mine)).encode())]
+    return [Row(**row | {"node": Node(**row["node"])}) for row in rows]
+
+
+def nodes(rows: list[Row]) -> list[list[str]]:
+    """One line of cells for each machine: host, ranks, processor, cores, memory."""
+    by_machine: dict[str, list[Row]] = {}
+    for row in rows:
+        by_machine.setdefault(row.machine, []).append(row)
+    return [
+        [here[0].host, ranges([row.rank for row in here]), here[0].node.processor, str(here[0].node.num_cores), memory_of(here)]
+        for here in by_machine.values()
+    ]
+
+
+def memory_of(rows: list[Row]) -> str:
+    """The memory of a machine, and the lowest limit that a control group puts on one of its ranks."""
+    total = rows[0].node.memory_bytes
+    limits = [row.node.memory_limit_bytes for row in rows if row.node.memory_limit_bytes is not None]
+    text = "unknown" if total is None else decimal(total)
+    return f"{text}, limit {decimal(min(limits))}" if limits else text
 
 
 def ranges(numbers: list[int]) -> str:
@@ -74,17 +116,17 @@ def mismatches(rows: list[Row]) -> list[str]:
     for rank, row in enumerate(rows):
         if row.launchers_rank != rank:
             problems.append(
-                f"rank {rank} of the communicator is rank {row.launchers_rank} of the launcher ({row.shown[-1]}); "
+                f"rank {rank} of the communicator is rank {row.launchers_rank} of the launcher ({row.place}); "
                 "start the ranks with one launcher, not one inside another"
             )
         for name, text in row.same.items():
             if text != rows[0].same[name]:
                 cure = "give every rank the same environment"
-                problems.append(f"rank {rank} on {row.shown[1]} has {name} {text}, rank 0 has {rows[0].same[name]}; {cure}")
+                problems.append(f"rank {rank} on {row.host} has {name} {text}, rank 0 has {rows[0].same[name]}; {cure}")
         first = taken.setdefault((row.machine, row.local_rank), rank)
         if first != rank:
             problems.append(
-                f"ranks {first} and {rank} are both local rank {row.local_rank} of {row.shown[1]} and would take the same GPU; "
+                f"ranks {first} and {rank} are both local rank {row.local_rank} of {row.host} and would take the same GPU; "
                 "start all ranks of a machine with one launcher"
             )
     return problems
@@ -104,4 +146,24 @@ def notes(rows: list[Row], choice: Choice) -> list[str]:
             else f"backend {choice.backend}, since NCCL needs one each"
         )
         found.append(f"ranks share GPUs ({why}); each plans with its part of a GPU's memory")
-    return found
+    return found + binding(rows)
+
+
+def binding(rows: list[Row]) -> list[str]:
+    """What ranks of a machine that may use the same cores should know; two of them stand for all."""
+    bound: dict[tuple[str, tuple[int, ...]], Row] = {}
+    users: dict[tuple[str, int], Row] = {}
+    alike, apart = "", ""
+    cure = "srun --cpu-bind=cores or mpiexec --bind-to core gives each rank its own"
+    for row in rows:
+        first = bound.setdefault((row.machine, tuple(row.cores)), row)
+        if first is not row:
+            pair = f"ranks {first.rank} and {row.rank} of {row.host}"
+            alike = alike or f"{pair} may use the same cores ({ranges(row.cores)}) and share them out by number; {cure}"
+            continue
+        for core in row.cores:
+            other = users.setdefault((row.machine, core), row)
+            if other is not row:
+                pair = f"ranks {other.rank} and {row.rank} of {row.host}"
+                apart = apart or f"{pair} may both use core {core}, but each others besides: their threads may wait for it; {cure}"
+    return [note for note in (alike, apart) if note]

@@ -1,20 +1,23 @@
 """`flora-hpc doctor`: what this machine and launcher give, and what is wrong with it."""
 
+import json
 import os
 import platform
 import sys
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flora_hpc import configfile
+from flora_hpc import configfile, screen
 from flora_hpc.cli._job import job
 from flora_hpc.cli._limit import time_limit
-from flora_hpc.cli._ranks import Row, gather, mismatches, notes
+from flora_hpc.cli._ranks import gather, mismatches, nodes, notes
 from flora_hpc.comm import launch, mpilibrary
 from flora_hpc.comm.communicator import AgreedError, Choice, choose
 from flora_hpc.comm.launch import Launch
@@ -22,12 +25,16 @@ from flora_hpc.errors import UserError
 from flora_hpc.versions import versions
 
 LOG_WIDTH = 160  # columns where the output is no terminal
-COLUMNS = ("rank", "host", "local rank", "device", "cores", "threads", "library", "place taken from")
+SCHEMA = 1  # of --json: raised when a key goes or changes its meaning
+RANKS = ("rank", "host", "local rank", "device", "cores", "threads", "library", "place taken from")
+NODES = ("host", "ranks", "processor", "cores", "memory")
+NUMBERS = ("rank", "local rank", "threads")
 
 
 def doctor(
     backend: Annotated[str, typer.Option(help="backend to try: auto, serial, mpi, gloo or nccl")] = "auto",
     timeout: Annotated[float, typer.Option(min=1, help="seconds for the ranks to meet and to add up a number")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="all of it as one JSON object")] = False,
 ) -> None:
     """Show ranks, devices and libraries, and try a collective. Start it the way the run will be started."""
     me = launch.detect()
@@ -35,30 +42,59 @@ def doctor(
 
     import numpy as np
 
-    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH, highlight=False, quiet=as_json)
     choice, library, installed = choose(me, config), mpi_library(), versions()
     for name, text in facts(me, choice, library, installed).items():
         console.print(f"[dim]{name}:[/] {escape(text)}", soft_wrap=True)
     late = f"flora-hpc: the ranks did not meet and add up a number within {timeout:g} seconds: {advice(choice.backend)}"
     with time_limit(timeout, late if me.rank == 0 else ""), job(me, config) as comm:
         rows = gather(comm, me, config, library, installed)
-        console.print(table_of(rows, comm.name))
+        console.print(
+            table_of(f"{len(rows)} rank{'s' * (len(rows) > 1)}, backend {comm.name}", RANKS, [row.cells() for row in rows])
+        )
+        lines = nodes(rows)
+        console.print(table_of(f"{len(lines)} node{'s' * (len(lines) > 1)}", NODES, lines))
         ones, started = np.ones(1, np.int64), time.perf_counter()
         comm.allreduce(ones)
         seconds = time.perf_counter() - started
         problems = mismatches(rows)
         if ones[0] != comm.size:
             problems.append(f"a sum of ones over {comm.size} ranks gave {ones[0]}: the library of backend {comm.name} is broken")
+        remarks = notes(rows, choice)
+        if as_json and comm.rank == 0:
+            screen.for_programs()
+            found = known(me, choice, library, versions)
+            results = {"collective_seconds": seconds, "problems": problems, "notes": remarks}
+            print(json.dumps(found | {"ranks": [asdict(row) for row in rows]} | results, indent=2), flush=True)
         if problems:
             raise AgreedError("\n".join(problems))
         console.print(f"[green]a collective over all ranks works[/] ({1000 * seconds:.2g} ms)")
-        for note in notes(rows, choice):
+        for note in remarks:
             console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+
+
+def known(me: Launch, choice: Choice, library: str, versions: dict[str, str]) -> dict[str, Any]:
+    """What `facts` tells, for programs."""
+    return {
+        "schema": SCHEMA,
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "launcher": {"name": me.launcher, "num_ranks": me.size, "num_local_ranks": me.local_size, "mpi": slurm_mpi(me)},
+        "backend": {"name": choice.backend, "why": choice.why},
+        "mpi_library": library,
+        "environment": {name: os.environ.get(name) for name in ("MKL_CBWR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")},
+        "versions": versions,
+    }
+
+
+def slurm_mpi(me: Launch) -> str:
+    """Slurm's --mpi, as far as it is known."""
+    return os.environ.get("SLURM_MPI_TYPE", "") if me.launcher == "slurm" else ""
 
 
 def facts(me: Launch, choice: Choice, library: str, versions: dict[str, str]) -> dict[str, str]:
     """What holds for rank 0's machine and for the whole job, by name."""
-    flag = f" --mpi={os.environ['SLURM_MPI_TYPE']}" if me.launcher == "slurm" and "SLURM_MPI_TYPE" in os.environ else ""
+    flag = f" --mpi={slurm_mpi(me)}" if slurm_mpi(me) else ""
     return {
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {len(os.sched_getaffinity(0))} allowed",
         "launcher": f"{me.launcher}{flag}: {me.size} process{'es' * (me.size > 1)}, {me.local_size} on this node",
@@ -77,13 +113,13 @@ def mpi_library() -> str:
         return f"none: {error}"
 
 
-def table_of(rows: list[Row], backend: str) -> Table:
-    """One row a rank."""
-    table = Table(title=f"{len(rows)} rank{'s' * (len(rows) > 1)}, backend {backend}", title_justify="left")
-    for heading in COLUMNS:
-        table.add_column(heading, justify="right" if heading in ("rank", "local rank", "threads") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row.shown))
+def table_of(title: str, headings: Sequence[str], lines: list[list[str]]) -> Table:
+    """A table of these lines; no cell is cut."""
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in NUMBERS else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line))
     return table
 
 

@@ -1,10 +1,16 @@
 """`flora-hpc list`: what can be chosen in a configuration."""
 
+import ast
+from collections import Counter
+from contextlib import suppress
+from importlib.abc import InspectLoader
+from importlib.util import find_spec
 from typing import Annotated
 
 import numpy as np
 import typer
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,35 +20,121 @@ from flora_hpc import plugins
 from flora_hpc.config import Config, Section
 from flora_hpc.errors import UserError, did_you_mean
 
+CONFIGURATION = "configuration"
+
 
 def list_(
-    family: Annotated[str | None, typer.Argument(help="one of them; all when not given", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="a family such as datasets, one of its members, or a section of the configuration: all options"),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="tell what each method trains of this model", show_default=False, metavar="NAME")
     ] = None,
     classes: Annotated[int, typer.Option(min=1, help="with --model: number of classes")] = 10,
 ) -> None:
-    """Show what a configuration may hold: methods, datasets, partitioners, ... with their options, and the other sections."""
+    """Show what a configuration may hold: the names of all methods, datasets, partitioners, ..., or the options of one of them."""
     if model is not None:
-        if family not in (None, "methods"):
-            raise UserError(f"--model tells of methods, not of {family}; leave one of the two out")
+        if name not in (None, "methods"):
+            raise UserError(f"--model tells of methods, not of {name}; leave one of the two out")
         show_sizes(model, classes)
         return
-    names = [*plugins.FAMILIES, "configuration"]
-    if family is not None and family not in names:
-        section = family in Config.model_fields and not did_you_mean(family, names)
-        where = "; it is a part of: flora-hpc list configuration" if section else did_you_mean(family, names)
-        raise UserError(f"no family '{family}'{where} ({', '.join(names)})")
-    console = Console(highlight=False, soft_wrap=True)
-    for name in [family] if family else names:
-        console.print(f"[bold]{name}[/]")
-        if name == "configuration":
-            show_fields(console, Config, "", "  ")
-            continue
-        for member in plugins.members(name):
-            module = plugins.member(name, member)
-            console.print(f"  [green]{member}[/]  {escape(str(module.__doc__).splitlines()[0])}")
-            show_fields(console, getattr(module, "Options", plugins.BaseOptions), "", "    ")
+    console = Console(highlight=False)
+    if name is None:
+        show_names(console)
+    elif name in plugins.FAMILIES:
+        show_family(console, name)
+    elif name == CONFIGURATION:
+        show_section(console, name, Config, "")
+    elif name in sections():
+        show_section(console, name, sections()[name], f"{name}.")
+    elif families := [family for family in plugins.FAMILIES if name in plugins.members(family)]:
+        for family in families:
+            show_member(console, family, name)
+    else:
+        members = [member for family in plugins.FAMILIES for member in plugins.members(family)]
+        first = [*plugins.FAMILIES, CONFIGURATION, *sections()]
+        near = did_you_mean(name, first) or did_you_mean(name, members)
+        raise UserError(f"no family, member or section '{name}'{near}; flora-hpc list shows all of them")
+
+
+def show_names(console: Console) -> None:
+    """One line a name, by family. A terminal cuts what does not fit."""
+    for family in plugins.FAMILIES:
+        names = plugins.members(family)
+        show_lines(console, family, {name: first_line(family, name) for name in names})
+    keys = [key for key, field in Config.model_fields.items() if section_of(field) is None and not is_family(field)]
+    known = {key: str(Config.model_fields[key].description) for key in keys}
+    texts = {name: ", ".join(section.model_fields) for name, section in sections().items()}
+    show_lines(console, CONFIGURATION, known | texts)
+    console.print("[dim]flora-hpc list NAME shows the options of a family, of a member or of a section[/]", soft_wrap=True)
+
+
+def show_lines(console: Console, title: str, lines: dict[str, str]) -> None:
+    """A title, and names with a text each."""
+    console.print(f"[bold]{title}[/]")
+    width = max(map(len, lines), default=0)
+    for name, text in lines.items():
+        cut = console.is_terminal
+        line = f"  [green]{name}[/]{' ' * (width - len(name))}  {escape(text)}"
+        console.print(line, soft_wrap=not cut, no_wrap=cut, overflow="ellipsis" if cut else None)
+
+
+def first_line(family: str, name: str) -> str:
+    """What a member says of itself. Its file is read and not imported where there is one, for it may import PyTorch."""
+    with suppress(ImportError, OSError, SyntaxError):
+        module = f"{plugins.FAMILIES[family]}.{name}"
+        spec = find_spec(module)
+        if spec and isinstance(spec.loader, InspectLoader) and (source := spec.loader.get_source(module)):
+            return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return str(plugins.member(family, name).__doc__).strip().partition("\n")[0]
+
+
+def show_family(console: Console, family: str) -> None:
+    """All members with their options. What most of them have alike is told once, above them."""
+    console.print(f"[bold]{family}[/]")
+    options = {member: own_fields(options_of(family, member)) for member in plugins.members(family)}
+    common = common_lines(options)
+    if common:
+        console.print("  [dim]options of all, but where a name says otherwise:[/]", soft_wrap=True)
+        for line, others in common.items():
+            suffix = f"  [dim](not {', '.join(others)})[/]" if others else ""
+            console.print(f"    {line}{suffix}", soft_wrap=True)
+    for member, lines in options.items():
+        show_member_line(console, family, member)
+        for line in lines:
+            if line not in common:
+                console.print(f"    {line}", soft_wrap=True)
+
+
+def common_lines(options: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The lines that more than half of several members share, and the members that have no option of that name."""
+    counts = Counter(line for lines in options.values() for line in lines)
+
+    def without(line: str) -> list[str]:
+        key = line.partition(" ")[0]
+        return [member for member, lines in options.items() if all(each.partition(" ")[0] != key for each in lines)]
+
+    return {line: without(line) for line, count in counts.items() if count > 1 and 2 * count > len(options)}
+
+
+def show_member(console: Console, family: str, member: str) -> None:
+    """One member with all its options."""
+    console.print(f"[bold]{family}[/]")
+    show_member_line(console, family, member)
+    for line in own_fields(options_of(family, member)):
+        console.print(f"    {line}", soft_wrap=True)
+
+
+def show_member_line(console: Console, family: str, member: str) -> None:
+    """A member's name and what it is."""
+    console.print(f"  [green]{member}[/]  {escape(first_line(family, member))}", soft_wrap=True)
+
+
+def options_of(family: str, member: str) -> type[BaseModel]:
+    """The model of a member's options."""
+    options: type[BaseModel] = getattr(plugins.member(family, member), "Options", plugins.BaseOptions)
+    return options
 
 
 def show_sizes(model: str, classes: int) -> None:
@@ -80,13 +172,45 @@ def show_sizes(model: str, classes: int) -> None:
         console.print(f"- {reason}", highlight=False, markup=False)
 
 
-def show_fields(console: Console, model: type[BaseModel], prefix: str, indent: str) -> None:
-    """One line per key: default and description. Sections of a section follow with their dotted keys; families do not."""
+def show_section(console: Console, title: str, section: type[BaseModel], prefix: str) -> None:
+    """A section of the configuration with all its keys."""
+    console.print(f"[bold]{title}[/]")
+    show_fields(console, section, prefix)
+
+
+def show_fields(console: Console, model: type[BaseModel], prefix: str) -> None:
+    """One line per key. Sections of a section follow with their dotted keys; families do not."""
     for key, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            show_fields(console, kind, f"{prefix}{key}.", indent)
-        elif key != "name" or prefix:
-            default = "required" if field.is_required() else f"{field.default}"
-            if not (isinstance(kind, type) and issubclass(kind, plugins.BaseOptions)):
-                console.print(f"{indent}{prefix}{key} = {escape(default)}  [dim]{escape(field.description or '')}[/]")
+        if section := section_of(field):
+            show_fields(console, section, f"{prefix}{key}.")
+        elif not is_family(field):
+            console.print(f"  {field_line(f'{prefix}{key}', field)}", soft_wrap=True)
+
+
+def own_fields(options: type[BaseModel]) -> list[str]:
+    """One line per option of a member."""
+    return [field_line(key, field) for key, field in options.model_fields.items() if key != "name"]
+
+
+def field_line(key: str, field: FieldInfo) -> str:
+    """A key, its default and its description, with rich's marks."""
+    default = "required" if field.is_required() else f"{field.default}"
+    return f"{key} = {escape(default)}  [dim]{escape(field.description or '')}[/]"
+
+
+def sections() -> dict[str, type[Section]]:
+    """The sections of a configuration by their key."""
+    found = {key: section_of(field) for key, field in Config.model_fields.items()}
+    return {key: section for key, section in found.items() if section}
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field holds, if it holds one."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def is_family(field: FieldInfo) -> bool:
+    """Whether a field holds the options of a family's member."""
+    kind = field.annotation
+    return isinstance(kind, type) and issubclass(kind, plugins.BaseOptions)

@@ -20,6 +20,7 @@ from flora_hpc.owner import living
 from flora_hpc.owner.claim import Claim
 
 STARTED = time.perf_counter()
+LOADING = "loading PyTorch, the model and the data ..."  # said before that begins, for it takes seconds
 
 
 def run(
@@ -56,6 +57,9 @@ def run(
     if resume and out is None:
         raise UserError("--resume: which run? name its directory with --out")
     out = out or rundir.new(config.stem)
+
+    if me.rank == 0 and not quiet:
+        print(LOADING, flush=True)  # the configuration itself, with its methods, imports PyTorch
 
     def note(sentence: str) -> None:
         if not quiet:

@@ -13,7 +13,7 @@ from flora_hpc.cli._args import Run, View, has_terminal
 from flora_hpc.records import views
 from flora_hpc.records.facts import facts
 from flora_hpc.records.follow import Followed, Look
-from flora_hpc.records.panel import WIDEST, Seen, heading, panel
+from flora_hpc.records.panel import Seen, heading, panel
 from flora_hpc.records.summary import summary
 
 RESUMABLE = ("stopped", "interrupted", "failed")
@@ -125,7 +125,7 @@ def show_live(console: Console, seen: Iterator[Look]) -> Look:
         note = look.doubt or (f"{look.status}; it may go on (Ctrl-C leaves)" if look.status in RESUMABLE else "")
         after, since = (look.resumed or (-1,))[-1], look.silent if look.status == "running" else 0.0
         known = Seen(look.rounds, look.num_rounds, after, since, None, note)
-        return panel(known, min(console.width, WIDEST))
+        return panel(known, *console.size)
 
     with Live(drawn(), console=console, auto_refresh=False) as live:
         for look in seen:  # noqa: B007 -- `drawn` uses it

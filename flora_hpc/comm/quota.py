@@ -1,10 +1,14 @@
-"""How many cores the control groups around this process let it use. A quota of half a core is no set of cores: affinity has all."""
+"""How many cores and how much memory the control groups around this process let it use.
+
+A quota of half a core is no set of cores: affinity has all.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-V1_MOUNTS = ("cpu,cpuacct", "cpu", "cpuacct,cpu")
+V1_MOUNTS = {"cpu": ("cpu,cpuacct", "cpu", "cpuacct,cpu"), "memory": ("memory",)}  # by controller
+NO_LIMIT = 2**60  # bytes, from which version 1 means that there is none
 
 
 def quotas(proc: Path = PROC, groups: Path = GROUPS) -> dict[str, float]:
@@ -13,7 +17,7 @@ def quotas(proc: Path = PROC, groups: Path = GROUPS) -> dict[str, float]:
     A container may see the path that its group has outside, where that does not exist inside; then the root counts alone.
     """
     cores = {}
-    for folder in folders(proc, groups):
+    for folder in folders(proc, groups, "cpu"):
         quota = of_version_2(folder) or of_version_1(folder)
         if quota is not None:
             cores[_name(folder)] = quota
@@ -26,13 +30,20 @@ def _name(folder: Path) -> str:
     return f"{folder} {facts.st_dev}:{facts.st_ino}"
 
 
-def folders(proc: Path, groups: Path) -> Iterator[Path]:
-    """The folders of this process's control groups that may hold a quota."""
+def memory_limit(proc: Path = PROC, groups: Path = GROUPS) -> int | None:
+    """Bytes: the least limit of this process's control groups, of version 1 or 2, up to the root. None without one."""
+    files = (folder / name for folder in folders(proc, groups, "memory") for name in ("memory.max", "memory.limit_in_bytes"))
+    limits = [int(text) for text in map(text_of, files) if text.isascii() and text.isdecimal()]
+    return min((limit for limit in limits if 0 < limit < NO_LIMIT), default=None)
+
+
+def folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's control groups that may hold a limit of this controller."""
     for line in text_of(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "none", "")
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        roots = [groups / name for name in V1_MOUNTS] if controllers else [groups, groups / "unified"]
+        roots = [groups / name for name in V1_MOUNTS[controller]] if controllers else [groups, groups / "unified"]
         for root in {root.resolve() for root in roots if root.is_dir()}:
             inside = [part for part in Path(path).parts if part not in ("/", "..")]
             for depth in range(len(inside), -1, -1):

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from flora_hpc.records import views
 from flora_hpc.records.facts import facts_of
 from flora_hpc.records.known import RoundRecord, RunInfo
-from flora_hpc.records.panel import WIDEST, Progress, Seen, heading, panel
+from flora_hpc.records.panel import Progress, Seen, heading, panel
 from flora_hpc.records.schema import ROUNDS
 from flora_hpc.records.summary import summary
 
@@ -51,7 +51,7 @@ class Terminal:
         """All that is known so far, as one panel."""
         since = self._clock() - self._last
         seen = Seen(self._rounds, self._num_rounds, self._resumed_after, since, self._progress)
-        return panel(seen, min(self._console.width, WIDEST))
+        return panel(seen, *self._console.size)
 
     def ended(self, status: str) -> None:
         self._last, self._progress = self._clock(), None

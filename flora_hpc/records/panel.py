@@ -1,18 +1,24 @@
 """The panel that `run` and `watch` redraw: how far a run is, its curve, its bytes, where the time goes, the time left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flora_hpc.records.plot import axis, percent_limits, plot
 from flora_hpc.records.schema import Rows
-from flora_hpc.records.views import accuracies, curve, flow, left_out, seconds, sent, time_split
+from flora_hpc.records.views import ALWAYS, PHASES, accuracies, flow, left_out, seconds, sent, share_words, shares, time_split
 
-WIDEST = 110  # cells; a curve of some rounds does not gain from more
+WIDEST = 220  # cells
+LOWEST, MIDDLE, HIGHEST = 3, 8, 20  # lines of a plot: where there is hardly a place, before there is a table, and at most
+NARROWEST = 50  # cells of a plot that has another one beside it
+LEAST_ROWS, MOST_ROWS = 3, 10  # of the table of the last rounds
+GAP = 3  # cells between two plots or two columns
 RECENT = 20  # rounds that the time left is estimated from
 
 
@@ -37,22 +43,150 @@ class Seen:
     note: str = ""
 
 
-def panel(seen: Seen, width: int) -> Panel:
-    """The panel, `width` cells wide."""
-    inner, rounds = max(16, width - 4), seen.rounds
-    measured = accuracies(rounds)["test_accuracy"]
-    done = int(rounds["round"].max(initial=0))
-    parts: list[RenderableType] = [flow(head(seen, done), inner), bar(seen, done, inner), Text()]  # a bar ends without a new line
+def panel(seen: Seen, width: int, height: int) -> Panel:
+    """The panel for a terminal of this size. The last line of a terminal is the cursor's."""
+    width = min(width, WIDEST)
+    room = max(1, height - 3)  # less the frame
+    lines = fitted(seen, max(16, width - 4), room)[:room]
+    return Panel(Group(*lines), title="flora-hpc", title_align="left", border_style="dim", width=width, height=len(lines) + 2)
+
+
+def fitted(seen: Seen, width: int, room: int) -> list[RenderableType]:
+    """The lines inside the panel: what must be seen, and as much of the rest as `room` lines hold, in the order of its worth."""
+    rounds, done = seen.rounds, int(seen.rounds["round"].max(initial=0))
+    top: list[RenderableType] = [*split(flow(head(seen, done), width)), bar(seen, done, width)]
+    remarks = ((left_out(rounds), "red"), (seen.note, "yellow"))
+    said = [Text(part, style) for text, style in remarks for part in wrap(text, width)]
+    if not len(rounds):
+        return stacked([top, said], gaps=True)
+    figures, curves, rest = split(flow(numbers(rounds), width)), curves_of(rounds, width), Lines(room)
+    rest.take(len(top) + len(figures) + len(said))
+    time = [short_time(rounds, width)] if rest.take(1) else []
+    height = LOWEST if curves and rest.take(LOWEST + 1) else 0
+    gaps = rest.take(1 + bool(height) + bool(time) + bool(said))
+    long_time = [Text("where the time goes", "dim"), *split(time_split(rounds, width))]
+    if time and rest.take(len(long_time) - 1):
+        time = long_time
+    has_axis = height > 0 and rest.take(1)
+    height += rest.up_to(MIDDLE - height) if height else 0
+    num_rows = min(len(rounds), rest.count - 2 if gaps else 0, MOST_ROWS)  # below a gap and a heading
+    table = last_rounds(rounds[-num_rows:], width) if num_rows >= LEAST_ROWS and rest.take(num_rows + 2) else []
+    height += rest.up_to(HIGHEST - height) if height else 0
+    plots = side_by_side([curve.lines(width_of(curves, width), height, has_axis) for curve in curves]) if height else []
+    return stacked([top, plots, figures, table, time, said], gaps)
+
+
+@dataclass
+class Lines:
+    """Lines of a terminal that are still free."""
+
+    count: int
+
+    def take(self, count: int) -> bool:
+        """Take `count` lines, or none where there are fewer. Returns whether they were taken."""
+        taken = count <= self.count
+        self.count -= count if taken else 0
+        return taken
+
+    def up_to(self, count: int) -> int:
+        """Take `count` lines, or all where there are fewer. Returns how many were taken."""
+        taken = max(0, min(count, self.count))
+        self.count -= taken
+        return taken
+
+
+def stacked(blocks: Sequence[Sequence[RenderableType]], gaps: bool) -> list[RenderableType]:
+    """The lines of all blocks, with an empty line between two blocks where there are `gaps`."""
+    lines: list[RenderableType] = []
+    for block in filter(None, blocks):
+        lines += [Text()] if lines and gaps else []
+        lines += block
+    return lines
+
+
+def split(text: Text) -> list[Text]:
+    """Its lines."""
+    return list(text.split("\n", allow_blank=True))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number by round, to be drawn."""
+
+    name: str
+    rounds: Rows
+    values: list[float]
+    limits: tuple[float, float]
+    label: str  # how a limit is written
+    style: str
+
+    def lines(self, width: int, height: int, has_axis: bool) -> list[Text]:
+        """A heading, `height` lines of dots, and the numbers of the rounds where there is a place for them."""
+        dots = plot(self.values, width, height, self.limits, self.label.format, self.style)
+        return [Text(self.name, "dim"), *dots, *([axis(self.rounds, dots)] if has_axis else [])]
+
+
+def curves_of(rounds: Rows, width: int) -> list[Curve]:
+    """The test accuracy, and beside it the training loss where both have a place."""
+    measured, trained = accuracies(rounds), rounds[np.isfinite(rounds["train_loss"])]
+    accuracy, loss = measured["test_accuracy"].tolist(), trained["train_loss"].tolist()
+    curves = []
     if len(measured) > 1:
-        parts += [Text(), Text("test accuracy", "dim"), curve(measured.tolist(), inner - 6)]
-    if len(rounds):
-        parts += [Text(), flow(numbers(rounds), inner)]
-        parts += [Text(), Text("where the time goes", "dim"), time_split(rounds, inner)]
-    if said := left_out(rounds):
-        parts += [Text(), Text(said, "red")]
-    if seen.note:
-        parts += [Text(), Text(seen.note, "yellow")]
-    return Panel(Group(*parts), title="flora-hpc", title_align="left", border_style="dim", width=width)
+        curves.append(Curve("test accuracy", measured, accuracy, percent_limits(accuracy), "{:.0%}", "green"))
+    if len(trained) > 1 and (width >= 2 * NARROWEST or not curves):
+        curves.append(Curve("training loss", trained, loss, (min(loss), max(loss)), "{:.4g}", "cyan"))
+    return curves
+
+
+def width_of(curves: Sequence[Curve], width: int) -> int:
+    """Cells of one of these curves side by side."""
+    return (width - GAP * (len(curves) - 1)) // max(1, len(curves))
+
+
+def side_by_side(blocks: Sequence[list[Text]]) -> list[Text]:
+    """Blocks of as many lines each, as one."""
+    lines = blocks[0]
+    for block in blocks[1:]:
+        width = max(line.cell_len for line in lines) + GAP
+        for line, more in zip(lines, block, strict=True):
+            line.pad_right(width - line.cell_len)
+            line.append_text(more)
+    return lines
+
+
+def last_rounds(rounds: Rows, width: int) -> list[Text]:
+    """A table of these rounds under a heading: of its columns as many as fit."""
+    columns = {
+        "round": [str(row["round"]) for row in rounds],
+        "accuracy": [number(row["test_accuracy"]) for row in rounds],
+        "loss": [number(row["train_loss"]) for row in rounds],
+        "time": [seconds(row["round_seconds"]) for row in rounds],
+        **{phase: [seconds(row[f"{phase}_seconds"]) for row in rounds] for phase in ALWAYS},
+        "clients": [f"{row['num_clients']:,}" for row in rounds],
+        "up": [sent(row)[0] for row in rounds],
+        "down": [sent(row)[1] for row in rounds],
+        "ranks sent": [sent(row)[2] for row in rounds],
+    }
+    lines = [Text() for _ in range(len(rounds) + 1)]
+    for name, cells in columns.items():
+        widest = max(map(len, [name, *cells])) + (GAP if lines[0] else 0)
+        if lines[0].cell_len + widest > width:
+            break
+        for line, (cell, style) in zip(lines, [(name, "dim"), *((cell, "") for cell in cells)], strict=True):
+            line.append(f"{cell:>{widest}}", style)
+    return lines
+
+
+def number(value: float) -> str:
+    """0.98333 -> '0.9833', and a dash where there is none."""
+    return "-" if np.isnan(value) else f"{value:.4f}"
+
+
+def short_time(rounds: Rows, width: int) -> Text:
+    """The phases that take most of the time, on one line."""
+    largest = sorted(shares(rounds).items(), key=lambda part: -part[1])
+    words = [Text(share_words(*part), PHASES[part[0]]) for part in largest]
+    return split(flow([Text("time", "dim"), *words], width, 2))[0]
 
 
 def head(seen: Seen, done: int) -> list[Text]:
@@ -85,11 +219,13 @@ def time_left(seen: Seen, done: int) -> float | None:
     return each * (seen.num_rounds - done) - min(seen.since, each)
 
 
-def bar(seen: Seen, done: int, width: int) -> ProgressBar:
-    """Rounds, and of the one that is played the share of clients."""
+def bar(seen: Seen, done: int, width: int) -> Text:
+    """Rounds, and of the one that is played the share of clients; exact to half a cell."""
     now = seen.progress
-    share = now.done / now.mine if now and now.mine and done < seen.num_rounds else 0.0
-    return ProgressBar(max(1, seen.num_rounds), done + min(1.0, share), width=width, complete_style="green")
+    part = now.done / now.mine if now and now.mine and done < seen.num_rounds else 0.0
+    halves = round(2 * width * min(1.0, (done + min(1.0, part)) / max(1, seen.num_rounds)))
+    full, half = divmod(halves, 2)
+    return Text.assemble(("━" * full + "╸" * half, "green"), ("─" * (width - full - half), "bright_black"))
 
 
 def numbers(rounds: Rows) -> list[Text]:
@@ -98,7 +234,7 @@ def numbers(rounds: Rows) -> list[Text]:
     up, down, collective = sent(rounds)
     return [
         labelled("accuracy", f"{measured[-1]:.4f}" if len(measured) else "-", "bold green"),
-        labelled("loss", "-" if np.isnan(loss) else f"{loss:.4f}"),
+        labelled("loss", number(loss)),
         labelled("up", up),
         labelled("down", down),
         labelled("ranks sent", collective),

@@ -78,22 +78,6 @@ def per_client(rounds: Rows) -> bool:
     return "worst_client" in (rounds.dtype.names or ()) and bool((rounds["worst_client"] >= 0).any())
 
 
-def curve(values: Sequence[float], width: int, height: int = 6) -> Text:
-    """Bars of `values` (0..1), the latest on the right, the axis fitted to what is shown and labelled."""
-    if len(values) > width:  # the mean of equal stretches
-        values = [float(np.mean(part)) for part in np.array_split(np.asarray(values), width)]
-    top, bottom = min(1.0, np.ceil(max(values) * 20) / 20), max(0.0, np.floor(min(values) * 20) / 20 - 0.05)
-    filled = [(value - bottom) / (top - bottom) * height if top > bottom else 0.0 for value in values]
-    ends = np.round(np.linspace(0, min(width, 3 * len(values)), len(values) + 1)).astype(int)
-    cells_of = np.diff(ends).tolist()
-    text = Text()
-    for row in range(height - 1, -1, -1):
-        label = {height - 1: f"{top:5.0%} ", 0: f"{bottom:5.0%} "}.get(row, " " * 6)
-        cells = (EIGHTHS[round(min(1.0, max(0.0, level - row)) * 8)] * count for level, count in zip(filled, cells_of, strict=True))
-        text.append(label, "dim").append("".join(cells), "green").append("\n" if row else "")
-    return text
-
-
 def flow(items: Sequence[Text], width: int, gap: int = 3) -> Text:
     """Items one after the other on lines of up to `width` cells; none is split."""
     lines = [Text()]
@@ -104,19 +88,28 @@ def flow(items: Sequence[Text], width: int, gap: int = 3) -> Text:
     return Text("\n").join(lines)
 
 
-def time_split(rounds: Rows, width: int, coloured: bool = True) -> Text:
-    """The share of each phase in all seconds of `rounds`: one bar over `width` cells and its legend; words, without colours."""
+def shares(rounds: Rows) -> dict[str, float]:
+    """The share of each phase in all seconds of `rounds`."""
     total = rounds["round_seconds"].sum() or 1.0
     known = [phase for phase in PHASES if f"{phase}_seconds" in (rounds.dtype.names or ())]  # files of old versions lack some
-    shares = {phase: float(rounds[f"{phase}_seconds"].sum() / total) for phase in known}
-    words = {phase: f"{phase} {share:.0%}" if share >= 0.1 else f"{phase} {share:.1%}" for phase, share in shares.items()}
+    return {phase: float(rounds[f"{phase}_seconds"].sum() / total) for phase in known}
+
+
+def share_words(phase: str, share: float) -> str:
+    """train, 0.937 -> 'train 94%'; shares below a tenth have a digit more."""
+    return f"{phase} {share:.0%}" if share >= 0.1 else f"{phase} {share:.1%}"
+
+
+def time_split(rounds: Rows, width: int, coloured: bool = True) -> Text:
+    """The share of each phase in all seconds of `rounds`: one bar over `width` cells and its legend; words, without colours."""
+    parts = shares(rounds)
     if not coloured:
-        return flow([Text(word) for word in words.values()], width, 2)
+        return flow([Text(share_words(*part)) for part in parts.items()], width, 2)
     bar, legend = Text(), []
-    ends = np.round(np.cumsum(list(shares.values())) * width).astype(int)
-    for phase, start, end in zip(shares, [0, *ends[:-1]], ends, strict=True):
+    ends = np.round(np.cumsum(list(parts.values())) * width).astype(int)
+    for (phase, share), start, end in zip(parts.items(), [0, *ends[:-1]], ends, strict=True):
         bar.append("█" * (end - start), PHASES[phase])
-        legend.append(Text.assemble(("■", PHASES[phase]), f" {words[phase]}"))
+        legend.append(Text.assemble(("■", PHASES[phase]), f" {share_words(phase, share)}"))
     return bar.append("\n").append_text(flow(legend, width, 2))
 
 

@@ -1,11 +1,18 @@
+import io
+import re
+import subprocess
+import sys
+
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flora_hpc import plugins
 from flora_hpc.cli import app
+from flora_hpc.cli.list_ import show_names
 from flora_hpc.errors import UserError
 
-Shown = dict[str, dict[str, list[str]]]
+NAMES = [(family, member) for family in plugins.FAMILIES for member in plugins.members(family)]
 
 
 def output(*arguments: str) -> str:
@@ -14,60 +21,109 @@ def output(*arguments: str) -> str:
     return result.stdout
 
 
-def parse(text: str) -> Shown:
-    """Family -> member -> names of options, by how far a line is indented."""
-    shown: Shown = {}
+def by_heading(text: str, indent: int) -> dict[str, list[str]]:
+    """The first words of lines with this indent, by the first word of the last line before them that has a smaller one."""
+    shown: dict[str, list[str]] = {}
     for line in text.splitlines():
-        indent = len(line) - len(line.lstrip())
-        word = line.split()[0]
-        if indent == 0:
-            members = shown[line] = {}
-        elif indent == 2:
-            options = members[word] = []
-        else:
-            options.append(word)
+        depth = len(line) - len(line.lstrip())
+        if depth < indent:
+            heading = shown[line.split()[0]] = []
+        elif depth == indent:
+            heading.append(line.split()[0])
     return shown
 
 
-def expected(family: str) -> dict[str, list[str]]:
-    def options(member: str) -> list[str]:
-        fields = getattr(plugins.member(family, member), "Options", plugins.BaseOptions).model_fields
-        return [name for name in fields if name != "name"]
-
-    return {member: options(member) for member in plugins.members(family)}
+def options_of(family: str, member: str) -> set[str]:
+    return set(getattr(plugins.member(family, member), "Options", plugins.BaseOptions).model_fields) - {"name"}
 
 
-def test_everything_that_can_be_chosen_is_listed() -> None:
-    shown = parse(output())
-    sections = shown.pop("configuration")
-    assert shown == {family: expected(family) for family in plugins.FAMILIES}
-    assert {"seed", "rounds", "model.name", "cohort.size", "client.lr", "evaluate.every", "comm.backend"} <= set(sections)
+def first_line(family: str, member: str) -> str:
+    return str(plugins.member(family, member).__doc__).splitlines()[0]
+
+
+def test_every_name_is_one_line_under_its_family() -> None:
+    shown = by_heading(output().rpartition("\nflora-hpc list NAME")[0], 2)
+    assert shown.pop("configuration") == [
+        *("seed", "rounds", "model", "features", "cohort", "client", "evaluate", "checkpoint", "comm")
+    ]
+    assert shown == {family: plugins.members(family) for family in plugins.FAMILIES}
+    assert len(output().splitlines()) < 100
+
+
+@pytest.mark.parametrize(("family", "member"), NAMES)
+def test_a_name_comes_with_what_it_is(family: str, member: str) -> None:
+    (line,) = [line for line in output(family).splitlines() if line.startswith(f"  {member}  ")]
+    assert line == f"  {member}  {first_line(family, member)}"
+    assert re.search(rf"^  {member} +{re.escape(first_line(family, member))}$", output(), re.M)
+
+
+def test_names_are_listed_without_the_seconds_that_torch_takes() -> None:
+    program = "import sys; sys.modules['torch'] = None; from flora_hpc.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert "  flora  " in result.stdout
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_terminal_shows_a_name_on_one_line(width: int) -> None:
+    text = io.StringIO()
+    show_names(Console(file=text, width=width, force_terminal=True, color_system=None))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines[:-2])) == width
+    assert sum(line.startswith("  ") for line in lines) == len(NAMES) + 9
 
 
 @pytest.mark.parametrize("family", plugins.FAMILIES)
-def test_one_family_alone(family: str) -> None:
-    assert parse(output(family)) == {family: expected(family)}
+def test_a_family_tells_every_option_of_its_members(family: str) -> None:
+    shown = by_heading(output(family), 4)
+    common = set(shown.pop("options", []))
+    for member in plugins.members(family):
+        assert set(shown[member]) <= options_of(family, member) <= set(shown[member]) | common
+
+
+def test_what_all_of_a_family_share_is_told_once() -> None:
+    shown = output("datasets")
+    assert by_heading(shown, 4)["options"] == ["caption", "split", "test_fraction", "damaged", "root"]
+    counts = {key: shown.count(f"\n    {key} = ") for key in ("split", "test_fraction", "damaged", "root")}
+    assert set(counts.values()) == {1}, counts
+    (root,) = [line for line in shown.splitlines() if line.startswith("    root = ")]
+    assert root.endswith("  (not digits, hdf5, imagefolder, pairs)"), "they have no such option"
+    assert by_heading(shown, 4)["pairs"][0] == "caption", "its own is another one"
+
+
+@pytest.mark.parametrize(("family", "member"), NAMES)
+def test_a_name_alone_comes_with_all_its_options(family: str, member: str) -> None:
+    of_family = re.split(r"\n(?=\S)", output(member).partition(f"{family}\n")[2])[0]
+    assert set(by_heading(of_family, 4)[member]) == options_of(family, member)
+
+
+def test_a_name_of_two_families_is_told_twice() -> None:
+    lines = output("hdf5").splitlines()
+    assert [line for line in lines if line[0] != " "] == ["datasets", "observers"]
+
+
+def test_sections_of_the_configuration() -> None:
+    keys = by_heading(output("configuration"), 2)["configuration"]
+    assert {"seed", "rounds", "model.name", "cohort.size", "client.lr", "evaluate.every", "comm.backend"} <= set(keys)
+    for name in ("client", "evaluate"):
+        assert by_heading(output(name), 2)[name] == [key for key in keys if key.startswith(f"{name}.")]
 
 
 def test_an_option_comes_with_its_default_and_what_it_means() -> None:
-    lines = output("partitioners").splitlines()
-    assert "    beta = 0.1  concentration: 0.1 is strongly skewed, 100 is nearly IID" in lines
+    line = "    beta = 0.1  concentration: 0.1 is strongly skewed, 100 is nearly IID"
+    assert line in output("partitioners").splitlines()
+    assert line in output("dirichlet").splitlines()
 
 
 def test_an_option_without_a_default_is_required() -> None:
     assert "    path = required  the HDF5 file" in output("datasets").splitlines()
 
 
-def test_a_member_comes_with_what_it_does() -> None:
-    for family in plugins.FAMILIES:
-        shown = output(family)
-        for member in plugins.members(family):
-            assert f"  {member}  {plugins.member(family, member).__doc__.splitlines()[0]}\n" in shown
-
-
-def test_a_wrong_family_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"no family 'aggregator'; did you mean 'aggregators'\? \(methods, datasets, .*\)"):
-        output("aggregator")
+@pytest.mark.parametrize(("wrong", "right"), [("aggregator", "aggregators"), ("floar", "flora"), ("clients", "client")])
+def test_a_wrong_name_is_answered_with_the_nearest(wrong: str, right: str) -> None:
+    sentence = f"no family, member or section '{wrong}'; did you mean '{right}'?; flora-hpc list shows all of them"
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        output(wrong)
 
 
 def test_what_every_method_trains_of_a_model() -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -8,6 +9,7 @@ import h5py
 import pytest
 import torch
 from rich.console import Console
+from rich.filesize import decimal
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -155,6 +157,24 @@ def test_doctor_alone(flora: Flora) -> None:
     assert result.returncode == 0, result.stderr
     assert "1 rank, backend serial" in result.stdout
     assert "no launcher's variables" in result.stdout
+    assert "1 node\n" in re.sub(" +\n", "\n", result.stdout)
+    assert decimal(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) in result.stdout
+
+
+@pytest.mark.mpi
+def test_doctor_for_programs_tells_every_rank(flora: Flora, mpiexec: list[str]) -> None:
+    result = flora("doctor", "--json", under=[*mpiexec, "-n", "2"])
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["schema"], told["backend"]["name"], told["launcher"]["num_ranks"], told["problems"]) == (1, "mpi", 2, [])
+    assert [rank["rank"] for rank in told["ranks"]] == [0, 1]
+    for rank in told["ranks"]:
+        assert rank["cores"] == sorted(os.sched_getaffinity(0))
+        assert rank["node"]["processor"]
+        assert rank["node"]["memory_bytes"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        assert rank["place"].startswith(("PMI_RANK=", "OMPI_COMM_WORLD_RANK="))
+    assert told["collective_seconds"] > 0
+    assert "ranks 0 and 1 of " in told["notes"][0], "which may use the same cores"
 
 
 def test_a_wrong_backend_is_answered_with_the_right_one(flora: Flora) -> None:

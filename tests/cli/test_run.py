@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 
 from flora_hpc import loop
 from flora_hpc.cli import app
+from flora_hpc.cli.run import LOADING
 from flora_hpc.errors import UserError
 from flora_hpc.owner import claim, living
 from flora_hpc.records import hdf5file
 from tests.cli.test_bad_input import call
 from tests.conftest import ROOT
 
+Flora = Callable[..., subprocess.CompletedProcess[str]]
 HEAVY = """
 import atexit, gc, sys
 atexit.register(lambda: print(gc.get_freeze_count() > 0))
@@ -49,6 +51,25 @@ def words(squares: Path, tmp_path: Path) -> list[str]:
     data = [f"data={{name: hdf5, path: {squares}}}", "partition={name: iid, num_clients: 2}", "rounds=3"]
     flags = [word for setting in data for word in ("-s", setting)]
     return ["run", str(ROOT / "configs/quickstart.yaml"), *flags, "--out", str(tmp_path / "run")]
+
+
+WITHOUT_TORCH = "import sys; sys.modules |= {'torch': None, 'open_clip': None}; from flora_hpc.cli import main; main()"
+
+
+@pytest.mark.parametrize(("view", "said"), [("--view=plain", f"{LOADING}\n"), ("--view=live", f"{LOADING}\n"), ("--quiet", "")])
+def test_the_first_line_comes_before_the_import_of_torch(view: str, said: str, words: list[str]) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *words, view, "-s", "comm.backend=serial"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "import of torch halted" in ended.stderr
+    assert ended.stdout == said
+
+
+@pytest.mark.mpi
+def test_rank_0_alone_says_the_first_line(words: list[str], flora: Flora, mpiexec: list[str]) -> None:
+    ended = flora(*words, "-s", "rounds=1", under=[*mpiexec, "-n", "2"])
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(LOADING) == 1
+    assert ended.stdout.startswith(LOADING)
 
 
 def own(out: Path, number: int, **more: object) -> None:
@@ -87,7 +108,7 @@ def test_a_dead_one_is_taken_over(words: list[str], tmp_path: Path, invoke: Call
     (tmp_path / "run" / "config.yaml").touch()
     refused = CliRunner().invoke(app, words)
     assert isinstance(refused.exception, UserError)
-    assert refused.stdout == "", "nothing is taken over"
+    assert "takes over" not in refused.stdout, "nothing is taken over"
     (tmp_path / "run" / "config.yaml").unlink()
     said = invoke(*words, "--resume")
     assert f"note: takes over {tmp_path / 'run'} from process " in said

@@ -218,6 +218,15 @@ def drawn(*seen: Look) -> str:
     return text.getvalue()[text.getvalue().rindex("╭") :]
 
 
+def test_the_panel_is_no_higher_than_the_terminal() -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=40, height=15, force_terminal=True, color_system=None)
+    show_live(console, iter((look(1), look(2, silent=120))))
+    panel = text.getvalue()[text.getvalue().rindex("╭") :]
+    assert len(panel[: panel.index("╯")].splitlines()) == 14
+    assert "have been killed" in panel
+
+
 @pytest.mark.parametrize("silent", [0.0, 1e9])
 def test_the_clock_of_a_run_that_has_ended_stands_still(silent: float) -> None:
     """Two rounds and the state before them took a second each."""

@@ -7,15 +7,21 @@ import pytest
 from flora_hpc.comm import quota
 
 
-def quotas_of(folder: Path, cgroup: str, files: dict[str, str]) -> dict[str, float]:
-    """What is read where /proc/self/cgroup is `cgroup`, by path below /sys/fs/cgroup."""
-    proc, groups = folder / "proc", folder / "groups"
-    (proc / "self").mkdir(parents=True)
-    (proc / "self" / "cgroup").write_text(cgroup)
+def write(folder: Path, cgroup: str, files: dict[str, str]) -> None:
+    """`folder`/proc and `folder`/groups, in place of /proc and /sys/fs/cgroup."""
+    (folder / "proc" / "self").mkdir(parents=True)
+    (folder / "proc" / "self" / "cgroup").write_text(cgroup)
+    groups = folder / "groups"
     groups.mkdir()
     for name, text in files.items():
         (groups / name).parent.mkdir(parents=True, exist_ok=True)
         (groups / name).write_text(text)
+
+
+def quotas_of(folder: Path, cgroup: str, files: dict[str, str]) -> dict[str, float]:
+    """What is read where /proc/self/cgroup is `cgroup`, by path below /sys/fs/cgroup."""
+    write(folder, cgroup, files)
+    proc, groups = folder / "proc", folder / "groups"
     named = {name.rpartition(" ")[0]: cores for name, cores in quota.quotas(proc, groups).items()}
     return {str(Path(path).relative_to(groups)): cores for path, cores in named.items()}
 
@@ -47,6 +53,31 @@ V1 = "9:name=systemd:/\n4:memory:/job\n2:cpu,cpuacct:/job/step\n0::/\n"
 )
 def test_every_level_above_a_process_counts(tmp_path: Path, cgroup: str, files: dict[str, str], expected: dict[str, float]) -> None:
     assert quotas_of(tmp_path, cgroup, files) == expected
+
+
+NONE = "9223372036854771712\n"  # what version 1 says where there is no limit
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/job/step\n", {"job/memory.max": "4000\n", "job/step/memory.max": "max\n"}, 4000),
+        ("0::/job/step\n", {"job/memory.max": "4000\n", "job/step/memory.max": "3000\n"}, 3000),
+        ("0::/docker/abc\n", {"memory.max": "5000"}, 5000),  # a container with the path outside
+        (V1, {"memory/job/memory.limit_in_bytes": "6000\n", "memory/memory.limit_in_bytes": NONE}, 6000),
+        (V1, {"memory/job/memory.limit_in_bytes": NONE}, None),
+        (V1, {"cpu,cpuacct/job/memory.limit_in_bytes": "6000"}, None),
+        ("4:memory:/q\n0::/q\n", {"memory/q/memory.limit_in_bytes": "7000", "unified/q/memory.max": "6000"}, 6000),
+        ("0::/\n", {"memory.max": "-1"}, None),
+        ("0::/\n", {"memory.max": "0"}, None),
+        ("0::/\n", {"memory.max": "many"}, None),
+        ("nonsense", {}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_least_limit_of_memory_counts(tmp_path: Path, cgroup: str, files: dict[str, str], expected: int | None) -> None:
+    write(tmp_path, cgroup, files)
+    assert quota.memory_limit(tmp_path / "proc", tmp_path / "groups") == expected
 
 
 @pytest.mark.parametrize(

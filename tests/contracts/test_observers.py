@@ -153,10 +153,10 @@ def test_plain_names_the_folder_as_it_is() -> None:
 # --- terminal
 
 
-def terminal(width: int, now: list[float]) -> tuple[Terminal, io.StringIO]:
+def terminal(width: int, now: list[float], height: int = 50) -> tuple[Terminal, io.StringIO]:
     """A live view and what its terminal was sent; its clock shows `now[0]`."""
     text = io.StringIO()
-    return Terminal(Path("somewhere"), Console(file=text, width=width, height=50, force_terminal=True), lambda: now[0]), text
+    return Terminal(Path("somewhere"), Console(file=text, width=width, height=height, force_terminal=True), lambda: now[0]), text
 
 
 def plain_text(text: io.StringIO) -> str:
@@ -173,6 +173,16 @@ def test_terminal_shows_the_last_round_within_its_width(width: int) -> None:
     for words in ("round 2/2", "test accuracy", "0.7500", "1.2500", "where the time goes", "1 client update"):
         assert words in panel
     assert max(Text(line).cell_len for line in shown.splitlines()) <= width
+
+
+def test_terminal_is_no_higher_than_a_small_screen() -> None:
+    view, text = terminal(40, [0.0], 15)
+    watch(view)
+    shown = plain_text(text)
+    panel = shown[shown.rindex("╭─ flora-hpc") : shown.rindex("╯")]
+    assert len(panel.splitlines()) < 15
+    for words in ("round 2/2", "elapsed", "accuracy 0.7500", "loss 1.2500", "ranks sent", "1 client update"):
+        assert words in panel
 
 
 def test_terminal_ends_with_a_summary() -> None:
