@@ -26,7 +26,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["configfile"],
     ["config", "configerrors"],
     ["plugins", "owner"],
-    ["seeds", "screen", "spill", "strict", "yamltext"],
+    ["seeds", "screen", "spill", "strict", "yamltext", "extras"],
     ["errors", "filekinds"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
@@ -40,6 +40,7 @@ NO_TORCH = [
     "screen",
     "spill",
     "errors",
+    "extras",
     "strict",
     "yamltext",
     "filekinds",

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 
+from flora_hpc import extras
 from flora_hpc.cli._bench_page import beware, remarks, tell_result
 
 
@@ -18,6 +19,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
     """Make a page over a made-up run: seconds, peak memory, and its size. By default a million rows of clients."""
+    extras.need("bench report", "matplotlib", "jinja2")
     from flora_hpc.bench import report as part
 
     print(f"writing a run of {rounds:,} rounds, then {repeats} x its report", file=sys.stderr, flush=True)

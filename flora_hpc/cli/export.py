@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from safetensors import SafetensorError
 
-from flora_hpc import configfile
+from flora_hpc import configfile, extras
 from flora_hpc.cli._adapter import note_round
 from flora_hpc.cli._args import Run
 from flora_hpc.comm import launch, stop
@@ -75,6 +75,8 @@ def export(
     out = out or folder / f"export-{form.replace(' --', '-')}"
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: exists already; choose another directory, or remove this one")
+    if to == Form.transformers:
+        extras.need(f"--to {form}", "transformers" if merged else "peft")
     note_round(run)
     save(form, out, folder)
     print(f"wrote {out}; {LOAD[form].format(out=out)}")
