@@ -18,7 +18,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["accuracy"],
     ["setup"],
     ["identity", "shared", "versions"],
-    ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "aggregators", "observers", "plain"],
+    ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "aggregators", "observers"],
     ["firststep"],
     ["methods", "losses", "optimizers"],
     ["job", "rundir"],

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flora_hpc import experiment, extras, firststep, plain, trainer
+from flora_hpc import experiment, extras, firststep, trainer
+from flora_hpc.bench import plain
 from flora_hpc.bench.methods import processor
 from flora_hpc.bench.round import WARM
 from flora_hpc.bench.workload import built_alone

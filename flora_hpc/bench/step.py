@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop, sdpa_flop
 
-from flora_hpc import extras, plain, plugins, seeds
-from flora_hpc.bench import methods, workload
+from flora_hpc import extras, plugins, seeds
+from flora_hpc.bench import methods, plain, workload
 from flora_hpc.bench.workload import Group, clock
 from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.attention import split

@@ -7,8 +7,8 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from flora_hpc import groupsize, plain
-from flora_hpc.bench import methods, step, workload
+from flora_hpc import groupsize
+from flora_hpc.bench import methods, plain, step, workload
 from flora_hpc.cli.bench import app
 from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.load import load
