@@ -15,6 +15,7 @@ OptionalConfig = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; by default flora-tiny on the digits", show_default=False)
 ]
 Overrides = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="override one key; may be repeated")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="run directory, or its run.h5")]
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from flora_hpc import extras, screen
-from flora_hpc.cli._args import Run
+from flora_hpc.cli._args import AsJson, Run
 from flora_hpc.cli._table import plain_rows, show_table
 from flora_hpc.errors import UserError, reason
 from flora_hpc.records import views
@@ -32,7 +32,7 @@ def show(
     clients: Annotated[bool, typer.Option("--clients", help="a row for every client that trained in a round")] = False,
     topology: Annotated[bool, typer.Option("--topology", help="a row a rank: host, device, threads")] = False,
     last: Annotated[int | None, typer.Option(min=1, metavar="N", help="only the last N rows", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="one table as CSV on standard output")] = False,
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="write one table to a file", show_default=False)] = None,
 ) -> None:
