@@ -18,7 +18,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["accuracy", "parts"],
     ["setup"],
     ["identity", "shared", "versions"],
-    ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "aggregators", "observers", "plain"],
+    ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "aggregators", "observers"],
     ["firststep"],
     ["methods", "losses", "optimizers"],
     ["job", "rundir"],
@@ -27,7 +27,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["config", "configerrors"],
     ["plugins", "owner"],
     ["userparts"],
-    ["seeds", "screen", "spill", "strict", "yamltext"],
+    ["seeds", "screen", "spill", "strict", "yamltext", "extras"],
     ["errors", "filekinds"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
@@ -42,6 +42,7 @@ NO_TORCH = [
     "screen",
     "spill",
     "errors",
+    "extras",
     "strict",
     "yamltext",
     "filekinds",

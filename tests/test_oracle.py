@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flora_hpc import firststep, plain, plugins, trainer
+from flora_hpc import firststep, plugins, trainer
+from flora_hpc.bench import plain
 from flora_hpc.clip.attention import split
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import ClientConfig

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flora_hpc import plain, trainer
+from flora_hpc import trainer
+from flora_hpc.bench import plain
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.inputs import Features
 from flora_hpc.data.shards import Partition

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flora_hpc import experiment, firststep, plain, trainer
+from flora_hpc import experiment, extras, firststep, trainer
+from flora_hpc.bench import plain
 from flora_hpc.bench.methods import processor
 from flora_hpc.bench.round import WARM
 from flora_hpc.bench.workload import built_alone
@@ -31,6 +32,7 @@ from flora_hpc.versions import versions
 
 def check(config: Config, me: Launch) -> None:
     """Raise UserError for what the plain loop does not have."""
+    extras.need("bench against", "peft")
     if me.size > 1:
         raise UserError(f"bench against: the plain loop is one process, but {me.launcher} started {me.size}; start one")
     if config.method.name != "flora" or any(target.startswith("image") for target in getattr(config.method, "targets", ())):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop, sdpa_flop
 
-from flora_hpc import plain, plugins, seeds
-from flora_hpc.bench import methods, parts, workload
+from flora_hpc import extras, plugins, seeds
+from flora_hpc.bench import methods, parts, plain, workload
 from flora_hpc.bench.workload import Group, clock
 from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.attention import split
@@ -54,6 +54,8 @@ def check(task: Task) -> None:
     methods.check(task.model, [task.method], task.device)
     if task.method not in METHODS:
         raise UserError(f"--method: {task.method} has no plain step to be measured against; take {' or '.join(METHODS)}")
+    if task.method == "flora":
+        extras.need("bench step", "peft")
     try:
         precision.settle(task.precision, torch.device("cuda" if task.device != "cpu" and torch.cuda.device_count() else "cpu"))
     except UserError as error:

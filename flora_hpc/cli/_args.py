@@ -26,6 +26,7 @@ Plugins = Annotated[
         help="add your own method, partitioner, ... from a Python file or a folder of such; may be repeated",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="run directory, or its run.h5")]
 
 

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import ConfigFile, Overrides, Plugins, use_plugins
+from flora_hpc.cli._args import AsJson, ConfigFile, Overrides, Plugins, use_plugins
 from flora_hpc.cli._cache import cache
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
@@ -82,7 +82,7 @@ def inspect(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="with --rows: write over a file that is there")] = False,
     check: Annotated[bool, typer.Option("--check", help="decode every image, and name those that cannot be")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show which client holds which images: sizes, classes, how far each client is from the whole. Needs no model."""
     use_plugins(plugin)
@@ -175,7 +175,7 @@ def list_(
     root: Annotated[
         Path | None, typer.Option(help="as data.root; $FLORA_HPC_DATA or ~/.cache/flora_hpc/data by default", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the datasets that have a name: which are here, which are not, and how to get them."""
     from flora_hpc import plugins

@@ -63,7 +63,7 @@ def doctor(
         remarks = notes(rows, choice)
         if as_json and comm.rank == 0:
             screen.for_programs()
-            found = known(me, choice, library, versions)
+            found = known(me, choice, library, installed)
             results = {"collective_seconds": seconds, "problems": problems, "notes": remarks}
             print(json.dumps(found | {"ranks": [asdict(row) for row in rows]} | results, indent=2), flush=True)
         if problems:

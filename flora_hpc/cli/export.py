@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from safetensors import SafetensorError
 
-from flora_hpc import configfile, rundir
+from flora_hpc import configfile, extras, rundir
 from flora_hpc.cli._adapter import note_round
 from flora_hpc.cli._args import Plugins, Run, use_plugins
 from flora_hpc.comm import launch, stop
@@ -78,6 +78,8 @@ def export(
         raise UserError(f"--out {out}: exists already; choose another directory, or remove this one")
     use_plugins(plugin)
     rundir.check_plugins(folder)
+    if to == Form.transformers:
+        extras.need(f"--to {form}", "transformers" if merged else "peft")
     note_round(run)
     save(form, out, folder)
     print(f"wrote {out}; {LOAD[form].format(out=out)}")

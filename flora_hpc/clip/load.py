@@ -12,6 +12,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch.overrides import TorchFunctionMode
 
+from flora_hpc import extras
 from flora_hpc.clip import library, weights
 from flora_hpc.clip.attention import split
 from flora_hpc.clip.fill import check_values, fill
@@ -50,6 +51,9 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
 def untouched(config: ModelConfig, seed: int, device: torch.device) -> tuple[Any, Any]:
     """The same model as open_clip makes it, frozen and in evaluation mode, and its tokenizer. It is not on `device` yet."""
     source = weights.find(config)
+    text = source.model_cfg.get("text_cfg", {})
+    if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
+        extras.need(f"model.name: {config.name}", "transformers")
     try:
         with _quiet():
             model, tokenize = _whole(source, seed, device)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flora_hpc import plugins
+from flora_hpc import extras, plugins
 from flora_hpc.data.datasets import _stored, _torchvision
 from flora_hpc.data.datasets._catalog import CATALOG, Facts
 from flora_hpc.data.images import Dataset
@@ -38,6 +38,7 @@ def fetch(
     `say` is told what takes long and has no progress.
     """
     facts, folder = _facts(name), _stored.folder(root)
+    extras.need(name, *facts.packages)
     sentence = _stored.missing(facts, folder)
     if sentence is not None:
         if not facts.archives:

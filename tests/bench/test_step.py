@@ -7,8 +7,8 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from flora_hpc import groupsize, plain
-from flora_hpc.bench import methods, parts, step, workload
+from flora_hpc import groupsize
+from flora_hpc.bench import methods, parts, plain, step, workload
 from flora_hpc.cli._bench_step import PARTS
 from flora_hpc.cli.bench import app
 from flora_hpc.clip import frozen, precision
