@@ -62,9 +62,10 @@ def test_runs_that_share_model_data_and_features_have_the_bits_of_lone_runs(
     assert flora_hpc.open_run(tmp_path / "1").attributes["num_features_computed"] == 0
 
 
-@pytest.mark.parametrize(
-    "change", [{}, {"method__targets": ["image.out_proj"]}, {"features__compute": "bf16"}, {"model__precision": "bf16"}]
-)
+CHANGES = [{}, {"method__targets": ["image.out_proj"]}, {"features__compute": "bf16"}, {"model__precision": "bf16"}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_shared_model_is_what_it_was_after_a_run(tmp_path: Path, short: dict[str, Any], change: dict[str, Any]) -> None:
     """Its layers, their settings and all tensors, the image tower included."""
     shared = Shared()
