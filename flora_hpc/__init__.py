@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flora_hpc.api import load_config, run
+    from flora_hpc.api import load_config, plan, run
     from flora_hpc.config import Config
     from flora_hpc.errors import StoppedError, UserError
+    from flora_hpc.forecast import Plan
     from flora_hpc.records.opened import Run, open_run
     from flora_hpc.shared import Shared
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Run", "Shared", "StoppedError", "UserError", "__version__", "load_config", "open_run", "run"]
+__all__ = ["Config", "Plan", "Run", "Shared", "StoppedError", "UserError", "__version__", "load_config", "open_run", "plan", "run"]
 HOMES = {  # of the public names: each is imported when it is first asked for, since PyTorch takes seconds
     "Config": "config",
+    "Plan": "forecast",
     "Run": "records.opened",
     "Shared": "shared",
     "StoppedError": "errors",
     "UserError": "errors",
     "load_config": "api",
     "open_run": "records.opened",
+    "plan": "api",
     "run": "api",
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from flora_hpc import configfile, loop, plugins, rundir
+from flora_hpc import configfile, forecast, loop, plugins, rundir
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import Communicator, choose, connect, send_to_all, together
 from flora_hpc.comm.launch import Launch
@@ -45,6 +45,24 @@ def load_config(config: Source, /, *, plugin_files: Sequence[str | Path] = (), *
     for sentence in notes:
         warnings.warn(sentence, stacklevel=2)
     return resolved
+
+
+def plan(
+    config: Source,
+    /,
+    *,
+    ranks: int = 1,
+    gpus_per_node: int = 0,
+    plugin_files: Sequence[str | Path] = (),
+    **overrides: Any,
+) -> forecast.Plan:
+    """What a run would do on so many `ranks`, from shapes alone: who trains where, bytes of a round, memory of a rank.
+
+    `run` says what the arguments may be. Raises UserError for what a run would refuse, as far as shapes tell.
+    """
+    if ranks < 1 or gpus_per_node < 0:
+        raise UserError(f"plan: ranks={ranks}, gpus_per_node={gpus_per_node}: give at least 1 rank, and 0 GPUs or more")
+    return forecast.plan(load_config(config, plugin_files=plugin_files, **overrides), ranks, gpus_per_node)
 
 
 def run(

@@ -250,3 +250,13 @@ def test_all_public_names_are_there_and_documented() -> None:
 
 def test_the_identity_of_a_run_names_its_configuration_alone(short: dict[str, Any]) -> None:
     assert identity.of_parts(flora_hpc.load_config(QUICKSTART, **short)) == {}
+
+
+def test_a_plan_tells_in_numbers_what_the_command_prints(short: dict[str, Any], invoke: Invoke) -> None:
+    planned = flora_hpc.plan(QUICKSTART, ranks=2, **short)
+    assert [sum(map(len, groups)) for groups in planned.groups] == [2, 1]
+    assert planned.payload_bytes == 4 * planned.num_params == 16384
+    assert planned.uplink_bytes == 3 * 16384
+    assert planned.memory_bytes["weights"] == 4 * planned.model_numbers
+    with pytest.raises(UserError, match="plan: ranks=0, gpus_per_node=0: give at least 1 rank, and 0 GPUs or more"):
+        flora_hpc.plan(QUICKSTART, ranks=0)

@@ -12,7 +12,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["bench", "report"],
     ["api"],
     ["loop", "jobs"],
-    ["resume"],
+    ["resume", "forecast"],
     ["experiment"],
     ["round"],
     ["accuracy", "parts"],

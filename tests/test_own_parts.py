@@ -64,7 +64,7 @@ def test_a_run_with_own_parts_on_two_ranks_is_resumed_evaluated_shown_and_submit
     for command in (["show", out], ["report", out]):
         invoke(*command)
     plugins._used.clear()
-    assert "was run with aggregator my_fedavgm, method my_shift, partitioner my_stripes from files of its user" in refusal(
+    assert "was run with method my_shift, partitioner my_stripes, aggregator my_fedavgm from files of its user" in refusal(
         "evaluate", out
     )
     assert f"add --plugin {parts / 'my_fedavgm.py'} --plugin {parts / 'my_shift.py'} --plugin" in refusal(

@@ -14,9 +14,9 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     import torch  # takes seconds
 
     from flora_hpc import experiment
-    from flora_hpc.cli.plan import room_for
     from flora_hpc.clip import precision
     from flora_hpc.clip.load import load
+    from flora_hpc.forecast import room_for
     from flora_hpc.round import groups_of_ranks
 
     first = configs[0]
