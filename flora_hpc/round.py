@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,60 +75,64 @@ def apply_mean(setup: Setup, state: State, total: ExactSum) -> None:
         state.adapter, state.server = setup.aggregator.apply(state.adapter, mean, state.server)
 
 
+class Group(NamedTuple):
+    """Clients that train in one batch of tensors."""
+
+    round: int
+    number: int  # of this rank's groups
+    clients: Ints  # (num_clients,)
+
+
 def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> tuple[ExactSum, Rows]:
     """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
     with site.comm.phase("batch"):
-        mine = my_groups(setup, site, number)
+        local_groups = my_groups(setup, site, number)
         total, rows = ExactSum(setup.method.num_params), [np.zeros(0, CLIENTS)]
-        num_mine = sum(map(len, mine)) if isinstance(mine, Sequence) else 0
-        done, num_all = 0, setup.cohort.num_clients(setup.shards.num_clients)
-    train = partial(site.comm.phase, "train")
-    first = firststep.make(setup.method, state.adapter, site.comm, train) if setup.by_jacobian else None
-    site.trained(done, num_mine, num_all)
-    for index, members in enumerate(mine):
+        num_local = sum(map(len, local_groups)) if isinstance(local_groups, Sequence) else 0
+    timed = partial(site.comm.phase, "train")
+    first = firststep.make(setup.method, state.adapter, site.comm, timed) if setup.by_jacobian else None
+    done = 0
+    site.trained(done, num_local, setup.num_participants)
+    for index, clients in enumerate(local_groups):
         if site.stop.abandons:
             break
-        started = site.comm.clock()
-        with site.comm.phase("batch"):
-            held = setup.method.holds(members).to(state.adapter.device) if setup.method.holds else None
-            batches = trainer.make_batches(members, setup.shards, setup.client, setup.seed, number, setup.width_unit)
-            kept_state = kept_optimizers(state, index, members)
-        with site.comm.phase("train"):
-            result = trainer.train(
-                setup.method,
-                state.adapter,
-                batches,
-                setup.inputs,
-                setup.labels,
-                setup.client,
-                held,
-                kept_state,
-                first,
-            )
-        with site.comm.phase("sum"):
-            weights = batches.sizes
-            kept = total.add(result.updates, torch.from_numpy(weights))
-            if setup.client.optimizer_state == "keep":
-                optimizers.forget(result.optimizer, ~kept)
-                state.optimizers[index] = optimizers.Kept(members, result.optimizer)
-            row = np.zeros(len(members), CLIENTS)
-            row["round"], row["client"], row["rank"], row["group"] = number, members, site.comm.rank, index
-            row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
-            row["train_loss"], row["update_norm"] = result.losses.cpu(), norms(result.updates, held)
-            row["uplink_bytes"] = row["downlink_bytes"] = setup.method.bytes_of(members)
-            row["train_seconds"] = (site.comm.clock() - started) * result.num_steps / result.num_steps.sum()
-            rows.append(row)
-        done += len(members)
-        site.trained(done, num_mine, num_all)
+        rows.append(train_group(setup, site, state, Group(number, index, clients), total, first))
+        done += len(clients)
+        site.trained(done, num_local, setup.num_participants)
     return total, np.concatenate(rows)
 
 
-def kept_optimizers(state: State, group: int, members: Ints) -> optimizers.State | None:
-    """What the optimizers of `members` remember, of this rank's group of that number; None where they begin."""
-    kept = state.optimizers.get(group)
+def train_group(setup: Setup, site: Site, state: State, group: Group, total: ExactSum, first: firststep.FirstStep | None) -> Rows:
+    """Train a group and add its weighted updates to `total`: one row per client."""
+    comm, clients, method = site.comm, group.clients, setup.method
+    started = comm.clock()
+    with comm.phase("batch"):
+        mask = method.holds(clients).to(site.device) if method.holds else None
+        batches = trainer.make_batches(clients, setup.shards, setup.client, setup.seed, group.round, setup.width_unit)
+        kept = kept_optimizers(state, group)
+    with comm.phase("train"):
+        result = trainer.train(setup.task, state.adapter, batches, mask, kept, first)
+    with comm.phase("sum"):
+        accepted = total.add(result.updates, torch.from_numpy(batches.sizes))
+        if setup.client.optimizer_state == "keep":
+            optimizers.forget(result.optimizer, ~accepted)
+            state.optimizers[group.number] = optimizers.Kept(clients, result.optimizer)
+        rows = np.zeros(len(clients), CLIENTS)
+        rows["round"], rows["client"], rows["rank"], rows["group"] = group.round, clients, comm.rank, group.number
+        rows["num_examples"], rows["num_steps"] = batches.sizes, result.num_steps
+        rows["weight"] = batches.sizes * accepted.numpy()
+        rows["train_loss"], rows["update_norm"] = result.losses.cpu(), norms(result.updates, mask)
+        rows["uplink_bytes"] = rows["downlink_bytes"] = method.bytes_of(clients)
+        rows["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
+    return rows
+
+
+def kept_optimizers(state: State, group: Group) -> optimizers.State | None:
+    """What the optimizers of a group's clients remember; None where they begin."""
+    kept = state.optimizers.get(group.number)
     if kept is None:
         return None
-    assert np.array_equal(kept.clients, members), "with every client in every round, a rank's groups stay the same"
+    assert np.array_equal(kept.clients, group.clients), "with every client in every round, a rank's groups stay the same"
     return kept.state
 
 

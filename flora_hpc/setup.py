@@ -45,6 +45,11 @@ class Setup:
         return trainer.width_unit(self.method, self.client, self.shards.largest)
 
     @property
+    def task(self) -> trainer.Task:
+        """What clients train, on what, and how."""
+        return trainer.Task(self.method, self.inputs, self.labels, self.client)
+
+    @property
     def num_participants(self) -> int:
         """Clients of a round."""
         return self.cohort.num_clients(self.shards.num_clients)

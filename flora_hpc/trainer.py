@@ -97,28 +97,34 @@ def shuffled(rows: Ints, owned: Bools, clients: Ints, seed: int, round_number: i
     return np.take_along_axis(rows, np.argsort(numbers, axis=1, kind="stable"), axis=1)
 
 
+class Task(NamedTuple):
+    """What clients train, on what, and how."""
+
+    method: Method
+    inputs: Inputs  # of all training examples
+    labels: torch.Tensor  # (num_examples,) int64, on the device that trains
+    config: ClientConfig
+
+
 def train(
-    method: Method,
+    task: Task,
     adapter: torch.Tensor,
     batches: Batches,
-    inputs: Inputs,
-    labels: torch.Tensor,
-    config: ClientConfig,
-    held: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
     state: State | None = None,
     first: FirstStep | None = None,
 ) -> Trained:
     """Train every client of a group from `adapter` (num_params,) float32.
 
-    `inputs` and `labels` (num_examples,) int64 are the whole training set, on the adapter's device. A client of which `held`
-    (num_clients, num_params) bool is False somewhere starts with zeros there, trains the rest, and ends with zeros there. A client
-    that has made its last step leaves the batch. `state`, what the optimizer remembers from an earlier round, is moved on in place.
-    `first` gives the gradient of the first step, where there is a Jacobian.
+    A client whose `mask` (num_clients, num_params) bool is False somewhere starts with zeros there, trains the rest, and ends with
+    zeros there. A client that has made its last step leaves the batch. `state`, what the optimizer remembers from an earlier round,
+    is moved on in place. `first` gives the gradient of the first step, where there is a Jacobian.
     """
+    method, inputs, labels, config = task
     num_clients, device = len(batches.num_steps), adapter.device
     params = adapter.repeat(num_clients, 1)
-    if held is not None:
-        params *= held
+    if mask is not None:
+        params *= mask
     optimizer = OPTIMIZERS[config.optimizer]
     state = optimizer.init(params, config) if state is None else state
     noise_seeds = draw_noise_seeds(batches) if method.noisy else None
@@ -130,7 +136,7 @@ def train(
         width = int(batches.widths[step])
         rows, there = examples[step, :n, :width], present[step, :n, :width]
         noise = None if noise_seeds is None else noise_seeds[step][:n]
-        same = step == 0 and held is None  # all hold the adapter
+        same = step == 0 and mask is None  # all hold the adapter
         leaf = (adapter.expand(n, -1) if same else params[:n]).detach().requires_grad_()
         tensors = method.unpack(leaf)
         crowd = first if step == 0 else None
@@ -150,8 +156,8 @@ def train(
             gradient = crowd.gradient(loss, classes, leaf)
         else:
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        if held is not None:
-            gradient *= held[:n]
+        if mask is not None:
+            gradient *= mask[:n]
         optimizer.step(params[:n], gradient, optimizers.first(state, n), config)
     return Trained(params.sub_(adapter), loss_sum / send(counts.sum(0), device), batches.num_steps, state)
 

@@ -60,7 +60,9 @@ class Clients:
         for members in groups:
             batches = trainer.make_batches(members, self.shards, self.config, 0, 1, self.unit)
             held = method.holds(members) if method.holds else None
-            result = trainer.train(method, self.adapter, batches, self.inputs, self.labels, self.config, held, first=first)
+            result = trainer.train(
+                trainer.Task(method, self.inputs, self.labels, self.config), self.adapter, batches, held, first=first
+            )
             assert result.updates.any() or len(members) == 1  # a batch of one, of which the loss may be none
             for client, update, loss in zip(members.tolist(), result.updates, result.losses.tolist(), strict=True):
                 found[client] = (update.numpy().tobytes(), loss)

@@ -64,7 +64,7 @@ def play(setup: Setup, state: rounds.State, number: int = 1) -> RoundRecord:
 
 def train_alone(setup: Setup, client: int) -> torch.Tensor:
     batches = rounds.trainer.make_batches(np.array([client]), setup.shards, setup.client, setup.seed, 1)
-    result = rounds.trainer.train(setup.method, torch.zeros(6), batches, setup.inputs, setup.labels, setup.client)
+    result = rounds.trainer.train(setup.task, torch.zeros(6), batches)
     return result.updates[0].double()
 
 

@@ -53,7 +53,7 @@ class Group:
         batches, config = self.batches(batch_size, steps, number), ClientConfig(batch_size=batch_size, epochs=steps)
         with during or nullcontext():
             started = clock(device)
-            trainer.train(self.method, adapter, batches, self.inputs, self.labels, config, held)
+            trainer.train(trainer.Task(self.method, self.inputs, self.labels, config), adapter, batches, held)
             return clock(device) - started
 
 

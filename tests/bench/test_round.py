@@ -154,9 +154,7 @@ def test_the_bare_loop_trains_what_a_run_trains(method: str) -> None:
     for group, members in zip(groups, clients, strict=True):
         batches = trainer.make_batches(members, setup.shards, setup.client, setup.seed, 1, setup.width_unit)
         held = setup.method.holds(members) if setup.method.holds else None
-        expected = trainer.train(
-            setup.method, adapter, batches, setup.inputs, setup.labels, setup.client, held, first=first
-        ).updates
+        expected = trainer.train(setup.task, adapter, batches, held, first=first).updates
         assert expected.abs().max() > 0
         torch.testing.assert_close(bare.train(setup, adapter, group, first) - adapter, expected, rtol=0, atol=0)
 
