@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
-from flora_hpc import configfile
+from flora_hpc import configfile, plugins
 from flora_hpc.cli import app
 from tests.conftest import ROOT
 
@@ -46,7 +48,13 @@ def test_help_speaks_at_once(start: list[str]) -> None:
         assert command in result.stdout
 
 
-def test_overrides_in_the_pages_pass_the_checks() -> None:
+def test_overrides_in_the_pages_pass_the_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with the user's own part as well, whose file is printed."""
+    monkeypatch.setattr(plugins, "_used", {})
+    block = re.search(r"`my_fedavgm.py`:\n\n((?:    .*\n|\n)+)", (ROOT / "docs" / "own-parts.md").read_text())
+    assert block is not None
+    (tmp_path / "my_fedavgm.py").write_text(textwrap.dedent(block[1]))
+    plugins.use(tmp_path / "my_fedavgm.py")
     commands = re.findall(r"flora-hpc run configs/quickstart.yaml((?:.*) -s .*)", TEXT)
     assert commands
     for command in commands:
