@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flora_hpc.data.texts import shown
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.filekinds import kind
 
 CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is meant for guessing at files
@@ -21,14 +21,17 @@ def lines(key: str, path: Path, purpose: str, errors: str = "strict") -> Iterato
     """
     if (what := kind(path)) is not None:
         raise UserError(f"{key}: {path} is {what}; {purpose} text in UTF-8")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if number == 1 and b"\0" in line:
-                raise UserError(f"{key}: {path} is not UTF-8 (perhaps UTF-16); save the file in that encoding")
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
-            except UnicodeDecodeError:
-                raise UserError(f"{key}: {path}: line {number} is not UTF-8; save the file in that encoding") from None
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1 and b"\0" in line:
+                    raise UserError(f"{key}: {path} is not UTF-8 (perhaps UTF-16); save the file in that encoding")
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
+                except UnicodeDecodeError:
+                    raise UserError(f"{key}: {path}: line {number} is not UTF-8; save the file in that encoding") from None
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({reason(error)}); make it readable") from None
 
 
 def rows(

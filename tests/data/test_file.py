@@ -1,5 +1,6 @@
 """Clients are those of a table: `partition: {name: file, path: clients.csv}`."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,15 @@ def test_files_of_another_kind(table: Path, tmp_path: Path) -> None:
         make(tmp_path / "client.csv")
     with pytest.raises(UserError, match=r"partition\.path: .* is a folder; give a file"):
         make(tmp_path)
+
+
+def test_a_file_that_cannot_be_read(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    write(table, "a,0")
+    monkeypatch.setattr(Path, "open", forbidden)
+    assert refused(table) == "cannot be read (Permission denied); make it readable"
 
 
 def test_images_without_paths(table: Path) -> None:
