@@ -191,19 +191,23 @@ class Config(Section):
                 "set cohort.assignment: balanced"
             )
         registered: int | None = getattr(self.partition, "num_clients", None)
-        if registered is None:  # a stand-in for a partition that has mistakes of its own
+        if registered is None:  # a file has the clients, or it is a stand-in for a partition that has mistakes of its own
             return self
+        if (fault := self.cohort_fault(registered)) is not None:
+            raise ValueError(fault)
+        return self
+
+    def cohort_fault(self, registered: int) -> str | None:
+        """Why rounds cannot be played with so many registered clients, in one sentence; None where they can."""
         if self.cohort.size is not None and self.cohort.size > registered:
-            raise ValueError(
-                f"cohort.size: {self.cohort.size} clients a round, but only {registered} are registered; "
-                "lower cohort.size or raise partition.num_clients"
-            )
+            cure = " or raise partition.num_clients" if getattr(self.partition, "num_clients", None) is not None else ""
+            return f"cohort.size: {self.cohort.size} clients a round, but only {registered} are registered; lower cohort.size{cure}"
         if self.client.optimizer_state == "keep" and self.cohort.num_clients(registered) < registered:
-            raise ValueError(
+            return (
                 "client.optimizer_state: 'keep' needs every client in every round (cohort.fraction: 1.0); "
                 "set client.optimizer_state: reset"
             )
-        return self
+        return None
 
     def essence(self) -> "Config":
         """What decides the results of a round: the same wherever, on however many ranks and for however many rounds it runs."""

@@ -93,7 +93,7 @@ def build(config: Config, device: torch.device, room: devices.Room, shared: Shar
     images = checks.checked(shared.recall("dataset", _data_key(config), lambda: dataset(config)))
     clip = own_clip(config, device, shared)
     setup = make_setup(config, images, clip, device, room)
-    return Experiment(config, checks.warned(images, setup.method.warnings), clip, setup)
+    return Experiment(config, checks.warned(images, (*setup.shards.warnings, *setup.method.warnings)), clip, setup)
 
 
 def own_clip(config: Config, device: torch.device, shared: Shared) -> Clip:
@@ -121,8 +121,10 @@ def dataset(config: Config) -> Dataset:
 def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.device, room: devices.Room) -> Setup:
     """What stays the same in every round, but for the images. Raises UserError for what does not fit together."""
     images = dataset.images
-    holders = shards.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed)
+    holders = shards.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed, dataset.test)
     method = build_method(config.method, config.model.precision, dataset, clip, holders)
+    if (fault := config.cohort_fault(holders.num_clients)) is not None:  # of a partition whose file says how many there are
+        raise UserError(fault)
     if config.evaluate.per_client and dataset.paired:
         raise UserError("evaluate.per_client: tests clients on their mix of classes, but pairs have none; leave it away")
     num_clients = config.cohort.num_clients(holders.num_clients)

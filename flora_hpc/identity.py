@@ -63,6 +63,7 @@ def sources(config: Config) -> dict[str, str]:
     places = [f"data.{key}: {value}" for key in keys if (value := getattr(config.data, key, None))]
     data = ", ".join(places) or f"data.name: {config.data.name}"
     weights = f"model.pretrained: {config.model.pretrained}" if config.model.pretrained else f"model.name: {config.model.name}"
-    clients = f"partition.name: {config.partition.name}, {data}"
+    table = getattr(config.partition, "path", None)  # that says who holds what
+    clients = ", ".join([f"partition.name: {config.partition.name}", *([f"partition.path: {table}"] if table else []), data])
     parts = {title(part): f"{'--plugin ' * part.is_file}{part.source}" for part in configfile.own_parts(config)}
     return parts | {"captions": data, "labels": data, "split": data, "images": data, "clients": clients, "model weights": weights}

@@ -16,6 +16,7 @@ from flora_hpc import loop, plugins
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from tests.conftest import ROOT
+from tests.data.made_images import write_clients
 
 Invoke = Callable[..., str]
 QUICK = ["-s", "rounds=1", "-s", "partition.num_clients=4"]
@@ -157,20 +158,68 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in plugins.members("partitioners") if name != "natural"])
+def test_every_partitioner_is_played() -> None:
+    assert {*SPLITS, "natural", "file"} == set(plugins.members("partitioners"))
+
+
+@pytest.mark.parametrize("name", SPLITS)
 def test_every_split_runs(invoke: Invoke, tmp_path: Path, name: str) -> None:
     _, tables = run(invoke, tmp_path / "out", f"partition.name={name}", *SPLITS[name])
     examples = {"fewshot": 4 * 10 * 2, "fewshot_pathological": 4 * 3 * 2}.get(name, 1438)
     assert tables["rounds"]["num_examples"][1] == examples
 
 
-@pytest.mark.parametrize("name", [name for name in plugins.members("partitioners") if name != "natural"])
+@pytest.mark.parametrize("name", SPLITS)
 def test_every_population_runs(invoke: Invoke, tmp_path: Path, name: str) -> None:
     options = [option for option in SPLITS[name] if "shots" not in option]
     population = ["partition.num_clients=1000000", "partition.examples_per_client=20", "cohort.size=5"]
     _, tables = run(invoke, tmp_path / "out", f"partition.name={name}", *options, *population)
     assert len(tables["clients"]) == 5
     assert name == "quantity" or tables["clients"]["num_examples"].tolist() == [20] * 5
+
+
+def test_an_exported_split_is_the_same_run(invoke: Invoke, tmp_path: Path) -> None:
+    table, split = tmp_path / "clients.csv", ["partition={name: pathological, num_clients: 4, classes_per_client: 3}"]
+    chosen = [word for setting in split for word in ("-s", setting)]
+    invoke("data", "inspect", ROOT / "configs/quickstart.yaml", *chosen, "--rows", table)
+    run(invoke, tmp_path / "one", *split)
+    attributes, tables = run(invoke, tmp_path / "two", f"partition={{name: file, path: {table}}}", "cohort.size=4")
+    adapters = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in ("one", "two")]
+    assert adapters[0] == adapters[1]
+    assert (attributes["num_clients"], len(tables["clients"]), attributes["warnings"]) == (4, 4, "[]")
+    table.unlink()
+    assert json.loads(invoke("evaluate", tmp_path / "two", "--json"))["num_images"] == 359
+
+
+def test_images_that_a_file_gives_to_nobody_are_told(invoke: Invoke, folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "clients.csv"
+    data = [f"data={{name: imagefolder, path: {folder}}}", f"partition={{name: file, path: {table}}}"]
+    settings = [word for setting in data for word in ("-s", setting)]
+    iid = ["-s", data[0], "-s", "partition={name: iid, num_clients: 2}"]
+    invoke("data", "inspect", ROOT / "configs/quickstart.yaml", *iid, "--rows", table)
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    named = [f"{('anna', 'ben')[int(line[0])]},{line[5]}" for line in lines[1:] if line[2] == "train"]
+    table.write_text("\n".join(["client,image", *named[:-1]]))
+    sentence = f"1 of 10 training images belong to no client of {table}, so nobody trains on them: none of them is in it"
+    attributes, tables = run(invoke, tmp_path / "out", *data, "partition.num_clients=2")
+    assert json.loads(attributes["warnings"]).count(sentence) == 1
+    assert tables["rounds"]["num_examples"][1] == 9
+    for command in (["plan"], ["data", "inspect"]):
+        assert f"warning: {sentence}\n" in invoke(
+            *command, ROOT / "configs/quickstart.yaml", *settings, "-s", "partition.num_clients=2"
+        )
+    told = json.loads(invoke("data", "inspect", ROOT / "configs/quickstart.yaml", *settings, "--json"))
+    assert (told["warnings"].count(sentence), told["num_nobodys"], told["partition"]) == (1, 1, f"file, path {table}")
+    with pytest.raises(UserError, match=r"cohort\.size: 3 clients a round, but only 2 are registered; lower cohort\.size$"):
+        invoke("plan", ROOT / "configs/quickstart.yaml", *settings, "-s", "cohort.size=3")
+
+
+def test_a_file_may_name_images_that_cannot_be_decoded(invoke: Invoke, damaged: Path, tmp_path: Path) -> None:
+    table = write_clients(tmp_path / "clients.csv", np.arange(20) % 4)
+    data = [f"data={{name: hdf5, path: {damaged}, damaged: skip}}", f"partition={{name: file, path: {table}}}"]
+    attributes, tables = run(invoke, tmp_path / "out", *data)
+    assert (attributes["num_damaged"], tables["rounds"]["num_examples"][1]) == (3, 18)
+    assert "belong to no client" not in attributes["warnings"]
 
 
 def test_the_papers_split_draws_its_test_images_from_all(invoke: Invoke, squares: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from flora_hpc.clip.load import Clip
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from tests.conftest import ROOT
+from tests.data.made_images import write_clients
 
 Invoke = Callable[..., str]
 
@@ -126,6 +127,16 @@ def test_clients_of_a_column_that_changed(squares: Path, tmp_path: Path, invoke:
     with h5py.File(squares, "r+") as file:
         file["train/writer"][...] = np.arange(10) // 5
     assert refused(out, *settings) == f"clients (partition.name: natural, data.path: {squares})"
+
+
+def test_clients_of_a_file_that_changed(squares: Path, tmp_path: Path, invoke: Invoke) -> None:
+    out, table = tmp_path / "run", write_clients(tmp_path / "clients.csv", np.arange(10) % 2)
+    settings = (f"data={{name: hdf5, path: {squares}}}", f"partition={{name: file, path: {table}}}")
+    invoke(*command(out, 1, *settings))
+    write_clients(table, np.arange(10) // 5)
+    assert refused(out, *settings) == f"clients (partition.name: file, partition.path: {table}, data.path: {squares})"
+    write_clients(table, [("even", "odd")[row % 2] for row in range(10)])
+    assert "goes on: after round 1" in invoke(*command(out, 2, *settings), "--resume"), "the same images, by other names"
 
 
 def test_a_run_from_before_schema_5_goes_on_and_says_what_it_cannot_know(squares: Path, tmp_path: Path, invoke: Invoke) -> None:

@@ -94,8 +94,9 @@ def measure(
     for repeat in range(repeats):
         turns = list(zip(configs, played, strict=True))
         for config, tables in turns if repeat % 2 == 0 else reversed(turns):  # to and fro: who comes first has no advantage
-            registered = getattr(config.partition, "num_clients", 0)
-            tell(f"run of {config.rounds} rounds, {registered:,} clients registered ({repeat + 1} of {repeats})")
+            registered = getattr(config.partition, "num_clients", None)  # a file may have the clients
+            who = "the file's" if registered is None else f"{registered:,}"
+            tell(f"run of {config.rounds} rounds, {who} clients registered ({repeat + 1} of {repeats})")
             facts, rounds, places = play(config, comm, me)
             tables.append(rounds)
         if bare_round is not None:
@@ -110,7 +111,7 @@ def measure(
         **asdict(first),
         "populations": [
             {
-                "registered": getattr(config.partition, "num_clients", 0),
+                "registered": getattr(config.partition, "num_clients", None) or int(facts["num_clients"]),
                 "round_seconds": one.round_seconds,
                 "repeat_round_seconds": [split(rounds).round_seconds for rounds in tables],
                 "ratio": one.round_seconds / first.round_seconds,

@@ -53,8 +53,9 @@ def not_here(config: Config) -> str:
     pretrained = config.model.pretrained
     places = {"model.pretrained": pretrained if pretrained and Path(pretrained).is_absolute() else None}  # a path, not a tag
     places |= {f"data.{key}": getattr(config.data, key, None) for key in ("path", "test_path", "root", "images_root", "names")}
+    places["partition.path"] = getattr(config.partition, "path", None)
     for key, place in places.items():
-        braces = config.data.name == "pairs" and "{" in str(place)  # of several shards
+        braces = config.data.name == "pairs" and key.startswith("data.") and "{" in str(place)  # of several shards
         if place and not braces and not Path(place).expanduser().exists():
             return f"{key}: {place}"
     return (fetch.missing(config.data.name, getattr(config.data, "root", None)) if config.data.name in CATALOG else None) or ""

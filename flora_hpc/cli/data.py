@@ -109,9 +109,10 @@ def inspect(
     if where and skips:
         dataset = dataset.drop(list(where))
     dataset = checks.checked(dataset)
-    warnings = [*dataset.warnings, *(seen.warnings(dataset.images) if seen else ())]
     damaged = None if where is None else list(where.values())
-    holders = shards.make(resolved.partition, dataset.images, dataset.train, resolved.seed)  # type: ignore[arg-type]
+    partition: Any = resolved.partition
+    holders = shards.make(partition, dataset.images, dataset.train, resolved.seed, dataset.test)
+    warnings = [*dataset.warnings, *holders.warnings, *(seen.warnings(dataset.images) if seen else ())]
     unit = "caption" if dataset.paired else "class"
     mix = mix_of(holders, dataset.images.labels, dataset.train, dataset.wordings, unit=unit)
     options = resolved.partition.model_dump(exclude={"name", "num_clients"}, exclude_none=True)

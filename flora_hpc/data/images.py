@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,14 @@ LOOKERS = 8  # threads that ask for the times of files
 CAPTION = "a photo of a {}."  # of datasets that have none of their own
 
 
+class Origin(NamedTuple):
+    """The dataset that training images were taken from, for a partitioner that is told of images by number or by name."""
+
+    images: "Images"  # all of the dataset's
+    train: Ints  # (num_train,) int64, rows of the training images
+    test: Ints  # (num_test,) int64; images in neither part are left out, because they cannot be decoded
+
+
 @dataclass(frozen=True)
 class Images:
     """Labelled images in a fixed order. Nothing is read before it is asked for, and nothing is decoded here."""
@@ -34,6 +42,7 @@ class Images:
     where: Callable[[int], str]  # where image i lies, for people: its path, and its index within a file
     columns: Mapping[str, Callable[[], Column]] = field(default_factory=dict)  # (num_images,) each; texts as Python's own objects
     stamp: Callable[[], str] | None = None  # changes whenever a file does, and is quick; None where nothing is on disk
+    origin: Origin | None = None  # of images that a partitioner splits
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,7 +1,7 @@
 """Which images each client holds: a true partition, or a population whose clients draw their own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from flora_hpc import plugins, seeds
-from flora_hpc.data.images import Images, Ints
+from flora_hpc.data.images import Images, Ints, Origin
 from flora_hpc.errors import UserError
 from flora_hpc.plugins import BaseOptions
 
@@ -33,12 +33,17 @@ class Partitioner(NamedTuple):
     `draw(num_drawn, rng)` gives one client's examples (num_drawn,) int64, none twice.
     `size(mean, rng)` gives the number of examples that one client of a population draws, 1 or more; all draw `mean` without it.
     `draw_many(num_drawn, streams, clients)` gives, faster, what `draw` gives for each of `clients` (n,): (n, num_drawn) int64.
+    `num_clients` is the number of clients where the rule itself decides it. `order` (num_examples,) int64 is the order in which
+    clients hold their examples where the rule decides it; it is random otherwise. `warnings` are sentences for the user.
     """
 
     split: Callable[[int, np.random.Generator], Ints]
     draw: Callable[[int, np.random.Generator], Ints]
     size: Callable[[int, np.random.Generator], int] | None = None
     draw_many: Callable[[int, seeds.Streams, Ints], Ints] | None = None
+    num_clients: int | None = None
+    order: Ints | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Shards(Protocol):
@@ -47,6 +52,10 @@ class Shards(Protocol):
     @property
     def num_clients(self) -> int:
         """How many clients are registered."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that a user must read before round 0."""
 
     @property
     def largest(self) -> int:
@@ -68,6 +77,7 @@ class Partition:
 
     order: Ints
     starts: Ints
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_clients(self) -> int:
@@ -98,6 +108,10 @@ class Population:
     seed: int
     partitioner: Partitioner
     rows: Ints  # of the dataset, among which clients draw
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.partitioner.warnings
 
     @property
     def largest(self) -> int:
@@ -135,9 +149,14 @@ class Population:
         return min(size, len(self.rows))
 
 
-def make(options: PartitionOptions, images: Images, rows: Ints, seed: int) -> Shards:
-    """Shards of the images `rows` (num_examples,), which clients may train on. Raises UserError when there are too few."""
-    partitioner: Partitioner = plugins.member("partitioners", options.name).build(options, images.take(rows))
+def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test: Ints | None = None) -> Shards:
+    """Shards of the images `rows` (num_examples,), which clients may train on. Raises UserError when there are too few.
+
+    `test` (num_test,) int64 are the rows of test images, none by default.
+    """
+    origin = Origin(images, rows, np.zeros(0, np.int64) if test is None else test)
+    training = replace(images.take(rows), origin=origin)
+    partitioner: Partitioner = plugins.member("partitioners", options.name).build(options, training)
     wanted = options.examples_per_client
     if wanted is not None:
         if wanted > len(rows):
@@ -145,15 +164,16 @@ def make(options: PartitionOptions, images: Images, rows: Ints, seed: int) -> Sh
                 f"partition.examples_per_client: {wanted} examples for each client, but there are only {len(rows)}; lower it"
             )
         return Population(options.num_clients, wanted, seed, partitioner, rows)
-    if options.num_clients > len(rows):
+    num_clients = options.num_clients if partitioner.num_clients is None else partitioner.num_clients
+    if num_clients > len(rows):
         raise UserError(
-            f"partition.num_clients: {options.num_clients} clients for {len(rows)} training examples leaves some without any; "
+            f"partition.num_clients: {num_clients} clients for {len(rows)} training examples leaves some without any; "
             "lower it, or set partition.examples_per_client to let clients draw overlapping examples"
         )
     rng = seeds.generator(seed, "partition")
-    clients = partitioner.split(options.num_clients, rng)
-    mixed = rng.permutation(len(rows))  # so that a client's examples are in random order
+    clients = partitioner.split(num_clients, rng)
+    mixed = rng.permutation(len(rows)) if partitioner.order is None else partitioner.order  # a client's examples are in this order
     order = mixed[np.argsort(clients[mixed], kind="stable")]
-    counts = np.bincount(clients + 1, minlength=options.num_clients + 1)
+    counts = np.bincount(clients + 1, minlength=num_clients + 1)
     nobodys = counts[0]  # they come first
-    return Partition(rows[order[nobodys:]], np.cumsum(counts) - nobodys)
+    return Partition(rows[order[nobodys:]], np.cumsum(counts) - nobodys, partitioner.warnings)

@@ -368,6 +368,7 @@ def test_ranks_without_work_are_warned_about(calls: Path) -> None:
         (["-s", "data={name: imagefolder, path: /scratch/photos}"], "data.path: /scratch/photos"),
         (["-s", "model.name=ViT-B-32", "-s", "model.pretrained=/scratch/clip.pt"], "model.pretrained: /scratch/clip.pt"),
         (["-s", "data={name: pets, root: /scratch}"], "data.root: /scratch"),
+        (["-s", "partition={name: file, path: /scratch/clients.csv}"], "partition.path: /scratch/clients.csv"),
     ],
 )
 def test_what_only_the_nodes_see_is_not_checked(settings: list[str], key: str, calls: Path) -> None:

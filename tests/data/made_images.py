@@ -1,11 +1,19 @@
 """Images that nobody looks at: partitioners see labels and columns alone."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from flora_hpc.data.images import Images
+
+
+def write_clients(path: Path, clients: Iterable[object]) -> Path:
+    """A table for `partition.name: file` with the client of each row of a dataset."""
+    path.write_text("\n".join(["client,row", *(f"{client},{row}" for row, client in enumerate(clients))]))
+    return path
 
 
 def made(labels: npt.ArrayLike, **columns: npt.ArrayLike) -> Images:

@@ -1,24 +1,21 @@
 """Pairs from a table (CSV or TSV) or from lines of JSON, which name image files and their captions."""
 
-import csv
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from flora_hpc.data import csvtext
 from flora_hpc.data.datasets._files import columns, read
 from flora_hpc.data.datasets._pairs import Pairs
 from flora_hpc.data.images import Raw, stamp
 from flora_hpc.data.texts import fault, from_json, shown
 from flora_hpc.errors import UserError, did_you_mean
-from flora_hpc.filekinds import ADDRESS, WINDOWS, kind
+from flora_hpc.filekinds import ADDRESS, WINDOWS
 
-CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is meant for guessing at files
 PROBE = 100  # when not one of so many images exists, the folder is wrong, not the images
-DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}  # what may divide cells, the likeliest first
-SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # what Excel writes above the header
+PURPOSE = "pairs come from"
 
 Row = dict[str, Any]
 
@@ -85,23 +82,9 @@ def _with_slashes(folder: Path, name: str) -> str:
     return name.replace("\\", "/")
 
 
-def _lines(key: str, path: Path) -> Iterator[str]:
-    """The lines of a text file, with their ends."""
-    if (what := kind(path)) is not None:
-        raise UserError(f"{key}: {path} is {what}; pairs come from text in UTF-8")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if number == 1 and b"\0" in line:
-                raise UserError(f"{key}: {path} is not UTF-8 (perhaps UTF-16); save the file in that encoding")
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise UserError(f"{key}: {path}: line {number} is not UTF-8; save the file in that encoding") from None
-
-
 def _json_rows(key: str, path: Path) -> Iterator[tuple[int, Row]]:
     """Each line's number and object."""
-    for number, line in enumerate(_lines(key, path), 1):
+    for number, line in enumerate(csvtext.lines(key, path, PURPOSE), 1):
         if not line.strip():
             continue
         try:
@@ -115,45 +98,9 @@ def _json_rows(key: str, path: Path) -> Iterator[tuple[int, Row]]:
 
 def _table_rows(key: str, path: Path, columns_used: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """Each row by the names of its columns, with the line it begins on."""
-    lines = _lines(key, path)
-    before, first, line = csv.field_size_limit(CELL), 1, 1
-    try:
-        text, given = next(lines, ""), None
-        while text and (not text.strip() or SEPARATOR.fullmatch(text)):
-            given = SEPARATOR.fullmatch(text) or given
-            text, first = next(lines, ""), first + 1
-        delimiter, header = _header(text, [given[1]] if given else DELIMITERS, columns_used)
-        _check_header(f"{key}: {path}", path.parent, header)
-        line, rows = first + 1, csv.reader(lines, delimiter=delimiter, strict=True)
-        for cells in rows:
-            if cells and len(cells) != len(header):
-                raise UserError(
-                    f"{key}: {path}: line {line} has {len(cells)} cells, the header {len(header)}; "
-                    f"put texts with {DELIMITERS.get(delimiter, delimiter)} in quotes"
-                )
-            if cells:
-                yield line, dict(zip(header, cells, strict=True))
-            line = rows.line_num + first + 1
-    except csv.Error as error:
-        cure = (
-            "save it with line feeds at the ends of lines" if "new-line" in str(error) else "double the quotes within a quoted text"
-        )
-        raise UserError(f"{key}: {path}: line {line} cannot be read ({error}); {cure}") from None
-    finally:
-        csv.field_size_limit(before)
-
-
-def _header(text: str, delimiters: Iterable[str], columns_used: Sequence[str]) -> tuple[str, list[str]]:
-    """What divides cells, and the header's cells: the first delimiter that makes the columns that are used, else most cells."""
-    headers = {sign: [cell.strip() for cell in next(csv.reader([text], delimiter=sign), [])] for sign in delimiters}
-    fitting = [sign for sign, header in headers.items() if set(columns_used) <= set(header)]
-    best = fitting[0] if fitting else max(headers, key=lambda sign: len(headers[sign]))
-    return best, headers[best]
-
-
-def _check_header(place: str, folder: Path, header: Sequence[str]) -> None:
-    """Refuse a header that names a column twice, or that is a row of data."""
-    if twice := [name for name in header if name and header.count(name) > 1]:
-        raise UserError(f"{place}: the header has the column {shown(twice[0])} twice; give each column a name of its own")
-    if any(os.path.isfile(folder / cell) for cell in header):  # noqa: PTH113
-        raise UserError(f"{place}: line 1 must name the columns, such as image,caption, but names a file; add a header")
+    rows = csvtext.rows(key, path, columns_used, PURPOSE)
+    _, header = next(rows)
+    if any(os.path.isfile(path.parent / cell) for cell in header):  # noqa: PTH113
+        raise UserError(f"{key}: {path}: line 1 must name the columns, such as image,caption, but names a file; add a header")
+    for line, cells in rows:
+        yield line, dict(zip(header, cells, strict=True))

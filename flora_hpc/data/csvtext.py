@@ -1,0 +1,79 @@
+"""Tables as text: a header, then rows, whose cells commas, tabs, semicolons or bars divide."""
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from flora_hpc.data.texts import shown
+from flora_hpc.errors import UserError, reason
+from flora_hpc.filekinds import kind
+
+CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is meant for guessing at files
+DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}  # what may divide cells, the likeliest first
+SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # what Excel writes above the header
+
+
+def lines(key: str, path: Path, purpose: str, errors: str = "strict") -> Iterator[str]:
+    """The lines of a text file in UTF-8, with their ends. Option `key` names the file; `purpose` says what comes from such text.
+
+    With `errors="surrogateescape"` bytes that are not UTF-8 are kept. Otherwise they raise UserError.
+    """
+    if (what := kind(path)) is not None:
+        raise UserError(f"{key}: {path} is {what}; {purpose} text in UTF-8")
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1 and b"\0" in line:
+                    raise UserError(f"{key}: {path} is not UTF-8 (perhaps UTF-16); save the file in that encoding")
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
+                except UnicodeDecodeError:
+                    raise UserError(f"{key}: {path}: line {number} is not UTF-8; save the file in that encoding") from None
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({reason(error)}); make it readable") from None
+
+
+def rows(
+    key: str, path: Path, columns_used: Sequence[str], purpose: str, errors: str = "strict"
+) -> Iterator[tuple[int, list[str]]]:
+    """The header and then each row, with the line on which it begins. All have as many cells. Arguments are those of `lines`.
+
+    The delimiter is the first one that gives the header all `columns_used`.
+    """
+    texts = lines(key, path, purpose, errors)
+    before, first, line = csv.field_size_limit(CELL), 1, 1
+    try:
+        text, given = next(texts, ""), None
+        while text and (not text.strip() or SEPARATOR.fullmatch(text)):
+            given = SEPARATOR.fullmatch(text) or given
+            text, first = next(texts, ""), first + 1
+        delimiter, header = _header(text, [given[1]] if given else DELIMITERS, columns_used)
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise UserError(f"{key}: {path}: the header has the column {shown(twice[0])} twice; give each column a name of its own")
+        yield first, header
+        line, reader = first + 1, csv.reader(texts, delimiter=delimiter, strict=True)
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise UserError(
+                    f"{key}: {path}: line {line} has {len(cells)} cells, the header {len(header)}; "
+                    f"put texts with {DELIMITERS.get(delimiter, delimiter)} in quotes"
+                )
+            if cells:
+                yield line, cells
+            line = reader.line_num + first + 1
+    except csv.Error as error:
+        cure = (
+            "save it with line feeds at the ends of lines" if "new-line" in str(error) else "double the quotes within a quoted text"
+        )
+        raise UserError(f"{key}: {path}: line {line} cannot be read ({error}); {cure}") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _header(text: str, delimiters: Iterable[str], columns_used: Sequence[str]) -> tuple[str, list[str]]:
+    """What divides cells, and the header's cells: the first delimiter that makes the columns that are used, else most cells."""
+    headers = {sign: [cell.strip() for cell in next(csv.reader([text], delimiter=sign), [])] for sign in delimiters}
+    fitting = [sign for sign, header in headers.items() if set(columns_used) <= set(header)]
+    best = fitting[0] if fitting else max(headers, key=lambda sign: len(headers[sign]))
+    return best, headers[best]
