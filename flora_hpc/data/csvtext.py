@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flora_hpc.data.texts import shown
@@ -36,10 +36,11 @@ def lines(key: str, path: Path, purpose: str, errors: str = "strict") -> Iterato
 
 def rows(
     key: str, path: Path, columns_used: Sequence[str], purpose: str, errors: str = "strict"
-) -> Iterator[tuple[int, list[str]]]:
+) -> Generator[tuple[int, list[str]], None, None]:
     """The header and then each row, with the line on which it begins. All have as many cells. Arguments are those of `lines`.
 
-    The delimiter is the first one that gives the header all `columns_used`.
+    The delimiter is the first one that gives the header all `columns_used`. Close it where not all rows are taken, since it lifts
+    the limit that `csv` has for the length of cells.
     """
     texts = lines(key, path, purpose, errors)
     before, first, line = csv.field_size_limit(CELL), 1, 1

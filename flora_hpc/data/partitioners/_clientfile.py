@@ -2,7 +2,8 @@
 
 import re
 from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -44,7 +45,14 @@ class ClientFile:
 
 def read(path: Path) -> ClientFile:
     """Read a table, whose bytes need not be UTF-8 in names of images. Raises UserError for a table that is not of this form."""
-    rows = csvtext.rows(KEY, path, ("client",), "clients come from", errors="surrogateescape")
+    with closing(csvtext.rows(KEY, path, ("client",), "clients come from", errors="surrogateescape")) as rows:
+        table = _read(path, rows)
+    _check_names(table)
+    return table
+
+
+def _read(path: Path, rows: Iterator[tuple[int, list[str]]]) -> ClientFile:
+    """The table whose header and rows, with the lines on which they begin, are `rows`."""
     _, header = next(rows)
     by = _by(path, header)
     client_column, image_column = header.index("client"), header.index(by)
@@ -59,9 +67,7 @@ def read(path: Path) -> ClientFile:
             places.append(cells[place_column])
     if not images:
         raise UserError(f"{KEY}: {path} has no line below its header; write a line with client and {by} for each image")
-    table = ClientFile(path, by, images, places, np.array(lines, np.int64), list(numbers), np.array(of, np.int64))
-    _check_names(table)
-    return table
+    return ClientFile(path, by, images, places, np.array(lines, np.int64), list(numbers), np.array(of, np.int64))
 
 
 def _by(path: Path, header: list[str]) -> str:
