@@ -3,11 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TEST_PROCESSES ?= 2
+DEMO := .venv/.demo
 INSTALLED := .venv/.installed
 
 .PHONY: demo test check bench format clean
 
-demo: $(INSTALLED)  ## ten clients on two MPI ranks adapt a CLIP to handwritten digits
+demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO))  ## ten clients on two MPI ranks adapt a CLIP to handwritten digits
 	@view=plain; if [ -t 1 ]; then view=live; COLUMNS=$$(tput cols 2>/dev/null || echo 80); \
 	LINES=$$(tput lines 2>/dev/null || echo 24); export COLUMNS LINES; fi; \
 	$(BIN)/mpiexec -n 2 $(BIN)/flora-hpc run configs/quickstart.yaml --view $$view
@@ -31,11 +32,13 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(INSTALLED): pyproject.toml
+$(DEMO): EXTRAS := demo,mpich
+$(INSTALLED): EXTRAS := dev,mpich
+$(DEMO) $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "flora-hpc needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --no-compile --disable-pip-version-check --editable '.[dev,mpich]'  # Python compiles what is imported
+	$(BIN)/pip install --no-compile --disable-pip-version-check --editable '.[$(EXTRAS)]'  # Python compiles what is imported
 	@touch $@
 
 clean:

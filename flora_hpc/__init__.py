@@ -1,14 +1,45 @@
 """Simulate federated LoRA fine-tuning of vision-language models on HPC clusters."""
 
+import importlib
 import os
+import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flora_hpc.records.opened import Run
+    from flora_hpc.api import load_config, plan, run
+    from flora_hpc.config import Config
+    from flora_hpc.errors import StoppedError, UserError
+    from flora_hpc.forecast import Plan
+    from flora_hpc.records.opened import Run, open_run
+    from flora_hpc.shared import Shared
 
 __version__ = "0.1.0"
 SPIN_COUNT = "10000"  # instead of libgomp's 300,000: as fast on cores of their own, and faster where several processes want them
+__all__ = ["Config", "Plan", "Run", "Shared", "StoppedError", "UserError", "__version__", "load_config", "open_run", "plan", "run"]
+HOMES = {  # of the public names: each is imported when it is first asked for, since PyTorch takes seconds
+    "Config": "config",
+    "Plan": "forecast",
+    "Run": "records.opened",
+    "Shared": "shared",
+    "StoppedError": "errors",
+    "UserError": "errors",
+    "load_config": "api",
+    "open_run": "records.opened",
+    "plan": "api",
+    "run": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'flora_hpc' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"flora_hpc.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def _fix_bits_of_matrix_products() -> None:
@@ -18,8 +49,15 @@ def _fix_bits_of_matrix_products() -> None:
     except OSError:
         return
     branch = "AVX512" if "avx512f" in flags else "AVX2" if "avx2" in flags else None
-    if branch:
-        os.environ.setdefault("MKL_CBWR", f"{branch},STRICT")
+    if not branch or "MKL_CBWR" in os.environ:
+        return
+    os.environ["MKL_CBWR"] = f"{branch},STRICT"
+    if "torch" in sys.modules:
+        warnings.warn(
+            "import flora_hpc before torch: MKL may have read MKL_CBWR already, and then another number of threads may give other "
+            "last bits",
+            stacklevel=3,
+        )
 
 
 def _spin_briefly() -> None:
@@ -34,13 +72,3 @@ def _spin_briefly() -> None:
 _fix_bits_of_matrix_products()
 _spin_briefly()
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the same for a GPU's products
-
-
-def open_run(path: str | Path) -> "Run":
-    """Open a run for reading, finished or still being written: its tables as pandas frames, its configuration and its status.
-
-    `path` is a run directory or its run.h5. Raises flora_hpc.errors.UserError when it is not a run's.
-    """
-    from flora_hpc.records.opened import open_run as opened  # h5py takes its time to import
-
-    return opened(path)

@@ -167,7 +167,7 @@ class CheckpointConfig(Section):
 
 
 class Config(Section):
-    """The whole experiment. Only `simulation`, `prepare` and `cli` see it; other modules get their own branch."""
+    """The whole experiment. Only `experiment`, `loop`, `jobs` and `cli` see it; other modules get their own branch."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random number of the run")
     rounds: int = Field(50, ge=0, description="rounds of training after round 0, which only evaluates")

@@ -1,20 +1,29 @@
 """Read a configuration from YAML and `-s key=value`; every mistake in it is reported at once."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from flora_hpc import filekinds, plugins, yamltext
 from flora_hpc.config import CommConfig, Config
+from flora_hpc.configerrors import SENTENCES, explain, shown
 from flora_hpc.errors import UserError, did_you_mean, reason
 from flora_hpc.plugins import BaseOptions
+from flora_hpc.userparts import Part
 
 FAMILY_OF = {"method": "methods", "data": "datasets", "partition": "partitioners", "aggregator": "aggregators"}
 DEFAULT_MEMBER = {"method": "flora", "data": "digits", "partition": "iid", "aggregator": "fedavg"}
 MAX_BYTES = 2**20  # a larger file is no configuration
-MAX_PROBLEMS = 30  # that are told of one section
 INSTEAD_OF = {"cohort.size": "cohort.fraction", "cohort.fraction": "cohort.size"}
+
+
+class Layer(NamedTuple):
+    """Keys that are put over those of a file, and what messages call them."""
+
+    given: Mapping[str, Any]  # by dotted key
+    name: str = "-s"
 
 
 def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[str]]:
@@ -23,8 +32,18 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[s
     Returns the configuration and notes on what the overrides set aside. Raises UserError with one line per mistake.
     """
     tree, origin = _read_all(path)
-    given = dict(_split_override(text) for text in overrides or [])
-    notes = _apply(tree, given)
+    return _checked(tree, origin, Layer(dict(_split_override(text) for text in overrides or [])), path.name)
+
+
+def load_values(source: Path | Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The same from a file or a nested mapping, with values of Python by dotted key instead of texts."""
+    tree, origin = _read_all(source) if isinstance(source, Path) else (_copied(source), {})
+    return _checked(tree, origin, Layer(given, "override"), source.name if isinstance(source, Path) else "config")
+
+
+def _checked(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: str) -> tuple[Config, list[str]]:
+    """The configuration that `tree` is under `layer`. `origin` has the file of each key; the others come from `file`."""
+    notes = _apply(tree, layer)
     known = _known_keys(tree)
     problems: list[tuple[str, str]] = []
     for section, family in FAMILY_OF.items():
@@ -32,12 +51,19 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[s
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems += _explain(error, "", known)
+        problems += explain(error, "", known)
     if problems:
-        raise UserError("\n".join(f"{_source(key, given, origin) or f'{path.name}:'} {text}" for key, text in problems))
+        raise UserError("\n".join(f"{_source(key, layer, origin) or f'{file}:'} {text}" for key, text in problems))
     if config.model.pretrained == "none":
         notes.append("model.pretrained is 'none': RANDOM weights, good for measuring speed; accuracies mean nothing")
     return config, notes
+
+
+def _copied(tree: Any) -> Any:
+    """A nested mapping with dictionaries and lists of its own, since layers are put into it."""
+    if isinstance(tree, Mapping):
+        return {key: _copied(value) for key, value in tree.items()}
+    return [_copied(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
@@ -47,7 +73,7 @@ def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
     except UserError:
         tree = {}
     try:
-        _apply(tree, dict(_split_override(text) for text in overrides or []))
+        _apply(tree, Layer(dict(_split_override(text) for text in overrides or [])))
         return CommConfig.model_validate(tree.get("comm", {}))
     except (UserError, ValidationError):
         return CommConfig()
@@ -58,7 +84,7 @@ def comm_with(backend: str) -> CommConfig:
     try:
         return CommConfig(backend=backend)
     except ValidationError as error:
-        raise UserError(f"--backend: {_explain(error, '', [])[0][1].removeprefix('backend: ')}") from None
+        raise UserError(f"--backend: {explain(error, '', [])[0][1].removeprefix('backend: ')}") from None
 
 
 def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
@@ -67,13 +93,19 @@ def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
     given = dict(_split_override(text) for text in overrides or [])
     if foreign := [key for key in given if key.partition(".")[0] != "data"]:
         raise UserError(f"-s {foreign[0]}: has nothing to do with the data; give keys such as data.root")
-    _apply(tree, given)
+    _apply(tree, Layer(given))
     problems: list[tuple[str, str]] = []
     known = [key for key in _known_keys(tree) if key.startswith("data.")]
     options = _member_options("data", "datasets", tree.get("data", {}), known, problems)
     if problems:
         raise UserError("\n".join(text for _, text in problems))
     return options
+
+
+def own_parts(config: Config) -> list[Part]:
+    """The user's own parts that a configuration names."""
+    parts = [plugins.own_part(family, getattr(config, section).name) for section, family in FAMILY_OF.items()]
+    return [part for part in parts if part is not None]
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
@@ -83,12 +115,12 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
 
-def _source(key: str, given: dict[str, Any], origin: dict[str, str]) -> str | None:
-    """Where a mistake at `key` came from: '-s' for an override of it, of a key above it, or of one below that no file has."""
-    above = any(key == name or key.startswith(f"{name}.") for name in given)
-    below = any(name.startswith(f"{key}.") for name in given)
+def _source(key: str, layer: Layer, origin: dict[str, str]) -> str | None:
+    """Where a mistake at `key` came from: the layer's name for a key of it, of a key above it, or of one below that no file has."""
+    above = any(key == name or key.startswith(f"{name}.") for name in layer.given)
+    below = any(name.startswith(f"{key}.") for name in layer.given)
     if above or (below and key not in origin):
-        return "-s"
+        return layer.name
     return f"{origin[key]}:" if key in origin else None
 
 
@@ -106,7 +138,9 @@ def _read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any],
     if (path.parent / base).resolve() in chain:
         raise UserError(f"{path.name}: base: {base} is built on this file itself; take one of the two lines out")
     below, origin_below = _read_all(path.parent / base, chain)
-    _apply(below, {key: value for key, value in own.items() if key.count(".") == 1 or not isinstance(value, dict)}, path.name)
+    _apply(
+        below, Layer({key: value for key, value in own.items() if key.count(".") == 1 or not isinstance(value, dict)}, path.name)
+    )
     return below, origin_below | origin
 
 
@@ -153,9 +187,9 @@ def _split_override(text: str) -> tuple[str, Any]:
         return key, value  # such as the caption "{}, a type of pet"
 
 
-def _apply(tree: dict[str, Any], given: dict[str, Any], where: str = "-s") -> list[str]:
-    """Put dotted keys into the tree; set aside what they replace, and say so. `where` they were given, for people."""
-    notes = []
+def _apply(tree: dict[str, Any], layer: Layer) -> list[str]:
+    """Put the keys of a layer into the tree; set aside what they replace, and say so."""
+    notes, given = [], layer.given
     for key, value in given.items():
         section, _, rest = key.partition(".")
         instead = INSTEAD_OF.get(key)
@@ -176,7 +210,7 @@ def _apply(tree: dict[str, Any], given: dict[str, Any], where: str = "-s") -> li
         for parent in parents:
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
-                raise UserError(f"{where} {key}: '{parent}' holds a value, not keys of its own")
+                raise UserError(f"{layer.name} {key}: '{parent}' holds a value, not keys of its own")
         branch[last] = value
     return notes
 
@@ -208,7 +242,7 @@ def _member_options(section: str, family: str, branch: Any, known: list[str], pr
     try:
         return options.model_validate(branch)
     except ValidationError as error:
-        problems += _explain(error, f"{section}.", known)
+        problems += explain(error, f"{section}.", known)
         return stand_in
 
 
@@ -226,73 +260,3 @@ def _known_keys(tree: dict[str, Any]) -> list[str]:
             keys += [f"{name}.{sub}" for sub in kind.model_fields]
         keys.append(name)
     return keys
-
-
-def _explain(error: ValidationError, prefix: str, known: list[str]) -> list[tuple[str, str]]:
-    """(key, sentence) for each mistake that pydantic found below `prefix`."""
-    found = []
-    places = [problem["loc"] for problem in error.errors()]
-    for problem in error.errors()[:MAX_PROBLEMS]:
-        place = problem["loc"]
-        if problem["type"] == "too_short" and any(other[: len(place)] == place and other != place for other in places):
-            continue  # short only because an item of it was refused
-        key = prefix + ".".join(str(part) for part in place)
-        context, value = problem.get("ctx", {}), problem["input"]
-        if problem["type"] == "extra_forbidden":
-            found.append((key, f"{key}: unknown key{_suggest(key, known)}"))
-        elif problem["type"] == "value_error":
-            text = str(context["error"])
-            found.append((key, f"{key}: {text}") if place else (text.partition(":")[0], text))
-        else:
-            sentence = SENTENCES.get(problem["type"], "")
-            found.append((key, f"{key}: {sentence.format(**context, value=shown(value)) if sentence else problem['msg']}"))
-    return found
-
-
-def shown(value: Any) -> str:
-    """A value as a configuration has it, short enough for a sentence."""
-    text = {"True": "true", "False": "false", "None": "null"}.get(text := repr(value), text)
-    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
-
-
-SENTENCES = {
-    "missing": "is required",
-    "too_short": "must have at least {min_length} item",
-    "too_long": "must have at most {max_length} items, not {actual_length}",
-    "tuple_type": "must be a list such as [a, b], not {value}",
-    "greater_than": "must be greater than {gt}, not {value}",
-    "greater_than_equal": "must be at least {ge}, not {value}",
-    "less_than": "must be less than {lt}, not {value}",
-    "less_than_equal": "must be at most {le}, not {value}",
-    "int_parsing": "must be a whole number, not {value}",
-    "int_type": "must be a whole number, not {value}",
-    "int_from_float": "must be a whole number, not {value}",
-    "float_parsing": "must be a number, not {value}",
-    "float_type": "must be a number, not {value}",
-    "finite_number": "must be a finite number, not {value}",
-    "bool_parsing": "must be true or false, not {value}",
-    "bool_type": "must be true or false, not {value}",
-    "string_type": "must be a text, not {value}; put it in quotes if it is meant",
-    "string_unicode": "must be a text in UTF-8, not {value}",
-    "path_type": "must be the path of a file or folder, not {value}; put it in quotes if it is meant",
-    "literal_error": "must be {expected}, not {value}",
-    "model_type": "must hold keys of its own, not {value}",
-    "model_attributes_type": "must hold keys of its own, not {value}",
-}
-
-
-def _suggest(key: str, known: list[str]) -> str:
-    """`; did you mean a.b?`: the same name elsewhere, else the nearest of the same section, else of any section."""
-    section, _, last = key.rpartition(".")
-    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-    anywhere = {name.rpartition(".")[2]: name for name in known}
-    if key in known:  # written with a dot in the file
-        return f"; write it as {key.partition('.')[0]}: {{{key.partition('.')[2]}: ...}}"
-    if ":" in last:
-        return "; write a blank after the colon"
-    if last in anywhere:
-        return f"; did you mean {anywhere[last]}?"
-    for names in (siblings, anywhere):
-        if hint := did_you_mean(last, names):
-            return f"; did you mean {names[hint.split(chr(39))[1]]}?"
-    return f" (known here: {', '.join(sorted(siblings))})" if siblings else ""

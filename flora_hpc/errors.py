@@ -30,8 +30,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, on one line: the system's own words, which HDF5 and safetensors hide among addresses and paths."""
-    text = " ".join(str(error).split())
+    """What an error says, on one line: the system's own words, which HDF5 and safetensors hide among addresses and paths.
+
+    What PyTorch says of its C++ comes before a hundred lines of addresses.
+    """
+    text = " ".join(str(error).partition("Exception raised from ")[0].split())
     if told := re.search(r"error message = '([^']+)'", text):
         return told[1]
     if number := re.search(r"\(os error (\d+)\)", text):

@@ -66,6 +66,7 @@ def why_not(method: Method) -> str | None:
 def choose(wanted: str, method: Method, on_gpu: bool, num_clients: int, flops: int) -> bool:
     """Whether `num_clients` of a round make their first step by a Jacobian; that never depends on the number of ranks.
 
+    What ranks send each other is left out of the count for this reason; `plan` tells it.
     The way back of one position through the text tower takes so many `flops`. Raises UserError when a Jacobian is `wanted` and
     cannot be.
     """
@@ -84,6 +85,11 @@ def choose(wanted: str, method: Method, on_gpu: bool, num_clients: int, flops: i
 def num_bytes(method: Method, by_jacobian: bool) -> int:
     """What a rank keeps of it during a round."""
     return method.payload_bytes * prod(method.text_shape) if by_jacobian else 0
+
+
+def sent_bytes(method: Method, by_jacobian: bool, num_ranks: int) -> int:
+    """What all ranks together send in a round, so that each has the rows that others made; the meter counts the same."""
+    return num_bytes(method, by_jacobian) if num_ranks > 1 else 0
 
 
 def describe(method: Method, by_jacobian: bool) -> str:

@@ -6,24 +6,25 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from flora_hpc import checkpoint, prepare
+from flora_hpc import checkpoint, experiment
 from flora_hpc.checkpoint import Checkpoint
-from flora_hpc.comm.communicator import AgreedError, Communicator, together
-from flora_hpc.comm.meter import Meter
-from flora_hpc.config import Config
+from flora_hpc.comm.communicator import AgreedError, send_to_all, together
 from flora_hpc.errors import UserError, reason
+from flora_hpc.experiment import Experiment
+from flora_hpc.identity import Identity
 from flora_hpc.optimizers import Kept
 from flora_hpc.records import disk, hdf5file
 from flora_hpc.records.known import Earlier, RoundRecord
 from flora_hpc.records.schema import Rows
-from flora_hpc.round import Federation, State, my_groups, tested
+from flora_hpc.round import State, my_groups
+from flora_hpc.setup import Setup, Site
 
 
 @dataclass(frozen=True)
@@ -35,29 +36,6 @@ class Begin:
     earlier: Earlier | None = None  # on rank 0, of a run that goes on
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What decides the results of a run. Checkpoints of any other run are refused."""
-
-    essence: Config
-    digests: Mapping[str, str]  # of data and weights
-    sources: Mapping[str, str]  # where these come from, for people
-    chosen: Mapping[str, str] = field(default_factory=dict)  # settings that were chosen, and that decide bits
-
-    @property
-    def all(self) -> dict[str, str]:
-        """What is written down."""
-        return {**self.digests, **self.chosen}
-
-    def differences(self, began_with: Mapping[str, str]) -> str:
-        """What differs from the digests that a run began with, and where it comes from; empty for nothing."""
-        changed: dict[str, list[str]] = {}
-        for name, digest in began_with.items():
-            if self.digests.get(name, digest) != digest:
-                changed.setdefault(self.sources[name], []).append(name)
-        return "; ".join(f"{', '.join(names)} ({source})" for source, names in changed.items())
-
-
 class Saved:
     """The checkpoints of the run in `out`. `holds` raises UserError when the run directory belongs to another process now."""
 
@@ -65,7 +43,7 @@ class Saved:
         self.folder, self._out, self._identity, self.holds = out / "checkpoint", out, identity, holds
         self._run = hashlib.blake2b(identity.essence.to_yaml().encode(), digest_size=16).hexdigest()
 
-    def write(self, fed: Federation, comm: Meter, state: State, number: int) -> Callable[[], None]:
+    def write(self, setup: Setup, site: Site, state: State, number: int) -> Callable[[], None]:
         """Write this rank's optimizers after round `number`, where they are kept.
 
         Returns what writes the rest, on rank 0, once the round is in run.h5: a checkpoint that is newer than the log is of no use.
@@ -74,15 +52,15 @@ class Saved:
 
         def keep() -> str:
             self.holds()
-            with comm.phase("log"):
-                return checkpoint.write_optimizers(self.folder, number, comm.rank, state.optimizers.values())
+            with site.comm.phase("log"):
+                return checkpoint.write_optimizers(self.folder, number, site.comm.rank, state.optimizers.values())
 
-        if fed.client.optimizer_state == "keep":
-            name = together(comm, keep)
-            shards = tuple(text.decode() for text in comm.allgather(name.encode()))
-        if comm.rank != 0:
+        if setup.client.optimizer_state == "keep":
+            name = together(site.comm, keep)
+            shards = tuple(text.decode() for text in site.comm.allgather(name.encode()))
+        if site.comm.rank != 0:
             return lambda: None
-        untested = state.untested
+        untested = state.tests.untested
         if untested is not None:
             untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round notes its accuracy
         point = Checkpoint(number, state.adapter, state.server, untested, shards, self._identity.all)
@@ -91,7 +69,7 @@ class Saved:
             self.holds()
             log = self._out / "run.h5"
             try:
-                with suppress(FileNotFoundError):  # who calls `simulation.run` may want no log
+                with suppress(FileNotFoundError):  # who calls `loop.run` may want no log
                     disk.sync(log)
             except OSError as error:
                 raise UserError(f"{log}: does not reach its disk ({reason(error)}); go on with --resume") from None
@@ -99,29 +77,31 @@ class Saved:
 
         return save
 
-    def find(self, fed: Federation, comm: Communicator, device: torch.device) -> Begin:
+    def find(self, built: Experiment, site: Site) -> Begin:
         """Where the unfinished run goes on: after its newest whole checkpoint, or from the start where there is none.
 
         Rank 0 reads and sends it; optimizers are read by each rank. Raises UserError, on every rank, for what does not fit.
         """
-        data, earlier = together(comm, lambda: self._look(fed) if comm.rank == 0 else (b"", None))
-        data = share(comm, data)
+        comm, setup = site.comm, built.setup
+        data, earlier = together(comm, lambda: self._look(setup) if comm.rank == 0 else (b"", None))
+        data = send_to_all(comm, data)
         if not data:
-            return Begin(prepare.first_state(fed, comm, device), 0, earlier)
+            return Begin(experiment.first_state(built, site), 0, earlier)
         point = checkpoint.read(data)
-        if len(point.adapter) != fed.method.num_params:
-            numbers = f"{len(point.adapter):,} trained numbers, and the method has {fed.method.num_params:,}"
+        if len(point.adapter) != setup.method.num_params:
+            numbers = f"{len(point.adapter):,} trained numbers, and the method has {setup.method.num_params:,}"
             raise AgreedError(f"{self.folder}: holds {numbers}; go on with the configuration that the run was started with")
-        untested = point.untested if comm.rank == 0 else None
-        state = State(point.adapter.to(device), to(point.server, device), {}, untested=untested)
+        tests = experiment.tests(built, site)
+        tests.untested = point.untested if comm.rank == 0 else None
+        state = State(point.adapter.to(site.device), to(point.server, site.device), {}, tests)
         following = point.round + 1
         if point.shards and point.round > 0:  # before round 1 nobody has an optimizer
-            mine = list(my_groups(fed, comm, following))
+            mine = list(my_groups(setup, site, following))
             kept = together(comm, lambda: checkpoint.read_optimizers(self.folder, point.shards, mine))
-            state.optimizers = {i: Kept(each.clients, to(each.state, device)) for i, each in enumerate(kept)}
+            state.optimizers = {i: Kept(each.clients, to(each.state, site.device)) for i, each in enumerate(kept)}
         return Begin(state, following, earlier)
 
-    def _look(self, fed: Federation) -> tuple[bytes, Earlier]:
+    def _look(self, setup: Setup) -> tuple[bytes, Earlier]:
         """The newest checkpoint that fits the log, empty for none, and the log up to it."""
         attributes, tables = hdf5file.read(self._out, ())
         data, point, notes = checkpoint.newest(self.folder, self._run, int(tables["rounds"]["round"].max(initial=-1)))
@@ -129,13 +109,13 @@ class Saved:
             why = "; ".join(notes) or "it kept none (checkpoint.keep: false, checkpoint.every: 0, or an older flora-hpc)"
             raise UserError(
                 f"--resume: the finished run in {self._out} has no checkpoint to go on from: {why}; "
-                f"for more rounds start a new run with rounds: {fed.rounds} and another --out"
+                f"for more rounds start a new run with rounds: {setup.rounds} and another --out"
             )
         notes += self._compare((point and point.identity) or json.loads(attributes.get("identity", "{}")))
         last = -1 if point is None else point.round
         logged = last - (point is not None and point.untested is not None)
         earlier = hdf5file.earlier(self._out, last, logged, notes)
-        forget_tests(earlier.rounds, fed)
+        forget_tests(earlier.rounds, setup)
         return data, earlier
 
     def refuse_others(self) -> None:
@@ -158,7 +138,7 @@ class Saved:
             )
         if changed := self._identity.differences(began_with):
             raise UserError(
-                f"--resume: the run in {self._out} began with other data or weights: {changed} changed since; "
+                f"--resume: the run in {self._out} began with other data, weights or code: {changed} changed since; "
                 "put back what it began with, or start a new run with another --out"
             )
         return []
@@ -171,26 +151,14 @@ class Saved:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def forget_tests(rows: Rows, fed: Federation) -> None:
-    """Clear the accuracy of rounds that a run of `fed.rounds` does not test: a shorter run tested its last round."""
-    untested = np.array([not tested(fed, number) for number in rows["round"].tolist()], bool)
+def forget_tests(rows: Rows, setup: Setup) -> None:
+    """Clear the accuracy of rounds that a run of `setup.rounds` does not test: a shorter run tested its last round."""
+    untested = np.array([not setup.is_tested(number) for number in rows["round"].tolist()], bool)
     for name in rows.dtype.names or ():
         if "accuracy" in name:
             rows[name][untested] = np.nan
     if "worst_client" in (rows.dtype.names or ()):
         rows["worst_client"][untested] = -1
-
-
-def share(comm: Communicator, data: bytes) -> bytes:
-    """Rank 0's bytes, on every rank."""
-    length = np.array([len(data)], np.int64)
-    comm.broadcast(length)
-    buffer = np.zeros(int(length[0]), np.uint8)
-    if comm.rank == 0:
-        buffer[:] = np.frombuffer(data, np.uint8)
-    if len(buffer):
-        comm.broadcast(buffer)
-    return buffer.tobytes()
 
 
 def to(tree: Any, device: torch.device) -> Any:

@@ -10,60 +10,22 @@ every rank holds the same adapter and server state
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from flora_hpc import cohort, evaluate, firststep, optimizers, trainer
-from flora_hpc.aggregators._aggregator import Aggregator
-from flora_hpc.cohort import Grouping
-from flora_hpc.comm.communicator import Communicator
+from flora_hpc import cohort, firststep, optimizers, trainer
+from flora_hpc.accuracy import NOTHING, AdapterTests
 from flora_hpc.comm.exact import ExactSum, blocks
 from flora_hpc.comm.meter import Meter
-from flora_hpc.comm.stop import Stop
-from flora_hpc.comm.tickets import Tickets
-from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
 from flora_hpc.data.images import Ints
-from flora_hpc.data.inputs import Features, Inputs
-from flora_hpc.data.shards import Shards
-from flora_hpc.evaluate import Mixes
-from flora_hpc.methods._method import Method
 from flora_hpc.records.known import RankReport, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
-
-NOTHING = np.zeros(0, np.int64)  # was tested
-
-
-@dataclass(frozen=True)
-class Federation:
-    """What stays the same in every round."""
-
-    seed: int
-    rounds: int
-    cohort: CohortConfig
-    client: ClientConfig
-    evaluate: EvaluateConfig
-    method: Method
-    aggregator: Aggregator
-    shards: Shards
-    grouping: Grouping
-    by_jacobian: bool  # whether clients make their first step by one; see `firststep`
-    labels: torch.Tensor  # (num_images,) int64, on this rank's device
-    test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
-    mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0
-    inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # what the method sees of all images
-    tickets: Tickets = field(default_factory=Tickets)  # for work that goes to idle ranks
-    stop: Stop = field(default_factory=Stop)  # whether this rank was asked to
-    trained: Callable[[int, int, int], None] = lambda done, mine, cohort: None  # told after each group; see Background.trained
-
-    @property
-    def width_unit(self) -> int:
-        """Batches are filled up to a multiple of this many examples; see `trainer.width_unit`."""
-        return trainer.width_unit(self.method, self.client, self.shards.largest)
+from flora_hpc.setup import Setup, Site
 
 
 class AbandonedError(Exception):
@@ -77,154 +39,121 @@ class State:
     adapter: torch.Tensor  # (num_params,) float32
     server: Any
     optimizers: dict[int, optimizers.Kept]  # by number of this rank's group; empty unless client.optimizer_state is 'keep'
-    untested: RoundRecord | None = None  # on rank 0: the round before, if its adapter is tested during this one
+    tests: AdapterTests
     weight: int = 0  # of all updates that the last round of training added up; 0 when every one was rejected
 
 
-def play(fed: Federation, comm: Meter, state: State, number: int) -> list[RoundRecord]:
+def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecord]:
     """Play round `number` (0 only evaluates) and move `state` on. Returns, on rank 0, the records that are complete now.
 
     Raises AbandonedError, on every rank, when a signal says so; adapter and server state are those of the round before then.
     """
-    rows, before, correct = np.zeros(0, CLIENTS), NOTHING, NOTHING
+    comm, tests = site.comm, state.tests
+    clients, before = np.zeros(0, CLIENTS), NOTHING
     if number > 0:
-        total, rows = train_my_groups(fed, comm, state, number)
-        if tested_later(fed, number - 1):
-            with comm.phase("eval"):
-                before = count_correct(fed, state, lambda n: fed.tickets.draw("test", number, n))
-        if fed.stop.agreed_to_abandon(comm):
+        total, clients = train_my_groups(setup, site, state, number)
+        before = tests.later(state.adapter, number - 1)
+        if site.stop.agreed_to_abandon(comm):
             raise AbandonedError
         comm.allreduce(total.buffer)
-        state.weight = total.total
         with comm.phase("server"):
-            if total.total:
-                mean = total.mean().to(state.adapter.device)
-                state.adapter, state.server = fed.aggregator.apply(state.adapter, mean, state.server)
-    if tested(fed, number) and not tested_later(fed, number):
-        with comm.phase("eval"):
-            correct = count_correct(fed, state, lambda n: range(comm.rank, n, comm.size))
-    reports = comm.gather(report(comm, number, rows, correct, before, state.adapter).to_bytes())
+            apply_mean(setup, state, total)
+    correct = tests.now(state.adapter, number)
+    reports = comm.gather(report(comm, number, clients, correct, before, state.adapter).to_bytes())
     if reports is None:
         return []
     with comm.phase("log"):
-        told = [RankReport.from_bytes(data) for data in reports]
-        record = merge(number, told)
-        note_accuracy(fed, record, [report.correct for report in told])
-    complete = [record]
-    if state.untested is not None:
-        note_accuracy(fed, state.untested, [report.before for report in told])
-        complete = [state.untested, record]
-    state.untested = complete.pop() if tested_later(fed, number) else None
-    return complete
+        of_ranks = [RankReport.from_bytes(data) for data in reports]
+        return tests.settle(merge(number, of_ranks), of_ranks)
 
 
-def tested(fed: Federation, number: int) -> bool:
-    """Whether the adapter after round `number` is tested."""
-    return number % fed.evaluate.every == 0 or number == fed.rounds
+def apply_mean(setup: Setup, state: State, total: ExactSum) -> None:
+    """The next adapter, from the weighted mean of updates. When every update was rejected, the adapter stays as it was."""
+    state.weight = total.total
+    if total.total:
+        mean = total.mean().to(state.adapter.device)
+        state.adapter, state.server = setup.aggregator.apply(state.adapter, mean, state.server)
 
 
-def tested_later(fed: Federation, number: int) -> bool:
-    """Whether the adapter after round `number` is tested during the next round."""
-    return fed.evaluate.overlap and tested(fed, number) and number < fed.rounds
+class Group(NamedTuple):
+    """Clients that train in one batch of tensors."""
+
+    round: int
+    number: int  # of this rank's groups
+    clients: Ints  # (num_clients,)
 
 
-def count_correct(fed: Federation, state: State, mine: Callable[[int], Iterable[int]]) -> Ints:
-    """How many test images of each class the adapter gets right, of the blocks that are `mine`."""
-    return evaluate.count_correct(fed.method, state.adapter, fed.inputs, fed.labels, fed.test, mine)
-
-
-def note_accuracy(fed: Federation, record: RoundRecord, counts: list[Ints]) -> None:
-    """Put into a record what the ranks' `counts` of right answers say; they are empty when nothing was tested."""
-    correct = sum_of(counts)
-    if len(correct):
-        record.row["test_accuracy"] = correct.sum() / len(fed.test)
-        if fed.mixes is not None:
-            fed.mixes.note(record.row, correct)
-
-
-def train_my_groups(fed: Federation, comm: Meter, state: State, number: int) -> tuple[ExactSum, Rows]:
+def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> tuple[ExactSum, Rows]:
     """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
-    with comm.phase("batch"):
-        mine = my_groups(fed, comm, number)
-        total, rows = ExactSum(fed.method.num_params), [np.zeros(0, CLIENTS)]
-        num_mine = sum(map(len, mine)) if isinstance(mine, Sequence) else 0
-        done, num_all = 0, fed.cohort.num_clients(fed.shards.num_clients)
-    train = partial(comm.phase, "train")
-    first = firststep.make(fed.method, state.adapter, comm, train) if fed.by_jacobian else None
-    fed.trained(done, num_mine, num_all)
-    for index, members in enumerate(mine):
-        if fed.stop.abandons:
+    with site.comm.phase("batch"):
+        local_groups = my_groups(setup, site, number)
+        total, rows = ExactSum(setup.method.num_params), [np.zeros(0, CLIENTS)]
+        num_local = sum(map(len, local_groups)) if isinstance(local_groups, Sequence) else 0
+    timed = partial(site.comm.phase, "train")
+    first = firststep.make(setup.method, state.adapter, site.comm, timed) if setup.by_jacobian else None
+    done = 0
+    site.trained(done, num_local, setup.num_participants)
+    for index, clients in enumerate(local_groups):
+        if site.stop.abandons:
             break
-        started = comm.clock()
-        with comm.phase("batch"):
-            held = fed.method.holds(members).to(state.adapter.device) if fed.method.holds else None
-            batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number, fed.width_unit)
-            kept_state = kept_optimizers(state, index, members)
-        with comm.phase("train"):
-            result = trainer.train(
-                fed.method,
-                state.adapter,
-                batches,
-                fed.inputs,
-                fed.labels,
-                fed.client,
-                held,
-                kept_state,
-                first,
-            )
-        with comm.phase("sum"):
-            weights = fed.shards.sizes(members)
-            kept = total.add(result.updates, torch.from_numpy(weights))
-            if fed.client.optimizer_state == "keep":
-                optimizers.forget(result.optimizer, ~kept)
-                state.optimizers[index] = optimizers.Kept(members, result.optimizer)
-            row = np.zeros(len(members), CLIENTS)
-            row["round"], row["client"], row["rank"], row["group"] = number, members, comm.rank, index
-            row["num_examples"], row["num_steps"], row["weight"] = weights, result.num_steps, weights * kept.numpy()
-            row["train_loss"], row["update_norm"] = result.losses.cpu(), norms(result.updates, held)
-            row["uplink_bytes"] = row["downlink_bytes"] = fed.method.bytes_of(members)
-            row["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
-            rows.append(row)
-        done += len(members)
-        fed.trained(done, num_mine, num_all)
+        rows.append(train_group(setup, site, state, Group(number, index, clients), total, first))
+        done += len(clients)
+        site.trained(done, num_local, setup.num_participants)
     return total, np.concatenate(rows)
 
 
-def kept_optimizers(state: State, group: int, members: Ints) -> optimizers.State | None:
-    """What the optimizers of `members` remember, of this rank's group of that number; None where they begin."""
-    kept = state.optimizers.get(group)
+def train_group(setup: Setup, site: Site, state: State, group: Group, total: ExactSum, first: firststep.FirstStep | None) -> Rows:
+    """Train a group and add its weighted updates to `total`: one row per client."""
+    comm, clients, method = site.comm, group.clients, setup.method
+    started = comm.clock()
+    with comm.phase("batch"):
+        mask = method.holds(clients).to(site.device) if method.holds else None
+        batches = trainer.make_batches(clients, setup.shards, setup.client, setup.seed, group.round, setup.width_unit)
+        kept = kept_optimizers(state, group)
+    with comm.phase("train"):
+        result = trainer.train(setup.task, state.adapter, batches, mask, kept, first)
+    with comm.phase("sum"):
+        accepted = total.add(result.updates, torch.from_numpy(batches.sizes))
+        if setup.client.optimizer_state == "keep":
+            optimizers.forget(result.optimizer, ~accepted)
+            state.optimizers[group.number] = optimizers.Kept(clients, result.optimizer)
+        rows = np.zeros(len(clients), CLIENTS)
+        rows["round"], rows["client"], rows["rank"], rows["group"] = group.round, clients, comm.rank, group.number
+        rows["num_examples"], rows["num_steps"] = batches.sizes, result.num_steps
+        rows["weight"] = batches.sizes * accepted.numpy()
+        rows["train_loss"], rows["update_norm"] = result.losses.cpu(), norms(result.updates, mask)
+        rows["uplink_bytes"] = rows["downlink_bytes"] = method.bytes_of(clients)
+        rows["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
+    return rows
+
+
+def kept_optimizers(state: State, group: Group) -> optimizers.State | None:
+    """What the optimizers of a group's clients remember; None where they begin."""
+    kept = state.optimizers.get(group.number)
     if kept is None:
         return None
-    assert np.array_equal(kept.clients, members), "with every client in every round, a rank's groups stay the same"
+    assert np.array_equal(kept.clients, group.clients), "with every client in every round, a rank's groups stay the same"
     return kept.state
 
 
-def participants(fed: Federation, number: int) -> tuple[Ints, Ints]:
+def participants(setup: Setup, number: int) -> tuple[Ints, Ints]:
     """The clients (n,) of a round, and what they cost to train, in examples (n,)."""
-    clients = cohort.sample(fed.cohort, fed.shards.num_clients, fed.seed, number)
-    return clients, fed.client.epochs * trainer.filled_up(fed.shards.sizes(clients), fed.client, fed.width_unit)
+    clients = cohort.sample(setup.cohort, setup.shards.num_clients, setup.seed, number)
+    return clients, setup.client.epochs * trainer.filled_up(setup.shards.sizes(clients), setup.client, setup.width_unit)
 
 
-def groups_of_ranks(fed: Federation, num_ranks: int, number: int, wanted: Sequence[int] | None = None) -> list[list[Ints]]:
+def groups_of_ranks(setup: Setup, num_ranks: int, number: int, wanted: Sequence[int] | None = None) -> list[list[Ints]]:
     """The groups of clients that each of `num_ranks`, or of those `wanted`, trains; if dynamic, of ranks of the same speed."""
-    clients, costs = participants(fed, number)
-    return cohort.groups_of_ranks(clients, costs, fed.grouping, num_ranks, fed.cohort.assignment, wanted)
+    clients, costs = participants(setup, number)
+    return cohort.groups_of_ranks(clients, costs, setup.grouping, num_ranks, setup.cohort.assignment, wanted)
 
 
-def my_groups(fed: Federation, comm: Communicator, number: int) -> Iterable[Ints]:
+def my_groups(setup: Setup, site: Site, number: int) -> Iterable[Ints]:
     """The groups that this rank trains. With dynamic assignment, the next one is settled when this rank asks for it."""
-    if fed.cohort.assignment == "dynamic":
-        groups = cohort.units(*participants(fed, number), fed.grouping, comm.size)
-        return (groups[ticket] for ticket in fed.tickets.draw("groups", number, len(groups)))
-    return groups_of_ranks(fed, comm.size, number, [comm.rank])[0]
-
-
-def sum_of(counts: list[Ints]) -> Ints:
-    """The sum of counts of classes, of which some lists end before the others."""
-    total = np.zeros(max(map(len, counts)), np.int64)
-    for part in counts:
-        total[: len(part)] += part
-    return total
+    if setup.cohort.assignment == "dynamic":
+        groups = cohort.units(*participants(setup, number), setup.grouping, site.comm.size)
+        return (groups[ticket] for ticket in site.tickets.draw("groups", number, len(groups)))
+    return groups_of_ranks(setup, site.comm.size, number, [site.comm.rank])[0]
 
 
 def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

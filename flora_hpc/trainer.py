@@ -36,6 +36,7 @@ class Batches:
 
     examples: Ints  # (num_steps, num_clients, batch) int64, indices of training examples
     present: Bools  # same shape; False where a client's batch is short, or the client has finished
+    sizes: Ints  # (num_clients,) int64, examples of each client
     num_steps: Ints  # (num_clients,) int64, none larger than the one before it
     widths: Ints  # (num_steps,) int64, how many of a step's examples are computed; the rest is absent in all batches
     origin: tuple[int, int, Ints]  # seed, round and clients (num_clients,), which decide every random number
@@ -63,29 +64,30 @@ def make_batches(
 
     `unit` is `width_unit`; None stands for whole batches.
     """
-    shards_of = [shards.examples(client) for client in clients.tolist()]
-    sizes = np.array([len(examples) for examples in shards_of])
+    held, sizes = shards.examples_of(clients)
     longest, steps = int(sizes.max()), -(-sizes // config.batch_size)  # of an epoch
     assert (np.diff(steps) <= 0).all(), "the clients of a group come in order of their steps"
     unit = unit or config.batch_size
-    owned = np.arange(longest) < sizes[:, None]
-    client, place = owned.nonzero()
-    rows = np.zeros(owned.shape, np.int64)
-    rows[owned] = np.concatenate(shards_of)
     wide = min(config.batch_size, -(-longest // unit) * unit)
     examples = np.zeros((config.epochs * steps[0], len(clients), wide), np.int64)
     present = np.zeros(examples.shape, bool)
+    client = np.repeat(np.arange(len(clients)), sizes)
+    step, column = np.divmod(np.arange(len(held)) - (np.cumsum(sizes) - sizes)[client], config.batch_size)
     mixed = int((sizes > config.batch_size).sum()) if config.shuffle else 0  # clients; the order within one batch does not matter
+    owned = np.arange(longest) < sizes[:mixed, None]
+    rows = np.zeros(owned.shape, np.int64)
+    rows[owned] = held[: sizes[:mixed].sum()]
     for epoch in range(config.epochs):
         if mixed:
-            rows[:mixed] = shuffled(rows[:mixed], owned[:mixed], clients[:mixed], seed, round_number, epoch)
-        at = (epoch * steps[client] + place // config.batch_size, client, place % config.batch_size)
-        examples[at] = rows[owned]
-        present[at] = True
+            rows = shuffled(rows, owned, clients[:mixed], seed, round_number, epoch)
+            held[: sizes[:mixed].sum()] = rows[owned]
+        at = ((epoch * steps[client] + step) * len(clients) + client) * wide + column
+        examples.reshape(-1)[at] = held
+        present.reshape(-1)[at] = True
     # where a batch is short: an example of the client's own, which counts for nothing
     examples = np.where(present, examples, examples[:, :, :1])
     widths = np.minimum(wide, -(-present.sum(2).max(1) // unit) * unit)
-    return Batches(examples, present, config.epochs * steps, widths, (seed, round_number, clients))
+    return Batches(examples, present, sizes, config.epochs * steps, widths, (seed, round_number, clients))
 
 
 def shuffled(rows: Ints, owned: Bools, clients: Ints, seed: int, round_number: int, epoch: int) -> Ints:
@@ -95,28 +97,34 @@ def shuffled(rows: Ints, owned: Bools, clients: Ints, seed: int, round_number: i
     return np.take_along_axis(rows, np.argsort(numbers, axis=1, kind="stable"), axis=1)
 
 
+class Task(NamedTuple):
+    """What clients train, on what, and how."""
+
+    method: Method
+    inputs: Inputs  # of all training examples
+    labels: torch.Tensor  # (num_examples,) int64, on the device that trains
+    config: ClientConfig
+
+
 def train(
-    method: Method,
+    task: Task,
     adapter: torch.Tensor,
     batches: Batches,
-    inputs: Inputs,
-    labels: torch.Tensor,
-    config: ClientConfig,
-    held: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
     state: State | None = None,
     first: FirstStep | None = None,
 ) -> Trained:
     """Train every client of a group from `adapter` (num_params,) float32.
 
-    `inputs` and `labels` (num_examples,) int64 are the whole training set, on the adapter's device. A client of which `held`
-    (num_clients, num_params) bool is False somewhere starts with zeros there, trains the rest, and ends with zeros there. A client
-    that has made its last step leaves the batch. `state`, what the optimizer remembers from an earlier round, is moved on in place.
-    `first` gives the gradient of the first step, where there is a Jacobian.
+    A client whose `mask` (num_clients, num_params) bool is False somewhere starts with zeros there, trains the rest, and ends with
+    zeros there. A client that has made its last step leaves the batch. `state`, what the optimizer remembers from an earlier round,
+    is moved on in place. `first` gives the gradient of the first step, where there is a Jacobian.
     """
+    method, inputs, labels, config = task
     num_clients, device = len(batches.num_steps), adapter.device
     params = adapter.repeat(num_clients, 1)
-    if held is not None:
-        params *= held
+    if mask is not None:
+        params *= mask
     optimizer = OPTIMIZERS[config.optimizer]
     state = optimizer.init(params, config) if state is None else state
     noise_seeds = draw_noise_seeds(batches) if method.noisy else None
@@ -128,7 +136,7 @@ def train(
         width = int(batches.widths[step])
         rows, there = examples[step, :n, :width], present[step, :n, :width]
         noise = None if noise_seeds is None else noise_seeds[step][:n]
-        same = step == 0 and held is None  # all hold the adapter
+        same = step == 0 and mask is None  # all hold the adapter
         leaf = (adapter.expand(n, -1) if same else params[:n]).detach().requires_grad_()
         tensors = method.unpack(leaf)
         crowd = first if step == 0 else None
@@ -148,8 +156,8 @@ def train(
             gradient = crowd.gradient(loss, classes, leaf)
         else:
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        if held is not None:
-            gradient *= held[:n]
+        if mask is not None:
+            gradient *= mask[:n]
         optimizer.step(params[:n], gradient, optimizers.first(state, n), config)
     return Trained(params.sub_(adapter), loss_sum / send(counts.sum(0), device), batches.num_steps, state)
 

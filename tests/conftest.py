@@ -30,6 +30,7 @@ from flora_hpc.cli import app
 from flora_hpc.clip.attention import split
 from flora_hpc.clip.load import Clip
 from flora_hpc.data.shards import Partition
+from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Setting
 from tests import forks
 
@@ -128,6 +129,13 @@ def invoke() -> Callable[..., str]:
         return result.stdout
 
     return call
+
+
+def refusal(*arguments: object) -> str:
+    """What a command that is refused, in this process, says."""
+    with pytest.raises(UserError) as error:
+        CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    return str(error.value)
 
 
 @pytest.fixture

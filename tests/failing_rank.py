@@ -9,10 +9,10 @@ failing = int(sys.argv.pop(1))
 train = rounds.train_my_groups
 
 
-def fail(fed, comm, state, number):  # type: ignore[no-untyped-def]
-    if number == 3 and comm.rank == failing:
+def fail(setup, site, state, number):  # type: ignore[no-untyped-def]
+    if number == 3 and site.comm.rank == failing:
         raise ZeroDivisionError("a bug of this rank")
-    return train(fed, comm, state, number)
+    return train(setup, site, state, number)
 
 
 rounds.train_my_groups = fail

@@ -6,7 +6,7 @@ For each line on standard input one run starts, and its process number is printe
 import os
 import sys
 
-from flora_hpc import simulation  # noqa: F401 -- the seconds of imports, once for all
+from flora_hpc import jobs, loop  # noqa: F401 -- the seconds of imports, once for all
 from flora_hpc.cli import main
 
 

@@ -12,7 +12,8 @@ CLIENTS = ("round", "client", "num_steps", "train_loss", "update_norm", "weight"
 
 def adapter(out: Path) -> bytes:
     """The file that a run leaves."""
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+    (file,) = (out / "adapter").glob("*.safetensors")
+    return file.read_bytes()
 
 
 def assert_same(out: Path, other: Path) -> None:

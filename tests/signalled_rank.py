@@ -11,10 +11,10 @@ number, rank, at = signal.Signals[sys.argv.pop(1)], int(sys.argv.pop(1)), int(sy
 train = rounds.train_my_groups
 
 
-def train_and_get_a_signal(fed, comm, state, round_number):  # type: ignore[no-untyped-def]
-    if (comm.rank, round_number) == (rank, at):
+def train_and_get_a_signal(setup, site, state, round_number):  # type: ignore[no-untyped-def]
+    if (site.comm.rank, round_number) == (rank, at):
         os.kill(os.getpid(), number)
-    return train(fed, comm, state, round_number)
+    return train(setup, site, state, round_number)
 
 
 rounds.train_my_groups = train_and_get_a_signal

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flora_hpc import plugins, simulation
+from flora_hpc import loop, plugins
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from tests.conftest import ROOT
@@ -229,14 +229,14 @@ def test_the_size_of_groups_is_written_down_and_stays_open_in_the_configuration(
 def test_a_round_that_was_not_tested_yet_is_kept_when_the_run_fails(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = simulation.play
+    real = loop.play
 
-    def play(fed: Any, comm: Any, state: Any, number: int) -> Any:
+    def play(setup: Any, site: Any, state: Any, number: int) -> Any:
         if number == 2:
             raise RuntimeError("a lost node")
-        return real(fed, comm, state, number)
+        return real(setup, site, state, number)
 
-    monkeypatch.setattr(simulation, "play", play)
+    monkeypatch.setattr(loop, "play", play)
     with pytest.raises(RuntimeError, match="a lost node"):
         run(invoke, tmp_path / "run", "rounds=3", "evaluate.overlap=true")
     facts, tables = hdf5file.read(tmp_path / "run")

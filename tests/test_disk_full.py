@@ -5,7 +5,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+from PIL import Image
 
 from flora_hpc.records import hdf5file
 from tests.conftest import ROOT
@@ -130,3 +133,27 @@ def test_a_folder_that_becomes_read_only(start: Start, disk: Path) -> None:
     again = start("-m", "flora_hpc", *run(out, FEW), "--resume")
     assert again.returncode == 0, again.stderr
     assert "goes on: after round 2" in again.stdout
+
+
+@pytest.mark.parametrize("kind", ["files", "pixels"])
+@pytest.mark.parametrize("room", [0, 50_000, 600_000])
+def test_a_disk_fills_up_while_data_are_packed(kind: str, room: int, flora: Start, disk: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3), np.uint8)
+    if kind == "files":
+        for i, pixels in enumerate(noise):
+            (tmp_path / "data" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "data" / "ab"[i % 2] / f"{i}.png")
+        data = ["imagefolder", "-s", f"data.path={tmp_path / 'data'}"]
+    else:
+        with h5py.File(tmp_path / "data.h5", "w") as file:
+            for part in ("train", "test"):
+                file[f"{part}/images"], file[f"{part}/labels"] = noise[::2], np.arange(200) % 2
+            file.attrs.update(class_names='["a", "b"]', encoding="raw")
+        data = ["hdf5", "-s", f"data.path={tmp_path / 'data.h5'}"]
+    left = os.statvfs(disk)
+    (disk / "ballast").write_bytes(bytes(left.f_bavail * left.f_frsize - room))
+    told(
+        flora("data", "pack", *data, "--out", disk / "packed.h5"),
+        "packed.h5 cannot be written (No space left on device); make room on its disk, or choose another place",
+    )
+    assert [file.name for file in disk.iterdir()] == ["ballast"]

@@ -59,5 +59,8 @@ def test_an_error_without_words_has_its_name() -> None:
     assert reason(EOFError()) == "EOFError"
     assert reason(OSError(5, "a\nb")) == "a b"
     assert reason(OSError(5, 7)) == "Input/output error"
+    assert (
+        reason(RuntimeError("no port\nException raised from listen at Socket.cpp:1 (most recent call first):\nframe")) == "no port"
+    )
     many = shutil.Error([("/long" * 60, "/there", "[Errno 28] No space left on device: 'x'")])
     assert reason(many) == "No space left on device"

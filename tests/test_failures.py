@@ -94,3 +94,32 @@ def test_a_killed_rank_is_named_by_one_that_loses_its_connection(tmp_path: Path)
     assert result.returncode == 1
     assert f"No sign of life from rank 1 on {socket.gethostname()}." in result.stderr
     assert hdf5file.read(tmp_path / "out")[1]["rounds"]["round"].tolist()[:2] == [0, 1]
+
+
+@pytest.mark.usefixtures("python")
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "configs/quickstart.yaml", "--resume"], "--resume: which run? name its directory with --out"),
+        (["run", "configs/quickstart.yaml", "--no-such-option"], "No such option: --no-such-option"),
+        (["doctor", "--backend", "mpi"], "torchrun started 2 processes, but "),
+    ],
+    ids=["options", "usage", "backend"],
+)
+def test_a_mistake_of_all_ranks_is_said_once_also_where_one_is_late(late: int, arguments: list[str], sentence: str) -> None:
+    """torchrun ends the late rank with the first one."""
+    program = [str(ROOT / "tests" / "late_rank.py"), str(late), "2.5", *arguments]
+    result = subprocess.run([*forks.torchrun(2), *program], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert result.returncode != 0
+    assert result.stderr.count(sentence) == 1, result.stderr
+
+
+@pytest.mark.usefixtures("python")
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_mistake_is_said_where_torchruns_store_is_not_there(late: int) -> None:
+    program = [str(ROOT / "tests" / "late_rank.py"), str(late), "1", "run", "configs/quickstart.yaml", "--resume"]
+    without = ["env", "MASTER_PORT=1", *forks.PYTHON]
+    command = [*forks.torchrun(2)[: -len(forks.PYTHON)], *without, *program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert result.stderr.count("--resume: which run? name its directory with --out") == 1, result.stderr

@@ -100,7 +100,9 @@ def test_ranks_make_a_jacobian_together(size: int) -> None:
             assert found.classes.equal((adapter[0] * matrix)[None])
             assert found.jacobian[:, 0].equal(matrix.flatten())
             assert not found.jacobian[:, 1:].any()
-    assert sum(map(len, sent)) == (6 * matrix.nbytes if size > 1 else 0)
+    told = firststep.sent_bytes(replace(method, text_shape=(3, 300)), True, size)
+    assert sum(map(len, sent)) == told == (6 * matrix.nbytes if size > 1 else 0)
+    assert firststep.sent_bytes(method, False, size) == 0
 
 
 def test_gradients_of_a_curve_by_hand() -> None:

@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 
-from flora_hpc import cohort, configfile, firststep, prepare, trainer
+from flora_hpc import cohort, configfile, experiment, firststep, trainer
 from flora_hpc.clip.attention import split
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm.backends.serial import Serial
@@ -60,7 +60,9 @@ class Clients:
         for members in groups:
             batches = trainer.make_batches(members, self.shards, self.config, 0, 1, self.unit)
             held = method.holds(members) if method.holds else None
-            result = trainer.train(method, self.adapter, batches, self.inputs, self.labels, self.config, held, first=first)
+            result = trainer.train(
+                trainer.Task(method, self.inputs, self.labels, self.config), self.adapter, batches, held, first=first
+            )
             assert result.updates.any() or len(members) == 1  # a batch of one, of which the loss may be none
             for client, update, loss in zip(members.tolist(), result.updates, result.losses.tolist(), strict=True):
                 found[client] = (update.numpy().tobytes(), loss)
@@ -101,7 +103,7 @@ def threads() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def digits() -> tuple[Config, Dataset, Clip]:
     config, _ = configfile.load(ROOT / "configs" / "quickstart.yaml", BASE)
-    return config, prepare.dataset(config), load(config.model, 0, torch.device("cpu"))
+    return config, experiment.dataset(config), load(config.model, 0, torch.device("cpu"))
 
 
 def moved(method: Method) -> torch.Tensor:
@@ -112,10 +114,10 @@ def moved(method: Method) -> torch.Tensor:
 def made_of(digits: tuple[Config, Dataset, Clip], name: str) -> Clients:
     config, _ = configfile.load(ROOT / "configs" / "quickstart.yaml", [*BASE, *METHODS[name]])
     _, dataset, clip = digits
-    fed = prepare.federation(config, dataset, deepcopy(clip), torch.device("cpu"), Room(2**40, gpu=False))
-    shape = (len(dataset.images), 3, 32, 32) if fed.method.sees == "pixels" else (len(dataset.images), 128)
+    setup = experiment.make_setup(config, dataset, deepcopy(clip), torch.device("cpu"), Room(2**40, gpu=False))
+    shape = (len(dataset.images), 3, 32, 32) if setup.method.sees == "pixels" else (len(dataset.images), 128)
     inputs = Features(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    return Clients(fed.method, fed.shards, fed.client, inputs, fed.labels, moved(fed.method))
+    return Clients(setup.method, setup.shards, setup.client, inputs, setup.labels, moved(setup.method))
 
 
 @pytest.mark.parametrize("name", METHODS)

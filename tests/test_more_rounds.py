@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 from flora_hpc.aggregators import fedavg
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.cli import app
-from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refusal
 from tests.same_runs import adapter, assert_same
 
 Invoke = Callable[..., str]
@@ -34,12 +33,6 @@ def command(squares: Path) -> Callable[..., list[str]]:
 
 
 Command = Callable[..., list[str]]
-
-
-def refusal(*words: str) -> str:
-    with pytest.raises(UserError) as error:
-        CliRunner().invoke(app, list(words), catch_exceptions=False)
-    return str(error.value)
 
 
 def test_kept_optimizers_begin_after_round_0(command: Command, tmp_path: Path, invoke: Invoke) -> None:
@@ -139,7 +132,7 @@ def test_a_finished_run_without_a_checkpoint_keeps_what_it_has(how: str, command
 def test_until_it_ends_the_adapter_is_that_of_the_rounds_before(
     command: Command, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flora_hpc import simulation
+    from flora_hpc import loop
 
     def dies(*_: object) -> None:
         raise ZeroDivisionError
@@ -147,7 +140,7 @@ def test_until_it_ends_the_adapter_is_that_of_the_rounds_before(
     out = tmp_path / "run"
     invoke(*command(out, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(simulation, "play", dies)
+        patch.setattr(loop, "play", dies)
         with pytest.raises(ZeroDivisionError):
             CliRunner().invoke(app, [*command(out, 3), "--resume"], catch_exceptions=False)
     now = "(now failed, after round 1)"

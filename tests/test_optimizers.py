@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from flora_hpc import plain
+from flora_hpc.bench import plain
 from flora_hpc.config import ClientConfig
 from flora_hpc.optimizers import OPTIMIZERS, first, forget
 

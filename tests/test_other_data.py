@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from flora_hpc import checkpoint, prepare
+from flora_hpc import checkpoint, experiment
 from flora_hpc.cli import app
 from flora_hpc.clip.load import Clip
 from flora_hpc.errors import UserError
@@ -36,7 +36,7 @@ def refused(out: Path, *settings: str) -> str:
     with pytest.raises(UserError) as error:
         CliRunner().invoke(app, [*command(out, 2, *settings), "--resume"], catch_exceptions=False)
     assert before == ((out / "run.h5").read_bytes(), sorted(out.rglob("*")))
-    start, _, rest = str(error.value).partition(" began with other data or weights: ")
+    start, _, rest = str(error.value).partition(" began with other data, weights or code: ")
     assert start == f"--resume: the run in {out}"
     what, _, cure = rest.partition(" changed since; ")
     assert cure == "put back what it began with, or start a new run with another --out"
@@ -105,14 +105,14 @@ def test_captions_of_pairs_that_changed(photos: Path, tmp_path: Path, invoke: In
 def test_weights_that_changed(squares: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     out, settings = tmp_path / "run", (f"data={{name: hdf5, path: {squares}}}",)
     invoke(*command(out, 1, *settings))
-    load = prepare.load
+    load = experiment.load
 
     def others(*arguments: Any) -> Clip:
         clip = load(*arguments)
         clip.model.logit_scale.data += 1e-3
         return clip
 
-    monkeypatch.setattr(prepare, "load", others)
+    monkeypatch.setattr(experiment, "load", others)
     assert refused(out, *settings) == "model weights (model.name: flora-tiny)"
 
 

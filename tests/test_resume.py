@@ -11,13 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from flora_hpc.cli import app
-from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from tests import forks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refusal
 from tests.same_runs import adapter, assert_same
 
 pytestmark = pytest.mark.usefixtures("python")
@@ -28,12 +25,6 @@ KEEP = ["-s", "client.optimizer_state=keep"]
 OVERLAP = ["-s", "evaluate.overlap=true"]
 QUICK = ["-s", "partition={name: iid, num_clients: 1000, examples_per_client: 32}", "-s", "cohort.size=4"]
 KILLS, STARTS = (int(os.environ.get(f"FLORA_HPC_{name}", default)) for name, default in (("KILLS", "5"), ("STARTS", "1")))
-
-
-def refusal(*arguments: object) -> str:
-    with pytest.raises(UserError) as error:
-        CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-    return str(error.value)
 
 
 def command(out: Path, *more: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flora_hpc import round as rounds
+from flora_hpc.accuracy import AdapterTests
 from flora_hpc.aggregators import fedavg
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.cohort import Grouping
@@ -19,14 +20,15 @@ from flora_hpc.data.inputs import Features
 from flora_hpc.data.shards import Partition
 from flora_hpc.records.known import RankReport, RoundRecord
 from flora_hpc.records.views import PHASES
+from flora_hpc.setup import Setup, Site
 from tests.test_trainer import linear_method
 
 
-def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
+def federation(**client: object) -> tuple[Setup, rounds.State]:
     """Four clients with 5, 3, 3 and 1 examples of a linear problem."""
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(12, 3, generator=generator), torch.randint(0, 2, (12,), generator=generator)
-    fed = rounds.Federation(
+    setup = Setup(
         seed=0,
         rounds=3,
         cohort=CohortConfig(),
@@ -41,35 +43,41 @@ def federation(**client: object) -> tuple[rounds.Federation, rounds.State]:
         grouping=Grouping(2),
         by_jacobian=False,
     )
-    return fed, rounds.State(torch.zeros(6), None, {})
+    return setup, rounds.State(torch.zeros(6), None, {}, AdapterTests(setup, Site(Meter(Serial()))))
 
 
-def values(fed: rounds.Federation) -> torch.Tensor:
-    assert isinstance(fed.inputs, Features)
-    return fed.inputs.values
+def values(setup: Setup) -> torch.Tensor:
+    assert isinstance(setup.inputs, Features)
+    return setup.inputs.values
 
 
-def play(fed: rounds.Federation, state: rounds.State, number: int = 1) -> RoundRecord:
-    (record,) = rounds.play(fed, Meter(Serial()), state, number)
+def played(setup: Setup, state: rounds.State, number: int, comm: Meter | None = None) -> list[RoundRecord]:
+    site = Site(comm or Meter(Serial()))
+    state.tests.setup, state.tests.site = setup, site
+    return rounds.play(setup, site, state, number)
+
+
+def play(setup: Setup, state: rounds.State, number: int = 1) -> RoundRecord:
+    (record,) = played(setup, state, number)
     return record
 
 
-def train_alone(fed: rounds.Federation, client: int) -> torch.Tensor:
-    batches = rounds.trainer.make_batches(np.array([client]), fed.shards, fed.client, fed.seed, 1)
-    result = rounds.trainer.train(fed.method, torch.zeros(6), batches, fed.inputs, fed.labels, fed.client)
+def train_alone(setup: Setup, client: int) -> torch.Tensor:
+    batches = rounds.trainer.make_batches(np.array([client]), setup.shards, setup.client, setup.seed, 1)
+    result = rounds.trainer.train(setup.task, torch.zeros(6), batches)
     return result.updates[0].double()
 
 
 def test_the_next_adapter_is_the_mean_update_weighted_by_examples() -> None:
-    fed, state = federation()
-    play(fed, state)
-    expected = sum(train_alone(fed, client) * size for client, size in enumerate([5, 3, 3, 1])) / 12
+    setup, state = federation()
+    play(setup, state)
+    expected = sum(train_alone(setup, client) * size for client, size in enumerate([5, 3, 3, 1])) / 12
     torch.testing.assert_close(state.adapter.double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_round_zero_only_evaluates() -> None:
-    fed, state = federation()
-    record = play(fed, state, 0)
+    setup, state = federation()
+    record = play(setup, state, 0)
     assert state.adapter.equal(torch.zeros(6))
     assert len(record.clients) == 0
     assert 0 <= record.row["test_accuracy"][0] <= 1
@@ -78,68 +86,60 @@ def test_round_zero_only_evaluates() -> None:
 
 
 def test_a_client_whose_update_is_nan_is_left_out_and_recorded_and_the_run_goes_on() -> None:
-    fed, state = federation()
-    values(fed)[6] = torch.nan  # an example of client 1
-    record = play(fed, state)
+    setup, state = federation()
+    values(setup)[6] = torch.nan  # an example of client 1
+    record = play(setup, state)
     assert record.row["num_rejected"][0] == 1
     assert record.clients["weight"].tolist() == [5, 0, 3, 1]
     assert np.isnan(record.clients["update_norm"][1])
     assert record.row["num_clients"][0] == 4
-    expected = sum(train_alone(fed, client) * size for client, size in [(0, 5), (2, 3), (3, 1)]) / 9
+    expected = sum(train_alone(setup, client) * size for client, size in [(0, 5), (2, 3), (3, 1)]) / 9
     torch.testing.assert_close(state.adapter.double(), expected, rtol=1e-5, atol=1e-7)
     assert np.isfinite(record.row["train_loss"][0])
-    assert play(fed, state, 2).row["round"][0] == 2
+    assert play(setup, state, 2).row["round"][0] == 2
 
 
 def test_when_nobody_reports_the_adapter_stays_as_it_was() -> None:
-    fed, state = federation()
-    values(fed)[:] = torch.nan
+    setup, state = federation()
+    values(setup)[:] = torch.nan
     state.adapter += 1
-    record = play(fed, state)
+    record = play(setup, state)
     assert state.adapter.equal(torch.ones(6))
     assert record.row["num_rejected"][0] == 4
     assert np.isnan(record.row["train_loss"][0])
 
 
 def test_bytes_of_a_round_are_clients_times_payload() -> None:
-    fed, state = federation()
-    record = play(fed, state)
+    setup, state = federation()
+    record = play(setup, state)
     assert record.row["uplink_bytes"][0] == record.row["downlink_bytes"][0] == 4 * 6 * 4
     assert record.clients["uplink_bytes"].sum() == record.row["uplink_bytes"][0]
     exact_sum, report = (2 * 6 + 1) * 8, 24 + record.ranks.nbytes + record.clients.nbytes
     assert record.row["collective_bytes"][0] == exact_sum, f"the report of {report} bytes is counted in the next round"
-    assert play(fed, state, 2).row["collective_bytes"][0] == exact_sum
+    assert play(setup, state, 2).row["collective_bytes"][0] == exact_sum
 
 
 def test_the_seconds_of_a_round_add_up() -> None:
-    fed, state = federation()
-    row = play(fed, state).row[0]
+    setup, state = federation()
+    row = play(setup, state).row[0]
     phases = sum(row[f"{phase}_seconds"] for phase in PHASES)
     assert 0 < phases <= row["round_seconds"]
     assert min(row[f"{phase}_seconds"] for phase in ("batch", "train", "sum")) > 0
 
 
 def test_evaluation_by_the_calendar_and_always_at_the_end() -> None:
-    fed, state = federation()
-    fed = replace(fed, evaluate=EvaluateConfig(every=2))
-    measured = [not np.isnan(play(fed, state, number).row["test_accuracy"][0]) for number in range(4)]
+    setup, state = federation()
+    setup = replace(setup, evaluate=EvaluateConfig(every=2))
+    measured = [not np.isnan(play(setup, state, number).row["test_accuracy"][0]) for number in range(4)]
     assert measured == [True, False, True, True]
-
-
-def test_accuracy_is_right_answers_of_all_ranks_over_all_test_images() -> None:
-    """Two of class 0 and one of class 1, out of four."""
-    fed, state = federation()
-    record = play(fed, state)
-    rounds.note_accuracy(fed, record, [np.array([1]), np.array([1, 1])])
-    assert record.row["test_accuracy"][0] == 0.75
 
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_what_is_tested_during_the_next_round_has_the_same_records(every: int) -> None:
     def records(overlap: bool) -> list[list[RoundRecord]]:
-        fed, state = federation()
-        fed = replace(fed, evaluate=EvaluateConfig(every=every, overlap=overlap))
-        return [rounds.play(fed, Meter(Serial()), state, number) for number in range(4)]
+        setup, state = federation()
+        setup = replace(setup, evaluate=EvaluateConfig(every=every, overlap=overlap))
+        return [played(setup, state, number) for number in range(4)]
 
     at_once, later = records(overlap=False), records(overlap=True)
     assert [len(told) for told in at_once] == [1, 1, 1, 1]
@@ -153,19 +153,19 @@ def test_what_is_tested_during_the_next_round_has_the_same_records(every: int) -
 
 def test_a_client_that_was_left_out_is_not_remembered() -> None:
     """Moments that are not finite would shut it out for ever; with clean data it takes part again."""
-    fed, state = federation(optimizer_state="keep")
-    clean = values(fed)[6].clone()
-    values(fed)[6] = torch.nan
-    assert play(fed, state, 1).row["num_rejected"][0] == 1
-    values(fed)[6] = clean
-    assert play(fed, state, 2).row["num_rejected"][0] == 0
+    setup, state = federation(optimizer_state="keep")
+    clean = values(setup)[6].clone()
+    values(setup)[6] = torch.nan
+    assert play(setup, state, 1).row["num_rejected"][0] == 1
+    values(setup)[6] = clean
+    assert play(setup, state, 2).row["num_rejected"][0] == 0
 
 
 @pytest.mark.parametrize(("kind", "count"), [("reset", 0), ("keep", 2)])
 def test_moments_are_kept_per_group_when_asked_for(kind: str, count: int) -> None:
-    fed, state = federation(optimizer_state=kind)
-    play(fed, state)
-    play(fed, state, 2)
+    setup, state = federation(optimizer_state=kind)
+    play(setup, state)
+    play(setup, state, 2)
     assert len(state.optimizers) == count
     if kind == "keep":
         steps = sorted(int(n) for kept in state.optimizers.values() for n in kept.state[-1])
@@ -192,11 +192,11 @@ def test_the_length_of_an_update_counts_what_the_client_holds() -> None:
 
 def test_numbers_that_a_client_does_not_hold_are_in_no_update_norm() -> None:
     """It starts with zeros there, far from the adapter's ones; with a tiny step, what it trains hardly moves."""
-    fed, state = federation(lr=1e-6)
+    setup, state = federation(lr=1e-6)
     mask = torch.tensor([True, True, False, False, True, True])
-    fed = replace(fed, method=replace(fed.method, holds=lambda clients: mask.expand(len(clients), -1)))
+    setup = replace(setup, method=replace(setup.method, holds=lambda clients: mask.expand(len(clients), -1)))
     state.adapter += 1
-    lengths = play(fed, state).clients["update_norm"]
+    lengths = play(setup, state).clients["update_norm"]
     assert (lengths > 0).all()
     assert (lengths < 1e-4).all()
 
@@ -210,8 +210,8 @@ def test_a_client_has_its_share_by_steps_of_the_time_of_its_group(monkeypatch: p
         return train(*arguments)
 
     monkeypatch.setattr(rounds.trainer, "train", slow)
-    fed, state = federation()
-    (record,) = rounds.play(fed, Meter(Serial(), clock=lambda: now[0]), state, 1)
+    setup, state = federation()
+    (record,) = played(setup, state, 1, Meter(Serial(), clock=lambda: now[0]))
     assert record.clients["train_seconds"].tolist() == pytest.approx([6, 4, 20 / 3, 10 / 3])
     assert record.ranks["train_seconds"].tolist() == [20]
 
@@ -232,10 +232,10 @@ class Listening(Serial):
 
 
 def test_a_rank_reports_a_digest_of_the_adapter_that_it_holds() -> None:
-    fed, state = federation()
+    setup, state = federation()
     comm, right = Listening(), []
     for number in range(3):
-        rounds.play(fed, Meter(comm), state, number)
+        played(setup, state, number, Meter(comm))
         hashed = hashlib.blake2b(state.adapter.numpy().tobytes(), digest_size=8).digest()
         right.append(int.from_bytes(hashed, "little", signed=True))
     assert [report.digest for report in comm.told] == right
@@ -257,14 +257,14 @@ def test_a_rank_reports_the_largest_memory_that_its_process_had() -> None:
 def test_the_servers_rule_rests_when_every_update_is_rejected() -> None:
     """A rule with momentum would move the adapter even by an update of zeros."""
     momentum = Aggregator(torch.zeros_like, lambda adapter, mean, velocity: (adapter + velocity + mean + 1, velocity + mean + 1))
-    fed, state = federation()
-    fed = replace(fed, aggregator=momentum)
+    setup, state = federation()
+    setup = replace(setup, aggregator=momentum)
     state.server = torch.zeros(6)
-    play(fed, state)
+    play(setup, state)
     assert state.weight == 12
     adapter, velocity = state.adapter.clone(), state.server.clone()
-    values(fed)[:] = torch.nan
-    play(fed, state, 2)
+    values(setup)[:] = torch.nan
+    play(setup, state, 2)
     assert state.weight == 0
     assert state.adapter.equal(adapter)
     assert state.server.equal(velocity)

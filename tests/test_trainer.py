@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flora_hpc import plain, trainer
+from flora_hpc import trainer
+from flora_hpc.bench import plain
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.inputs import Features
 from flora_hpc.data.shards import Partition
@@ -39,7 +40,9 @@ SHARDS = Partition(np.arange(12), np.array([0, 7, 9, 12]))  # clients with 7, 2 
 def train(clients: list[int], config: ClientConfig, state: State | None = None) -> trainer.Trained:
     features, labels = examples()
     batches = trainer.make_batches(np.array(clients), SHARDS, config, 0, 1)
-    return trainer.train(linear_method(), torch.full((6,), 0.1), batches, Features(features), labels, config, state=state)
+    return trainer.train(
+        trainer.Task(linear_method(), Features(features), labels, config), torch.full((6,), 0.1), batches, state=state
+    )
 
 
 def torch_update(client: int, config: ClientConfig, rounds: int = 1) -> torch.Tensor:

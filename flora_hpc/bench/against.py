@@ -15,21 +15,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flora_hpc import firststep, plain, prepare, simulation, trainer
+from flora_hpc import experiment, extras, firststep, trainer
+from flora_hpc.bench import plain
 from flora_hpc.bench.methods import processor
 from flora_hpc.bench.round import WARM
+from flora_hpc.bench.workload import built_alone
 from flora_hpc.clip.load import Clip
 from flora_hpc.clip.text import why_not
-from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.launch import Launch
-from flora_hpc.comm.meter import Meter
 from flora_hpc.config import Config, EvaluateConfig
 from flora_hpc.errors import UserError
-from flora_hpc.round import Federation, State, participants, play
+from flora_hpc.round import State, participants, play
+from flora_hpc.setup import Setup, Site
+from flora_hpc.versions import versions
 
 
 def check(config: Config, me: Launch) -> None:
     """Raise UserError for what the plain loop does not have."""
+    extras.need("bench against", "peft")
     if me.size > 1:
         raise UserError(f"bench against: the plain loop is one process, but {me.launcher} started {me.size}; start one")
     if config.method.name != "flora" or any(target.startswith("image") for target in getattr(config.method, "targets", ())):
@@ -46,42 +49,42 @@ def check(config: Config, me: Launch) -> None:
 class PlainLoop:
     """FedAvg with peft and torch.optim, as one writes it who knows that features can be kept and captions be cut."""
 
-    fed: Federation
+    setup: Setup
     client: plain.Client
     features: torch.Tensor  # (num_images, embed_dim), of unit length
     tokens: torch.Tensor  # (num_classes, length of the longest caption) int64
 
     @classmethod
-    def of(cls, fed: Federation, clip: Clip, tokens: torch.Tensor, features: torch.Tensor) -> "PlainLoop":
-        """For the federation of a run: `tokens` (num_classes, context_length), `features` (num_images, embed_dim) of any length."""
+    def of(cls, setup: Setup, clip: Clip, tokens: torch.Tensor, features: torch.Tensor) -> "PlainLoop":
+        """For the setup of a run: `tokens` (num_classes, context_length), `features` (num_images, embed_dim) of any length."""
         if (reason := why_not(clip.model)) is not None:
             raise UserError(f"bench against: the plain loop cuts captions, but {reason}; take another model")
         cut = tokens[:, : int(tokens.argmax(1).max()) + 1]
-        start = fed.method.unpack(torch.zeros(fed.method.num_params))
-        client = plain.lora_client(deepcopy(clip.model), start, fed.method.alpha or 1.0, cut, fed.client)
-        return cls(fed, client, F.normalize(features, dim=-1), cut)
+        start = setup.method.unpack(torch.zeros(setup.method.num_params))
+        client = plain.lora_client(deepcopy(clip.model), start, setup.method.alpha or 1.0, cut, setup.client)
+        return cls(setup, client, F.normalize(features, dim=-1), cut)
 
     def play(self, adapter: torch.Tensor, number: int) -> torch.Tensor:
         """One round from `adapter` (num_params,): the next one."""
-        fed = self.fed
+        setup = self.setup
         mean, total = torch.zeros_like(adapter), 0
-        for client in participants(fed, number)[0]:
-            batches = trainer.make_batches(np.array([client]), fed.shards, fed.client, fed.seed, number)
-            self.client.assign(fed.method.unpack(adapter))
-            optimizer = plain.make_optimizer(list(self.client.trained.values()), fed.client)
+        for client in participants(setup, number)[0]:
+            batches = trainer.make_batches(np.array([client]), setup.shards, setup.client, setup.seed, number)
+            self.client.assign(setup.method.unpack(adapter))
+            optimizer = plain.make_optimizer(list(self.client.trained.values()), setup.client)
             for rows, present in zip(batches.examples[:, 0], batches.present[:, 0], strict=True):
                 self.step(optimizer, torch.from_numpy(rows[present]))
-            size = int(fed.shards.sizes(np.array([client]))[0])
-            mean += size * (fed.method.pack({name: tensor.detach() for name, tensor in self.client.trained.items()}) - adapter)
+            size = int(setup.shards.sizes(np.array([client]))[0])
+            mean += size * (setup.method.pack({name: tensor.detach() for name, tensor in self.client.trained.items()}) - adapter)
             total += size
         return adapter + mean / total
 
     def step(self, optimizer: torch.optim.Optimizer, rows: torch.Tensor) -> None:
         """One step on the images `rows` (batch,)."""
-        model, images, labels = self.client.model, self.features[rows], self.fed.labels[rows]
-        wanted = self.tokens[labels] if self.fed.client.loss == "contrastive" else self.tokens
+        model, images, labels = self.client.model, self.features[rows], self.setup.labels[rows]
+        wanted = self.tokens[labels] if self.setup.client.loss == "contrastive" else self.tokens
         scores = model.logit_scale.exp() * images @ plain.encode_cut(model, wanted).T
-        if self.fed.client.loss == "contrastive":
+        if self.setup.client.loss == "contrastive":
             own = torch.arange(len(labels))
             loss = (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
         else:
@@ -91,33 +94,31 @@ class PlainLoop:
         optimizer.step()
 
 
-def build(config: Config, me: Launch) -> tuple[Federation, PlainLoop, State]:
+def build(config: Config, me: Launch) -> tuple[Site, PlainLoop, State]:
     """Both sides, built as a run builds itself. Raises UserError like a run."""
-    comm = Serial()
-    place = prepare.settle(config, comm, me)
-    dataset, clip, fed = prepare.everything(config, place.device, place.room)
-    tokens = clip.tokenize(list(dataset.captions))
-    inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, lambda done, total: None))
-    if features.damaged:
+    built, site = built_alone(config, me)
+    if built.features.damaged:
         raise UserError("bench against: some images cannot be decoded; take data without such")
-    del clip.model.visual  # as in a run
+    tokens = built.clip.tokenize(list(built.dataset.captions))
+    del built.clip.model.visual  # as in a run
     untested = EvaluateConfig(every=config.rounds + 1)
-    fed = replace(fed, inputs=inputs, rounds=config.rounds + 1, evaluate=untested)
-    return fed, PlainLoop.of(fed, clip, tokens, features.values.float()), prepare.first_state(fed, comm, place.device)
+    built = replace(built, setup=replace(built.setup, rounds=config.rounds + 1, evaluate=untested))
+    plain_loop = PlainLoop.of(built.setup, built.clip, tokens, built.features.values.float())
+    return site, plain_loop, experiment.first_state(built, site)
 
 
 def measure(config: Config, me: Launch, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Play `config.rounds` rounds on each side in turn, of which the first warms up. Tests of the adapter are left out on both."""
     config = config.model_copy(update={"comm": config.comm.model_copy(update={"device": "cpu"})})
     check(config, me)
-    fed, loop, state = build(config, me)
-    meter, adapter = Meter(Serial()), state.adapter.clone()
+    site, loop, state = build(config, me)
+    setup, adapter = loop.setup, state.adapter.clone()
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     apart = 0.0
     for number in range(1, config.rounds + 1):
         tell(f"round {number} of {config.rounds}")
         started = time.perf_counter()
-        play(fed, meter, state, number)
+        play(setup, site, state, number)
         seconds["ours"].append(time.perf_counter() - started)
         started = time.perf_counter()
         moved = loop.play(adapter, number)
@@ -125,7 +126,7 @@ def measure(config: Config, me: Launch, tell: Callable[[str], None] = lambda tex
         if number == 1:
             apart = float((state.adapter - moved).norm() / (moved - adapter).norm())
         adapter = state.adapter.clone()  # both go on from one adapter
-    return {**setting(config, fed, loop), **compare(seconds), "update_difference": apart}
+    return {**setting(config, setup, loop), **compare(seconds), "update_difference": apart}
 
 
 def compare(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
@@ -134,19 +135,19 @@ def compare(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
     return {"round_seconds": middle, "ratio": middle["plain"] / middle["ours"], "num_rounds": len(seconds["ours"]) - 1}
 
 
-def setting(config: Config, fed: Federation, loop: PlainLoop) -> dict[str, Any]:
+def setting(config: Config, setup: Setup, loop: PlainLoop) -> dict[str, Any]:
     """What was measured, and where."""
-    clients, _ = participants(fed, 1)
+    clients, _ = participants(setup, 1)
     return {
         "model": config.model.name,
         "method": config.method.name,
         "num_clients": len(clients),
         "caption_length": loop.tokens.shape[1],
-        "num_params": fed.method.num_params,
-        "first_step": firststep.describe(fed.method, fed.by_jacobian),
-        "group_size": fed.grouping.most,
+        "num_params": setup.method.num_params,
+        "first_step": firststep.describe(setup.method, setup.by_jacobian),
+        "group_size": setup.grouping.most,
         "num_threads": torch.get_num_threads(),
-        "device": fed.labels.device.type,
+        "device": setup.labels.device.type,
         "processor": processor(),
-        "versions": simulation.versions(),
+        "versions": versions(),
     }

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from flora_hpc import firststep, optimizers, prepare, trainer
+from flora_hpc import experiment, firststep, optimizers, trainer
+from flora_hpc.bench.workload import built_alone
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
@@ -16,7 +16,8 @@ from flora_hpc.firststep import FirstStep
 from flora_hpc.losses import LOSSES
 from flora_hpc.methods._method import Noise
 from flora_hpc.optimizers import OPTIMIZERS
-from flora_hpc.round import Federation, groups_of_ranks
+from flora_hpc.round import groups_of_ranks
+from flora_hpc.setup import Setup
 
 
 class Step(NamedTuple):
@@ -35,78 +36,73 @@ class Group(NamedTuple):
     steps: list[Step]
 
 
-def lay_out(fed: Federation, number: int, device: torch.device) -> list[Group]:
+def lay_out(setup: Setup, number: int, device: torch.device) -> list[Group]:
     """The groups of round `number`, as a run makes them."""
     groups = []
-    for members in groups_of_ranks(fed, 1, number)[0]:
-        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, number, fed.width_unit)
-        noise = trainer.draw_noise_seeds(batches) if fed.method.noisy else None
+    for members in groups_of_ranks(setup, 1, number)[0]:
+        batches = trainer.make_batches(members, setup.shards, setup.client, setup.seed, number, setup.width_unit)
+        noise = trainer.draw_noise_seeds(batches) if setup.method.noisy else None
         steps = []
         for step in range(len(batches.examples)):
             n, width = int((batches.num_steps > step).sum()), int(batches.widths[step])
             rows, there = (torch.from_numpy(a[step, :n, :width].copy()).to(device) for a in (batches.examples, batches.present))
             steps.append(Step(rows, there, noise[step][:n] if noise else None))
-        held = fed.method.holds(members).to(device) if fed.method.holds else None
+        held = setup.method.holds(members).to(device) if setup.method.holds else None
         groups.append(Group(len(members), held, steps))
     return groups
 
 
-def train(fed: Federation, adapter: torch.Tensor, group: Group, first: FirstStep | None = None) -> torch.Tensor:
+def train(setup: Setup, adapter: torch.Tensor, group: Group, first: FirstStep | None = None) -> torch.Tensor:
     """Train a group from `adapter` (num_params,): what its clients end with (num_clients, num_params)."""
     params = adapter.repeat(group.num_clients, 1)
     if group.held is not None:
         params *= group.held
-    optimizer = OPTIMIZERS[fed.client.optimizer]
-    state = optimizer.init(params, fed.client)
+    optimizer = OPTIMIZERS[setup.client.optimizer]
+    state = optimizer.init(params, setup.client)
     for step, (rows, there, noise) in enumerate(group.steps):
         n = len(rows)
         same = step == 0 and group.held is None
         leaf = (adapter.expand(n, -1) if same else params[:n]).detach().requires_grad_()
-        tensors = fed.method.unpack(leaf)
+        tensors = setup.method.unpack(leaf)
         crowd = first if step == 0 else None
         if crowd is not None:
-            classes, targets = crowd.classes.repeat(n, 1, 1).requires_grad_(), fed.labels[rows]
+            classes, targets = crowd.classes.repeat(n, 1, 1).requires_grad_(), setup.labels[rows]
         else:
-            classes, targets = trainer.choices(fed.method, tensors, noise, fed.labels[rows])
-        scores = fed.method.logits(tensors, classes, fed.inputs(rows), noise)
-        loss = LOSSES[fed.client.loss](scores.expand(n, -1, -1), targets, there)
+            classes, targets = trainer.choices(setup.method, tensors, noise, setup.labels[rows])
+        scores = setup.method.logits(tensors, classes, setup.inputs(rows), noise)
+        loss = LOSSES[setup.client.loss](scores.expand(n, -1, -1), targets, there)
         if crowd is not None:
             gradient = crowd.gradient(loss, classes, leaf)
         else:
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         if group.held is not None:
             gradient *= group.held[:n]
-        optimizer.step(params[:n], gradient, optimizers.first(state, n), fed.client)
+        optimizer.step(params[:n], gradient, optimizers.first(state, n), setup.client)
     return params
 
 
-def build(config: Config, me: Launch) -> tuple[Federation, torch.Tensor, list[Group]]:
+def build(config: Config, me: Launch) -> tuple[Setup, torch.Tensor, list[Group]]:
     """What the loop needs, built as a run builds it. Raises UserError like a run."""
-    comm = Serial()
-    place = prepare.settle(config, comm, me)
-    dataset, clip, fed = prepare.everything(config, place.device, place.room)
-    if fed.method.num_params == 0:
+    built, site = built_alone(config, me)
+    setup = built.setup
+    if setup.method.num_params == 0:
         raise UserError(f"--bare: {config.method.name} trains nothing, so that there is no loop to compare with; leave it away")
-    if fed.method.paired:
+    if setup.method.paired:
         raise UserError("--bare: needs data with classes, but in these every image has a caption of its own; leave it away")
-    inputs, features = prepare.see(dataset, fed.method, place.work(config, clip, lambda done, total: None))
-    if features.damaged:
-        fed = prepare.federation(config, prepare.without(dataset, features.damaged, config), clip, place.device, place.room)
-    fed = replace(fed, inputs=inputs)
-    if fed.method.sees == "features":
-        del clip.model.visual  # as in a run
-    return fed, prepare.first_state(fed, comm, place.device).adapter, lay_out(fed, 1, place.device)
+    if setup.method.sees == "features":
+        del built.clip.model.visual  # as in a run
+    return setup, experiment.first_state(built, site).adapter, lay_out(setup, 1, site.device)
 
 
 def loop(config: Config, me: Launch) -> Callable[[], float]:
     """A function that plays one round in a bare loop, and returns its seconds."""
-    fed, adapter, groups = build(config, me)
+    setup, adapter, groups = build(config, me)
 
     def play() -> float:
         started = time.perf_counter()
-        first = firststep.make(fed.method, adapter, Serial()) if fed.by_jacobian else None
+        first = firststep.make(setup.method, adapter, Serial()) if setup.by_jacobian else None
         for group in groups:
-            train(fed, adapter, group, first)
+            train(setup, adapter, group, first)
         if adapter.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from flora_hpc import simulation
 from flora_hpc.bench.methods import processor
 from flora_hpc.comm import communicator, devices
 from flora_hpc.comm.backends import mpi
@@ -18,6 +17,7 @@ from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import CommConfig
+from flora_hpc.versions import versions
 
 MOVED = 2**27  # bytes of a size's repeats together, by default
 FEWEST, MOST = 10, 200  # repeats by default
@@ -43,7 +43,7 @@ def measure(
         "device": places[0].device,
         "num_threads": places[0].num_threads,
         "processor": processor(),
-        "versions": simulation.versions(),
+        "versions": versions(),
         "sizes": measured,
     }
 

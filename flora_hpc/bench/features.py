@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flora_hpc import embed, seeds, simulation
+from flora_hpc import embed, seeds
 from flora_hpc.bench.methods import model_config, processor
 from flora_hpc.clip import precision
 from flora_hpc.clip.load import Clip, load
@@ -26,6 +26,7 @@ from flora_hpc.data import features, store
 from flora_hpc.data.decode import Loader
 from flora_hpc.data.images import Images, Raw
 from flora_hpc.errors import UserError
+from flora_hpc.versions import versions
 
 DISTINCT = 64  # pictures, of which images are copies: making one takes longer than decoding it
 
@@ -79,7 +80,7 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "num_threads": num_threads,
         "processor": processor(),
-        "versions": simulation.versions(),
+        "versions": versions(),
         **summary(measured, task.num_images),
         "bf16": compare(measured, in_bf16, error_in_bf16(clip, images, work)) if in_bf16 else None,
         "store_bytes": sizes,

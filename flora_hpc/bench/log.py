@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flora_hpc import simulation
+from flora_hpc import loop
 from flora_hpc.bench.round import WARM, setting
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.launch import Launch
@@ -62,7 +62,7 @@ def play(config: Config, comm: Communicator, me: Launch, with_log: bool) -> Mete
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         out = Path(folder) / "run"
         meter = Meter(hdf5.build(out) if with_log else None, out / "run.h5")
-        simulation.run(config, comm, me, out, lambda: [meter], time.perf_counter(), lambda done, total: None)
+        loop.run(config, comm, me, loop.RunOptions(out, lambda: [meter]))
     return meter
 
 

@@ -2,7 +2,6 @@
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flora_hpc import simulation
+from flora_hpc import loop
 from flora_hpc.bench import bare
 from flora_hpc.bench.methods import processor
 from flora_hpc.comm.communicator import Communicator
@@ -21,6 +20,7 @@ from flora_hpc.observers import hdf5
 from flora_hpc.records import hdf5file
 from flora_hpc.records.schema import ROUNDS, TOPOLOGY, Rows
 from flora_hpc.records.views import PHASES
+from flora_hpc.versions import versions
 
 DEFAULT = Path(__file__).with_name("round.yaml")
 WARM = 2  # the first round that counts: 0 only evaluates, 1 warms up
@@ -66,7 +66,7 @@ def play(config: Config, comm: Communicator, me: Launch) -> tuple[dict[str, Any]
     """Play a run with its log, in a folder that is gone afterwards: its facts, rounds that count, and places, on rank 0."""
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         out = Path(folder) / "run"
-        simulation.run(config, comm, me, out, lambda: [hdf5.build(out)], time.perf_counter(), lambda done, total: None)
+        loop.run(config, comm, me, loop.RunOptions(out, lambda: [hdf5.build(out)]))
         if comm.rank != 0:
             return {}, np.zeros(0, ROUNDS), np.zeros(0, TOPOLOGY)
         facts, tables = hdf5file.read(out)
@@ -136,7 +136,7 @@ def setting(config: Config, facts: Mapping[str, Any], places: Rows, repeats: int
         "device": places["device"][0].decode(),
         "num_threads": int(places["num_threads"][0]),
         "processor": processor(),
-        "versions": simulation.versions(),
+        "versions": versions(),
     }
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flora_hpc import simulation
 from flora_hpc.bench.methods import processor
 from flora_hpc.bench.round import WARM, Split, split
 from flora_hpc.comm import launch
@@ -23,6 +22,7 @@ from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from flora_hpc.records.schema import Rows
+from flora_hpc.versions import versions
 
 DEFAULT = Path(__file__).with_name("scale.yaml")
 CPUS = Path("/sys/devices/system/cpu")
@@ -157,7 +157,7 @@ def measure(
         "num_threads": int(places["num_threads"].max()),  # of a rank
         "device": places["device"][0].decode(),
         "processor": processor(),
-        "versions": simulation.versions(),
+        "versions": versions(),
         "ranks": [asdict(one) for one in compare(played, at_once)],
     }
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop, sdpa_flop
 
-from flora_hpc import plain, plugins, seeds, simulation
-from flora_hpc.bench import methods, workload
+from flora_hpc import extras, plugins, seeds
+from flora_hpc.bench import methods, parts, plain, workload
 from flora_hpc.bench.workload import Group, clock
 from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.attention import split
@@ -26,6 +26,7 @@ from flora_hpc.config import ClientConfig, CommConfig
 from flora_hpc.data.inputs import Pixels
 from flora_hpc.errors import UserError
 from flora_hpc.losses import LOSSES
+from flora_hpc.versions import versions
 
 METHODS = ("flora", "fedprompt")  # that have a plain step
 SIDE = 4096  # of the square products whose rate is the peak
@@ -53,6 +54,8 @@ def check(task: Task) -> None:
     methods.check(task.model, [task.method], task.device)
     if task.method not in METHODS:
         raise UserError(f"--method: {task.method} has no plain step to be measured against; take {' or '.join(METHODS)}")
+    if task.method == "flora":
+        extras.need("bench step", "peft")
     try:
         precision.settle(task.precision, torch.device("cuda" if task.device != "cpu" and torch.cuda.device_count() else "cpu"))
     except UserError as error:
@@ -88,10 +91,13 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
         plain_gradients.append(group.method.pack({name: tensor.grad for name, tensor in client.trained.items()}))  # type: ignore[misc]
         step_seconds.append(group.train(task.batch_size, task.steps, number) / (len(group.clients) * task.steps))
 
-    tell("comparing gradients, counting operations, measuring the peak")
+    tell("comparing gradients, counting operations, telling parts apart, measuring the peak")
     used = rows[torch.arange(len(params)) % len(rows)]
     step_gflop = count_operations(lambda: group.train(task.batch_size, 1)) / len(group.clients) / 1e9
     peak_gflops = peak(device, task.precision, task.repeats)
+    client_steps = len(group.clients) * task.steps
+    spent = parts.measure(lambda during: group.train(task.batch_size, task.steps, during=during), device, task.repeats)
+    spent = {name: value / client_steps for name, value in spent.items()}
     fast, right = fast_gradients(group, params, used), torch.stack(plain_gradients).to(device)
     plain_median, step_median = statistics.median(plain_seconds[1:]), statistics.median(step_seconds[1:])
     return {
@@ -103,6 +109,8 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "plain_seconds": plain_median,
         "step_seconds": step_median,
+        "step_parts_seconds": spent,
+        "profiled_step_seconds": sum(spent.values()),
         "speedup": plain_median / step_median,
         "grad_rel_err": relative_error(fast, right),
         "grad_largest_err": largest_error(fast, right),
@@ -117,7 +125,7 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
         "gradients_compared": len(params),
         "num_threads": num_threads,
         "processor": methods.processor(),
-        "versions": simulation.versions(),
+        "versions": versions(),
     }
 
 

@@ -3,23 +3,27 @@
 import re
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from flora_hpc import embed, groupsize, plugins, prepare, seeds, trainer
+from flora_hpc import embed, experiment, groupsize, plugins, seeds, trainer
 from flora_hpc.clip.library import open_clip
 from flora_hpc.clip.load import Clip
 from flora_hpc.comm import devices
 from flora_hpc.comm.backends.serial import Serial
-from flora_hpc.config import ClientConfig, FeaturesConfig
+from flora_hpc.comm.launch import Launch
+from flora_hpc.config import ClientConfig, Config, FeaturesConfig
 from flora_hpc.data import features
 from flora_hpc.data.images import Dataset, Images, Ints, Raw
 from flora_hpc.data.inputs import Inputs
 from flora_hpc.data.shards import Partitioner, Population, Shards
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
+from flora_hpc.setup import Site, find_site
 
 COHORT = 10_000  # clients of a round: so many that a group is as large as it gets
 
@@ -41,15 +45,16 @@ class Group:
         """`steps` epochs of one batch for each client."""
         return trainer.make_batches(self.clients, self.shards, ClientConfig(batch_size=batch_size, epochs=steps), 0, number)
 
-    def train(self, batch_size: int, steps: int, number: int = 0) -> float:
-        """Train every client for `steps` steps, as a run does: the seconds it took."""
+    def train(self, batch_size: int, steps: int, number: int = 0, during: AbstractContextManager[Any] | None = None) -> float:
+        """Train every client for `steps` steps, as a run does, inside `during`: the seconds it took."""
         device = self.labels.device
         adapter = self.method.pack(self.method.init(seeds.generator(0, "initial adapter"))).to(device)
         held = self.method.holds(self.clients).to(device) if self.method.holds else None
         batches, config = self.batches(batch_size, steps, number), ClientConfig(batch_size=batch_size, epochs=steps)
-        started = clock(device)
-        trainer.train(self.method, adapter, batches, self.inputs, self.labels, config, held)
-        return clock(device) - started
+        with during or nullcontext():
+            started = clock(device)
+            trainer.train(trainer.Task(self.method, self.inputs, self.labels, config), adapter, batches, held)
+            return clock(device) - started
 
 
 def clock(device: torch.device) -> float:
@@ -86,12 +91,19 @@ def set_up(
 
     shards = Population(max(COHORT, clients or 0), batch_size, 0, Partitioner(draw, draw), everyone)
     options = plugins.member("methods", method).Options(name=method)
-    built = prepare.build_method(options, precision, dataset, clip, shards)
+    built = experiment.build_method(options, precision, dataset, clip, shards)
     each = groupsize.load(clip, built, ClientConfig(batch_size=batch_size), classes)
     chosen = np.arange(clients or groupsize.choose(COHORT, each, devices.room(device)).clients)
     work = embed.Work(clip, FeaturesConfig(store="none"), Serial(), device, num_threads)
-    inputs, _ = prepare.see(dataset, built, work)
+    inputs = experiment.inputs_of(dataset, built, work, experiment.embed_for(dataset, built, work))
     return Group(built, chosen, shards, images, captions, names, inputs, torch.from_numpy(labels).to(device))
+
+
+def built_alone(config: Config, launch: Launch) -> tuple[experiment.Experiment, Site]:
+    """An experiment and its site in one process, built as a run builds them. Raises UserError like a run."""
+    site = find_site(config, Serial(), launch)
+    built = experiment.build(config, site.device, site.room)
+    return experiment.see(built, site, lambda done, total: None), site
 
 
 def class_names(count: int) -> tuple[str, ...]:

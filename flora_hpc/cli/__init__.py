@@ -1,21 +1,19 @@
 """The command line: one file a command."""
 
+import atexit
 import gc
 import os
 import sys
-import time
 from typing import Annotated, NoReturn
 
 import typer
 
 from flora_hpc import __version__, screen
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm, watch
-from flora_hpc.cli._job import LATER
+from flora_hpc.cli._job import says
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.errors import StoppedError, UserError
-
-AT_ONCE = 0.5  # seconds in which all ranks learn of a mistake in the same collective
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,8 +57,11 @@ def main() -> NoReturn:
     """Run the command line.
 
     Exit codes: 0 done; 2 the user must change something; 75 stopped by a signal, to be gone on with (EX_TEMPFAIL of sysexits.h);
-    anything else is a bug or a lost rank. What all ranks say alike is said by rank 0 alone.
+    anything else is a bug or a lost rank. What all ranks say alike is said by one of them.
     """
+    atexit.register(
+        gc.freeze
+    )  # afterwards Python would look for garbage in all of PyTorch, several times, and the process ends anyway
     try:
         me = launch.detect()
     except UserError:
@@ -80,10 +81,8 @@ def main() -> NoReturn:
         code = 0
     except UserError as error:
         code = 2
-        if speaks:
+        if says(me, isinstance(error, AgreedError)):
             print(f"flora-hpc: {error}", file=sys.stderr, flush=True)
-        elif me.launcher == "slurm":
-            time.sleep(AT_ONCE if isinstance(error, AgreedError) else LATER)
     except StoppedError as error:
         code = 75
         if speaks:
@@ -92,9 +91,8 @@ def main() -> NoReturn:
         if not hasattr(error, "exit_code"):  # not click's: a bug
             raise
         code = error.exit_code
-        if speaks:
+        if says(me):
             error.show()  # type: ignore[attr-defined]
     except KeyboardInterrupt:
         code = 130
-    gc.freeze()  # at its exit Python would look for garbage in all of PyTorch, several times, and the process ends anyway
     sys.exit(code)

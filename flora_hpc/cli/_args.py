@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flora_hpc import plugins
 from flora_hpc.errors import UserError
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")]
@@ -15,6 +16,17 @@ OptionalConfig = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; by default flora-tiny on the digits", show_default=False)
 ]
 Overrides = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="override one key; may be repeated")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        envvar="FLORA_HPC_PLUGINS",
+        show_default=False,
+        help="add your own method, partitioner, ... from a Python file or a folder of such; may be repeated",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="run directory, or its run.h5")]
 
 
@@ -37,6 +49,12 @@ class View(StrEnum):
 def has_terminal() -> bool:
     """Whether what is printed goes to a terminal that can redraw."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def use_plugins(files: list[Path] | None) -> None:
+    """Add the parts of a user's own files to their families. Raises UserError for a file that is none."""
+    for file in files or []:
+        plugins.use(file)
 
 
 def whole_numbers(option: str, text: str, example: str) -> list[int]:

@@ -1,17 +1,13 @@
 """`flora-hpc bench against`: whole rounds against a plain loop."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from flora_hpc import configfile
-from flora_hpc.cli._args import OptionalConfig, Overrides
-from flora_hpc.cli._bench_page import machine, remarks, tell_result
+from flora_hpc.cli._args import AsJson, OptionalConfig, Overrides, Plugins, use_plugins
+from flora_hpc.cli._bench_page import columns, machine, page, read, tell_result, teller
 from flora_hpc.comm import launch
 from flora_hpc.records.views import seconds
 
@@ -22,31 +18,25 @@ NAMES = {"ours": "rounds of a run", "plain": "plain loop"}
 def against(
     config: OptionalConfig = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     rounds: Annotated[int, typer.Option(min=2, help="rounds of each side, of which the first warms up")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure rounds against the loop one writes with peft, cached features and cut captions."""
-    resolved, notes = configfile.load(config or DEFAULT, [f"rounds={rounds}", *(overrides or [])])
+    use_plugins(plugin)
+    tell = teller()
+    resolved = read(config or DEFAULT, [f"rounds={rounds}", *(overrides or [])], tell)
     from flora_hpc.bench import against as part  # torch and open_clip take seconds to import
 
-    def tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    for note in notes:
-        tell(f"note: {note}")
     tell_result(part.measure(resolved, launch.detect(), tell), as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
-    console.print(f"{result['model']}, {result['method']}, {result['num_clients']:,} clients a round", style="italic", markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("side")
-    table.add_column("a round", justify="right")
+    title = f"{result['model']}, {result['method']}, {result['num_clients']:,} clients a round"
+    table = columns(["side"], ["a round"])
     for name, value in result["round_seconds"].items():
         table.add_row(NAMES[name], seconds(value))
-    console.print(table)
-    console.print(f"rounds are [bold]{result['ratio']:.2f}[/] times as fast")
     named = {
         "plain loop": "one client after the other: peft's LoRA, torch's optimizer, image features computed once, captions cut to "
         f"{result['caption_length']} tokens",
@@ -55,5 +45,4 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "same": f"after one round, the two updates are {result['update_difference']:.1e} of their length apart",
         "machine": machine(result),
     }
-    console.print()
-    console.print(remarks(named))
+    page(console, title, table, [f"rounds are [bold]{result['ratio']:.2f}[/] times as fast"], named)

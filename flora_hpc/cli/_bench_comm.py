@@ -1,17 +1,15 @@
 """`flora-hpc bench comm`: a round's allreduce against the library's own."""
 
 import re
-import sys
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
+from flora_hpc.cli._args import AsJson
+from flora_hpc.cli._bench_page import columns, machine, page, tell_result, teller
 from flora_hpc.cli._job import job
 from flora_hpc.comm import launch
 from flora_hpc.errors import UserError
@@ -27,17 +25,13 @@ def comm(
         int | None, typer.Option(min=1, help="timed repeats of each size; by default more for small ones", show_default=False)
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, serial, mpi, gloo or nccl")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a round's allreduce with the library's own. Start it like a run: with srun, mpiexec or torchrun."""
     me = launch.detect()
     wanted = parse_sizes(sizes)
     config = configfile.comm_with(backend)
-
-    def tell(text: str) -> None:
-        if me.rank == 0:
-            print(text, file=sys.stderr, flush=True)
-
+    tell = teller(me)
     with job(me, config) as ranks:
         from flora_hpc.bench import comm as part  # torch takes seconds to import
 
@@ -65,11 +59,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     ranks, hosts = result["world_size"], result["num_hosts"]
     where = f"{ranks} rank{'s' * (ranks > 1)} on {hosts} host{'s' * (hosts > 1)}"
-    console.print(f"{where}, backend {result['backend']}, started by {result['launcher']}", style="italic", markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("bytes", "ours", "library", "ratio", "difference", "bus"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    spread = {}
+    title = f"{where}, backend {result['backend']}, started by {result['launcher']}"
+    table = columns([], ["bytes", "ours", "library", "ratio", "difference", "bus"], no_wrap=True)
     for one in result["sizes"]:
         raw, rate = one["raw_seconds"], one["ours_bus_bytes_per_second"]
         table.add_row(
@@ -80,9 +71,6 @@ def show(console: Console, result: dict[str, Any]) -> None:
             f"{one['difference_seconds'] * 1e6:+,.0f} µs",
             "-" if rate is None else f"{decimal(round(rate))}/s",
         )
-        low, high = one["ours_quartiles"]
-        spread[f"{one['bytes']:,} bytes"] = high / low
-    console.print(table)
     named = {
         "ours": "a round's allreduce as it is run and metered: sums of int64 numbers",
         "library": "the library's own call on the same bytes; before either call ranks meet, which is not timed",
@@ -95,4 +83,5 @@ def show(console: Console, result: dict[str, Any]) -> None:
             "one process has nobody to add up with: this is what the simulator's own code costs; start it with mpiexec or torchrun"
         )
         named = {"alone": alone, "ours": named["ours"], "machine": named["machine"]}
-    console.print(remarks(named | (beware(spread) if ranks > 1 else {})))
+    repeats = {f"{one['bytes']:,} bytes": one["ours_quartiles"] for one in result["sizes"]} if ranks > 1 else {}
+    page(console, title, table, [], named, repeats)

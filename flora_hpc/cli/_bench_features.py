@@ -1,17 +1,14 @@
 """`flora-hpc bench features`: images per second on their way into the store of features."""
 
-import sys
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
-from flora_hpc.cli._args import Device
-from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
+from flora_hpc.cli._args import AsJson, Device
+from flora_hpc.cli._bench_page import columns, machine, page, tell_result, teller
 from flora_hpc.records.views import seconds
 
 NAMES = {
@@ -38,7 +35,7 @@ def features(
     encoding: Annotated[Encoding, typer.Option(help="how images are stored")] = Encoding.jpeg,
     repeats: Annotated[int, typer.Option(min=1, help="timed repeats, of which the median counts")] = 3,
     device: Annotated[Device, typer.Option(help="auto takes a GPU when there is one")] = Device.auto,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the embedding of images: decoding, image tower, store."""
     from flora_hpc.bench import features as part  # torch and open_clip take seconds to import
@@ -46,10 +43,7 @@ def features(
 
     methods.check(model, [], device.value)
 
-    def tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    result = part.measure(part.Task(model, images, side, encoding.value, repeats, device.value), tell)
+    result = part.measure(part.Task(model, images, side, encoding.value, repeats, device.value), teller())
     tell_result(result, as_json, show)
 
 
@@ -65,15 +59,10 @@ def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     side, size = result["side"], decimal(round(result["encoded_bytes"]))
     what = f"{result['num_images']:,} {result['encoding']} images of {side} x {side} pixels, {size} each"
-    console.print(f"{result['model']}, {what}", style="italic", markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("part")
-    for heading in ("time", "images\nper second", "share\nof the work"):
-        table.add_column(heading, justify="right")
+    table = columns(["part"], ["time", "images\nper second", "share\nof the work"])
     for part, name in NAMES.items():
         rate, share = result["images_per_second"][part], result["shares"].get(part)
         table.add_row(name, seconds(result["seconds"][part]), f"{rate:,.0f}", "" if share is None else f"{share:.1%}")
-    console.print(table)
     sizes = ", ".join(f"{decimal(num_bytes)} as {name}" for name, num_bytes in result["store_bytes"].items())
     named = {
         "measured": f"medians of {result['repeats']} repeats; the parts one by one, while embedding decodes the next images as "
@@ -82,5 +71,4 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "kept": f"{result['embed_dim']:,} numbers an image: {sizes}",
         "machine": machine(result),
     }
-    apart = {"embedding": max(result["repeat_seconds"]) / min(result["repeat_seconds"])}
-    console.print(remarks(named | beware(apart)))
+    page(console, f"{result['model']}, {what}", table, [], named, {"embedding": result["repeat_seconds"]})

@@ -1,18 +1,15 @@
 """`flora-hpc bench log`: what run.h5 costs a run."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import OptionalConfig, Overrides
-from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
+from flora_hpc.cli._args import AsJson, OptionalConfig, Overrides, Plugins, use_plugins
+from flora_hpc.cli._bench_page import columns, machine, page, read, tell_result, teller
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
@@ -24,28 +21,25 @@ DEFAULT = Path(__file__).parent.parent / "bench" / "round.yaml"
 def log(
     config: OptionalConfig = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     clients: Annotated[
         int | None, typer.Option(min=1, help="clients of a round; by default 1,000, or what CONFIG says", show_default=False)
     ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="rounds of a run, of which the first warms up")] = 6,
     repeats: Annotated[int, typer.Option(min=1, help="runs with the log, and as many without")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure what the log costs a run. Start it like a run: alone, or with srun, mpiexec or torchrun."""
     me = launch.detect()
     path = config or DEFAULT
     given = [f"rounds={rounds}", *([f"cohort.size={clients}"] if clients else []), *(overrides or [])]
-
-    def tell(text: str) -> None:
-        if me.rank == 0:
-            print(text, file=sys.stderr, flush=True)
+    tell = teller(me)
 
     def load() -> Config:
         from flora_hpc.bench import round as part  # torch and open_clip take seconds to import
 
-        resolved, notes = configfile.load(path, given)
-        for note in notes:
-            tell(f"note: {note}")
+        use_plugins(plugin)
+        resolved = read(path, given, tell)
         part.check(resolved, me, with_bare=False)
         return resolved
 
@@ -60,27 +54,17 @@ def log(
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     clients, ranks = result["num_clients"], result["world_size"]
-    what = f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round"
-    console.print(what, style="italic", markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "round", "log", "writing"):
-        table.add_column(heading, justify="right" if heading else "left")
+    title = f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round"
+    table = columns([""], ["round", "log", "writing"])
     logged, silent = result["with_log"], result["without_log"]
     table.add_row("with run.h5", *map(seconds, (logged["round_seconds"], logged["log_seconds"], result["writer_seconds"])))
     table.add_row("without", seconds(silent["round_seconds"]), seconds(silent["log_seconds"]), "-")
-    console.print(table)
-    console.print(
+    lines = [
         f"log and writing are [bold]{result['cost_share']:.2%}[/] of a round; with run.h5 it takes "
-        f"[bold]{result['round_ratio']:.3f}[/] times the time"
-    )
-    console.print(
+        f"[bold]{result['round_ratio']:.3f}[/] times the time",
         f"[bold]{result['growth_per_client_row']:.1f}[/] bytes for each client and round, "
-        f"{result['bytes_per_client_row']:.1f} with all else in the file ({decimal(result['file_bytes'])})"
-    )
-    spread = {
-        name: max(one["repeat_round_seconds"]) / min(one["repeat_round_seconds"])
-        for name, one in (("runs with run.h5", logged), ("runs without", silent))
-    }
+        f"{result['bytes_per_client_row']:.1f} with all else in the file ({decimal(result['file_bytes'])})",
+    ]
     named = {
         "measured": f"medians over {result['num_rounds']} rounds of {result['repeats']} runs on each side, in turn, on {ranks} "
         f"rank{'s' * (ranks > 1)}",
@@ -88,5 +72,5 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "writing": "processor time of the thread of rank 0 that writes, while the next round is played",
         "machine": f"{machine(result)}, backend {result['backend']}",
     }
-    console.print()
-    console.print(remarks(named | beware(spread)))
+    repeats = {"runs with run.h5": logged["repeat_round_seconds"], "runs without": silent["repeat_round_seconds"]}
+    page(console, title, table, lines, named, repeats)

@@ -1,16 +1,40 @@
-"""What the pages of several measurements share: how a result is told, remarks below a table, where and on what was measured."""
+"""What the pages of measurements share: title, table, lines and remarks; how progress and a result are told."""
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flora_hpc import configfile
+from flora_hpc.comm.launch import Launch
+from flora_hpc.config import Config
+
 BEWARE = "beware"
 BUSY = 1.2  # upper over lower quartile of what should be alike; on a machine that does nothing else they are
+
+
+def teller(me: Launch | None = None) -> Callable[[str], None]:
+    """Prints progress on standard error; of many ranks, rank 0 does."""
+
+    def tell(text: str) -> None:
+        if me is None or me.rank == 0:
+            print(text, file=sys.stderr, flush=True)
+
+    return tell
+
+
+def read(path: Path, overrides: list[str], tell: Callable[[str], None]) -> Config:
+    """The configuration, and its notes told."""
+    resolved, notes = configfile.load(path, overrides)
+    for note in notes:
+        tell(f"note: {note}")
+    return resolved
 
 
 def tell_result(result: dict[str, Any], as_json: bool, show: Callable[[Console, dict[str, Any]], None]) -> None:
@@ -20,6 +44,38 @@ def tell_result(result: dict[str, Any], as_json: bool, show: Callable[[Console, 
         print()
     else:
         show(Console(highlight=False), result)
+
+
+def page(
+    console: Console,
+    title: str,
+    table: Table,
+    lines: Sequence[str],
+    named: Mapping[str, str],
+    repeats: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Print a title, a table, lines below it, and remarks by their names.
+
+    `repeats` are numbers that should be alike; where they are not, a remark says that the machine was busy.
+    """
+    console.print(title, style="italic", markup=False)
+    console.print(table)
+    for line in lines:
+        console.print(line)
+    if lines:
+        console.print()
+    apart = {name: max(values) / min(values) for name, values in (repeats or {}).items()}
+    console.print(remarks({**named, **beware(apart)}))
+
+
+def columns(left: Sequence[str], right: Sequence[str], no_wrap: bool = False) -> Table:
+    """An empty table: columns of texts, then columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in left:
+        table.add_column(heading)
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=no_wrap)
+    return table
 
 
 def remarks(named: Mapping[str, str]) -> Table:

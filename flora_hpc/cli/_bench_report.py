@@ -1,13 +1,14 @@
 """`flora-hpc bench report`: a page over a long run with many clients."""
 
-import sys
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 
-from flora_hpc.cli._bench_page import beware, remarks, tell_result
+from flora_hpc import extras
+from flora_hpc.cli._args import AsJson
+from flora_hpc.cli._bench_page import beware, remarks, tell_result, teller
 
 
 def report(
@@ -15,12 +16,13 @@ def report(
     clients: Annotated[int, typer.Option(min=1, help="clients, all of which train in every round")] = 1000,
     ranks: Annotated[int, typer.Option(min=1, help="ranks")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="timed repeats, of which the median counts")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a page over a made-up run: seconds, peak memory, and its size. By default a million rows of clients."""
+    extras.need("bench report", "matplotlib", "jinja2")
     from flora_hpc.bench import report as part
 
-    print(f"writing a run of {rounds:,} rounds, then {repeats} x its report", file=sys.stderr, flush=True)
+    teller()(f"writing a run of {rounds:,} rounds, then {repeats} x its report")
     tell_result(part.measure(rounds, clients, ranks, repeats), as_json, show)
 
 

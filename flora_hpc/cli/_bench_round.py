@@ -1,17 +1,14 @@
 """`flora-hpc bench round`: where a round's time goes."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import OptionalConfig, Overrides, whole_numbers
-from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
+from flora_hpc.cli._args import AsJson, OptionalConfig, Overrides, Plugins, use_plugins, whole_numbers
+from flora_hpc.cli._bench_page import columns, machine, page, read, tell_result, teller
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
@@ -24,6 +21,7 @@ DEFAULT = Path(__file__).parent.parent / "bench" / "round.yaml"
 def round_(
     config: OptionalConfig = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     clients: Annotated[
         int | None, typer.Option(min=1, help="clients of a round; by default 1,000, or what CONFIG says", show_default=False)
     ] = None,
@@ -36,7 +34,7 @@ def round_(
     bare: Annotated[
         bool, typer.Option("--bare", help="also the same tensor operations in a bare loop, in turn with the runs")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show where a round's time goes. Start it like a run: alone, or with srun, mpiexec or torchrun."""
     me = launch.detect()
@@ -45,18 +43,14 @@ def round_(
     populations = whole_numbers("--registered", registered, "10000,1000000") if registered else []
     changes = [[*given, f"partition.num_clients={number}"] for number in populations] or [given]
     configs: list[Config] = []
-
-    def tell(text: str) -> None:
-        if me.rank == 0:
-            print(text, file=sys.stderr, flush=True)
+    tell = teller(me)
 
     def load() -> Config:
         from flora_hpc.bench import round as part  # torch and open_clip take seconds to import
 
         for change in changes:
-            resolved, notes = configfile.load(path, change)
-            for note in notes:
-                tell(f"note: {note}")
+            use_plugins(plugin)
+            resolved = read(path, change, tell)
             part.check(resolved, me, bare)
             configs.append(resolved)
         if len(configs) > 1:
@@ -86,36 +80,29 @@ def check_comparable(config: Config) -> None:
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
     clients, ranks = result["num_clients"], result["world_size"]
-    what = f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round"
-    console.print(what, style="italic", markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("phase")
-    table.add_column("time", justify="right")
-    table.add_column("share", justify="right")
+    title = f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round"
+    table = columns(["phase"], ["time", "share"])
     for phase, value in result["seconds"].items():
         table.add_row(phase, seconds(value), f"{result['shares'][phase]:.1%}")
-    console.print(table)
-    console.print(
+    lines = [
         f"[bold]{seconds(result['round_seconds'])}[/] a round, [bold]{result['client_updates_per_second']:,.0f}[/] client updates "
         f"per second, framework share [bold]{result['framework_share']:.1%}[/]"
-    )
+    ]
     if loop := result["bare"]:
-        console.print(
+        lines.append(
             f"bare loop: {seconds(loop['round_seconds'])} a round, {loop['client_updates_per_second']:,.0f} client updates per "
             f"second; whole rounds reach [bold]{loop['ratio']:.1%}[/] of that"
         )
     first, *others = result["populations"]
     for other in others:
-        console.print(
+        lines.append(
             f"{other['registered']:,} clients registered: {seconds(other['round_seconds'])} a round, [bold]{other['ratio']:.3f}[/] "
             f"times that with {first['registered']:,}"
         )
-    low, high = result["round_seconds_quartiles"]
     named = {
         "measured": f"medians over {result['num_rounds']} rounds of {result['repeats']} runs on {ranks} rank{'s' * (ranks > 1)}, "
         "log included; a round's seconds are means over ranks",
         "framework": "all but training, collectives, waiting and evaluation",
         "machine": f"{machine(result)}, backend {result['backend']}",
     }
-    console.print()
-    console.print(remarks(named | beware({"rounds": high / low})))
+    page(console, title, table, lines, named, {"rounds": result["round_seconds_quartiles"]})

@@ -1,18 +1,14 @@
 """`flora-hpc bench scale`: client updates per second on more and more ranks."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from flora_hpc import configfile
-from flora_hpc.cli._args import OptionalConfig, Overrides, whole_numbers
-from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
+from flora_hpc.cli._args import AsJson, OptionalConfig, Overrides, Plugins, use_plugins, whole_numbers
+from flora_hpc.cli._bench_page import columns, machine, page, read, tell_result, teller
 from flora_hpc.records.views import seconds
 
 DEFAULT = Path(__file__).parent.parent / "bench" / "scale.yaml"
@@ -28,6 +24,7 @@ class Launcher(StrEnum):
 def scale(
     config: OptionalConfig = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     ranks: Annotated[
         str | None, typer.Option(metavar="1,N,...", help="numbers of ranks; by default 1, 2, 4, ... and all cores")
     ] = None,
@@ -39,19 +36,16 @@ def scale(
     independent: Annotated[
         bool, typer.Option("--independent", help="also as many runs at once that know nothing of each other: what the cores allow")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare numbers of ranks, each on a core of its own: client updates per second. Starts the ranks itself."""
     chosen = whole_numbers("--ranks", ranks, "1,2,4") if ranks else None
-    resolved, notes = configfile.load(config or DEFAULT, [f"rounds={rounds}", *(overrides or [])])
+    use_plugins(plugin)
+    tell = teller()
+    resolved = read(config or DEFAULT, [f"rounds={rounds}", *(overrides or [])], tell)
 
     from flora_hpc.bench import scale as part  # torch and open_clip take seconds to import
 
-    def tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    for note in notes:
-        tell(f"note: {note}")
     chosen = chosen or part.default_ranks(len(part.cores()))
     part.check(resolved, chosen)
     result = part.measure(resolved, chosen, launcher and launcher.value, repeats, independent, tell)
@@ -60,11 +54,9 @@ def scale(
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what the numbers mean."""
-    what = f"{result['model']}, {result['method']}, {result['dataset']}, {result['num_clients']:,} clients a round"
-    console.print(what, style="italic", markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("ranks", "client updates\nper second", "times\none rank", "efficiency", "wait", "comm", "start-up"):
-        table.add_column(heading, justify="right")
+    title = f"{result['model']}, {result['method']}, {result['dataset']}, {result['num_clients']:,} clients a round"
+    headings = ("ranks", "client updates\nper second", "times\none rank", "efficiency", "wait", "comm", "start-up")
+    table = columns([], headings)
     for one in result["ranks"]:
         table.add_row(
             f"{one['num_ranks']}",
@@ -74,7 +66,6 @@ def show(console: Console, result: dict[str, Any]) -> None:
             *(f"{one['shares'][phase]:.1%}" for phase in ("wait", "comm")),
             seconds(one["start_up_seconds"]),
         )
-    console.print(table)
     allowed = [
         f"{one['num_ranks']} ranks reach {one['speedup'] / one['independent_speedup']:.1%} of the throughput of {one['num_ranks']} "
         f"independent runs at once, which are {one['independent_speedup']:.2f} times as fast as one alone"
@@ -87,8 +78,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "start-up": "from starting the launcher to round 0: processes, imports, model, features",
         "machine": f"{machine(result)} a rank, {result['launcher']}, backend {result['backend']}",
     }
-    apart = {
-        f"{one['num_ranks']} ranks": max(one["repeat_updates_per_second"]) / min(one["repeat_updates_per_second"])
-        for one in result["ranks"]
-    }
-    console.print(remarks(named | ({"independent": "; ".join(allowed)} if allowed else {}) | beware(apart)))
+    if allowed:
+        named["independent"] = "; ".join(allowed)
+    repeats = {f"{one['num_ranks']} ranks": one["repeat_updates_per_second"] for one in result["ranks"]}
+    page(console, title, table, [], named, repeats)

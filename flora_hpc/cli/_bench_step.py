@@ -1,6 +1,5 @@
 """`flora-hpc bench step`: the plain step against the fast one."""
 
-import sys
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -9,10 +8,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flora_hpc.cli._args import Device
-from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
+from flora_hpc.cli._args import AsJson, Device
+from flora_hpc.cli._bench_page import machine, page, tell_result, teller
 from flora_hpc.records.views import seconds
 
+PARTS = {  # of the fast step
+    "products": "matrix products",
+    "attention": "scores, softmax and mix",
+    "other": "operators: norms, sums, copies, loss, Adam",
+    "between": "operators: Python, autograd, the profiler",
+}
 SIDES = {"plain": "plain", "fast": "step"}  # and what their keys begin with
 
 
@@ -39,7 +44,7 @@ def step(
     steps: Annotated[int, typer.Option(min=1, help="steps of each client in a repeat of the fast side")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="timed repeats, of which the median counts")] = 3,
     device: Annotated[Device, typer.Option(help="auto takes a GPU when there is one")] = Device.auto,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the plain training step with the fast one: time, gradients, share of the peak.
 
@@ -49,14 +54,13 @@ def step(
 
     task = part.Task(model, method, classes, batch_size, precision.value, clients, steps, repeats, device.value)
     part.check(task)
-    result = part.measure(task, lambda text: print(text, file=sys.stderr, flush=True))
+    result = part.measure(task, teller())
     tell_result(result, as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """The measurement as a table, and what each number means."""
     task = f"{result['classes']:,} classes, {result['batch_size']:,} images a step, {result['precision']}"
-    console.print(f"{result['model']}, {result['method']}, {task}", style="italic", markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right", style="bold", no_wrap=True)
@@ -64,18 +68,22 @@ def show(console: Console, result: dict[str, Any]) -> None:
     plain, fast = result["plain_seconds"], result["step_seconds"]
     table.add_row("plain step", seconds(plain), "one client, open_clip and peft alone")
     table.add_row("fast step", seconds(fast), f"a client's share, {result['clients_per_step']} at once")
+    for name, meaning in PARTS.items():
+        share = result["step_parts_seconds"][name] / result["profiled_step_seconds"]
+        table.add_row(f"  {name}", f"{share:.0%}", meaning)
     table.add_row("ratio", f"{plain / fast:,.1f}", "plain over fast")
     table.add_row("gradient error", f"{result['grad_rel_err']:.1e}", "length of the difference, over the gradient's")
     table.add_row("", f"{result['grad_largest_err']:.1e}", "largest difference, over the largest number")
     table.add_row("operations", f"{result['step_gflop']:,.3g} GFLOP", "that the fast step executes")
     table.add_row("peak", f"{result['peak_gflops']:,.0f} GFLOP/s", "of a large product, measured just now")
     table.add_row("share of the peak", f"{result['peak_fraction']:.0%}", "that the fast step reaches")
-    console.print(table)
-    spread = {side: max(result[f"{key}_repeat_seconds"]) / min(result[f"{key}_repeat_seconds"]) for side, key in SIDES.items()}
+    slower = result["profiled_step_seconds"] / fast
     named = {
         "measured": f"in turn in one process, medians of {result['repeats']} after one to warm up; the fast side starts from image "
         f"features, which a run computes once for all rounds; gradients of {result['gradients_compared']} clients, each with "
         "tensors of its own; operations of products and attention alone",
+        "parts": f"by PyTorch's profiler, under which the fast step takes {slower:.2f} times as long",
         "machine": machine(result),
     }
-    console.print(remarks(named | beware(spread)))
+    repeats = {side: result[f"{key}_repeat_seconds"] for side, key in SIDES.items()}
+    page(console, f"{result['model']}, {result['method']}, {task}", table, [], named, repeats)

@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from flora_hpc.cli._args import AsJson
 from flora_hpc.config import FeaturesConfig
 from flora_hpc.errors import UserError, did_you_mean, reason
 
@@ -28,7 +29,7 @@ def cache(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="read all of it, and compare it with its digest")] = False,
     store: Annotated[str, typer.Option(metavar="FOLDER", help="as features.store in a configuration")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the features that are kept for later runs; remove some of them."""
     from flora_hpc.data import store as features  # torch takes seconds to import

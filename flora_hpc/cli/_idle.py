@@ -13,10 +13,10 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     """
     import torch  # takes seconds
 
-    from flora_hpc import prepare
-    from flora_hpc.cli.plan import room_for
+    from flora_hpc import experiment
     from flora_hpc.clip import precision
     from flora_hpc.clip.load import load
+    from flora_hpc.forecast import room_for
     from flora_hpc.round import groups_of_ranks
 
     first = configs[0]
@@ -25,19 +25,19 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     if not gpus_per_node:
         precision.settle(first.model.precision, torch.device("cpu"))
         precision.settle(first.features.compute, torch.device("cpu"), "features.compute")
-    dataset = prepare.dataset(first)
+    dataset = experiment.dataset(first)
     clip, room = load(first.model, first.seed, torch.device("meta")), room_for(gpus_per_node, ranks_per_node)
     sentences = []
     for config in configs:
-        fed = prepare.federation(config, dataset, clip, torch.device("meta"), room)
-        idle = sum(not groups for groups in groups_of_ranks(fed, num_ranks, 1))
+        setup = experiment.make_setup(config, dataset, clip, torch.device("meta"), room)
+        idle = sum(not groups for groups in groups_of_ranks(setup, num_ranks, 1))
         if idle:
-            clients = count(config.cohort.num_clients(fed.shards.num_clients), "client")
+            clients = count(config.cohort.num_clients(setup.shards.num_clients), "client")
             cut, smaller = "", ""
-            if fed.grouping.fixed:
-                cut = f", which make {count(num_ranks - idle, 'group')} of up to {fed.grouping.most}"
+            if setup.grouping.fixed:
+                cut = f", which make {count(num_ranks - idle, 'group')} of up to {setup.grouping.most}"
                 smaller = ", or set a lower client.group_size"
-            registered = f"partition.num_clients {fed.shards.num_clients:,}: " if len(configs) > 1 else ""
+            registered = f"partition.num_clients {setup.shards.num_clients:,}: " if len(configs) > 1 else ""
             sentences.append(
                 f"{registered}{idle} of {num_ranks} ranks have no work, since a round has {clients}{cut}; "
                 f"ask for fewer ranks{smaller}"

@@ -3,17 +3,18 @@
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
-from flora_hpc.comm import mpilibrary
+from flora_hpc.comm import mpilibrary, speaker
 from flora_hpc.comm.communicator import AgreedError, Communicator, connect, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig, Config
-from flora_hpc.errors import StoppedError, UserError
+from flora_hpc.errors import UserError
+from flora_hpc.job import guarded
 
+AT_ONCE = 0.5  # seconds in which all ranks learn of a mistake in the same collective
 LATER = 5.0  # seconds that other ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
 
 
@@ -30,48 +31,41 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
             if launch.size == 1:
                 raise
             leave_alone(launch, error)
-        try:
+        with guarded(comm):
             yield comm
-        except (AgreedError, StoppedError):
-            raise  # every rank knows; rank 0 says it
-        except KeyboardInterrupt:
-            if comm.size == 1:
-                raise
-            time.sleep(0 if comm.rank == 0 else 2)  # rank 0 has the file to close
-            comm.abort(130)
-        except Exception as error:
-            mistake = isinstance(error, UserError)
-            if comm.size == 1:
-                raise
-            where = f"flora-hpc: rank {comm.rank} of {comm.size} on {socket.gethostname()}"
-            print(f"{where}: {error if mistake else traceback.format_exc()}", file=sys.stderr, flush=True)
-            time.sleep(1)  # an abort may overtake what was said: MPICH's launcher then drops it
-            comm.abort(2 if mistake else 1)
+
+
+def says(launch: Launch, agreed: bool = False) -> bool:
+    """Whether this rank says a mistake that all ranks make: the first one under torchrun, else rank 0.
+
+    The other ranks wait before they leave, where the launcher ends all ranks with the first that leaves. Where torchrun's store
+    does not answer, a rank that is still there afterwards says it, too: better twice than never. With `agreed` all ranks learned of
+    the mistake in the same collective.
+    """
+    is_first = speaker.is_first(launch)
+    if is_first or (is_first is None and launch.rank == 0):
+        return True
+    if launch.launcher in ("slurm", "torchrun"):
+        time.sleep(AT_ONCE if agreed else LATER)
+    return is_first is None and launch.launcher == "torchrun" and not agreed
 
 
 def leave_alone(launch: Launch, error: UserError) -> NoReturn:
     """End a rank that cannot connect, and with it the others, which may be right where they are and wait for this one.
 
-    A mistake that all ranks make is said by rank 0, whose launcher ends the others before they say it, too.
+    A mistake that all ranks make is said by rank 0, whose launcher ends the others before they say it, too. Under torchrun the
+    first rank says it, and no other.
     """
-    if launch.rank:
+    is_first = speaker.is_first(launch)
+    if not is_first and launch.rank:
         time.sleep(LATER)
+    if is_first is False:
+        sys.exit(2)
     where = f"rank {launch.rank} of {launch.size} on {socket.gethostname()}: " if launch.rank else ""
     print(f"flora-hpc: {where}{error}", file=sys.stderr, flush=True)
     time.sleep(0.5)  # an abort may overtake what was said
     mpilibrary.abort_early(launch, 2)
     sys.exit(2)
-
-
-def ends(comm: Communicator) -> Callable[[str], None]:
-    """What says why the job cannot go on, and ends all of it."""
-
-    def say_and_abort(why: str) -> None:
-        print(f"flora-hpc: rank {comm.rank} of {comm.size} on {socket.gethostname()}: {why}", file=sys.stderr, flush=True)
-        time.sleep(0.5)  # an abort may overtake what was said
-        comm.abort(1)
-
-    return say_and_abort
 
 
 @contextmanager

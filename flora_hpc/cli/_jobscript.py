@@ -34,6 +34,7 @@ class Job:
     account: str | None = None
     clients: tuple[int, ...] = ()
     container: str | None = None
+    plugins: tuple[str, ...] = ()  # files of the user's own parts
 
     @property
     def num_tasks(self) -> int:
@@ -205,6 +206,7 @@ def program(job: Job) -> list[str]:
     lines = [f"apptainer exec {nv}{shlex.quote(job.container)} \\"] if job.container else []
     suffix, clients = ('-"$clients"', ['-s partition.num_clients="$clients"']) if job.clients else ("", [])
     lines.append(f"flora-hpc run {shlex.quote(job.config)} --out {shlex.quote(job.out)}{suffix} --resume \\")
-    rest = [*(f"-s {shlex.quote(setting)}" for setting in job.settings), *clients, '"$@"']
+    rest = [f"--plugin {shlex.quote(file)}" for file in job.plugins]
+    rest += [*(f"-s {shlex.quote(setting)}" for setting in job.settings), *clients, '"$@"']
     lines.append(" ".join(rest))
     return [f"    {line}" for line in lines]

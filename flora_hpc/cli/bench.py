@@ -1,32 +1,18 @@
 """`flora-hpc bench`: parts of the program, measured on this machine."""
 
-import sys
-from dataclasses import asdict
-from typing import Annotated, Any
-
 import typer
-from rich import box
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
 
 from flora_hpc.cli import (
     _bench_against,
     _bench_comm,
     _bench_features,
     _bench_log,
+    _bench_methods,
     _bench_report,
     _bench_round,
     _bench_scale,
     _bench_step,
 )
-from flora_hpc.cli._args import Device
-from flora_hpc.cli._bench_page import beware, machine, remarks, tell_result
-from flora_hpc.errors import UserError
-from flora_hpc.records.views import seconds
-
-PAPER = {("flora", "fedfft"): " (the FLoRA paper: up to 34.72 and 2.47)"}
 
 app = typer.Typer(no_args_is_help=True)
 app.command("step")(_bench_step.step)
@@ -37,104 +23,9 @@ app.command("log")(_bench_log.log)
 app.command("scale")(_bench_scale.scale)
 app.command("features")(_bench_features.features)
 app.command("report")(_bench_report.report)
+app.command("methods")(_bench_methods.methods)
 
 
 @app.callback()
 def bench() -> None:
     """Measure parts of the program on this machine."""
-
-
-@app.command()
-def methods(
-    model: Annotated[str, typer.Option(help="'flora-tiny' or a name of open_clip.list_models(), with random weights")] = "ViT-B-32",
-    classes: Annotated[int, typer.Option(min=1, help="captions of the task")] = 10,
-    batch_size: Annotated[int, typer.Option(min=1, help="images of a client step")] = 128,
-    names: Annotated[
-        str, typer.Option("--methods", metavar="A,B,...", help="measured in this order; each is compared with the last")
-    ] = "flora,fedfft",
-    clients: Annotated[
-        int | None,
-        typer.Option(min=1, help="clients trained at once; by default as many as in a run with many", show_default=False),
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="steps of each client in a repeat")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="timed repeats, of which the median counts")] = 3,
-    device: Annotated[Device, typer.Option(help="auto takes a GPU when there is one")] = Device.auto,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
-) -> None:
-    """Compare methods: seconds per client step and peak memory.
-
-    On two cores the default takes some minutes and 10 GB, nearly all of both for fedfft.
-    """
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
-    if not chosen:
-        raise UserError("--methods: names no method; give for example --methods flora,fedfft")
-
-    from flora_hpc.bench import methods as part  # torch and open_clip take seconds to import
-    from flora_hpc.simulation import versions
-
-    part.check(model, chosen, device.value)
-    measured = {}
-    with part.weights_file(model) as file:
-        for number, name in enumerate(chosen, 1):
-            print(f"measuring {name} ({number} of {len(chosen)}): one step, then {repeats} x {steps}", file=sys.stderr, flush=True)
-            task = part.Task(name, model, classes, batch_size, clients, steps, repeats, device.value, file)
-            measured[name] = part.measure_alone(task)
-    last = measured[chosen[-1]]
-    result = {
-        "model": model,
-        "classes": classes,
-        "batch_size": batch_size,
-        "steps": steps,
-        "repeats": repeats,
-        "precision": "fp32",
-        "device": last.device,
-        "processor": part.processor(),
-        "num_threads": last.num_threads,
-        "versions": versions(),
-        "methods": {name: asdict(one) for name, one in measured.items()},
-        "against": chosen[-1],
-        "ratios": part.ratios(measured),
-    }
-    tell_result(result, as_json, show)
-
-
-def show(console: Console, result: dict[str, Any]) -> None:
-    """The measurement as a table, the ratios, and what the numbers mean."""
-    title = f"{result['model']}, {result['classes']:,} classes, {result['batch_size']:,} images a step, {result['precision']}"
-    table = Table(title=Text(title, "table.title"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method")
-    for heading in ("trained\nnumbers", "payload", "clients\nat once", "time per\nclient step", "peak\nmemory"):
-        table.add_column(heading, justify="right")
-    for name, one in result["methods"].items():
-        step = one["seconds_per_client_step"]
-        time = seconds(step) if step < 60 else f"{step:,.0f} s"  # minutes would hide the ratio
-        sizes = decimal(one["payload_bytes"]), f"{one['clients_at_once']}", time, decimal(one["peak_memory_bytes"])
-        table.add_row(name, f"{one['num_params']:,}", *sizes)
-    console.print(table)
-    libraries = max(one["resident_before_bytes"] for one in result["methods"].values())
-    for name, ratio in result["ratios"].items():
-        against = result["against"]
-        text = f"{times(ratio['time'])} time per client step, {times(ratio['memory'])} peak memory"
-        own = f"; {times(ratio['memory_above_libraries'])} memory on top of the libraries" if libraries else ""
-        console.print(f"[bold]{name}[/] against {against}: [bold]{text}[/]{PAPER.get((name, against), '')}{own}")
-
-    whose = f"the method's whole process, of which {decimal(libraries)} are libraries" if libraries else "tensors on the GPU"
-    stored = [name for name, one in result["methods"].items() if one["sees"] == "features"]
-    once = f"image features of {', '.join(stored)}, made once for all rounds (in the peak, not in a step); " if stored else ""
-    spread = {name: max(one["repeat_seconds"]) / min(one["repeat_seconds"]) for name, one in result["methods"].items()}
-    named = {
-        "measured": f"local training as in a run: a client's share of the time of its group, median of {result['repeats']} x "
-        f"{result['steps']} steps after one to warm up; peak memory of {whose}",
-        "not measured": f"{once}aggregation, communication, accuracy: weights and images are random",
-        "machine": machine(result),
-    }
-    console.print()
-    console.print(remarks(named | beware(spread)))
-
-
-def times(ratio: float) -> str:
-    """512.3 -> '512 times less', 0.5 -> '2 times more', 0.999 -> 'the same'."""
-    size = max(ratio, 1 / ratio)
-    if size < 1.005:
-        return "the same"
-    return f"{f'{size:,.0f}' if size >= 100 else f'{size:.3g}'} times {'less' if ratio >= 1 else 'more'}"

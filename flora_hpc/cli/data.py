@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flora_hpc import configfile
-from flora_hpc.cli._args import ConfigFile, Overrides
+from flora_hpc.cli._args import AsJson, ConfigFile, Overrides, Plugins, use_plugins
 from flora_hpc.cli._cache import cache
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
@@ -34,7 +34,7 @@ def data() -> None:
     """Fetch, pack and look at datasets; compute and manage the features of their images."""
 
 
-def embed(config: ConfigFile, overrides: Overrides = None) -> None:
+def embed(config: ConfigFile, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Compute the features of all images, so that runs find them. Any launcher will do: all ranks work on it.
 
     May be stopped and started again at any time; what was computed is kept.
@@ -42,6 +42,7 @@ def embed(config: ConfigFile, overrides: Overrides = None) -> None:
     me, started = launch.detect(), time.perf_counter()
 
     def load() -> Config:
+        use_plugins(plugin)
         resolved, notes = configfile.load(config, overrides)
         if resolved.features.store == "none":
             raise UserError("features.store: is none, so that nothing would be kept; set it to a folder, or leave it away")
@@ -50,11 +51,11 @@ def embed(config: ConfigFile, overrides: Overrides = None) -> None:
         return resolved
 
     with job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
-        from flora_hpc import simulation  # torch and open_clip take seconds to import
+        from flora_hpc import jobs  # torch and open_clip take seconds to import
 
         bar = Bar("features", live=sys.stderr.isatty() and me.launcher != "openmpi")  # its ranks always have a terminal
         try:
-            dataset, embedded = simulation.embed_all(resolved, comm, me, bar)
+            dataset, embedded = jobs.embed_all(resolved, comm, me, bar)
         finally:
             bar.close()
         total, seconds = len(dataset.images), time.perf_counter() - started
@@ -68,6 +69,7 @@ def embed(config: ConfigFile, overrides: Overrides = None) -> None:
 def inspect(
     config: ConfigFile,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="also draw it into a .png or .svg file", show_default=False)
     ] = None,
@@ -80,9 +82,10 @@ def inspect(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="with --rows: write over a file that is there")] = False,
     check: Annotated[bool, typer.Option("--check", help="decode every image, and name those that cannot be")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show which client holds which images: sizes, classes, how far each client is from the whole. Needs no model."""
+    use_plugins(plugin)
     resolved, notes = configfile.load(config, overrides)
     for note in [] if as_json else notes:
         print(f"note: {note}")
@@ -172,7 +175,7 @@ def list_(
     root: Annotated[
         Path | None, typer.Option(help="as data.root; $FLORA_HPC_DATA or ~/.cache/flora_hpc/data by default", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the datasets that have a name: which are here, which are not, and how to get them."""
     from flora_hpc import plugins

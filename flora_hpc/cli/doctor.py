@@ -22,6 +22,7 @@ from flora_hpc.comm import launch, mpilibrary
 from flora_hpc.comm.communicator import AgreedError, Choice, choose
 from flora_hpc.comm.launch import Launch
 from flora_hpc.errors import UserError
+from flora_hpc.versions import versions
 
 LOG_WIDTH = 160  # columns where the output is no terminal
 SCHEMA = 1  # of --json: raised when a key goes or changes its meaning
@@ -41,15 +42,13 @@ def doctor(
 
     import numpy as np
 
-    from flora_hpc import simulation  # torch takes seconds to import
-
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH, highlight=False, quiet=as_json)
-    choice, library, versions = choose(me, config), mpi_library(), simulation.versions()
-    for name, text in facts(me, choice, library, versions).items():
+    choice, library, installed = choose(me, config), mpi_library(), versions()
+    for name, text in facts(me, choice, library, installed).items():
         console.print(f"[dim]{name}:[/] {escape(text)}", soft_wrap=True)
     late = f"flora-hpc: the ranks did not meet and add up a number within {timeout:g} seconds: {advice(choice.backend)}"
     with time_limit(timeout, late if me.rank == 0 else ""), job(me, config) as comm:
-        rows = gather(comm, me, config, library, versions)
+        rows = gather(comm, me, config, library, installed)
         console.print(
             table_of(f"{len(rows)} rank{'s' * (len(rows) > 1)}, backend {comm.name}", RANKS, [row.cells() for row in rows])
         )
@@ -64,7 +63,7 @@ def doctor(
         remarks = notes(rows, choice)
         if as_json and comm.rank == 0:
             screen.for_programs()
-            found = known(me, choice, library, versions)
+            found = known(me, choice, library, installed)
             results = {"collective_seconds": seconds, "problems": problems, "notes": remarks}
             print(json.dumps(found | {"ranks": [asdict(row) for row in rows]} | results, indent=2), flush=True)
         if problems:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from flora_hpc import configfile
+from flora_hpc import configfile, rundir
 from flora_hpc.cli._adapter import note_round
-from flora_hpc.cli._args import Overrides, Run
+from flora_hpc.cli._args import Overrides, Plugins, Run, use_plugins
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch
@@ -27,6 +27,7 @@ def evaluate(
         ),
     ] = None,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Measure the adapter of a finished run on the test images of any dataset. Any launcher will do, or none."""
@@ -35,17 +36,19 @@ def evaluate(
     chosen = [*([of_data(data)] if data else []), *(overrides or [])]
 
     def load() -> Config:
+        use_plugins(plugin)
+        rundir.check_plugins(folder)
         config, notes = configfile.load(folder / "config.yaml", chosen)
         for note in [] if as_json else notes:
             print(f"note: {note}")
         return config
 
     with job_with_config(me, load, lambda: configfile.load_comm(folder / "config.yaml", chosen)) as (comm, config):
-        from flora_hpc import simulation  # torch and open_clip take seconds to import
+        from flora_hpc import jobs  # torch and open_clip take seconds to import
 
         if comm.rank == 0:
             note_round(run)
-        dataset, correct, total = simulation.measure(config, folder / "adapter", comm, me, Bar("features"))
+        dataset, correct, total = jobs.measure(config, folder / "adapter", comm, me, Bar("features"))
         if comm.rank == 0:
             facts = {"run": str(run), "dataset": dataset, "num_images": total, "num_correct": correct, "accuracy": correct / total}
             text = f"{config.method.name} of {run} on {dataset}: {correct:,} of {total:,} test images right, {correct / total:.4f}"

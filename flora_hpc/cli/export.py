@@ -15,9 +15,9 @@ from typing import Annotated
 import typer
 from safetensors import SafetensorError
 
-from flora_hpc import configfile
+from flora_hpc import configfile, extras, rundir
 from flora_hpc.cli._adapter import note_round
-from flora_hpc.cli._args import Run
+from flora_hpc.cli._args import Plugins, Run, use_plugins
 from flora_hpc.comm import launch, stop
 from flora_hpc.errors import UserError, reason
 from flora_hpc.owner import claim, living
@@ -64,6 +64,7 @@ def export(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="new directory; by default export-<to> in the run's", show_default=False)
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Write what a finished run trained for other programs: open_clip, transformers or PEFT."""
     if (size := launch.detect().size) > 1:
@@ -75,6 +76,10 @@ def export(
     out = out or folder / f"export-{form.replace(' --', '-')}"
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: exists already; choose another directory, or remove this one")
+    use_plugins(plugin)
+    rundir.check_plugins(folder)
+    if to == Form.transformers:
+        extras.need(f"--to {form}", "transformers" if merged else "peft")
     note_round(run)
     save(form, out, folder)
     print(f"wrote {out}; {LOAD[form].format(out=out)}")

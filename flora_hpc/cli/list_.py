@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flora_hpc import plugins
+from flora_hpc.cli._args import Plugins, use_plugins
 from flora_hpc.config import Config, Section
 from flora_hpc.errors import UserError, did_you_mean
 
@@ -32,8 +33,10 @@ def list_(
         str | None, typer.Option(help="tell what each method trains of this model", show_default=False, metavar="NAME")
     ] = None,
     classes: Annotated[int, typer.Option(min=1, help="with --model: number of classes")] = 10,
+    plugin: Plugins = None,
 ) -> None:
     """Show what a configuration may hold: the names of all methods, datasets, partitioners, ..., or the options of one of them."""
+    use_plugins(plugin)
     if model is not None:
         if name not in (None, "methods"):
             raise UserError(f"--model tells of methods, not of {name}; leave one of the two out")
@@ -81,7 +84,16 @@ def show_lines(console: Console, title: str, lines: dict[str, str]) -> None:
 
 
 def first_line(family: str, name: str) -> str:
-    """What a member says of itself. Its file is read and not imported where there is one, for it may import PyTorch."""
+    """What a member says of itself, and where it comes from, if that is not flora_hpc.
+
+    A file of flora_hpc's own is read and not imported, for it may import PyTorch.
+    """
+    try:
+        part = plugins.own_part(family, name)
+    except UserError as error:  # two have that name
+        return str(error)
+    if part is not None:
+        return f"{str(part.load().__doc__).strip().partition(chr(10))[0]} [{part.source}]"
     with suppress(ImportError, OSError, SyntaxError):
         module = f"{plugins.FAMILIES[family]}.{name}"
         spec = find_spec(module)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
+from flora_hpc import extras
 from flora_hpc.errors import UserError, reason
 from flora_hpc.records.hdf5file import locate
 from flora_hpc.records.opened import Run, open_run
@@ -50,6 +51,7 @@ def report(
     """
     if kind and figures is None:
         raise UserError(f"--format {kind.value}: is for single figures; name their folder with --figures DIR")
+    extras.need("report", "matplotlib", "jinja2")
     opened = _open(runs)
     page = out or (_beside(opened[0]) if len(opened) == 1 else Path("comparison.html"))
     _check(page)

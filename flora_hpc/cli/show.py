@@ -11,8 +11,8 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from flora_hpc import screen
-from flora_hpc.cli._args import Run
+from flora_hpc import extras, screen
+from flora_hpc.cli._args import AsJson, Run
 from flora_hpc.cli._table import plain_rows, show_table
 from flora_hpc.errors import UserError, reason
 from flora_hpc.records import views
@@ -32,7 +32,7 @@ def show(
     clients: Annotated[bool, typer.Option("--clients", help="a row for every client that trained in a round")] = False,
     topology: Annotated[bool, typer.Option("--topology", help="a row a rank: host, device, threads")] = False,
     last: Annotated[int | None, typer.Option(min=1, metavar="N", help="only the last N rows", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+    as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="one table as CSV on standard output")] = False,
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="write one table to a file", show_default=False)] = None,
 ) -> None:
@@ -114,13 +114,13 @@ def write_csv(table: Rows) -> None:
 
 def write_parquet(run: OpenRun, name: str, last: int | None, path: Path) -> None:
     """One table with the types that it has in the file. Raises UserError when pyarrow is missing or the file cannot be written."""
+    extras.need("--parquet", "pyarrow")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {key: values[-last if last else 0 :] for key, values in run.columns(name).items()}
+    table = {key: pa.array(values, pa.string() if isinstance(values, list) else None) for key, values in columns.items()}
     try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError("--parquet: needs pyarrow; install it with: pip install 'flora-hpc[parquet]'") from None
-    frame = getattr(run, name)
-    try:
-        parquet.write_table(pa.Table.from_pandas(frame.tail(last) if last else frame, preserve_index=False), path)
+        parquet.write_table(pa.table(table), path)
     except OSError as error:
         raise UserError(f"--parquet {path}: cannot be written ({reason(error)}); choose another place") from None

@@ -11,7 +11,7 @@ import typer
 
 from flora_hpc import configfile, plugins, screen
 from flora_hpc.cli import _idle, _jobscript
-from flora_hpc.cli._args import ConfigFile, Overrides, whole_numbers
+from flora_hpc.cli._args import ConfigFile, Overrides, Plugins, use_plugins, whole_numbers
 from flora_hpc.comm import mpilibrary
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError, reason
@@ -29,6 +29,7 @@ class Mpi(StrEnum):
 def slurm(
     config: ConfigFile,
     overrides: Overrides = None,
+    plugin: Plugins = None,
     nodes: Annotated[int, typer.Option(help="number of nodes")] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node")] = 0,
     time: Annotated[str, typer.Option(metavar="H:MM:SS", help="time limit, as for sbatch")] = "1:00:00",
@@ -52,12 +53,14 @@ def slurm(
     submit: Annotated[bool, typer.Option("--submit", help="hand the script to sbatch instead of printing it")] = False,
 ) -> None:
     """Print a Slurm job script for a run, or submit it."""
+    use_plugins(plugin)
     settings = tuple(overrides or ())
     path = f"{'./' * str(config).startswith('-')}{config}"  # not to be taken for an option
     job = _jobscript.Job(
         config=path,
         out=str(out or Path("runs") / config.stem),
         settings=settings,
+        plugins=tuple(str(file) for file in plugin or ()),
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         ntasks_per_node=ntasks_per_node if ntasks_per_node is not None else max(1, gpus_per_node),
@@ -90,6 +93,7 @@ def slurm(
     }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     command = ["flora-hpc", "slurm", path, *given, *(word for setting in settings for word in ("-s", setting))]
+    command += [word for file in job.plugins for word in ("--plugin", file)]
     for warning in _idle.warnings(configs, job.num_tasks, job.gpus_per_node, job.ntasks_per_node):
         print(f"warning: {warning}", file=sys.stderr)
     script = _jobscript.render(job, command)

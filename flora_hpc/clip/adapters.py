@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PEFT_FILE, PEFT_CONFIG_FILE, PLAIN_FILE = "adapter_model.safetensors", "adapter_config.json", "trained.safetensors"
 PEFT_PREFIX = "base_model.model."
-PEFT_CONSTANTS: dict[str, Any] = {  # of every LoRA adapter
+PEFT_CONSTANTS: dict[str, Any] = {  # of every LoRA adapter; without `peft_version`, of which PEFT before 0.18 warns
     "alpha_pattern": {},
     "base_model_name_or_path": None,
     "bias": "none",
@@ -30,7 +30,6 @@ PEFT_CONSTANTS: dict[str, Any] = {  # of every LoRA adapter
     "lora_dropout": 0.0,
     "modules_to_save": None,
     "peft_type": "LORA",
-    "peft_version": "0.21.2",  # whose layout this is, whichever is installed
     "rank_pattern": {},
     "revision": None,
     "task_type": None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flora_hpc import extras
 from flora_hpc.errors import UserError
 
 CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
@@ -114,6 +115,7 @@ def architecture(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             f"{at} describes a model of type {kind!r}, not transformers' CLIPModel ('clip'); "
             "give a CLIPModel, or the weights of an open_clip model with its model.name"
         )
+    extras.need(at, "transformers")
     import transformers  # seconds of imports, for such folders alone
 
     try:

@@ -1,4 +1,10 @@
-"""open_clip without what only some of its models need: half of the time of its imports and of PyTorch's, on every rank.
+"""open_clip without what only some of its models need, which takes more time than all the rest, on every rank.
+
+Seconds of processor time (medians; PyTorch 2.14.1, open_clip 3.3.0, timm 1.0.31, transformers 5.24.0):
+
+                                        as here    without stand-ins    with those of OTHERS alone
+    PyTorch and this package                4.3                  9.7                           8.0
+    the same, and a random ViT-B-32         5.3                 12.4
 
 timm and transformers build towers that are not open_clip's own. torchvision loads PyTorch's compiler for a question that only one
 of its operators asks, and timm loads it, too. torchvision also loads all its models and data sets, and open_clip uses neither.

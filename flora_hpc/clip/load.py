@@ -1,9 +1,10 @@
 """Load an open_clip model: frozen, in evaluation mode, its attention split."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import open_clip
@@ -11,6 +12,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch.overrides import TorchFunctionMode
 
+from flora_hpc import extras
 from flora_hpc.clip import library, weights
 from flora_hpc.clip.attention import split
 from flora_hpc.clip.fill import check_values, fill
@@ -30,6 +32,11 @@ class Clip:
     tokenize: Callable[[list[str]], torch.Tensor]  # captions -> (num_captions, context_length) int64
     name: str
 
+    def copy(self) -> "Clip":
+        """The same model in other modules, which share its tensors: a change of one's modules does not reach the other's."""
+        tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        return replace(self, model=copy.deepcopy(self.model, tensors))
+
 
 def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
     """Build the model that `config` names on `device`. On device 'meta' its tensors have shapes but no values.
@@ -44,6 +51,9 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
 def untouched(config: ModelConfig, seed: int, device: torch.device) -> tuple[Any, Any]:
     """The same model as open_clip makes it, frozen and in evaluation mode, and its tokenizer. It is not on `device` yet."""
     source = weights.find(config)
+    text = source.model_cfg.get("text_cfg", {})
+    if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
+        extras.need(f"model.name: {config.name}", "transformers")
     try:
         with _quiet():
             model, tokenize = _whole(source, seed, device)

@@ -31,7 +31,7 @@ def settle(precision: str, device: torch.device, key: str = "model.precision") -
     if precision == "tf32":
         if device.type != "cuda":
             raise UserError("model.precision: tf32 is for NVIDIA GPUs, and there is none in this run; set model.precision: fp32")
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True  # devices.pick switched it off
     if precision == "bf16" and device.type == "cpu" and not NATIVE_BF16 & processor_flags():
         raise UserError(
             f"{key}: this processor does not multiply in bfloat16 (it has none of "
@@ -62,15 +62,22 @@ def lower(precision: str, model: Any, name: str, method: str, trained: set[str],
         raise UserError(f"model.precision: bf16 cannot be had with {name}, since {reason}; set model.precision: fp32")
     for tower in [text_root(model)[0].transformer] * text + [model.visual] * image:
         for layer in linear_layers(tower):
-            layer.to(torch.bfloat16)
+            layer.weight, layer.bias = in_bf16(layer)
+
+
+def in_bf16(layer: nn.Linear) -> tuple[nn.Parameter, Any]:
+    """Weight and bias as new parameters: the layer's own may belong to other models, too."""
+    weight, bias = (p if p is None else nn.Parameter(p.bfloat16(), requires_grad=False) for p in (layer.weight, layer.bias))
+    assert weight is not None
+    return weight, bias
 
 
 @contextmanager
 def lowered(precision: str, tower: nn.Module) -> Iterator[None]:
     """Inside, the Linear layers of a frozen `tower` are in `precision`; then they are what they were."""
     before = {layer: (layer.weight, layer.bias) for layer in linear_layers(tower)} if precision == "bf16" else {}
-    for layer, parameters in before.items():
-        layer.weight, layer.bias = (p if p is None else nn.Parameter(p.bfloat16(), requires_grad=False) for p in parameters)
+    for layer in before:
+        layer.weight, layer.bias = in_bf16(layer)
     try:
         yield
     finally:

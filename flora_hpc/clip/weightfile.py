@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from flora_hpc import filekinds
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 
 WRAPPERS = re.compile(r"^((module|_orig_mod|model|clip)\.)+")  # what training code puts before a CLIP's names
 WITHIN = ("state_dict", "model_state_dict", "model")  # where a training checkpoint holds the weights
@@ -53,9 +53,13 @@ def read(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     except UserError:
         raise
     except Exception as error:  # an unpickler raises whatever damaged bytes make it raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason = PICKLED if "weights_only" in reason or "TorchScript" in reason else f"{reason}; {AGAIN}"
-        raise UserError(f"model.pretrained: {file} does not load: {reason}") from None
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, of a file that may be right
+            raise UserError(
+                f"model.pretrained: {file} cannot be read ({reason(error)}); make it readable, or copy it again"
+            ) from None
+        is_code = any(word in str(error) for word in ("weights_only", "TorchScript"))
+        why = PICKLED if is_code else f"{reason(error)}; {AGAIN}"
+        raise UserError(f"model.pretrained: {file} does not load: {why}") from None
     tensors = {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise UserError(f"model.pretrained: {file} holds no tensors by name; save a model's state dict")

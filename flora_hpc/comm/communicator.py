@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from flora_hpc import plugins
@@ -113,3 +114,15 @@ def same_everywhere(comm: Communicator, facts: dict[str, str]) -> None:
             raise AgreedError(
                 f"rank {rank} of {comm.size} has another {' and '.join(differing)} than rank 0; give every rank the same files"
             )
+
+
+def send_to_all(comm: Communicator, data: bytes) -> bytes:
+    """Rank 0's bytes, on every rank."""
+    length = np.array([len(data)], np.int64)
+    comm.broadcast(length)
+    buffer = np.zeros(int(length[0]), np.uint8)
+    if comm.rank == 0:
+        buffer[:] = np.frombuffer(data, np.uint8)
+    if len(buffer):
+        comm.broadcast(buffer)
+    return buffer.tobytes()

@@ -22,6 +22,7 @@ class ExactSum:
     def __init__(self, num_params: int) -> None:
         self._num_params = num_params
         self._buffer = torch.zeros(2 * num_params + 1, dtype=torch.int64)
+        self._scratch = torch.empty(0, dtype=torch.float64)  # kept, since memory that is new each time costs as much as the sum
 
     def add(self, updates: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Add updates (num_clients, num_params) float32 with whole-number weights (num_clients,) int64.
@@ -33,18 +34,26 @@ class ExactSum:
         all_fit = bool(fits.all())
         coarse_sum, fine_sum = self._buffer[:-1].view(2, self._num_params)
         # powers of two change no digit, so that a product is scaled together with its weight
-        scale, kept = (weights[:, None].double() * COARSE).to(updates.device), fits[:, None].to(updates.device)
+        scale, left_out = (weights[:, None].double() * COARSE).to(updates.device), ~fits[:, None].to(updates.device)
         for block in blocks(self._num_params, len(updates), updates.device):
-            products = updates[:, block].double().mul_(scale)  # in units of the coarse part
+            part = updates[:, block]
+            products, coarse = self._two_like(part)
+            products.copy_(part).mul_(scale)  # in units of the coarse part
             if not all_fit:
-                products = torch.where(kept, products, 0.0)
-            coarse = products.round()
+                products.masked_fill_(left_out, 0.0)
+            torch.round(products, out=coarse)
             fine = products.sub_(coarse).mul_(FINE / COARSE).round_()
             sums = torch.stack([_whole_sum(coarse), _whole_sum(fine)]).cpu()  # at once: each copy waits for the device
             coarse_sum[block] += sums[0]
             fine_sum[block] += sums[1]
         self._buffer[-1] += (weights * fits).sum()
         return fits
+
+    def _two_like(self, part: torch.Tensor) -> torch.Tensor:
+        """Two float64 tensors of the shape and device of `part`, as one; their numbers are left over from before."""
+        if self._scratch.numel() < 2 * part.numel() or self._scratch.device != part.device:
+            self._scratch = torch.empty(2 * part.numel(), dtype=torch.float64, device=part.device)
+        return self._scratch[: 2 * part.numel()].view(2, *part.shape)
 
     @property
     def buffer(self) -> Array:

@@ -82,7 +82,7 @@ def receive(launch: Launch, meeting: Meeting, limit: float, later_limit: float) 
         store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=later_limit))
     except (OSError, RuntimeError) as error:
         listener.close()
-        raise UserError(f"{socket.gethostname()} lets no program open a port ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{socket.gethostname()} lets no program open a port ({reason(error)})") from None
     answer = f"flora_hpc {meeting.token} {store.port}\n".encode()
     try:
         threading.Thread(target=serve, args=(listener, answer), name="meeting", daemon=True).start()
@@ -141,8 +141,7 @@ def join(launch: Launch, meeting: Meeting, limit: float, later_limit: float) -> 
         store.set(f"rank {launch.rank}", "")
         word = store.get("word").decode()
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"rank 0 at {meeting.place} left before all ranks were there ({reason}); see its message") from None
+        raise UserError(f"rank 0 at {meeting.place} left before all ranks were there ({reason(error)}); see its message") from None
     if word != "go":
         raise UserError(word)
     store.set_timeout(timedelta(seconds=later_limit))

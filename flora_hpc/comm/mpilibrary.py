@@ -10,11 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flora_hpc import extras
 from flora_hpc.comm.launch import Launch
 from flora_hpc.errors import UserError
 
 # Launchers tell ranks of each other through one of two protocols, PMI (1 or 2) and PMIx, or not at all ("none").
 SRUN_FLAG = {"pmi": "pmi2", "pmix": "pmix", "none": "none"}
+OTHERWISE = " (brings mpiexec), or 'flora-hpc[mpi]' beside your cluster's MPI, or set comm.backend: gloo"  # without mpi4py
 FAMILIES = (  # what the version text holds, the name for people, the protocol that the library's builds usually have
     (r"Open MPI v(\S+?),", "Open MPI", "pmix"),
     (r"CRAY MPICH version (\S+)", "Cray MPICH", ""),
@@ -40,17 +42,13 @@ class Library(NamedTuple):
 
 def module() -> Any:
     """mpi4py's MPI module with its library loaded, MPI not initialised. Raises UserError when either is missing."""
+    extras.need("backend 'mpi'", "mpi4py", otherwise=OTHERWISE)
     try:
         import mpi4py
 
         mpi4py.rc(initialize=False, finalize=True)
         from mpi4py import MPI
-    except ImportError:
-        raise UserError(
-            "backend 'mpi' needs mpi4py, which is not installed: pip install 'flora-hpc[mpich]' (brings mpiexec), "
-            "or 'flora-hpc[mpi]' beside your cluster's MPI, or set comm.backend: gloo"
-        ) from None
-    except RuntimeError as error:  # what mpi4py raises when there is no libmpi
+    except (ImportError, RuntimeError) as error:  # what versions of mpi4py raise when there is no libmpi
         raise UserError(
             f"backend 'mpi': mpi4py found no MPI library ({' '.join(str(error).split())}); load your cluster's MPI module, "
             "set MPI4PY_LIBMPI=/path/to/libmpi.so, or pip install 'flora-hpc[mpich]'"

@@ -31,17 +31,17 @@ def expect() -> None:
 class Stop:
     """Whether this rank was asked to stop. A handler only notes it: a rank may be in a collective that others are yet to enter."""
 
-    def __init__(self, abandon: bool = False) -> None:
+    def __init__(self, abandon: bool = False, ends_process: bool = True) -> None:
         self.asked_by = ""  # the signal's name
-        self._abandon, self._came = abandon, False
+        self._abandon, self._ends_process, self._came = abandon, ends_process, False
         self._woken: socket.socket | None = None  # Python writes a signal's number to the other end at once
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note signals while inside. Python allows that in the main thread alone; elsewhere nothing is noted.
 
-        Once the job is stopped they mean nothing more: srun sends TERM to the other ranks when the first one leaves, and a rank
-        that it ended would hide their exit code.
+        Once the job is stopped they mean nothing more where the process ends with it: srun sends TERM to the other ranks when the
+        first one leaves, and a rank that it ended would hide their exit code.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -55,7 +55,8 @@ class Stop:
         try:
             yield
         except StoppedError:
-            before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
+            if self._ends_process:
+                before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
             raise
         finally:
             signal.set_wakeup_fd(wakes)

@@ -17,7 +17,7 @@ from datetime import timedelta
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # its documented home
 
 from flora_hpc.comm.communicator import Communicator, together
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 
 REACH_SECONDS = 60  # for a connection to a port that is open; nodes without a name server take tens of seconds
 TOKEN = "token"
@@ -87,8 +87,7 @@ def open_door(limit: timedelta) -> tuple[TCPStore, Door]:
     try:
         store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=limit)
     except (OSError, RuntimeError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(needed(f"a port that {socket.gethostname()} cannot open ({why})")) from None
+        raise UserError(needed(f"a port that {socket.gethostname()} cannot open ({reason(error)})")) from None
     door = Door([socket.gethostname(), *addresses()], store.port, secrets.token_hex(16))
     store.set(TOKEN, door.token)
     return store, door
@@ -111,7 +110,7 @@ def connect(door: Door, limit: timedelta, reach_seconds: float) -> TCPStore:
                 return store
             problems.append(f"{host}: another program")
         except (OSError, RuntimeError) as error:
-            problems.append(f"{host}: {str(error).splitlines()[0]}")
+            problems.append(f"{host}: {reason(error)}")
     way = f"a connection to port {door.port} of {door.hosts[0]}"
     raise UserError(needed(f"{way}, which {socket.gethostname()} does not get ({'; '.join(problems)})"))
 

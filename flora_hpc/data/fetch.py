@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flora_hpc import plugins
+from flora_hpc import extras, plugins
 from flora_hpc.data.datasets import _stored, _torchvision
 from flora_hpc.data.datasets._catalog import CATALOG, Facts
 from flora_hpc.data.images import Dataset
@@ -38,6 +38,7 @@ def fetch(
     `say` is told what takes long and has no progress.
     """
     facts, folder = _facts(name), _stored.folder(root)
+    extras.need(name, *facts.packages)
     sentence = _stored.missing(facts, folder)
     if sentence is not None:
         if not facts.archives:
@@ -79,7 +80,7 @@ def unpack(facts: Facts, root: Path) -> None:
                 found.rename(root / found.name)
             beside.rmdir()
     except Exception as error:  # of tar, zip, gzip, scipy, the file system ...
-        raise _stored.unusable(facts, root, f"unpacking failed ({error})") from error
+        raise _stored.unusable(facts, root, f"unpacking failed ({reason(error)})") from error
 
 
 def download(url: str, path: Path, md5: str | None = None, progress: Progress = _quiet) -> None:
@@ -131,9 +132,10 @@ def _open(url: str, here: int) -> Any:
         error.close()
         raise UserError(f"{url}: the server answers {error.code} {error.reason}; try later, or get the file elsewhere") from None
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        within = getattr(error, "reason", None)  # of URLError, which wraps what the system said
+        why = reason(within if isinstance(within, BaseException) else error)
         raise UserError(
-            f"{url} cannot be reached ({reason}); fetch on a machine with a network, such as a login node, and share data.root"
+            f"{url} cannot be reached ({why}); fetch on a machine with a network, such as a login node, and share data.root"
         ) from None
 
 
@@ -142,15 +144,15 @@ def _chunks(url: str, response: Any) -> Iterator[bytes]:
         try:
             chunk: bytes = response.read(CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise _cut(url, f"({error})") from None
+            raise _cut(url, f"({reason(error)})") from None
         if not chunk:
             return
         yield chunk
 
 
-def _useless(url: str, part: Path, reason: str) -> UserError:
+def _useless(url: str, part: Path, why: str) -> UserError:
     part.unlink()
-    return UserError(f"{url}: what came {reason}; it is removed, so run the same command again, or get the file elsewhere")
+    return UserError(f"{url}: what came {why}; it is removed, so run the same command again, or get the file elsewhere")
 
 
 def _cut(url: str, where: str) -> UserError:

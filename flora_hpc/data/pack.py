@@ -19,6 +19,7 @@ from flora_hpc.data.decode import DamagedError, fetch, rgb
 from flora_hpc.data.images import Column, Dataset, Images, Ints, Raw
 from flora_hpc.data.texts import shown
 from flora_hpc.errors import UserError, reason
+from flora_hpc.spill import Spill
 
 BLOCK = 128  # images in memory at once
 CHUNK_BYTES = 2**20  # of pixels compressed together: reading one image reads all of its chunk
@@ -79,8 +80,8 @@ def pack(
             except _OtherShapeError:
                 packed = _write(dataset, partial, False, text, damaged == "skip", pool, progress)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # HDF5 gives both
-        raise UserError(f"{path} cannot be written ({reason(error)})") from None
+    except (OSError, RuntimeError) as error:  # HDF5 gives RuntimeError
+        raise UserError(f"{path} cannot be written ({reason(error)}); make room on its disk, or choose another place") from None
     finally:
         partial.unlink(missing_ok=True)
     return packed
@@ -110,23 +111,30 @@ class _Told:
 def _write(dataset: Dataset, path: Path, as_pixels: bool, caption: str, skip: bool, pool: Executor, progress: Progress) -> Packed:
     """Write a whole file, or raise _OtherShapeError where the images are no pixels of one shape."""
     told, total = _Told(), len(dataset.train) + len(dataset.test)
-    with h5py.File(path, "w", locking=False) as file:
-        kept = [
-            _part(file.create_group(name), dataset.images, rows, as_pixels, pool, told, lambda done: progress(done, total))
-            for name, rows in (("train", dataset.train), ("test", dataset.test))
-        ]
-        if told.damaged and not skip:
-            more = [f"and {len(told.damaged) - NAMED} more"] if len(told.damaged) > NAMED else []
-            raise UserError(
-                f"{len(told.damaged)} of {total} images of {dataset.name} cannot be decoded; "
-                "mend or remove them, or set data.damaged=skip:\n  " + "\n  ".join(told.damaged[:NAMED] + more)
-            )
-        for name, num_images in zip(("training", "test"), kept, strict=True):
-            if not num_images:
-                raise UserError(f"{dataset.name} has no {name} images that can be decoded; a file needs some of both kinds")
-        encoding = "raw" if as_pixels else told.formats.pop() if len(told.formats) == 1 else "files"
-        names, wordings = json.dumps(dataset.class_names), json.dumps(dataset.wordings)
-        file.attrs.update(name=dataset.name, class_names=names, prompt_names=wordings, caption=caption, encoding=encoding)
+
+    def note(done: int) -> None:
+        disk.check()
+        progress(done, total)
+
+    with Spill(path) as disk:
+        with h5py.File(disk, "w") as file:
+            kept = [
+                _part(file.create_group(name), dataset.images, rows, as_pixels, pool, told, note)
+                for name, rows in (("train", dataset.train), ("test", dataset.test))
+            ]
+            if told.damaged and not skip:
+                more = [f"and {len(told.damaged) - NAMED} more"] if len(told.damaged) > NAMED else []
+                raise UserError(
+                    f"{len(told.damaged)} of {total} images of {dataset.name} cannot be decoded; "
+                    "mend or remove them, or set data.damaged=skip:\n  " + "\n  ".join(told.damaged[:NAMED] + more)
+                )
+            for name, num_images in zip(("training", "test"), kept, strict=True):
+                if not num_images:
+                    raise UserError(f"{dataset.name} has no {name} images that can be decoded; a file needs some of both kinds")
+            encoding = "raw" if as_pixels else told.formats.pop() if len(told.formats) == 1 else "files"
+            names, wordings = json.dumps(dataset.class_names), json.dumps(dataset.wordings)
+            file.attrs.update(name=dataset.name, class_names=names, prompt_names=wordings, caption=caption, encoding=encoding)
+        disk.sync()
     return Packed(kept[0], kept[1], encoding, tuple(told.damaged), tuple(sorted(told.without)))
 
 

@@ -32,11 +32,13 @@ class Partitioner(NamedTuple):
     client gets an example. It raises UserError where the examples do not suffice.
     `draw(num_drawn, rng)` gives one client's examples (num_drawn,) int64, none twice.
     `size(mean, rng)` gives the number of examples that one client of a population draws, 1 or more; all draw `mean` without it.
+    `draw_many(num_drawn, streams, clients)` gives, faster, what `draw` gives for each of `clients` (n,): (n, num_drawn) int64.
     """
 
     split: Callable[[int, np.random.Generator], Ints]
     draw: Callable[[int, np.random.Generator], Ints]
     size: Callable[[int, np.random.Generator], int] | None = None
+    draw_many: Callable[[int, seeds.Streams, Ints], Ints] | None = None
 
 
 class Shards(Protocol):
@@ -55,6 +57,9 @@ class Shards(Protocol):
 
     def examples(self, client: int) -> Ints:
         """Rows (num_examples,) int64 of the dataset that one client trains on."""
+
+    def examples_of(self, clients: Ints) -> tuple[Ints, Ints]:
+        """The examples of `clients` (n,), one client after the other, a copy; and how many each has (n,) int64."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,11 @@ class Partition:
     def examples(self, client: int) -> Ints:
         return self.order[self.starts[client] : self.starts[client + 1]]
 
+    def examples_of(self, clients: Ints) -> tuple[Ints, Ints]:
+        sizes = self.sizes(clients)
+        before = np.cumsum(sizes) - sizes
+        return self.order[np.arange(sizes.sum()) + np.repeat(self.starts[clients] - before, sizes)], sizes
+
 
 @dataclass(frozen=True)
 class Population:
@@ -100,6 +110,15 @@ class Population:
 
     def examples(self, client: int) -> Ints:
         return self.rows[self.partitioner.draw(self._size(client), self._streams.of(client))]
+
+    def examples_of(self, clients: Ints) -> tuple[Ints, Ints]:
+        sizes = self.sizes(clients)
+        if self.partitioner.draw_many is not None and self.partitioner.size is None:
+            drawn = self.partitioner.draw_many(self.examples_per_client, self._streams, clients).reshape(-1)
+            return self.rows[drawn], sizes
+        draw, streams, pairs = self.partitioner.draw, self._streams, zip(clients.tolist(), sizes.tolist(), strict=True)
+        parts = [draw(size, streams.of(client)) for client, size in pairs]
+        return self.rows[np.concatenate([*parts, np.zeros(0, np.int64)])], sizes
 
     @cached_property
     def _streams(self) -> seeds.Streams:

@@ -3,7 +3,6 @@
 A file in this folder with `PACKAGE` is one: the package that it needs, None for none. Its name is what users write after --track.
 """
 
-import importlib.util
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flora_hpc import plugins, yamltext
+from flora_hpc import extras, plugins, yamltext
 from flora_hpc.errors import UserError, did_you_mean
 from flora_hpc.records.facts import flat
 from flora_hpc.records.known import RunInfo
@@ -93,11 +92,5 @@ def check(wanted: Sequence[str]) -> None:
         if name not in (known := names()):
             raise UserError(f"--track: no tracker '{name}'{did_you_mean(name, known)} ({', '.join(known)})")
         package = plugins.member("observers", name).PACKAGE
-        if package and not installed(package):
-            raise UserError(f"--track {name}: {package} is not installed; pip install 'flora-hpc[{name}]'")
-
-
-def installed(package: str) -> bool:
-    """Whether a package can be imported. Folders that trackers leave behind are named like it, and would pass for it."""
-    spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None
+        if package:
+            extras.need(f"--track {name}", package)

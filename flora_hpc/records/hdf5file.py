@@ -63,6 +63,7 @@ class Writer:
             "left_out": json.dumps(dict(info.left_out)),
             "warnings": json.dumps(info.warnings),
             "identity": json.dumps(dict(info.identity)),
+            "plugins": json.dumps(dict(info.plugins)),
             "num_clients": info.num_clients,
             "num_params": info.num_params,
             "payload_bytes": info.payload_bytes,

@@ -42,6 +42,7 @@ class RunInfo:
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files that are no images of the dataset
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
     identity: Mapping[str, str] = field(default_factory=dict)  # what decides results, beside the configuration -> its digest
+    plugins: Mapping[str, str] = field(default_factory=dict)  # the user's own parts in files -> the path of each
     earlier: "Earlier | None" = None  # where the run goes on after it was stopped or killed
 
 

@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flora_hpc import yamltext
+import numpy as np
+
+from flora_hpc import extras, yamltext
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file, views
 from flora_hpc.records import split as split_of
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
 class Run:
     """What a run.h5 holds at the moment it is opened; open it again for what was written since.
 
-    `tables` are structured arrays, as the file has them, `attributes` the facts that hold for the whole run. The frames have the
-    columns of `records.schema`, so that code for runs of today reads older ones: what these did not measure is NaN. Rows of a round
-    that was not finished are left out.
+    `tables` are structured arrays, as the file has them, `attributes` the facts that hold for the whole run. The frames need pandas
+    (`pip install 'flora-hpc[study]'`). They have the columns of `records.schema`, so that code for runs of today reads older ones:
+    what these did not measure is NaN. Rows of a round that was not finished are left out.
     """
 
     path: Path
@@ -77,28 +79,40 @@ class Run:
 
         None for files before schema 4, and where images have captions of their own instead of classes.
         """
-        found = split_of.read(self.path)
+        found = self.holdings
         if found is None:
             return None
+        extras.need("a frame of a run", "pandas", otherwise="; `Run.holdings` has the same numbers as NumPy arrays")
         import pandas as pd
 
         return pd.DataFrame(found.counts, pd.Index(found.clients, name="client"), pd.Index(found.classes, name="class"))
 
+    @cached_property
+    def holdings(self) -> split_of.Split | None:
+        """What `split` tells, as NumPy arrays."""
+        return split_of.read(self.path)
+
+    def columns(self, table: str) -> dict[str, Any]:
+        """The columns of a table, those of `records.schema` first: NumPy arrays, and lists of texts."""
+        rows = self.tables[table]
+        found: dict[str, Any] = {name: np.full(len(rows), np.nan) for name in TABLES[table].names or ()}
+        for name in rows.dtype.names or ():
+            found[name] = rows[name]
+            if rows[name].dtype.kind in "SO":
+                found[name] = [text.decode() if isinstance(text, bytes) else str(text) for text in rows[name]]
+        return found
+
     def _frame(self, table: str) -> "pd.DataFrame":
+        extras.need("a frame of a run", "pandas", otherwise=f"; `Run.tables['{table}']` has the same rows as a NumPy array")
         import pandas as pd  # takes half a second
 
-        rows = self.tables[table]
-        columns: dict[str, Any] = {name: rows[name] for name in rows.dtype.names or ()}
-        for name, column in columns.items():
-            if column.dtype.kind in "SO":
-                columns[name] = [text.decode() if isinstance(text, bytes) else str(text) for text in column]
-        order = [*(TABLES[table].names or ()), *columns]
-        return pd.DataFrame({name: columns.get(name, float("nan")) for name in order}, index=range(len(rows)))
+        return pd.DataFrame(self.columns(table), index=range(len(self.tables[table])))
 
 
 def open_run(path: str | Path, tables: Sequence[str] = tuple(TABLES)) -> Run:
     """Open a run, finished or still being written. `path` is a run directory or its run.h5.
 
+    Its frames need pandas: `pip install 'flora-hpc[study]'`.
     Only `tables` are read, and /rounds always: a million rows of /clients take 64 MB, which many readers have no use for.
     Raises UserError when there is none, or when the file is damaged, foreign, or of a newer version.
     """

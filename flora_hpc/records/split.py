@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.records import superblock
 
 GROUP = "split"
@@ -41,7 +41,8 @@ def read(path: Path) -> Split | None:
                 return None
             client, counts, names = (file[GROUP][name][:] for name in ("client", "counts", "class"))
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # what h5py makes of damage
-        raise UserError(f"{path}: its /split cannot be read ({error}); the file is damaged") from None
+        cure = "make it readable" if isinstance(error, PermissionError) else "the file is damaged"
+        raise UserError(f"{path}: its /split cannot be read ({reason(error)}); {cure}") from None
     return Split(client, counts.astype(np.int64), tuple(_text(name) for name in names))
 
 

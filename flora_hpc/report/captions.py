@@ -86,12 +86,12 @@ def sizes(run: Run) -> str:
 
 def labels(run: Run) -> str:
     """Of the classes of clients."""
-    split = run.split
+    split = run.holdings
     assert split is not None
-    held, num = (split.to_numpy() > 0).sum(1), int(run.attributes["num_clients"])
-    who = f"{len(split):,} of {num:,} clients, spread evenly over all; each" if len(split) < num else "Each client"
+    held, num = (split.counts > 0).sum(1), int(run.attributes["num_clients"])
+    who = f"{len(held):,} of {num:,} clients, spread evenly over all; each" if len(held) < num else "Each client"
     classes = f"{held.min():,}" if held.min() == held.max() else f"{held.min():,} to {held.max():,}"
-    return f"{who} holds {classes} of {split.shape[1]:,} classes. Denser means a larger share; rows that look alike hold alike."
+    return f"{who} holds {classes} of {len(split.classes):,} classes. Denser means a larger share; rows that look alike hold alike."
 
 
 def norms(run: Run) -> str:

@@ -58,12 +58,12 @@ def sizes(run: Run) -> Figure:
 
 def labels(run: Run) -> Figure:
     """The share of each class in a client's examples."""
-    split = run.split
+    split = run.holdings
     if split is None:
         raise NothingError(
             "The file does not say which classes clients hold: an older version wrote it, or images have captions and no classes."
         )
-    counts = split.to_numpy()
+    counts = split.counts
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few = len(shares) <= MOST_BARS
     if not few:
@@ -79,13 +79,13 @@ def labels(run: Run) -> Figure:
     axes.imshow(shades((picture / most) ** 0.5, DENSE_BLUE), aspect="auto", interpolation="nearest", extent=extent)
     axes.grid(False)
     if num_classes <= MOST_NAMES:
-        names = [name if len(name) <= 18 else f"{name[:17]}…" for name in map(str, split.columns)]
+        names = [name if len(name) <= 18 else f"{name[:17]}…" for name in split.classes]
         axes.set_xticks(np.arange(num_classes), names, rotation=90 if num_classes > 5 else 0, size=8)
         axes.tick_params(axis="x", length=0)
     else:
         axes.set_xlabel(f"{num_classes:,} classes")
     if few:
-        axes.set_yticks(np.arange(num_clients), [str(client) for client in split.index], size=8 if num_clients <= 20 else 6.5)
+        axes.set_yticks(np.arange(num_clients), [str(client) for client in split.clients], size=8 if num_clients <= 20 else 6.5)
         axes.set_ylabel("client")
     else:
         axes.set_yticks([])

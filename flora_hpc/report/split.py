@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flora_hpc import extras
 from flora_hpc.data.images import Ints
 from flora_hpc.data.mix import Floats, Mix, divergence
 from flora_hpc.errors import UserError
@@ -43,9 +44,10 @@ def figure(mix: Mix, path: Path, title: str) -> None:
 
 
 def check(path: Path) -> None:
-    """Raise UserError unless the name is that of a picture that can be drawn."""
+    """Raise UserError unless the name is that of a picture that can be drawn, and what draws it is installed."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: a picture is a .png or a .svg file, not '{path.suffix}'; end its name in one of these")
+    extras.need("a picture", "matplotlib")
 
 
 def _rows(mix: Mix) -> Ints:

@@ -1,44 +1,63 @@
 """A figure as SVG inside a page: text stays text, colours follow light and dark, names do not clash."""
 
-import html
 import io
 import re
+from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
 
 from flora_hpc.report.style import DARK
 
-BEFORE_ROOT = re.compile(r"^.*?(?=<svg)", re.S)
-NOT_NEEDED = re.compile(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>|<!--.*?-->", re.S)
-NAME = re.compile(r' id="([^"]+)"')
-MEANT = re.compile(r'(?:href="#|url\(#)([^")]+)')
-SHAPE = re.compile(r' (?:d|x|y|width|height|points|transform)="[^"]*"')
+NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters of names that would end the parsing
+NOT_NEEDED = ("metadata", "style")  # the page has a style of its own
+SHAPE = ("d", "x", "y", "width", "height", "points", "transform")  # attributes whose numbers need no more than two decimals
 DECIMALS = re.compile(r"(\d\.\d\d)\d+")
+REFERENCE = re.compile(r"(?<=url\(#)[^)]+")  # an id in a value
+COLOURS = {colour: f"var(--c{number})" for number, colour in enumerate(DARK)}
+COLOUR = re.compile("|".join(COLOURS))
 
 
 def inline(figure: Figure, name: str, label: str) -> str:
     """The figure for a page. Its ids start with `name`; `label` is what it is for those who do not see it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True, dpi=150)
-    text = NOT_NEEDED.sub("", BEFORE_ROOT.sub("", buffer.getvalue()))
-    pictures = re.findall(r'"data:[^"]*"', text)
-    for number, picture in enumerate(pictures):  # whose letters are no numbers and no colours
-        text = text.replace(picture, f'"@{number}@"', 1)
-    meant = set(MEANT.findall(text))
-    text = NAME.sub(lambda found: f' id="{name}-{found[1]}"' if found[1] in meant else "", text)
-    text = MEANT.sub(lambda found: found[0][: -len(found[1])] + f"{name}-{found[1]}", text)
-    text = SHAPE.sub(lambda found: DECIMALS.sub(r"\1", found[0]), text)
-    for number, colour in enumerate(DARK):
-        text = text.replace(colour, f"var(--c{number})")
-    text = re.sub(r"\s*\n\s*", " ", text)
-    for number, picture in enumerate(pictures):
-        text = text.replace(f'"@{number}@"', picture)
-    head = re.match(r"<svg[^>]*>", text)
-    box = re.search(r'viewBox="([^"]+)"', text)
-    assert head
-    assert box
-    opening = f'<svg viewBox="{box[1]}" role="img" aria-label="{html.escape(label)}"><title>{html.escape(label)}</title>'
-    return opening + text[head.end() :]
+    root = ElementTree.fromstring(NO_XML.sub("\ufffd", buffer.getvalue()))
+    for parent in list(root.iter()):
+        for child in [child for child in parent if _bare(child.tag) in NOT_NEEDED]:
+            parent.remove(child)
+    elements = list(root.iter())
+    for element in elements:
+        element.tag = _bare(element.tag)
+        element.attrib = {_bare(key): _value(_bare(key), value, name) for key, value in element.attrib.items()}
+        element.tail = None  # white space, here and between children
+        element.text = element.text if element.tag in ("text", "tspan") else None
+    values = [value for element in elements for value in element.attrib.values()]
+    referenced = {found for value in values for found in REFERENCE.findall(value)}
+    referenced |= {value[1:] for value in values if value.startswith("#")}
+    for element in elements:
+        if element.get("id") not in referenced:
+            element.attrib.pop("id", None)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
+    title = ElementTree.Element("title")
+    title.text = label
+    root.insert(0, title)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _bare(name: str) -> str:
+    """A name without its namespace, which HTML knows by itself."""
+    return name.rpartition("}")[2]
+
+
+def _value(key: str, value: str, name: str) -> str:
+    """What an attribute of the figure `name` becomes."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":  # a name, or a picture as text
+        return f"#{name}-{value[1:]}" if value.startswith("#") else "".join(value.split())
+    if key in SHAPE:
+        return DECIMALS.sub(r"\1", " ".join(value.split()))
+    return REFERENCE.sub(rf"{name}-\g<0>", COLOUR.sub(lambda colour: COLOURS[colour[0]], value))
 
 
 def variables(dark: bool) -> str:
@@ -48,4 +67,4 @@ def variables(dark: bool) -> str:
 
 def variable(colour: str) -> str:
     """The variable that stands for a colour of `style`."""
-    return f"var(--c{list(DARK).index(colour)})"
+    return COLOURS[colour]

@@ -5,8 +5,8 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from flora_hpc import plain
 from flora_hpc.bench import against as part
+from flora_hpc.bench import plain
 from flora_hpc.cli import app
 from flora_hpc.errors import UserError
 from tests.conftest import small_model

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from flora_hpc import groupsize
 from flora_hpc.bench import methods, workload
-from flora_hpc.cli.bench import app, times
+from flora_hpc.cli._bench_methods import times
+from flora_hpc.cli.bench import app
 from flora_hpc.clip.load import load
 from flora_hpc.errors import UserError
 from tests.conftest import small_model

@@ -146,17 +146,17 @@ def test_the_bare_loop_trains_what_a_run_trains(method: str) -> None:
     changes = [f"method.name={method}", "partition.name=quantity", "partition.num_clients=6", "partition.examples_per_client=7"]
     changes += ["cohort.size=6", "client.batch_size=3", "client.epochs=2", "client.group_size=3", "client.lr=0.001"]
     config, _ = configfile.load(part.DEFAULT, changes)
-    fed, adapter, groups = bare.build(config, Launch())
+    setup, adapter, groups = bare.build(config, Launch())
     assert [group.num_clients for group in groups] == [3, 3]
-    assert not fed.by_jacobian
-    first = firststep.make(fed.method, adapter, Serial()) if method == "flora" else None
-    clients = part_groups(fed.shards.sizes(np.arange(6)))
+    assert not setup.by_jacobian
+    first = firststep.make(setup.method, adapter, Serial()) if method == "flora" else None
+    clients = part_groups(setup.shards.sizes(np.arange(6)))
     for group, members in zip(groups, clients, strict=True):
-        batches = trainer.make_batches(members, fed.shards, fed.client, fed.seed, 1, fed.width_unit)
-        held = fed.method.holds(members) if fed.method.holds else None
-        expected = trainer.train(fed.method, adapter, batches, fed.inputs, fed.labels, fed.client, held, first=first).updates
+        batches = trainer.make_batches(members, setup.shards, setup.client, setup.seed, 1, setup.width_unit)
+        held = setup.method.holds(members) if setup.method.holds else None
+        expected = trainer.train(setup.task, adapter, batches, held, first=first).updates
         assert expected.abs().max() > 0
-        torch.testing.assert_close(bare.train(fed, adapter, group, first) - adapter, expected, rtol=0, atol=0)
+        torch.testing.assert_close(bare.train(setup, adapter, group, first) - adapter, expected, rtol=0, atol=0)
 
 
 def part_groups(sizes: np.ndarray) -> list[np.ndarray]:

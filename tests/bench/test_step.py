@@ -7,8 +7,9 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from flora_hpc import groupsize, plain
-from flora_hpc.bench import methods, step, workload
+from flora_hpc import groupsize
+from flora_hpc.bench import methods, parts, plain, step, workload
+from flora_hpc.cli._bench_step import PARTS
 from flora_hpc.cli.bench import app
 from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.load import load
@@ -55,6 +56,15 @@ def test_both_sides_are_timed_and_have_the_same_gradients(method: str) -> None:
     assert 0 < found["grad_rel_err"] < 1e-4
     assert found["gradients_compared"] == 3
     assert found["peak_fraction"] == pytest.approx(found["step_gflop"] / found["step_seconds"] / found["peak_gflops"])
+
+
+def test_the_parts_of_a_step_add_up_to_it() -> None:
+    found = step.measure(task(clients=8, batch_size=32, steps=2, repeats=3))
+    spent = found["step_parts_seconds"]
+    assert spent.keys() == PARTS.keys() == set(parts.NAMES)
+    assert min(spent.values()) > 0
+    assert sum(spent.values()) == pytest.approx(found["profiled_step_seconds"])
+    assert 0.3 < found["profiled_step_seconds"] / found["step_seconds"] < 10  # other work may run beside either
 
 
 def test_a_group_is_as_large_as_in_a_run() -> None:
@@ -148,7 +158,19 @@ def test_the_table_for_people() -> None:
     assert max(map(len, lines)) <= 80
     assert lines[0] == "flora-tiny, flora, 3 classes, 4 images a step, fp32"
     text = result.stdout
-    for name in ("plain step", "fast step", "ratio", "gradient error", "operations", "peak", "share of the peak"):
+    for name in (
+        "plain step",
+        "fast step",
+        "  products",
+        "  attention",
+        "  other",
+        "  between",
+        "ratio",
+        "gradient error",
+        "operations",
+        "peak",
+        "share of the peak",
+    ):
         assert f"\n {name} " in text, name
     assert "a client's share, 2 at once" in text
 

@@ -79,6 +79,17 @@ def test_plan_tells_the_assignment() -> None:
     assert "dynamic: an idle rank takes" in plan("-s", "cohort.assignment=dynamic")
 
 
+def test_plan_tells_what_ranks_send_of_a_jacobian() -> None:
+    """Ten captions with 256 numbers each, by 2,048 trained ones of four bytes."""
+
+    def said(*words: str) -> str:
+        return " ".join(plan(*words).replace("│", " ").split())
+
+    assert "allgather 21.0 MB a round (rows of a Jacobian" in said("-s", "client.first_step=jacobian", "--ranks", "2")
+    assert "allgather" not in said("-s", "client.first_step=jacobian")
+    assert "allgather" not in said("--ranks", "2")
+
+
 def test_plan_says_how_large_groups_are_and_why() -> None:
     def said(*words: str) -> str:
         return " ".join(plan(*words).replace("│", " ").split())

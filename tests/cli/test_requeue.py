@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flora_hpc import simulation
+from flora_hpc import experiment, loop
 from flora_hpc.owner import claim, living
 from tests.cli.test_bad_input import call
 from tests.conftest import ROOT
@@ -25,22 +25,20 @@ def start(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     def command(restarts: int, signal_at: int | None = None, rounds: int = 3) -> tuple[object, str]:
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
-        play = simulation.play
+        play = loop.play
 
-        def signalled(fed, comm, state, number):  # type: ignore[no-untyped-def]
+        def signalled(setup, site, state, number):  # type: ignore[no-untyped-def]
             if number == signal_at:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return play(fed, comm, state, number)
+            return play(setup, site, state, number)
 
         data = [f"data={{name: hdf5, path: {squares}}}", "partition={name: iid, num_clients: 2}", f"rounds={rounds}"]
         flags = [word for setting in data for word in ("-s", setting)]
         with monkeypatch.context() as patch:
-            patch.setattr(simulation, "play", signalled)
+            patch.setattr(loop, "play", signalled)
             if signal_at == -1:  # while the model is loaded
-                everything = simulation.prepare.everything
-                patch.setattr(
-                    simulation.prepare, "everything", lambda *args: (os.kill(os.getpid(), signal.SIGUSR1), everything(*args))[1]
-                )
+                build = experiment.build
+                patch.setattr(experiment, "build", lambda *args: (os.kill(os.getpid(), signal.SIGUSR1), build(*args))[1])
             return call(["run", str(ROOT / "configs/quickstart.yaml"), *flags, "--out", str(out), "--resume"], monkeypatch, capsys)
 
     out = tmp_path / "run"

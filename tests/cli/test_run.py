@@ -1,5 +1,6 @@
 """`flora-hpc run` and the owner of its directory."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flora_hpc import simulation
+from flora_hpc import loop
 from flora_hpc.cli import app
 from flora_hpc.cli.run import LOADING
 from flora_hpc.errors import UserError
@@ -21,7 +22,8 @@ from tests.conftest import ROOT
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 HEAVY = """
-import gc, sys
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
 from flora_hpc.cli import main
 try:
     main()
@@ -30,7 +32,17 @@ except SystemExit as end:
 packages = "peft transformers accelerate timm sklearn scipy pandas pyarrow matplotlib plotly sympy triton mpi4py"
 modules = "torch._dynamo torch._inductor torchvision.models torchvision.datasets"
 print(*(name for name in f"{packages} {modules}".split() if name in sys.modules))
-print(gc.get_freeze_count() > 0)
+"""
+BROKEN_OFF = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+from flora_hpc import cli
+
+def app(**_):
+    raise SystemExit(143)  # as a signal does, and a rank that cannot connect
+
+cli.app = app
+cli.main()
 """
 
 
@@ -66,6 +78,17 @@ def own(out: Path, number: int, **more: object) -> None:
     claim.path(out, number).write_text(json.dumps(asdict(owner)))
 
 
+def test_no_end_of_a_process_looks_for_garbage() -> None:
+    """It took longer than all else of a run's end."""
+    ended = subprocess.run([sys.executable, "-c", BROKEN_OFF], capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stdout) == (143, "True\n"), ended.stderr
+
+
+def test_a_process_that_goes_on_looks_for_garbage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["run", "--no-such-option"], monkeypatch, capsys)[0] == 2
+    assert gc.get_freeze_count() == 0
+
+
 @pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["anew", "resume"])
 def test_a_living_run_is_left_alone(
     resume: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -98,15 +121,15 @@ def test_an_owner_that_finds_another_one_writes_no_more(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As when it was suspended for so long that another one took over."""
-    out, play = tmp_path / "run", simulation.play
+    out, play = tmp_path / "run", loop.play
 
-    def suspended(fed, comm, state, number):  # type: ignore[no-untyped-def]
+    def suspended(setup, site, state, number):  # type: ignore[no-untyped-def]
         if number == 2:
             own(out, 2)
             monkeypatch.setattr(claim, "BEAT_SECONDS", 0)
-        return play(fed, comm, state, number)
+        return play(setup, site, state, number)
 
-    monkeypatch.setattr(simulation, "play", suspended)
+    monkeypatch.setattr(loop, "play", suspended)
     code, error = call(words, monkeypatch, capsys)
     assert (code, error.count("now belongs to process ")) == (2, 1), error
     assert hdf5file.read(out)[1]["rounds"]["round"].tolist() in ([0], [0, 1])

@@ -266,7 +266,7 @@ def test_parquet_keeps_values_and_types(folder: Path) -> None:
 
 def test_parquet_without_pyarrow_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"--parquet: needs pyarrow; install it with: pip install 'flora-hpc\[parquet\]'"):
+    with pytest.raises(UserError, match=r"--parquet needs pyarrow, which is not installed: pip install 'flora-hpc\[parquet\]'"):
         show(folder, "--clients", "--parquet", folder / "clients.parquet")
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from flora_hpc import extras
 from flora_hpc.cli import app
 from flora_hpc.errors import UserError
-from flora_hpc.observers import _tracker
 from flora_hpc.records import hdf5file
 from tests.conftest import ROOT
 
@@ -40,11 +40,11 @@ def test_a_run_is_tracked_and_the_experiment_is_the_same(invoke: Callable[..., s
 
 
 def test_what_cannot_be_tracked_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tracker, "installed", lambda package: False)
-    monkeypatch.setattr("flora_hpc.simulation.run", lambda *a: pytest.fail("the model would be loaded"))
+    monkeypatch.setattr(extras, "installed", lambda package: False)
+    monkeypatch.setattr("flora_hpc.loop.run", lambda *a: pytest.fail("the model would be loaded"))
     out = tmp_path / "run"
     assert "no tracker 'cvs'; did you mean 'csv'?" in refusal(*RUN, "--out", out, "--track", "csv", "--track", "cvs")
-    missing = "--track tensorboard: tensorboard is not installed; pip install 'flora-hpc[tensorboard]'"
+    missing = "--track tensorboard needs tensorboard, which is not installed: pip install 'flora-hpc[tensorboard]'"
     assert refusal(*RUN, "--out", out, "--track", "tensorboard") == missing
     assert refusal(*RUN, "--out", out, FLORA_HPC_TRACK="csv tensorboard") == missing
     assert not out.exists()

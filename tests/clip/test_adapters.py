@@ -1,5 +1,4 @@
 import json
-import re
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -85,7 +84,8 @@ def test_the_files_hold_what_peft_itself_writes(tmp_path: Path) -> None:
         assert our_tensors[name].equal(tensor)
 
     our_config, their_config = (json.loads((folder / "adapter_config.json").read_text()) for folder in (ours, theirs))
-    assert re.fullmatch(r"\d+\.\d+\.\d+", our_config.pop("peft_version")), "another version may be installed"
+    assert "peft_version" not in our_config, "PEFT 0.17 does not know it and warns; later ones put in their own"
+    their_config.pop("peft_version", None)
     assert {name: their_config[name] for name in our_config} == our_config
     peft.LoraConfig().save_pretrained(str(tmp_path / "defaults"))
     defaults = json.loads((tmp_path / "defaults" / "adapter_config.json").read_text())

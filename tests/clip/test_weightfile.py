@@ -179,3 +179,13 @@ def test_whatever_an_unpickler_raises_is_one_sentence(error: Exception, tmp_path
     (tmp_path / "w.pt").write_bytes(saved(STATE))
     with pytest.raises(UserError, match=r"w.pt does not load: .+; copy or download it again"):
         weightfile.read(tmp_path / "w.pt")
+
+
+def test_a_file_without_the_right_to_read_it_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "w.pt").write_bytes(saved(STATE))
+    monkeypatch.setattr(Path, "open", deny)
+    with pytest.raises(UserError, match=r"w.pt cannot be read \(Permission denied\); make it readable, or copy it again"):
+        weightfile.read(tmp_path / "w.pt")

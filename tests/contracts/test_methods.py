@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flora_hpc import configfile, plugins, prepare
+from flora_hpc import configfile, experiment, plugins
 from flora_hpc.clip import adapters
 from flora_hpc.comm.devices import Room
 from flora_hpc.methods._method import Method
@@ -115,9 +115,9 @@ def test_the_quickstart_runs_with_it_and_its_adapter_gets_the_same_accuracy_agai
     invoke("run", ROOT / "configs" / "quickstart.yaml", "-s", f"method.name={name}", *few, "--out", tmp_path / "run")
     attributes, tables = hdf5file.read(tmp_path / "run")
     assert attributes["status"] == "finished"
-    method: Method = prepare.everything(
+    method: Method = experiment.build(
         configfile.load(tmp_path / "run" / "config.yaml")[0], torch.device("meta"), Room(2**30, gpu=False)
-    )[2].method
+    ).setup.method
     assert attributes["payload_bytes"] == method.payload_bytes
     most = tables["clients"]["uplink_bytes"].max(initial=0)
     assert most == method.payload_bytes if method.holds is None else 0 < most <= method.payload_bytes

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from flora_hpc import plugins
 from flora_hpc.data.images import Ints
-from flora_hpc.data.shards import Partitioner, PartitionOptions
+from flora_hpc.data.shards import Partition, Partitioner, PartitionOptions, Population, Shards
 from flora_hpc.errors import UserError
 from tests.data.made_images import made
 
@@ -117,6 +117,32 @@ def test_size_is_one_or_more_and_decided_by_the_generator(name: str, mean: int) 
     assert all(type(one) is int for one in sizes)
     assert 1 <= min(sizes) < max(sizes)
     assert [size(mean, np.random.default_rng(client)) for client in range(50)] == sizes
+
+
+@pytest.mark.parametrize("mean", [1, 5, 40, NUM_EXAMPLES])
+def test_many_clients_at_once_draw_what_each_draws_alone(name: str, labels: Ints, mean: int) -> None:
+    """Of a population; the order of clients and their number decide nothing."""
+    population = Population(10**12, mean, 3, build_population(name, labels, mean), np.arange(NUM_EXAMPLES) * 7)
+    check_together(population, np.array([5, 0, 10**12 - 1, 77, 78, 79]))
+
+
+def test_the_shares_of_many_clients_are_those_of_each(name: str) -> None:
+    """Of a split, in which few-shot ones leave examples to nobody."""
+    clients = build(name, LABELS["mixed"]).split(7, np.random.default_rng(0))
+    order = np.argsort(clients, kind="stable")
+    check_together(Partition(order, np.searchsorted(clients[order], np.arange(8))), np.array([6, 0, 3]))
+
+
+def check_together(shards: Shards, clients: Ints) -> None:
+    """Some, one and none of `clients`, against one after the other; what is handed out is no view of what is kept."""
+    for some in (clients, clients[1:2], clients[:0]):
+        rows, sizes = shards.examples_of(some)
+        parts = [shards.examples(client).copy() for client in some.tolist()]
+        assert (rows.dtype, sizes.dtype) == (np.int64, np.int64)
+        assert rows.tolist() == [row for part in parts for row in part.tolist()]
+        assert sizes.tolist() == shards.sizes(some).tolist() == [len(part) for part in parts]
+        rows[:] = -1
+        assert all(map(np.array_equal, parts, map(shards.examples, some.tolist())))
 
 
 def test_split_is_decided_by_the_generator(name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flora_hpc import plugins
+from flora_hpc import extras, plugins
 from flora_hpc.observers import _tracker
 from flora_hpc.records.known import Earlier, RoundRecord
 from tests.contracts import wandb_file
@@ -91,7 +91,7 @@ READERS = {"csv": read_csv, "tensorboard": read_tensorboard, "mlflow": read_mlfl
 @pytest.fixture(params=_tracker.names())
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     package = plugins.member("observers", request.param).PACKAGE
-    if package and not _tracker.installed(package):
+    if package and not extras.installed(package):
         pytest.skip(f"no {package}")
     for variable in [key for key in os.environ if key.startswith(("MLFLOW_", "WANDB_"))]:
         monkeypatch.delenv(variable)
@@ -185,7 +185,7 @@ def test_runs_without_trackers_import_none_of_their_packages() -> None:
     """Each takes a second or more. Their files alone may be imported, to check names and to list them."""
     program = """
 import sys
-from flora_hpc import plugins
+from flora_hpc import extras, plugins
 from flora_hpc.observers import _tracker
 
 packages = [plugins.member("observers", name).PACKAGE for name in _tracker.names()]

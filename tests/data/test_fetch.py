@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import socket
 import tarfile
 import threading
@@ -173,8 +174,17 @@ def test_the_servers_refusal_is_told(server: Server, path: Path) -> None:
 def test_no_network_is_told_in_one_sentence(path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]  # and when it is closed, nobody listens there
-    with pytest.raises(UserError, match=r"cannot be reached \(.*refused.*\); fetch on a machine with a network"):
+    with pytest.raises(UserError, match=r"cannot be reached \(Connection refused\); fetch on a machine with a network"):
         fetch.download(f"http://127.0.0.1:{port}/file", path, MD5)
+
+
+def test_a_connection_that_breaks_is_told_in_the_systems_words(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> bytes:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", broken)
+    with pytest.raises(UserError, match=r"the connection broke \(Connection reset by peer\); run the same command again"):
+        fetch.download(f"{server.url}/file", path, MD5)
 
 
 def test_a_folder_that_cannot_be_made_is_told(server: Server, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """HDF5 files from elsewhere: whatever is odd about them ends in the right labels or in one sentence."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import h5py
@@ -165,7 +168,8 @@ def test_objects_of_another_kind(tmp_path: Path, change: Change, expected: str) 
 def test_pixels_in_a_file_beside_that_is_gone(tmp_path: Path) -> None:
     """Told once, and not as four damaged images."""
     change = put("train/images", None, shape=(4, 2, 3, 3), dtype="u1", external=str(tmp_path / "gone.raw"))
-    assert "train/images cannot be read (" in mistake(write(tmp_path / "a.h5", change))
+    message = mistake(write(tmp_path / "a.h5", change))
+    assert f"train/images lies in {tmp_path / 'gone.raw'}, which cannot be read (No such file or directory); bring it" in message
 
 
 def test_a_half_written_dataset(tmp_path: Path) -> None:
@@ -197,6 +201,47 @@ def test_a_virtual_dataset_needs_its_source(tmp_path: Path) -> None:
     before = images.stamp()
     (tmp_path / "pixels.h5").touch()
     assert images.stamp() != before
+
+
+@pytest.fixture
+def unreadable() -> Iterator[Path]:
+    """A folder, the files of which are written by this user and read by another one, where this one is root."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    """Root may read everything."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_source_that_this_user_may_not_read_is_named(unreadable: Path) -> None:
+    path, place = unreadable / "a.h5", unreadable / "pixels.h5"
+    write(path, virtual("train/images", "pixels.h5"))
+    source(place, data=np.ones((4, 2, 3, 3), np.uint8))
+    build(path)
+    place.chmod(0)
+    with as_another_user():
+        message = mistake(path)
+    assert f"is put together from pixels.h5:images; {place} cannot be read (Permission denied); make it readable" in message
+
+
+def test_pixels_that_this_user_may_not_read_are_named(unreadable: Path) -> None:
+    path, place = unreadable / "a.h5", unreadable / "pixels.raw"
+    place.write_bytes(b"\x09" * 72)
+    write(path, put("train/images", None, shape=(4, 2, 3, 3), dtype="u1", external=[(str(place), 0, 72)]))
+    build(path)
+    place.chmod(0)
+    with as_another_user():
+        message = mistake(path)
+    assert f"train/images lies in {place}, which cannot be read (Permission denied); bring it, or make it readable" in message
 
 
 def virtual(name: str, file_name: str, num_rows: int = 4, source_rows: int = 4) -> Change:

@@ -504,7 +504,9 @@ def test_a_wrong_file_of_names(tmp_path: Path, text: str, expected: str) -> None
 
 
 def test_no_file_of_names(tmp_path: Path) -> None:
-    assert "cannot be read ([Errno 2] No such file" in mistake(put(tmp_path / "images", "cat/a.jpg"), names=tmp_path / "names.yaml")
+    assert "cannot be read (No such file or directory); it must" in mistake(
+        put(tmp_path / "images", "cat/a.jpg"), names=tmp_path / "names.yaml"
+    )
 
 
 def test_a_whole_picture(tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ request = {
     "folder": str(Path.cwd()),
     "environment": dict(os.environ),
     "files": files,
+    "umask": os.umask(0),
     "cores": sorted(os.sched_getaffinity(0)),
 }
+os.umask(request["umask"])  # which can only be read so
 data = json.dumps(request).encode()
 socket.send_fds(connection, [len(data).to_bytes(8, "little")], files)
 connection.sendall(data)

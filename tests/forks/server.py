@@ -12,13 +12,18 @@ import select  # noqa: E402
 import signal  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
 from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from flora_hpc import cli, simulation  # noqa: E402, F401
+from flora_hpc import cli, jobs, loop  # noqa: E402, F401
 
-READ_ONCE = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "CU", "XDG_")
+READ_ONCE = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "CU", "XDG_"),
+    *("HDF5_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_HOME"),
+)
 MOST_FILES, ABOVE = 200, 500  # open files of a client; numbers that none of them has
 
 
@@ -112,11 +117,15 @@ def become(request: dict[str, Any], files: list[int]) -> None:
         os.close(file)
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         by_line = 1 if number == 2 or (number in held and os.isatty(number)) else -1
-        stream = os.fdopen(number, mode, by_line, closefd=False) if number in held else None
+        errors = getattr(sys, name).errors  # Python's own choice, of the same locale
+        stream = os.fdopen(number, mode, by_line, errors=errors, closefd=False) if number in held else None
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     os.environ.clear()
     os.environ.update(request["environment"])
+    time.tzset()
+    tempfile.tempdir = None  # TMPDIR is looked at anew
+    os.umask(request["umask"])
     os.chdir(request["folder"])
     os.sched_setaffinity(0, request["cores"])
     signal.signal(signal.SIGINT, signal.default_int_handler)

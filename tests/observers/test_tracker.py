@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flora_hpc import plugins
+from flora_hpc import extras, plugins
 from flora_hpc.errors import UserError
 from flora_hpc.observers import _aside, _tracker
 from flora_hpc.observers._tracker import Bookmark
@@ -36,17 +36,17 @@ def test_a_name_that_is_no_tracker_is_answered_with_those_that_are(monkeypatch: 
 
 
 def test_a_missing_package_is_answered_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tracker, "installed", lambda package: package != "mlflow")
+    monkeypatch.setattr(extras, "installed", lambda package: package != "mlflow")
     _tracker.check(["csv", "wandb"])
-    assert refusal("csv", "mlflow") == "--track mlflow: mlflow is not installed; pip install 'flora-hpc[mlflow]'"
+    assert refusal("csv", "mlflow") == "--track mlflow needs mlflow, which is not installed: pip install 'flora-hpc[mlflow]'"
 
 
 def test_a_folder_that_a_tracker_left_is_not_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "no_such_tracker").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    assert not _tracker.installed("no_such_tracker")
-    assert not _tracker.installed("nowhere_at_all")
-    assert _tracker.installed("numpy")
+    assert not extras.installed("no_such_tracker")
+    assert not extras.installed("nowhere_at_all")
+    assert extras.installed("numpy")
 
 
 def test_one_that_is_named_twice_is_told_once(tmp_path: Path) -> None:

@@ -60,6 +60,15 @@ def test_a_damaged_split_is_refused(tmp_path: Path) -> None:
         split.read(tmp_path / "run.h5")
 
 
+def test_a_split_without_the_right_to_read_it_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", deny)
+    with pytest.raises(UserError, match=r"its /split cannot be read \(Permission denied\); make it readable"):
+        split.read(tmp_path / "run.h5")
+
+
 def test_names_that_are_no_text_are_kept_apart(tmp_path: Path) -> None:
     """Folders whose names are not UTF-8, and what JSON calls a lone surrogate."""
     odd = Split(np.arange(2), np.ones((2, 3), np.int64), ("caf\udce9", "caf\udce8", "\ud800"))

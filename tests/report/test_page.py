@@ -13,7 +13,7 @@ from flora_hpc.records.opened import Run
 from flora_hpc.records.schema import RANKS
 from flora_hpc.records.split import Split
 from flora_hpc.report import facts, figures, page, svg, timing
-from flora_hpc.report.style import DARK, NothingError, styled
+from flora_hpc.report.style import DARK, NothingError, new, styled
 from tests.contracts.known_helpers import CONFIG, round_record, rows, run_info
 from tests.records.old_files import write_old
 
@@ -69,8 +69,6 @@ def test_colours_follow_light_and_dark(make: Callable[..., Run]) -> None:
 
 def test_numbers_on_axes_are_not_cut() -> None:
     with styled():
-        from flora_hpc.report.style import new
-
         figure, axes = new(4, 3)
         axes.set_yticks([0.125])
         assert ">0.125<" in svg.inline(figure, "x", "x")
@@ -204,3 +202,18 @@ def test_twenty_runs_have_lines_of_their_own(make: Callable[..., Run]) -> None:
 def test_nothing_to_draw_is_told_with_a_sentence(make: Callable[..., Run]) -> None:
     with styled(), pytest.raises(NothingError, match=r"^[A-Z].*\.$"):
         figures.ONE["What was learned"][0].draw([make(accuracy=float("nan"))])
+
+
+def test_a_name_of_characters_that_xml_lacks_is_drawn() -> None:
+    with styled():
+        figure, axes = new(4, 3)
+        axes.set_title("bell \x07 & <b> #1b1f24")
+        drawn = svg.inline(figure, "x", 'a "label"')
+    assert ">bell \ufffd &amp; &lt;b&gt; #1b1f24<" in drawn, "what looks like a colour of ours stays, too"
+    assert 'aria-label="a &quot;label&quot;"><title>a "label"</title>' in drawn
+
+
+def test_what_a_template_would_take_for_its_own_is_text(make: Callable[..., Run]) -> None:
+    text = page.make([make("{{ 7 * 7 }}", dataset="{% raw %}")])
+    assert "<h1>{{ 7 * 7 }}</h1>" in text
+    assert "{% raw %}" in text

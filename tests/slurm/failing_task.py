@@ -28,17 +28,17 @@ def kill_inside(comm):  # type: ignore[no-untyped-def]
     fail()
 
 
-def train_and_fail(fed, comm, state, number):  # type: ignore[no-untyped-def]
-    me = number == 2 and comm.rank == rank
+def train_and_fail(setup, site, state, number):  # type: ignore[no-untyped-def]
+    me = number == 2 and site.comm.rank == rank
     if me and how in ("killed", "stopped"):
         fail(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
     if me and how == "error":
         moment.write_text(str(time.time()))
         raise ZeroDivisionError("a bug of this rank")
-    trained = train(fed, comm, state, number)
+    trained = train(setup, site, state, number)
     if me and how == "killed-in-sum":
-        threading.Thread(target=kill_inside, args=[comm], daemon=True).start()
-    elif number == 2 and how == "killed-in-sum" and comm.rank == (rank - 1) % comm.size:
+        threading.Thread(target=kill_inside, args=[site.comm], daemon=True).start()
+    elif number == 2 and how == "killed-in-sum" and site.comm.rank == (rank - 1) % site.comm.size:
         time.sleep(2)  # the others are in the sum of updates by then
     return trained
 

@@ -1,6 +1,5 @@
 """MPI through mpi4py's buffer collectives; any MPI library."""
 
-import importlib.util
 import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -8,6 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from flora_hpc import extras
 from flora_hpc.comm import mpilibrary, surroundings
 from flora_hpc.comm.communicator import Array
 from flora_hpc.comm.launch import Launch
@@ -68,7 +68,7 @@ def _split(received: Array, lengths: Array) -> list[bytes]:
 
 def available() -> bool:
     """Whether mpi4py is installed; its library is only found out by loading it."""
-    return importlib.util.find_spec("mpi4py") is not None
+    return extras.installed("mpi4py")
 
 
 def load(launch: Launch) -> Any:

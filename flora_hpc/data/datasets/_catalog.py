@@ -44,6 +44,11 @@ class Facts:
         """Of all parts."""
         return sum(self.train.values()) + sum(self.test.values())
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """That read the set, beside those that every installation has: scipy reads MATLAB's files."""
+        return ("scipy",) if any(need.endswith(".mat") for need in self.needs) else ()
+
 
 def _folder(folder: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{folder}/{name}" for name in names)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from glob import escape, glob
 from pathlib import Path
@@ -92,7 +92,11 @@ class Reader:
         if dataset.is_virtual:
             self._check_virtual(name, dataset)
         if dataset.external is not None and dataset.size:
-            _ = dataset[(0,) * dataset.ndim]  # HDF5 looks for such files when it reads
+            try:
+                _ = dataset[(0,) * dataset.ndim]  # HDF5 looks for such files when it reads
+            except OSError:
+                self._open_external(name, dataset)
+                raise
             self._check_external(name, dataset)
         if (need := missing_filter(dataset)) is not None:
             raise self.mistake(f"{name} is compressed with {need}")
@@ -117,8 +121,7 @@ class Reader:
             )
 
     def _check_source(self, name: str, shown: str, source: Any, place: Path) -> None:
-        is_here = place == self.path
-        with nullcontext(self.file) if is_here else h5py.File(place, "r", locking=False) as file:
+        with self._source(name, shown, place) as file:
             values = file.get(source.dset_name)
             if not isinstance(values, h5py.Dataset):
                 if "%" in source.dset_name:  # a pattern of numbers
@@ -131,6 +134,17 @@ class Reader:
                         f"{name} is put together from {shown}, which is too small for it ({values.shape}); write it again"
                     )
             Reader(place, file).check_storage(source.dset_name, values)
+
+    def _source(self, name: str, shown: str, place: Path) -> AbstractContextManager[h5py.File]:
+        """The open file of a virtual dataset's source."""
+        if place == self.path:
+            return nullcontext(self.file)
+        try:
+            return h5py.File(place, "r", locking=False)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self.mistake(
+                f"{name} is put together from {shown}; {place} cannot be read ({_why_closed(place, error)}"
+            ) from None
 
     def _places(self, file_name: str) -> list[Path]:
         """The files of a virtual dataset's source: one, or those of a pattern with %b.
@@ -160,6 +174,16 @@ class Reader:
                     f"{name} lies in {place}, which has {num_there:,} bytes of {offset + size:,}; copy or fetch that again"
                 )
             num_bytes -= size
+
+    def _open_external(self, name: str, dataset: h5py.Dataset) -> None:
+        """Say which file of a dataset's values cannot be opened, and why; HDF5 says neither."""
+        for file_name, _, _ in dataset.external:
+            place = _external(self.path, file_name)
+            try:
+                place.open("rb").close()
+            except OSError as error:
+                why = reason(error)
+                raise self.mistake(f"{name} lies in {place}, which cannot be read ({why}); bring it, or make it readable") from None
 
     def sources(self, dataset: h5py.Dataset) -> list[Path]:
         """The other files that hold a dataset's values."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from flora_hpc import extras
 from flora_hpc.data.datasets._catalog import Facts
 from flora_hpc.data.datasets._files import read
 from flora_hpc.data.images import Column, Dataset, DatasetOptions, Images, Ints, Raw, assemble, join, stamp
@@ -53,6 +54,7 @@ def build(facts: Facts, read_part: ReadPart, options: Options) -> Dataset:
     sentence = missing(facts, root)
     if sentence is not None:
         raise UserError(sentence)
+    extras.need(f"data.name: {facts.name}", *facts.packages)
     parts: dict[str, Images] = {}
     names: tuple[str, ...] = ()
     for part in (*facts.train, *facts.test):

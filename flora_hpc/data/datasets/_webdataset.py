@@ -17,7 +17,7 @@ from flora_hpc.data.datasets._pairs import Pairs
 from flora_hpc.data.datasets._paths import why_absent
 from flora_hpc.data.images import Raw, stamp
 from flora_hpc.data.texts import fault, from_json, shown
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.filekinds import ADDRESS, TAR, kind
 
 TEXTS = (".txt", ".json")
@@ -118,7 +118,7 @@ def _samples(key: str, file: Path, left_out: LeftOut) -> dict[str, dict[str, Any
         raise UserError(f"{key}: {file}: {member.name} is not UTF-8; save it in that encoding") from None
     except Exception as error:  # tarfile lets anything through on broken files
         what = kind(file)
-        why = f"it is {what}" if what not in (None, TAR) else " ".join(str(error).split())
+        why = f"it is {what}" if what not in (None, TAR) else reason(error)
         raise UserError(f"{key}: {file} is not a whole, uncompressed .tar file ({why}); unpack or fetch it again") from None
     return samples
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from flora_hpc import extras
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, assemble
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -28,6 +29,7 @@ def read() -> npt.NDArray[np.float64]:
 
     scikit-learn's file is read without scikit-learn, whose import takes seconds. Where the file is not, its loader knows the place.
     """
+    extras.need("data.name: digits", "sklearn")
     package = find_spec("sklearn")
     folders = package.submodule_search_locations if package else None
     for file in (Path(folder, "datasets", "data", "digits.csv.gz") for folder in folders or ()):

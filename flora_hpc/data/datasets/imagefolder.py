@@ -15,7 +15,7 @@ from flora_hpc.data.datasets._leftout import ARCHIVE, LeftOut, printable
 from flora_hpc.data.datasets._walk import Files, beside, folders_in, has_images, once, reason_against, walk
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, Raw, assemble, stamp
 from flora_hpc.data.texts import from_json, name_fault
-from flora_hpc.errors import UserError, at_home, did_you_mean
+from flora_hpc.errors import UserError, at_home, did_you_mean, reason
 from flora_hpc.filekinds import elsewhere
 
 TRAINS = ("train", "training")
@@ -125,7 +125,7 @@ def _classes(path: Path, left_out: LeftOut) -> list[str]:
 
 def _why(left_out: LeftOut) -> str:
     """What was left out, for a message that misses images."""
-    reasons = [f"{number:,} x {reason}" for reason, number in left_out.reasons().items()]
+    reasons = [f"{number:,} x {why}" for why, number in left_out.reasons().items()]
     return f" (left out: {'; '.join(reasons)})" if reasons else ""
 
 
@@ -153,8 +153,7 @@ def _names(path: Path, classes: Sequence[str]) -> dict[str, str]:
         is_json = path.suffix.lower() == ".json"
         names: Any = from_json(text) if is_json else yamltext.parse_texts(text)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"data.names: {path} cannot be read ({reason}); it must be JSON or YAML, folder: name") from None
+        raise UserError(f"data.names: {path} cannot be read ({reason(error)}); it must be JSON or YAML, folder: name") from None
     if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
         raise UserError(f"data.names: {path} must map the folder of each class to a text; write folder: name on each line")
     if wrong := [name for name in names.values() if name_fault(name)]:

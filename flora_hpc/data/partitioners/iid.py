@@ -3,7 +3,9 @@
 import numpy as np
 
 from flora_hpc.data.images import Images, Ints
+from flora_hpc.data.partitioners._choice import choose
 from flora_hpc.data.shards import Partitioner, PartitionOptions
+from flora_hpc.seeds import Streams
 
 
 class Options(PartitionOptions):
@@ -17,4 +19,7 @@ def build(options: Options, images: Images) -> Partitioner:
     def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
         return rng.choice(len(images), num_drawn, replace=False)
 
-    return Partitioner(split, draw)
+    def draw_many(num_drawn: int, streams: Streams, clients: Ints) -> Ints:
+        return choose(streams, clients, len(images), num_drawn)
+
+    return Partitioner(split, draw, draw_many=draw_many)

@@ -11,7 +11,7 @@ import torch
 
 from flora_hpc.data.images import Dataset
 from flora_hpc.errors import UserError
-from flora_hpc.prepare import told_apart
+from flora_hpc.experiment import told_apart
 from tests.data.made_images import made
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"

@@ -1,0 +1,202 @@
+"""The library: run experiments from a script, a notebook, a test, or under any launcher."""
+
+import atexit
+import pickle
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flora_hpc import configfile, forecast, loop, plugins, rundir
+from flora_hpc.comm import launch
+from flora_hpc.comm.communicator import Communicator, choose, connect, send_to_all, together
+from flora_hpc.comm.launch import Launch
+from flora_hpc.config import CommConfig, Config
+from flora_hpc.errors import UserError
+from flora_hpc.job import ends, guarded
+from flora_hpc.observers import _aside, _tracker, hdf5
+from flora_hpc.observers._observer import Observer
+from flora_hpc.owner.claim import Claim
+from flora_hpc.records.known import RoundRecord, RunInfo
+from flora_hpc.records.opened import Run, open_run
+from flora_hpc.shared import Shared
+
+Source = Config | Mapping[str, Any] | str | Path
+OnRound = Callable[[dict[str, Any]], None]
+
+
+def load_config(config: Source, /, *, plugin_files: Sequence[str | Path] = (), **overrides: Any) -> Config:
+    """The whole configuration, checked, every default filled in. `run` says what the arguments may be.
+
+    What an override sets aside is told as a warning. Raises UserError with one line per mistake.
+    """
+    for file in plugin_files:
+        plugins.use(file)
+    given = {key.replace("__", "."): value for key, value in overrides.items()}
+    source = config.model_dump(mode="json") if isinstance(config, Config) else config
+    source = Path(source) if isinstance(source, str) else source
+    if not isinstance(source, Path | Mapping):
+        raise UserError(f"config: must be a path, a mapping or a Config, not {type(source).__name__}")
+    resolved, notes = configfile.load_values(source, given)
+    for sentence in notes:
+        warnings.warn(sentence, stacklevel=2)
+    return resolved
+
+
+def plan(
+    config: Source,
+    /,
+    *,
+    ranks: int = 1,
+    gpus_per_node: int = 0,
+    plugin_files: Sequence[str | Path] = (),
+    **overrides: Any,
+) -> forecast.Plan:
+    """What a run would do on so many `ranks`, from shapes alone: who trains where, bytes of a round, memory of a rank.
+
+    `run` says what the arguments may be. Raises UserError for what a run would refuse, as far as shapes tell.
+    """
+    if ranks < 1 or gpus_per_node < 0:
+        raise UserError(f"plan: ranks={ranks}, gpus_per_node={gpus_per_node}: give at least 1 rank, and 0 GPUs or more")
+    return forecast.plan(load_config(config, plugin_files=plugin_files, **overrides), ranks, gpus_per_node)
+
+
+def run(
+    config: Source,
+    /,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    on_round: OnRound | None = None,
+    track: Sequence[str] = (),
+    plugin_files: Sequence[str | Path] = (),
+    signals: bool = True,
+    shared: Shared | None = None,
+    **overrides: Any,
+) -> Run:
+    """Run an experiment and return what it wrote, on every rank. Under mpiexec, srun or torchrun all ranks call this alike.
+
+    `config` is the path of a YAML file, a nested mapping, or a Config. `overrides` go over it, by dotted key: `rounds=3`,
+    `client__lr=1e-4` (two underscores for a dot), or `**{"client.lr": 1e-4}`.
+
+    `out` is the run directory, by default runs/<name>-<time>; `resume` goes on with the unfinished run in it.
+    `on_round` is called on rank 0 with the columns of each round's row of /rounds, in a thread of its own while the next round is
+    played; what it raises ends the run. `track` names trackers such as "csv". `plugin_files` have parts of your own.
+    Unless `signals` is False, SIGUSR1 and SIGTERM save the run and raise StoppedError; Python allows that in the main thread alone.
+    Runs that are handed the same `shared` have model, data and features in common.
+
+    The adapter's bits are those of `flora-hpc run` with the same configuration. Raises UserError for what the user must change.
+    When one rank fails, all ranks are ended.
+    """
+    started = time.perf_counter()
+    me = launch.detect()
+    name = Path(config).stem if isinstance(config, str | Path) else "run"
+    if resume and out is None:
+        raise UserError("resume=True: which run? name its directory with out")
+    folder = Path(out) if out is not None else rundir.new(name)
+    num_threads = torch.get_num_threads()
+
+    def load() -> Config:
+        resolved = load_config(config, plugin_files=plugin_files, **overrides)
+        if resume and me.rank == 0 and (folder / "run.h5").exists():
+            rundir.check_plugins(folder)
+        return resolved
+
+    with Claim(folder, warnings.warn) as claim, _ranks(me, load) as (comm, resolved):
+
+        def look() -> rundir.Found:
+            if comm.rank != 0:
+                return rundir.Found()
+            _tracker.check(list(track))
+            return rundir.enter(folder, resolved, claim, resume)
+
+        def observers() -> list[Observer]:
+            told = [_Told(on_round)] if on_round else []
+            return [claim, hdf5.build(folder), *told, _aside.build(track, folder)]
+
+        found, folder = rundir.agree(comm, together(comm, look), folder)
+        options = loop.RunOptions(
+            folder,
+            observers,
+            started=started,
+            resume=found.unfinished,
+            end=ends(comm),
+            holds=claim.check,
+            listens=signals,
+            shared=shared,
+        )
+        try:
+            if not found.finished:
+                loop.run(resolved, comm, me, options)
+        finally:
+            torch.set_num_threads(num_threads)
+        return _opened(comm, folder)
+
+
+class _Told:
+    """The observer that calls `on_round`."""
+
+    def __init__(self, on_round: OnRound) -> None:
+        self._on_round = on_round
+
+    def started(self, info: RunInfo) -> None:
+        """Nothing to tell yet."""
+
+    def round(self, record: RoundRecord) -> None:
+        self._on_round({name: record.row[name][0].item() for name in record.row.dtype.names or ()})
+
+    def ended(self, status: str) -> None:
+        """The call of `run` ends, too."""
+
+
+def _opened(comm: Communicator, folder: Path) -> Run:
+    """Rank 0's run, on every rank, which need not see its folder."""
+    found = together(comm, lambda: open_run(folder) if comm.rank == 0 else None)
+    data = send_to_all(comm, b"" if found is None else pickle.dumps(found))
+    opened: Run = found or pickle.loads(data)
+    return opened
+
+
+_connection = ExitStack()  # closed when the process ends
+_world: list[tuple[str, Communicator]] = []
+atexit.register(_connection.close)
+
+
+@contextmanager
+def _ranks(me: Launch, load: Callable[[], Config]) -> Iterator[tuple[Communicator, Config]]:
+    """The communicator of this process, which its runs share, and the configuration; mistakes in it are told on all ranks."""
+    config, problem = None, ""
+    try:
+        config = load()
+    except UserError as error:
+        if me.size == 1:
+            raise
+        problem = str(error)
+
+    def checked() -> Config:
+        if config is None:
+            raise UserError(problem)
+        return config
+
+    comm = _communicator(me, config.comm if config else CommConfig())
+    with guarded(comm):
+        yield comm, together(comm, checked)
+
+
+def _communicator(me: Launch, config: CommConfig) -> Communicator:
+    """Made by the first run of this process. Raises UserError when a later one asks for another backend."""
+    backend = choose(me, config).backend
+    if not _world:
+        _world.append((backend, _connection.enter_context(connect(me, config))))
+    first, comm = _world[0]
+    if first != backend:
+        if me.size > 1:
+            raise UserError(f"comm.backend: all runs of a process share one backend, and the first took {first}; set it to that")
+        _connection.close()
+        _world.clear()
+        return _communicator(me, config)
+    return comm

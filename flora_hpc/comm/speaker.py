@@ -1,0 +1,36 @@
+"""Which rank of torchrun says a mistake that all of them may make. Its agent ends all ranks with the first one that leaves."""
+
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+
+from flora_hpc.comm.launch import Launch
+
+ASK_SECONDS = 2.0  # for an answer of the agent's store, which is there before the ranks are
+
+
+def is_first(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool | None:
+    """Whether this rank is the first of its job to ask. None where nobody can be asked: without torchrun, or its agent's store."""
+    if launch.launcher != "torchrun" or environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
+    if not (host and port.isdecimal()):
+        return None
+    answers: list[int] = []
+    key = f"flora_hpc speaker {environ.get('TORCHELASTIC_RESTART_COUNT', '')}"  # ranks that were started anew speak anew
+
+    def ask() -> None:
+        with suppress(OSError, RuntimeError, OverflowError):
+            socket.create_connection((host, int(port)), ASK_SECONDS).close()  # torch tries a closed port for long, and warns
+            store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=ASK_SECONDS))
+            answers.append(store.add(key, 1))
+
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch takes seconds to import
+
+    asking = threading.Thread(target=ask, name="speaker", daemon=True)  # another program may accept, and never answer
+    asking.start()
+    asking.join(2 * ASK_SECONDS)
+    return answers[0] == 1 if answers else None

@@ -1,0 +1,79 @@
+"""What is wrong with a configuration, in sentences: the key, what it must be, and the nearest key that exists."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from flora_hpc.errors import did_you_mean
+
+MAX_PROBLEMS = 30  # that are told of one section
+
+
+def explain(error: ValidationError, prefix: str, known: list[str]) -> list[tuple[str, str]]:
+    """(key, sentence) for each mistake that pydantic found below `prefix`."""
+    found = []
+    places = [problem["loc"] for problem in error.errors()]
+    for problem in error.errors()[:MAX_PROBLEMS]:
+        place = problem["loc"]
+        if problem["type"] == "too_short" and any(other[: len(place)] == place and other != place for other in places):
+            continue  # short only because an item of it was refused
+        key = prefix + ".".join(str(part) for part in place)
+        context, value = problem.get("ctx", {}), problem["input"]
+        if problem["type"] == "extra_forbidden":
+            found.append((key, f"{key}: unknown key{suggest(key, known)}"))
+        elif problem["type"] == "value_error":
+            text = str(context["error"])
+            found.append((key, f"{key}: {text}") if place else (text.partition(":")[0], text))
+        else:
+            sentence = SENTENCES.get(problem["type"], "")
+            found.append((key, f"{key}: {sentence.format(**context, value=shown(value)) if sentence else problem['msg']}"))
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value as a configuration has it, short enough for a sentence."""
+    text = {"True": "true", "False": "false", "None": "null"}.get(text := repr(value), text)
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
+
+
+SENTENCES = {
+    "missing": "is required",
+    "too_short": "must have at least {min_length} item",
+    "too_long": "must have at most {max_length} items, not {actual_length}",
+    "tuple_type": "must be a list such as [a, b], not {value}",
+    "greater_than": "must be greater than {gt}, not {value}",
+    "greater_than_equal": "must be at least {ge}, not {value}",
+    "less_than": "must be less than {lt}, not {value}",
+    "less_than_equal": "must be at most {le}, not {value}",
+    "int_parsing": "must be a whole number, not {value}",
+    "int_type": "must be a whole number, not {value}",
+    "int_from_float": "must be a whole number, not {value}",
+    "float_parsing": "must be a number, not {value}",
+    "float_type": "must be a number, not {value}",
+    "finite_number": "must be a finite number, not {value}",
+    "bool_parsing": "must be true or false, not {value}",
+    "bool_type": "must be true or false, not {value}",
+    "string_type": "must be a text, not {value}; put it in quotes if it is meant",
+    "string_unicode": "must be a text in UTF-8, not {value}",
+    "path_type": "must be the path of a file or folder, not {value}; put it in quotes if it is meant",
+    "literal_error": "must be {expected}, not {value}",
+    "model_type": "must hold keys of its own, not {value}",
+    "model_attributes_type": "must hold keys of its own, not {value}",
+}
+
+
+def suggest(key: str, known: list[str]) -> str:
+    """`; did you mean a.b?`: the same name elsewhere, else the nearest of the same section, else of any section."""
+    section, _, last = key.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    anywhere = {name.rpartition(".")[2]: name for name in known}
+    if key in known:  # written with a dot in the file
+        return f"; write it as {key.partition('.')[0]}: {{{key.partition('.')[2]}: ...}}"
+    if ":" in last:
+        return "; write a blank after the colon"
+    if last in anywhere:
+        return f"; did you mean {anywhere[last]}?"
+    for names in (siblings, anywhere):
+        if hint := did_you_mean(last, names):
+            return f"; did you mean {names[hint.split(chr(39))[1]]}?"
+    return f" (known here: {', '.join(sorted(siblings))})" if siblings else ""

@@ -1,0 +1,295 @@
+"""Build an experiment from its Config: the data, the model, and the setup of its rounds."""
+
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import numpy as np
+import torch
+
+from flora_hpc import embed, evaluate, firststep, groupsize, plugins, seeds
+from flora_hpc.accuracy import AdapterTests
+from flora_hpc.clip import identity as model_identity
+from flora_hpc.clip import precision, weights
+from flora_hpc.clip.load import Clip, load
+from flora_hpc.cohort import Grouping
+from flora_hpc.comm import devices
+from flora_hpc.comm.communicator import same_everywhere, together
+from flora_hpc.comm.exact import MAX_CLIENTS
+from flora_hpc.config import Config
+from flora_hpc.data import checks, look, mix, shards, twins
+from flora_hpc.data.images import Dataset
+from flora_hpc.data.inputs import Features, Inputs, Pixels
+from flora_hpc.data.shards import PartitionOptions
+from flora_hpc.data.store import Damage
+from flora_hpc.errors import UserError
+from flora_hpc.identity import Identity, of_data, of_parts, sources
+from flora_hpc.methods._method import Method, Setting
+from flora_hpc.plugins import BaseOptions
+from flora_hpc.records.split import Split
+from flora_hpc.round import State
+from flora_hpc.setup import Setup, Site
+from flora_hpc.shared import NothingShared, Shared
+
+MANY = 0.1  # share of images looked at above which a user is warned of them: a few may be so in any data
+SHOWN = 10  # damaged images named in a message
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run is about. `build` makes all of it but the images, `see` adds these."""
+
+    config: Config
+    dataset: Dataset
+    clip: Clip  # its modules are this run's own, its tensors may be shared with other runs
+    setup: Setup
+    weights: str = ""  # a digest of the model's
+    features: embed.Embedded = field(default_factory=lambda: embed.Embedded(torch.empty(0)))  # how they were come by
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of what decides results: data and weights, and images once they are seen."""
+        images = {"images": self.features.digest} if self.features.digest else {}
+        data = of_data(self.dataset, self.setup.shards)
+        return {"model weights": self.weights} | data | images | of_parts(self.config)
+
+    @property
+    def identity(self) -> Identity:
+        """What decides the results of the run."""
+        chosen = {"client.first_step": "jacobian" if self.setup.by_jacobian else "each"}
+        if self.setup.grouping.fixed:
+            chosen["client.group_size"] = str(self.setup.grouping.most)
+        return Identity(self.config.essence(), self.digests, sources(self.config), chosen)
+
+    def work(self, site: Site, progress: embed.Progress) -> embed.Work:
+        """What a rank needs to make features with the experiment's model."""
+        return work(self.clip, self.config, site, progress)
+
+
+def work(clip: Clip, config: Config, site: Site, progress: embed.Progress) -> embed.Work:
+    """What a rank needs to make features with `clip`."""
+    looks = site.launch.local_rank == 0
+    return embed.Work(clip, config.features, site.comm, site.device, site.num_threads, looks, progress)
+
+
+def build_together(config: Config, site: Site, shared: Shared | None = None) -> Experiment:
+    """`build` on every rank, and make sure that all have built the same. Raises AgreedError, on every rank, otherwise."""
+    shared = shared or NothingShared()
+    experiment = together(site.comm, lambda: build(config, site.device, site.room, shared))
+    lowered = config.model.precision == "bf16"
+    weights = (NothingShared() if lowered else shared).recall(
+        "weights", _model_key(config, site.device), lambda: model_identity.module(experiment.clip.model)
+    )
+    experiment = replace(experiment, weights=weights)
+    same_everywhere(site.comm, {"configuration": config.to_yaml()} | experiment.digests)
+    return experiment
+
+
+def build(config: Config, device: torch.device, room: devices.Room, shared: Shared | None = None) -> Experiment:
+    """Dataset, model and setup: everything but the images themselves; nothing is sent. On device 'meta', shapes only.
+
+    `room` is what all ranks have for a group of clients. Raises UserError for what does not exist or does not fit together.
+    """
+    shared = shared or NothingShared()
+    images = checks.checked(shared.recall("dataset", _data_key(config), lambda: dataset(config)))
+    clip = own_clip(config, device, shared)
+    setup = make_setup(config, images, clip, device, room)
+    return Experiment(config, checks.warned(images, setup.method.warnings), clip, setup)
+
+
+def own_clip(config: Config, device: torch.device, shared: Shared) -> Clip:
+    """The model that `config` names, in modules of its own: what a run does to them reaches no other run."""
+    kept = shared.recall("model", _model_key(config, device), lambda: load(config.model, config.seed, device))
+    return kept if isinstance(shared, NothingShared) else kept.copy()
+
+
+def _model_key(config: Config, device: torch.device) -> tuple[str, int | None, str]:
+    """What decides the model and its numbers."""
+    seed = config.seed if weights.find(config.model).random else None
+    return config.model.model_dump_json(), seed, str(device)
+
+
+def _data_key(config: Config) -> str:
+    return config.data.model_dump_json()
+
+
+def dataset(config: Config) -> Dataset:
+    """The dataset that `config` names. Raises UserError when it is not there, or not what it should be."""
+    found: Dataset = plugins.member("datasets", config.data.name).build(config.data)
+    return found
+
+
+def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.device, room: devices.Room) -> Setup:
+    """What stays the same in every round, but for the images. Raises UserError for what does not fit together."""
+    images = dataset.images
+    holders = shards.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed)
+    method = build_method(config.method, config.model.precision, dataset, clip, holders)
+    if config.evaluate.per_client and dataset.paired:
+        raise UserError("evaluate.per_client: tests clients on their mix of classes, but pairs have none; leave it away")
+    num_clients = config.cohort.num_clients(holders.num_clients)
+    if num_clients > MAX_CLIENTS:
+        raise UserError(
+            f"cohort: {num_clients:,} clients in a round are more than the {MAX_CLIENTS:,} that an exact sum holds; lower it"
+        )
+    return Setup(
+        seed=config.seed,
+        rounds=config.rounds,
+        cohort=config.cohort,
+        client=config.client,
+        evaluate=config.evaluate,
+        method=method,
+        aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
+        shards=holders,
+        grouping=Grouping(
+            group_size(config, dataset, clip, method, holders, room)[0].clients, alike=method.per_example, fixed=room.gpu
+        ),
+        by_jacobian=by_jacobian(config, clip, method, num_clients, room.gpu),
+        labels=torch.from_numpy(images.labels).to(device),
+        test=torch.from_numpy(dataset.test).to(device),
+    )
+
+
+def group_size(
+    config: Config, dataset: Dataset, clip: Clip, method: Method, holders: shards.Shards, room: devices.Room
+) -> tuple[groupsize.GroupSize, groupsize.Load]:
+    """How many clients of a round train in one batch of tensors at most, why no more, and what one of them takes."""
+    client, num_clients = config.client, config.cohort.num_clients(holders.num_clients)
+    crowd = by_jacobian(config, clip, method, num_clients, room.gpu)
+    only_first = client.epochs == 1 and holders.largest <= client.batch_size
+    load = groupsize.load(clip, method, client, len(dataset.captions), encodes=not (crowd and only_first))
+    if client.group_size:
+        return groupsize.GroupSize(client.group_size, "as client.group_size says"), load
+    left = room._replace(num_bytes=max(0, room.num_bytes - firststep.num_bytes(method, crowd)))
+    return groupsize.choose(num_clients, load, left), load
+
+
+def by_jacobian(config: Config, clip: Clip, method: Method, num_clients: int, on_gpu: bool) -> bool:
+    """Whether a cohort's `num_clients` make their first step by a Jacobian. Raises UserError when they must and cannot."""
+    text = groupsize.tower(getattr(clip.model, "text", clip.model))
+    backward = 24 * text.blocks * text.width**2  # as much as forwards: weights are frozen
+    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, backward)
+
+
+def build_method(options: BaseOptions, number_format: str, dataset: Dataset, clip: Clip, holders: shards.Shards) -> Method:
+    """The method that `options` are of, and the frozen layers of `clip` in its `number_format`, model.precision.
+
+    Raises UserError when it does not fit the model, the data or its options.
+    """
+    setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired)
+    method: Method = plugins.member("methods", options.name).build(options, setting)
+    tokens = clip.tokenize(list(method.prompts)) if method.prompts else setting.tokens
+    text, image = method.text_positions + method.caption_positions > 0, method.image_positions > 0
+    precision.lower(number_format, clip.model, clip.name, options.name, set(method.shapes), text, image)
+    return replace(method, paired=dataset.paired, warnings=told_apart(dataset, tokens))
+
+
+def told_apart(dataset: Dataset, tokens: torch.Tensor) -> tuple[str, ...]:
+    """Warnings about captions that the model cannot tell apart. `tokens` (num_captions, context_length) are what it sees of them.
+
+    Raises UserError where they belong to two classes.
+    """
+    alike = checks.alike(twins.marks(tokens.int()).tolist())
+    if not alike:
+        return ()
+    first, other = alike[0]
+    length, most = int(tokens[first].argmax()) + 1, tokens.shape[1]
+    shared = f"the same {length} tokens for the model" + (f", which cuts captions at {most}" if length == most else "")
+    if not dataset.paired:
+        raise UserError(checks.not_told_apart(dataset, alike, shared))
+    return (
+        f"{len(alike):,} of {len(dataset.captions):,} captions have the same tokens as another one, such as "
+        f"'{dataset.captions[first]}' and '{dataset.captions[other]}' ({shared}), so that only one of them can win",
+    )
+
+
+def see(experiment: Experiment, site: Site, progress: embed.Progress, shared: Shared | None = None) -> Experiment:
+    """The experiment with what its method sees of the images, and without those that cannot be decoded. All ranks call this.
+
+    Raises UserError, on every rank, for images that cannot be decoded, unless `data.damaged` says to skip them.
+    """
+    config, shared = experiment.config, shared or NothingShared()
+    sees = experiment.setup.method.sees
+    key = (_model_key(config, site.device), _data_key(config), config.features.model_dump_json(), sees)
+    features = shared.recall("features", key, lambda: look_at_images(experiment, site, progress))
+    shared.keep("features", key, replace(features, num_computed=0))
+    experiment = replace(experiment, features=features)
+    if features.damaged:
+        dataset = together(site.comm, lambda: without(experiment.dataset, features.damaged, config))
+        setup = together(site.comm, lambda: make_setup(config, dataset, experiment.clip, site.device, site.room))
+        experiment = replace(experiment, dataset=dataset, setup=setup)
+    inputs = inputs_of(experiment.dataset, experiment.setup.method, experiment.work(site, progress), features)
+    return replace(experiment, setup=replace(experiment.setup, inputs=inputs))
+
+
+def look_at_images(experiment: Experiment, site: Site, progress: embed.Progress) -> embed.Embedded:
+    """The features of all images where the method sees these; which images cannot be decoded; and a digest of all images."""
+    dataset, work = experiment.dataset, experiment.work(site, progress)
+    features = embed_for(dataset, experiment.setup.method, work)
+    return features if features.digest else replace(features, digest=embed.images_digest(dataset.images, work))
+
+
+def embed_for(dataset: Dataset, method: Method, work: embed.Work) -> embed.Embedded:
+    """Features, from the store or computed by all ranks; none for a method that reads pixels. And what cannot be decoded."""
+    if method.sees == "pixels":
+        return embed.Embedded(torch.empty(0), embed.find_damage(dataset.images, work), place="")
+    return embed.embed(dataset.images, dataset.name, work)
+
+
+def inputs_of(dataset: Dataset, method: Method, work: embed.Work, features: embed.Embedded) -> Inputs:
+    """What `method` sees of the images: features, or pixels, which each rank reads."""
+    if method.sees == "pixels":
+        return Pixels(dataset.images, work.clip.preprocess, work.device, work.num_threads)
+    return Features.near(features.values, work.device)
+
+
+def mixes(experiment: Experiment) -> evaluate.Mixes | None:
+    """The mixes of clients that are tested on their own, if any are."""
+    dataset, setup = experiment.dataset, experiment.setup
+    if not setup.evaluate.per_client:
+        return None
+    return evaluate.mixes(setup.shards, dataset.images.labels, dataset.test, len(dataset.captions))
+
+
+def split(experiment: Experiment) -> Split | None:
+    """Who holds which classes, for the run's file; None where every image has a caption of its own."""
+    dataset = experiment.dataset
+    if dataset.paired:
+        return None
+    return Split(*mix.counts_of(experiment.setup.shards, dataset.images.labels, len(dataset.wordings)), dataset.wordings)
+
+
+def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
+    """The dataset without images that cannot be decoded. Raises UserError, naming them, unless `data.damaged` says to skip them."""
+    if damaged and getattr(config.data, "damaged", "refuse") == "refuse":
+        named = [f"{dataset.images.where(row)}: {why}" for row, why in sorted(damaged.items())]
+        more = f"; and {len(named) - SHOWN:,} more" if len(named) > SHOWN else ""
+        raise UserError(
+            f"data: {len(named):,} of {len(dataset.images):,} images cannot be decoded ({'; '.join(named[:SHOWN])}{more}); "
+            "mend or remove them, or set data.damaged: skip to leave them out"
+        )
+    kept = dataset.drop(list(damaged))
+    if len(kept.test) == 0 or (len(dataset.train) and len(kept.train) == 0):
+        raise UserError(f"data: {len(damaged):,} of {len(dataset.images):,} images cannot be decoded; too few are left")
+    return checks.checked(kept) if len(dataset.train) else kept
+
+
+def warnings(experiment: Experiment, num_threads: int) -> list[str]:
+    """Sentences that a user must read before round 0, from a few pictures themselves and from the features of all."""
+    dataset = experiment.dataset
+    rows = look.sample(np.concatenate([dataset.train, dataset.test]))
+    sentences = look.look(dataset.images, rows, num_threads).warnings(dataset.images, MANY)
+    same = twins.warnings(dataset, experiment.features.values) if experiment.setup.method.sees == "features" else []
+    return [*sentences, *same]
+
+
+def first_state(experiment: Experiment, site: Site) -> State:
+    """The adapter before training: rank 0's, sent to all once."""
+    setup = experiment.setup
+    adapter = setup.method.pack(setup.method.init(seeds.generator(setup.seed, "initial adapter")))
+    site.comm.broadcast(adapter.numpy())
+    adapter = adapter.to(site.device)
+    return State(adapter, setup.aggregator.init(adapter), {}, tests(experiment, site))
+
+
+def tests(experiment: Experiment, site: Site) -> AdapterTests:
+    """When adapters of this experiment are tested; rank 0 knows how the classes of clients are mixed."""
+    return AdapterTests(experiment.setup, site, together(site.comm, lambda: mixes(experiment) if site.comm.rank == 0 else None))

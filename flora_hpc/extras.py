@@ -1,0 +1,41 @@
+"""Packages that only some commands need: a missing one is answered with the command that installs it."""
+
+import importlib.util
+
+from flora_hpc.errors import UserError
+
+EXTRAS = {  # by the name that Python imports: the extra of flora-hpc that brings the package
+    "jinja2": "report",
+    "matplotlib": "report",
+    "mlflow": "mlflow",
+    "mpi4py": "mpich",
+    "pandas": "study",
+    "peft": "peft",
+    "pyarrow": "parquet",
+    "scipy": "mat",
+    "sklearn": "demo",
+    "tensorboard": "tensorboard",
+    "transformers": "peft",
+    "wandb": "wandb",
+}
+NAMES = {"jinja2": "Jinja2", "sklearn": "scikit-learn"}  # of packages that people call otherwise
+
+
+def need(what: str, *packages: str, otherwise: str = "") -> None:
+    """Raise UserError unless all `packages`, which `what` needs, are installed. None of them is imported for it.
+
+    `otherwise` ends the sentence: what else would do.
+    """
+    missing = [package for package in packages if not installed(package)]
+    if missing:
+        names = " and ".join(NAMES.get(package, package) for package in missing)
+        extra = EXTRAS.get(missing[0])
+        install = f"'flora-hpc[{extra}]'" if extra else missing[0]
+        are = "are" if len(missing) > 1 else "is"
+        raise UserError(f"{what} needs {names}, which {are} not installed: pip install {install}{otherwise}")
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported. A folder of its name, as trackers leave some behind, is not the package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None

@@ -1,0 +1,158 @@
+"""What a run would do, from shapes alone: clients to ranks, bytes on the wire, memory. No weights are read, no features made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from rich.filesize import decimal
+
+from flora_hpc import cohort, experiment, firststep
+from flora_hpc.clip import precision, weights
+from flora_hpc.clip.load import Clip
+from flora_hpc.clip.towers import images_at_once, num_image_positions
+from flora_hpc.comm import devices
+from flora_hpc.config import Config
+from flora_hpc.data.images import Dataset, Ints
+from flora_hpc.groupsize import Load, tower
+from flora_hpc.round import groups_of_ranks
+from flora_hpc.setup import Setup
+
+LIBRARY_BYTES = 65 * 10**7  # Python, PyTorch and open_clip on a CPU, measured after a product
+UNSEEN_GPU_BYTES = 16 * 10**9  # memory of a GPU that is planned for and not here
+ASSIGNMENTS = {
+    "static": "static: {}s go to ranks in turn",
+    "balanced": "balanced: the costliest {} first, each to the rank with the least so far",
+    "dynamic": "dynamic: an idle rank takes the costliest group that is left; below, what ranks of the same speed take",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What round 1 of a run would do on `num_ranks` ranks, and what each of them needs.
+
+    `groups` has the groups of clients of each rank. Bytes are those of one round: `uplink_bytes` what a federation's clients send
+    in all, and receive as much; `allreduce_bytes` what each rank hands to the exact sum; `allgather_bytes` what ranks send each
+    other of a Jacobian. `memory_bytes` of a rank are by what takes them.
+    """
+
+    config: Config
+    num_ranks: int
+    dataset: Dataset = field(repr=False)
+    model: str
+    model_numbers: int  # of all its weights
+    weights: str  # where they come from
+    num_registered: int
+    clients: Ints = field(repr=False)  # (num_clients,) of round 1
+    num_examples: Ints = field(repr=False)  # (num_clients,) of each
+    num_steps: Ints = field(repr=False)  # (num_clients,) of each
+    groups: list[list[Ints]] = field(repr=False)
+    bound: str  # why no more clients are in a group
+    group_bytes: int  # of the largest
+    room: devices.Room  # for a group
+    first_step: str
+    assignment: str
+    how: str
+    num_params: int
+    payload_bytes: int
+    uplink_bytes: int
+    allreduce_bytes: int
+    allgather_bytes: int
+    memory_bytes: Mapping[str, int]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that a user must read before the run."""
+        largest = max(len(group) for groups in self.groups for group in groups)
+        return (*self.dataset.warnings, *([_too_large(self, largest)] if self.group_bytes > self.room.num_bytes else []))
+
+
+def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
+    """The plan of a run of `config`. Raises UserError for what a run would refuse, as far as shapes tell."""
+    if not gpus_per_node:  # what another machine's GPUs can do is not known here
+        precision.settle(config.model.precision, torch.device("cpu"))
+        precision.settle(config.features.compute, torch.device("cpu"), "features.compute")
+    room = room_for(gpus_per_node, num_ranks)
+    built = experiment.build(config, torch.device("meta"), room)
+    dataset, setup, method = built.dataset, built.setup, built.setup.method
+    clients = cohort.sample(config.cohort, setup.shards.num_clients, config.seed, 1)
+    sizes, groups = setup.shards.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
+    largest = max(len(group) for of_rank in groups for group in of_rank)
+    choice, load = experiment.group_size(config, dataset, built.clip, method, setup.shards, room)
+    bound = choice.bound if any(len(of_rank) > 1 for of_rank in groups) or num_ranks == 1 else "each rank trains its clients in one"
+    if config.cohort.assignment == "dynamic" and largest < choice.clients:
+        bound = "several for each rank, so that an idle one finds work"
+    on_gpu = torch.device("cuda" if gpus_per_node else "cpu")
+    return Plan(
+        config=config,
+        num_ranks=num_ranks,
+        dataset=dataset,
+        model=built.clip.name,
+        model_numbers=sum(p.numel() for p in built.clip.model.parameters()),
+        weights=weights.what_is_checked(weights.find(config.model)),
+        num_registered=setup.shards.num_clients,
+        clients=clients,
+        num_examples=sizes,
+        num_steps=-(-sizes // config.client.batch_size) * config.client.epochs,
+        groups=groups,
+        bound=bound,
+        group_bytes=load.of_group(largest),
+        room=room,
+        first_step=firststep.describe(method, setup.by_jacobian),
+        assignment=ASSIGNMENTS[config.cohort.assignment].format("group" if setup.grouping.fixed else "client"),
+        how=method.how,
+        num_params=method.num_params,
+        payload_bytes=method.payload_bytes,
+        uplink_bytes=int(method.bytes_of(clients).sum()),
+        allreduce_bytes=8 * (2 * method.num_params + 1),
+        allgather_bytes=firststep.sent_bytes(method, setup.by_jacobian, num_ranks),
+        memory_bytes=_lasting(config, built.clip, setup, load, -(-len(clients) // num_ranks), len(dataset.images))
+        | _peak(config, built.clip, setup, load.of_group(largest), images_at_once(built.clip.model, on_gpu))
+        | {"libraries": LIBRARY_BYTES},
+    )
+
+
+def room_for(gpus: int, ranks: int) -> devices.Room:
+    """Memory for a group: of this machine, or of a GPU like those here, which some of `ranks` may share."""
+    sharing = -(-ranks // gpus) if gpus else 1
+    if gpus and not torch.cuda.is_available():
+        return devices.Room(UNSEEN_GPU_BYTES // 2 // sharing, gpu=True)
+    return devices.room(torch.device("cuda" if gpus else "cpu"), sharing)
+
+
+def _lasting(config: Config, clip: Clip, setup: Setup, load: Load, kept_clients: int, num_images: int) -> dict[str, int]:
+    """About how many bytes stay with a rank; the optimizers of `kept_clients` do where they are kept."""
+    method = setup.method
+    lasting = {"weights": sum(p.numel() * p.element_size() for p in clip.model.parameters())}
+    if method.sees == "features":
+        values = method.unpack(torch.empty(1, method.num_params, device="meta"))
+        number_bytes = 2 if config.features.precision == "bf16" else 4
+        lasting["features"] = number_bytes * method.classes(values, None).shape[-1] * num_images
+    if setup.by_jacobian:
+        lasting["Jacobian"] = firststep.num_bytes(method, True)
+    if setup.client.optimizer_state == "keep":
+        lasting["optimizers"] = kept_clients * load.state_bytes
+    return lasting
+
+
+def _peak(config: Config, clip: Clip, setup: Setup, group_bytes: int, at_once: int) -> dict[str, int]:
+    """About how many bytes more the largest of a rank's peaks takes; they do not meet. Images are encoded `at_once`."""
+    model, method = clip.model, setup.method
+    # beside a group: the adapter, the mean update and an exact sum of 16 bytes a number
+    peaks = {"training a group": group_bytes + 6 * method.payload_bytes}
+    if method.sees == "features":
+        size = model.visual.image_size
+        pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)
+        # pixels of the images that are encoded at once, and of those that are read ahead; and what one layer makes of the former
+        peaks["encoding images"] = 4 * at_once * (3 * pixels + 10 * num_image_positions(model) * tower(model.visual).width)
+    if setup.by_jacobian:  # while ranks exchange its rows, they are there twice
+        peaks["exchanging a Jacobian"] = firststep.num_bytes(method, True)
+    largest = max(peaks, key=lambda name: peaks[name])
+    return {largest: peaks[largest]}
+
+
+def _too_large(plan: Plan, clients: int) -> str:
+    """A warning that a group of `clients` takes more memory than there is."""
+    whose = "of its part of a GPU's memory" if plan.room.gpu else "of this machine's memory for each core"
+    cure = "lower client.group_size or" if clients > 1 else "put fewer ranks on a node, or lower"
+    half = f"half {whose} is {decimal(plan.room.num_bytes)}"
+    return f"a group takes about {decimal(plan.group_bytes)}, and {half}; {cure} client.batch_size"

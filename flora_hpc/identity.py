@@ -1,0 +1,68 @@
+"""What decides the results of a run, as digests: data, weights, and settings that were chosen. Runs are resumed by it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flora_hpc import configfile
+from flora_hpc.config import Config
+from flora_hpc.data import shards
+from flora_hpc.data.images import Dataset
+from flora_hpc.userparts import Part
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the results of a run. Checkpoints of any other run are refused."""
+
+    essence: Config
+    digests: Mapping[str, str]  # of data and weights
+    sources: Mapping[str, str]  # where these come from, for people
+    chosen: Mapping[str, str] = field(default_factory=dict)  # settings that were chosen, and that decide bits
+
+    @property
+    def all(self) -> dict[str, str]:
+        """What is written down."""
+        return {**self.digests, **self.chosen}
+
+    def differences(self, began_with: Mapping[str, str]) -> str:
+        """What differs from the digests that a run began with, and where it comes from; empty for nothing."""
+        changed: dict[str, list[str]] = {}
+        for name, digest in began_with.items():
+            if self.digests.get(name, digest) != digest:
+                changed.setdefault(self.sources[name], []).append(name)
+        return "; ".join(f"{', '.join(names)} ({source})" for source, names in changed.items())
+
+
+def of_data(dataset: Dataset, holders: shards.Shards | None = None) -> dict[str, str]:
+    """Digests of what decides the results of a run, of its data: all but the images themselves."""
+    held = [holders.order, holders.starts] if isinstance(holders, shards.Partition) else []
+    parts = {
+        "captions": [json.dumps([dataset.captions, dataset.wordings]).encode()],
+        "labels": [dataset.images.labels.tobytes()],
+        "split": [rows.tobytes() for rows in (dataset.train, dataset.test)],
+        "clients": [rows.tobytes() for rows in held],
+    }
+    return {name: hashlib.blake2b(b"\0".join(data), digest_size=16).hexdigest() for name, data in parts.items()}
+
+
+def of_parts(config: Config) -> dict[str, str]:
+    """Digests of the user's own parts that a configuration names."""
+    return {title(part): part.digest for part in configfile.own_parts(config)}
+
+
+def title(part: Part) -> str:
+    """What a user's part is called in messages and files."""
+    return f"{part.family[:-1]} {part.name}"
+
+
+def sources(config: Config) -> dict[str, str]:
+    """Where the parts of a run's identity come from, for people: keys of the configuration with their values."""
+    keys = ("path", "test_path", "root", "images_root", "names")
+    places = [f"data.{key}: {value}" for key in keys if (value := getattr(config.data, key, None))]
+    data = ", ".join(places) or f"data.name: {config.data.name}"
+    weights = f"model.pretrained: {config.model.pretrained}" if config.model.pretrained else f"model.name: {config.model.name}"
+    clients = f"partition.name: {config.partition.name}, {data}"
+    parts = {title(part): f"{'--plugin ' * part.is_file}{part.source}" for part in configfile.own_parts(config)}
+    return parts | {"captions": data, "labels": data, "split": data, "images": data, "clients": clients, "model weights": weights}

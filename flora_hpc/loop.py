@@ -1,0 +1,251 @@
+"""Play the rounds of an experiment: tell observers of them, save it, and end it as it should end."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+
+from flora_hpc import configfile, embed, experiment, firststep
+from flora_hpc.clip import adapters
+from flora_hpc.comm import devices, tickets
+from flora_hpc.comm.communicator import AgreedError, Communicator, together
+from flora_hpc.comm.launch import Launch
+from flora_hpc.comm.stop import Stop
+from flora_hpc.comm.watchdog import Watchdog
+from flora_hpc.config import Config
+from flora_hpc.data import checks
+from flora_hpc.errors import StoppedError, UserError, reason
+from flora_hpc.experiment import Experiment
+from flora_hpc.identity import title
+from flora_hpc.observers._background import Background
+from flora_hpc.observers._observer import Observer
+from flora_hpc.records.known import RoundRecord, RunInfo
+from flora_hpc.records.schema import TOPOLOGY, Rows
+from flora_hpc.resume import Begin, Saved
+from flora_hpc.round import AbandonedError, State, groups_of_ranks, play
+from flora_hpc.setup import Site, find_site
+from flora_hpc.shared import Shared
+from flora_hpc.versions import versions
+
+SOON_SECONDS = 10.0  # to reach an address of rank 0's where a run can do without
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run writes, who is told of it, and how it begins and ends: all that is no part of its configuration."""
+
+    out: Path  # its directory
+    make_observers: Callable[[], Sequence[Observer]] = tuple  # called on rank 0, where they are told
+    progress: embed.Progress = lambda done, total: None  # of the features of images, told on rank 0
+    started: float = field(default_factory=time.perf_counter)  # when the program began, by time.perf_counter
+    resume: bool = False  # go on with the unfinished run in `out`
+    end: Callable[[str], None] = lambda why: None  # says why ranks cannot go on, and ends the job
+    holds: Callable[[], None] = lambda: None  # raises UserError when `out` belongs to another process now
+    listens: bool = True  # to signals that ask it to stop
+    ends_process: bool = True  # whether the process ends with the run, so that signals mean nothing once it is stopped
+    shared: Shared | None = None  # what the runs of this process have in common
+
+
+def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions) -> None:
+    """Run an experiment on all ranks of `comm` and leave its adapter in `options.out`; or go on with the one that is there.
+
+    Raises UserError, on every rank, for what the user must change; nothing is written then. Raises StoppedError, on every rank,
+    when a signal ended the run and it can be gone on with.
+    """
+    stop = Stop(config.checkpoint.on_signal == "abandon", options.ends_process)
+    with stop.listening() if options.listens else nullcontext():
+        site = find_site(config, comm, launch, stop)
+        built = experiment.build_together(config, site, options.shared)
+        if options.resume:  # before the features of other images are computed
+            early = Saved(options.out, built.identity)
+            together(comm, lambda: early.refuse_others() if comm.rank == 0 else None)
+        built = experiment.see(built, site, options.progress, options.shared)
+        warnings = together(comm, lambda: experiment.warnings(built, site.num_threads) if comm.rank == 0 else [])
+        site = replace(site, tickets=shared_tickets(config, site))
+        saved = Saved(options.out, built.identity, options.holds)
+        begin = saved.find(built, site) if options.resume else Begin(experiment.first_state(built, site))
+        if built.setup.method.sees == "features":
+            del built.clip.model.visual  # its work is done, for all rounds
+        observers = Background(options.make_observers() if comm.rank == 0 else [])
+        site = replace(site, trained=observers.trained)
+        topology = place_rows(devices.places(comm, launch, site.device, site.num_threads))
+        info = replace(run_info(built, site, topology), warnings=checks.warned(built.dataset, warnings).warnings)
+        info = replace(info, earlier=begin.earlier, setup_seconds=time.perf_counter() - options.started)
+        loop = Loop(built, site, saved, observers, begin.state, begin.next_round)
+        with loop.ending():
+            loop.start(info)
+            del begin, info  # with all rows of a run that goes on
+            hosts = [host.decode() for host in topology["host"].tolist()]
+            with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.tickets.board(), options.end, stop.came):
+                loop.play()
+            together(comm, options.holds)
+            if comm.rank == 0:
+                save_adapter(options.out, built, loop.state)
+        if comm.rank == 0:
+            saved.finish(config.checkpoint.keeps_last)
+
+
+@dataclass
+class Loop:
+    """The rounds of a run, from the next one to the last."""
+
+    built: Experiment
+    site: Site
+    saved: Saved
+    observers: Background
+    state: State
+    next_round: int
+
+    def __post_init__(self) -> None:
+        self.last_saved = self.next_round - 1
+        self.config, self.setup = self.built.config, self.built.setup
+
+    def start(self, info: RunInfo) -> None:
+        """Tell observers what is known of the run. Raises AgreedError, on every rank, when one of them cannot begin."""
+        together(self.site.comm, lambda: self.observers.started(info))
+        self.site.comm.lap()
+
+    def play(self) -> None:
+        """Play all rounds, tell observers of them, and save what `checkpoint.every` asks for.
+
+        Raises StoppedError, on every rank, when a signal asks for it, as soon as the state is saved.
+        """
+        for number in range(self.next_round, self.config.rounds + 1):
+            if self.site.stop.agreed(self.site.comm):
+                self.stop_after(number - 1)
+            try:
+                records = play(self.setup, self.site, self.state, number)
+            except AbandonedError:
+                self.stop_after(number - 1, abandoned=True)
+            self.refuse_empty(number, records)
+            write = self.save(number) if self.is_saved(number) else lambda: None
+            with self.site.comm.phase("log"):
+                self.observers.rounds(records, write)
+        self.observers.settle()
+
+    def is_saved(self, number: int) -> bool:
+        """Whether the state after round `number` is kept, to go on from."""
+        checkpoint = self.config.checkpoint
+        if number == self.config.rounds:
+            return checkpoint.keeps_last
+        return bool(checkpoint.every) and number % checkpoint.every == 0
+
+    def save(self, number: int) -> Callable[[], None]:
+        """Save this rank's part of the state after round `number`. Returns what saves the rest, once the round is logged."""
+        self.last_saved = number
+        return self.saved.write(self.setup, self.site, self.state, number)
+
+    def stop_after(self, number: int, abandoned: bool = False) -> None:
+        """Save the state after round `number` where it is not saved yet, and raise StoppedError on every rank."""
+        optimizers_are_of_no_round = abandoned and self.setup.client.optimizer_state == "keep"
+        if number > self.last_saved and not optimizers_are_of_no_round:
+            self.observers.rounds([], self.save(number))
+        together(self.site.comm, self.observers.settle)  # the launcher may kill the others when a rank leaves early
+        where = f"after round {self.last_saved} of {self.config.rounds}" if self.last_saved >= 0 else "before round 0"
+        how = "the same command with --resume goes on from there"
+        raise StoppedError(f"a signal stopped the run {where}; {how}", self.last_saved - self.next_round + 1)
+
+    def refuse_empty(self, number: int, records: list[RoundRecord]) -> None:
+        """Raise AgreedError, on every rank, when clients have trained and every update was rejected; that round is logged."""
+        if number == 0 or self.state.weight:
+            return
+        together(self.site.comm, partial(self.observers.rounds, records))
+        lr = self.setup.client.lr
+        cure = f"lower client.lr ({lr:g}), or look for NaN and infinity in the model's weights and in the data"
+        raise AgreedError(f"round {number}: every client's update was rejected, for none was finite and of a sane size; {cure}")
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Tell observers how the run ended, whatever happens inside."""
+        status = "failed"
+        try:
+            yield
+            status = "finished"
+        except StoppedError:
+            status = "stopped"
+            raise
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            untested = self.state.tests.untested
+            if untested is not None and status != "stopped":
+                with suppress(Exception):  # what ended the run counts, not what follows from it
+                    self.observers.round(untested)
+            self.observers.ended(status)
+
+
+def shared_tickets(config: Config, site: Site) -> tickets.Tickets:
+    """Tickets for idle ranks, whose store also tells which rank hangs.
+
+    Raises UserError, on every rank, when they are needed and cannot be had; for the rest a job does without, and soon.
+    """
+    if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
+        return tickets.share(site.comm, config.comm.timeout_seconds)
+    try:
+        return tickets.share(site.comm, config.comm.timeout_seconds, SOON_SECONDS)
+    except AgreedError:
+        return tickets.Tickets()
+
+
+def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
+    """The facts that hold for the whole run."""
+    config, setup, features = built.config, built.setup, built.features
+    return RunInfo(
+        seed=config.seed,
+        config=config.to_yaml(),
+        versions=versions(),
+        launcher=site.launch.launcher,
+        backend=site.comm.name,
+        world_size=site.comm.size,
+        dataset=built.dataset.name,
+        features=features.place,
+        features_made_by=json.dumps({name: text for name, text in features.facts.items() if name != "damaged"}),
+        num_features_computed=features.num_computed,
+        num_damaged=len(features.damaged),
+        left_out=built.dataset.left_out,
+        identity=built.identity.all,
+        plugins={title(part): part.source for part in configfile.own_parts(config) if part.is_file},
+        topology=topology,
+        num_rounds=config.rounds,
+        num_clients=setup.shards.num_clients,
+        num_params=setup.method.num_params,
+        payload_bytes=setup.method.payload_bytes,
+        how=f"{setup.method.how}; first step: {firststep.describe(setup.method, setup.by_jacobian)}",
+        group_size=setup.grouping.most,
+        num_groups=sum(map(len, groups_of_ranks(setup, site.comm.size, 1))),
+        split=experiment.split(built) if site.comm.rank == 0 else None,
+        setup_seconds=0.0,
+    )
+
+
+def place_rows(places: list[devices.Place]) -> Rows:
+    """The rows of /topology."""
+    return np.array([(p.rank, p.host, p.local_rank, p.device, p.num_threads) for p in places], TOPOLOGY)
+
+
+def save_adapter(out: Path, built: Experiment, state: State) -> None:
+    """Write the adapter, whole or not at all; one that a run left when it was killed just then makes way.
+
+    Raises UserError when it cannot be written.
+    """
+    method, clip = built.setup.method, built.clip
+    trained, classes = method.unpack(state.adapter.cpu()), built.dataset.wordings if method.per_class else ()
+    part = out / "adapter.part"
+    for folder in (part, out / "adapter"):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        adapters.save(part, clip.model, trained, method.alpha, clip.name, built.config.method.name, classes)
+        part.rename(out / "adapter")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(
+            f"{out / 'adapter'}: cannot be written ({reason(error)}); make room or make it writable, and go on with --resume"
+        ) from None

@@ -1,0 +1,135 @@
+"""A user's own parts: Python files that the user names, and entry points of installed packages.
+
+A file says of which family it is, `FAMILY = "aggregators"`, and offers `Options` and `build` like every member; its name without
+`.py` is the member's. A package has an entry point in the group `flora_hpc.aggregators` for a module like that. Code of a file runs
+only when a user names the file: a configuration or a run directory never makes it run.
+"""
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+
+from flora_hpc.errors import UserError, at_home, did_you_mean, reason
+
+OPEN = ("aggregators", "datasets", "methods", "partitioners")  # families that a user can add to
+
+
+@dataclass(frozen=True)
+class Part:
+    """A member of a family that is not flora_hpc's."""
+
+    family: str
+    name: str
+    source: str  # the path of its file, or its package with the version
+    module: ModuleType | EntryPoint
+    file_digest: str = ""  # of a file that a user named
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a user names it by its file."""
+        return isinstance(self.module, ModuleType)
+
+    @property
+    def digest(self) -> str:
+        """A digest of its file. Raises UserError when it cannot be imported."""
+        return self.file_digest or digest_of(Path(str(self.load().__file__)).read_bytes())
+
+    def load(self) -> ModuleType:
+        """Its module. Raises UserError when it cannot be imported, or lacks what every member has."""
+        if isinstance(self.module, ModuleType):
+            return self.module
+        try:
+            module: ModuleType = self.module.load()
+        except Exception as error:  # whatever a foreign module raises
+            raise UserError(f"{self.family[:-1]} {self.name} of {self.source}: {_why(error)}") from error
+        return _whole(module, f"{self.family[:-1]} {self.name} of {self.source}")
+
+
+def read(path: str | Path) -> list[Part]:
+    """The parts in a file, or in all files of a folder whose names do not begin with `_`.
+
+    Raises UserError for a file that is not there, cannot be imported or is no part.
+    """
+    place = at_home(path, key="--plugin").absolute()
+    if place.is_dir():
+        files = sorted(file for file in place.glob("*.py") if not file.name.startswith("_"))
+        if not files:
+            raise UserError(f"--plugin {path}: no Python file lies in this folder; give the folder or the file of a part")
+        return [_read_file(file, f"--plugin {file}") for file in files]
+    return [_read_file(place, f"--plugin {path}")]
+
+
+def _read_file(file: Path, where: str) -> Part:
+    try:
+        source = file.read_bytes()
+    except FileNotFoundError:
+        nearby = sorted(other.name for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        raise UserError(f"{where}: there is no such file{did_you_mean(file.name, nearby)}") from None
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({reason(error)}); make it readable") from None
+    name, digest = file.stem, digest_of(source)
+    if file.suffix != ".py" or not name.isidentifier():
+        raise UserError(f"{where}: name the file like a Python module, such as my_rule.py; its name without .py is the part's")
+    module = _run(file, source, f"flora_hpc_plugin_{name}_{digest[:8]}", where)
+    family = getattr(module, "FAMILY", None)
+    if family not in OPEN:
+        said = "does not say of which family it is" if family is None else f"says FAMILY = {family!r}"
+        raise UserError(f'{where}: {said}; write FAMILY = "aggregators", or one of {", ".join(OPEN)}, at its top')
+    return Part(family, name, str(file), _whole(module, where), digest)
+
+
+def digest_of(source: bytes) -> str:
+    """By which two versions of a file are told apart."""
+    return hashlib.blake2b(source, digest_size=16).hexdigest()
+
+
+def _run(file: Path, source: bytes, name: str, where: str) -> ModuleType:
+    """The module of a file, which is the same object when it is asked for again."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic looks for the types of annotations there
+    try:
+        exec(compile(source, str(file), "exec"), module.__dict__)  # the bytes that the digest is of
+    except Exception as error:  # whatever a user's file raises
+        del sys.modules[name]
+        raise UserError(f"{where}: {_why(error)}") from error
+    return module
+
+
+def _whole(module: ModuleType, where: str) -> ModuleType:
+    """The module, if it has what every member has."""
+    if not callable(getattr(module, "build", None)):
+        raise UserError(f"{where}: has no function build; see CONTRIBUTING.md for what a member of its family offers")
+    if not isinstance(getattr(module, "Options", None), type):
+        raise UserError(f"{where}: has no class Options(BaseOptions); one without fields will do")
+    return module
+
+
+def _why(error: Exception) -> str:
+    """What stopped an import, and where."""
+    trace, line = error.__traceback__, getattr(error, "lineno", None)
+    while trace is not None:
+        line, trace = trace.tb_lineno if line is None or not isinstance(error, SyntaxError) else line, trace.tb_next
+    return f"cannot be imported: {type(error).__name__} in line {line}: {reason(error)}"
+
+
+@cache
+def installed() -> tuple[Part, ...]:
+    """The parts of installed packages. Nothing of them is imported."""
+    return tuple(_entries())
+
+
+def _entries() -> Iterator[Part]:
+    for family in OPEN:
+        for entry in entry_points(group=f"flora_hpc.{family}"):
+            package = f"package {entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
+            yield Part(family, entry.name, package, entry)

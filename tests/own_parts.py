@@ -1,0 +1,91 @@
+"""Parts of a user's own, as a user writes them: a server's rule, a partitioner and a method."""
+
+from pathlib import Path
+
+FEDAVGM = '''
+"""Server momentum (Hsu et al., arXiv 1909.06335)."""
+
+from pydantic import Field
+import torch
+
+from flora_hpc.parts import Aggregator, BaseOptions
+
+FAMILY = "aggregators"
+
+
+class Options(BaseOptions):
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that is kept")
+
+
+def build(options):
+    def apply(adapter, mean_update, velocity):
+        velocity = options.momentum * velocity + mean_update
+        return adapter + velocity, velocity
+
+    return Aggregator(torch.zeros_like, apply)
+'''
+
+STRIPES = '''
+"""Client i holds every n-th image, from the i-th on."""
+
+import numpy as np
+
+from flora_hpc.parts import Partitioner, PartitionOptions
+
+FAMILY = "partitioners"
+
+
+class Options(PartitionOptions):
+    """Nothing of its own."""
+
+
+def build(options, images):
+    def split(num_clients, rng):
+        return np.arange(len(images)) % num_clients
+
+    def draw(num_drawn, rng):
+        return rng.choice(len(images), num_drawn, replace=False)
+
+    return Partitioner(split, draw)
+'''
+
+SHIFT = '''
+"""One trained vector is added to all image features."""
+
+import torch
+
+from flora_hpc.parts import BaseOptions, Method, cosine_scores, describe, fixed
+
+FAMILY = "methods"
+
+
+class Options(BaseOptions):
+    """Nothing to choose."""
+
+
+def build(options, setting):
+    with torch.no_grad():
+        text, scale = setting.text(), setting.clip.model.logit_scale.exp()
+
+    def logits(tensors, classes, inputs, noise):
+        return cosine_scores(scale, inputs + tensors["shift"][:, None], classes)
+
+    shapes = {"shift": (text.shape[-1],)}
+    return Method(shapes, lambda rng: {"shift": torch.zeros(shapes["shift"])}, fixed(text), logits, how=describe(False, None))
+'''
+
+
+def write(folder: Path) -> Path:
+    """The three files in a new folder."""
+    folder.mkdir()
+    for name, source in (("my_fedavgm", FEDAVGM), ("my_stripes", STRIPES), ("my_shift", SHIFT)):
+        (folder / f"{name}.py").write_text(source.lstrip())
+    return folder
+
+
+SETTINGS = (
+    "aggregator={name: my_fedavgm, momentum: 0.5}",
+    "partition={name: my_stripes, num_clients: 3}",
+    "method={name: my_shift}",
+    "client.lr=0.01",
+)

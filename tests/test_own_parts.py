@@ -1,0 +1,190 @@
+"""A user's own parts, in files and in an installed package, under every command that needs them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flora_hpc import plugins, userparts
+from flora_hpc.cli import app
+from flora_hpc.errors import UserError
+from flora_hpc.records import hdf5file
+from tests import own_parts
+from tests.conftest import ROOT, refusal
+from tests.own_parts import SETTINGS
+from tests.same_runs import adapter
+
+Flora = Callable[..., "subprocess.CompletedProcess[str]"]
+Invoke = Callable[..., str]
+QUICKSTART = str(ROOT / "configs/quickstart.yaml")
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(plugins, "_used", {})
+    userparts.installed.cache_clear()
+    yield
+    userparts.installed.cache_clear()
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    return own_parts.write(tmp_path / "parts")
+
+
+def words(squares: Path, out: Path, rounds: int, *more: str) -> list[str]:
+    settings = (*SETTINGS, f"data={{name: hdf5, path: {squares}}}", f"rounds={rounds}", *more)
+    return ["run", QUICKSTART, "--out", str(out), *(word for setting in settings for word in ("-s", setting))]
+
+
+# --- runs
+
+
+@pytest.mark.mpi
+def test_a_run_with_own_parts_on_two_ranks_is_resumed_evaluated_shown_and_submitted(
+    parts: Path, squares: Path, tmp_path: Path, mpiexec: list[str], flora: Flora, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, own = tmp_path / "run", ["--plugin", str(parts)]
+    two = [*mpiexec, "-n", "2"]
+    for arguments, under in (
+        (words(squares, out, 2), two),
+        ([*words(squares, out, 3), "--resume"], two),
+        (words(squares, tmp_path / "alone", 3), None),
+    ):
+        done = flora(*arguments, *own, under=under)
+        assert done.returncode == 0, done.stderr
+    assert adapter(out) == adapter(tmp_path / "alone")
+    attributes = hdf5file.read(out, ())[0]
+    assert json.loads(attributes["plugins"])["method my_shift"] == str(parts / "my_shift.py")
+    for command in (["show", out], ["report", out]):
+        invoke(*command)
+    plugins._used.clear()
+    assert "was run with method my_shift, partitioner my_stripes, aggregator my_fedavgm from files of its user" in refusal(
+        "evaluate", out
+    )
+    assert f"add --plugin {parts / 'my_fedavgm.py'} --plugin {parts / 'my_shift.py'} --plugin" in refusal(
+        *words(squares, out, 4), "--resume"
+    )
+    assert "test images right" in invoke("evaluate", out, *own)
+    monkeypatch.chdir(tmp_path)
+    script = invoke("slurm", QUICKSTART, "--plugin", "parts", *(word for setting in SETTINGS for word in ("-s", setting)))
+    assert "--resume \\\n    --plugin parts -s 'aggregator=" in script
+    assert "my_fedavgm" in invoke("list", "aggregators", "--plugin", "parts")
+    file = parts / "my_shift.py"
+    file.write_text(file.read_text() + "# another version\n")
+    plugins._used.clear()
+    changed = f"--plugin {file}: changed since the run in {out} began with it; put back what it was"
+    assert refusal("evaluate", out, *own) == changed
+    plugins._used.clear()
+    assert refusal(*words(squares, out, 4), *own, "--resume") == changed
+
+
+def test_the_environment_names_files_too(parts: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = ["plan", QUICKSTART, "-s", "method.name=my_shift"]
+    assert "no method 'my_shift'" in refusal(*plan)
+    result = CliRunner().invoke(app, plan, env={"FLORA_HPC_PLUGINS": f"{parts / 'my_stripes.py'}:{parts / 'my_shift.py'}"})
+    assert result.exit_code == 0, result.output
+    assert "my_shift" in result.output
+
+
+def test_a_configuration_never_runs_code_by_itself(squares: Path, tmp_path: Path) -> None:
+    """Neither one that names a file where a name should be, nor one beside a Python file of that name."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    (tmp_path / "given.yaml").write_text("method: {name: evil}\n")
+    for name in ("evil", "./evil.py", str(tmp_path / "evil.py")):
+        assert "no method '" in refusal("plan", tmp_path / "given.yaml", "-s", f"method.name={name}")
+
+
+# --- installed packages
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder of installed packages that has one with the three parts, as pip leaves it."""
+    site = own_parts.write(tmp_path / "site")
+    metadata = site / "our_parts-1.5.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: our-parts\nVersion: 1.5\n")
+    groups = {"aggregators": "my_fedavgm", "partitioners": "my_stripes", "methods": "my_shift"}
+    lines = [line for family, name in groups.items() for line in (f"[flora_hpc.{family}]", f"{name} = {name}")]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    return site
+
+
+def test_parts_of_an_installed_package_need_no_option(
+    package: Path, parts: Path, squares: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """The same numbers as from files; and its list says which package a part is of."""
+
+    def call(*arguments: str) -> str:
+        environ = {"PYTHONPATH": f"{package}:{ROOT}", "FLORA_HPC_CACHE": str(tmp_path / "cache")}
+        command = [sys.executable, "-m", "flora_hpc", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**_environ(), **environ})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call(*words(squares, tmp_path / "a", 1))
+    invoke(*words(squares, tmp_path / "b", 1), "--plugin", parts)
+    assert adapter(tmp_path / "a") == adapter(tmp_path / "b")
+    assert "test images right" in call("evaluate", str(tmp_path / "a"))
+    assert "package our-parts 1.5" in call("list", "aggregators")
+    attributes = hdf5file.read(tmp_path / "a", ())[0]
+    assert json.loads(attributes["plugins"]) == {}
+    assert len(json.loads(attributes["identity"])["method my_shift"]) == 32
+
+
+def _environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHONPATH"))}
+
+
+# --- what is refused
+
+
+BAD = {
+    "a file that is not there": ("absent.py", None, "there is no such file; did you mean 'near.py'?"),
+    "no family": ("rule.py", "def build(options): ...", 'does not say of which family it is; write FAMILY = "aggregators"'),
+    "another family": ("rule.py", 'FAMILY = "backends"', "says FAMILY = 'backends'; write FAMILY"),
+    "no build": ("rule.py", 'FAMILY = "methods"', "has no function build"),
+    "no options": ("rule.py", 'FAMILY = "methods"\ndef build(options): ...', "has no class Options(BaseOptions)"),
+    "bad syntax": ("rule.py", "\n\ndef build(:", "cannot be imported: SyntaxError in line 3: "),
+    "an error": ("rule.py", "\nimport no_such_package", "cannot be imported: ModuleNotFoundError in line 2: No module named"),
+    "no Python name": ("my-rule.py", "", "name the file like a Python module, such as my_rule.py"),
+    "no Python file": ("rule.txt", "", "name the file like a Python module"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_file_that_is_no_part(what: str, tmp_path: Path) -> None:
+    name, source, expected = BAD[what]
+    (tmp_path / "near.py").write_text("")
+    if source is not None:
+        (tmp_path / name).write_text(source)
+    with pytest.raises(UserError) as error:
+        plugins.use(tmp_path / name)
+    assert str(error.value).startswith(f"--plugin {tmp_path / name}: {expected}")
+
+
+def test_a_folder_without_parts(tmp_path: Path) -> None:
+    (tmp_path / "_tools.py").write_text("")
+    with pytest.raises(UserError, match=r"no Python file lies in this folder"):
+        plugins.use(tmp_path)
+
+
+def test_no_part_takes_the_name_of_another(parts: Path, tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (parts / "my_fedavgm.py").rename(parts / "fedavg.py")
+    with pytest.raises(UserError, match=r"aggregator 'fedavg' is one of flora_hpc's own; give the file another name"):
+        plugins.use(parts / "fedavg.py")
+    other = own_parts.write(tmp_path / "other")
+    plugins.use(parts / "my_shift.py")
+    plugins.use(parts / "my_shift.py")
+    with pytest.raises(UserError, match=r"method 'my_shift' is in .*parts/my_shift.py, too; give one of them another name"):
+        plugins.use(other / "my_shift.py")
+    monkeypatch.syspath_prepend(package)
+    userparts.installed.cache_clear()
+    with pytest.raises(UserError, match=r"'my_shift' is a name in package our-parts 1.5 and in .*my_shift.py; rename or uninst"):
+        plugins.member("methods", "my_shift")
