@@ -82,7 +82,9 @@ def known(me: Launch, choice: Choice, library: str, versions: dict[str, str]) ->
         "launcher": {"name": me.launcher, "num_ranks": me.size, "num_local_ranks": me.local_size, "mpi": slurm_mpi(me)},
         "backend": {"name": choice.backend, "why": choice.why},
         "mpi_library": library,
-        "environment": {name: os.environ.get(name) for name in ("MKL_CBWR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")},
+        "environment": {
+            name: os.environ.get(name) for name in ("MKL_CBWR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        },
         "versions": versions,
     }
 
