@@ -46,7 +46,7 @@ class AdapterTests:
         """The same with the adapter after round `number`, which is still held, during the next round. Idle ranks test more."""
         if not self.is_late(number):
             return NOTHING
-        return self._count(adapter, lambda num_blocks: self.site.tickets.draw("test", number + 1, num_blocks))
+        return self._count(adapter, lambda num_blocks: self.site.counters.draw("test", number + 1, num_blocks))
 
     def settle(self, record: RoundRecord, reports: Sequence[RankReport]) -> list[RoundRecord]:
         """Put the accuracies of all ranks' `reports` into records. Returns, on rank 0, the records that are complete now."""

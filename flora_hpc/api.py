@@ -18,7 +18,7 @@ from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import UserError
 from flora_hpc.job import ends, guarded
-from flora_hpc.observers import _aside, _tracker, hdf5
+from flora_hpc.observers import _tracker, _trackerthread, hdf5
 from flora_hpc.observers._observer import Observer
 from flora_hpc.owner.claim import Claim
 from flora_hpc.records.known import RoundRecord, RunInfo
@@ -116,7 +116,7 @@ def run(
 
         def observers() -> list[Observer]:
             told = [_Told(on_round)] if on_round else []
-            return [claim, hdf5.build(folder), *told, _aside.build(track, folder)]
+            return [claim, hdf5.build(folder), *told, _trackerthread.build(track, folder)]
 
         found, folder = rundir.agree(comm, together(comm, look), folder)
         options = loop.RunOptions(

@@ -44,7 +44,7 @@ class Checkpoint:
     adapter: torch.Tensor  # (num_params,) float32
     server: Any  # None, a tensor, or a tuple, list or dict of such
     untested: RoundRecord | None = None  # of this round, when it is tested during the next one
-    shards: tuple[str, ...] = field(default=())  # names of the files with optimizers
+    parts: tuple[str, ...] = field(default=())  # names of the files with optimizers
     identity: Mapping[str, str] = field(default_factory=dict)  # what decides results, beside the configuration -> its digest
     run: str = ""  # the digest of the run's configuration, of a checkpoint that was read
 
@@ -69,7 +69,7 @@ def write(folder: Path, checkpoint: Checkpoint, run: str) -> None:
         for name in TABLES:
             rows = getattr(checkpoint.untested, name).tobytes()
             tensors[f"untested.{name}"] = torch.from_numpy(np.frombuffer(rows, np.uint8).copy())
-    facts = {"round": str(checkpoint.round), "run": run, "server": json.dumps(tree), "shards": json.dumps(checkpoint.shards)}
+    facts = {"round": str(checkpoint.round), "run": run, "server": json.dumps(tree), "shards": json.dumps(checkpoint.parts)}
     facts["identity"] = json.dumps(dict(checkpoint.identity))
     _write(path(folder, checkpoint.round), tensors, facts)
     prune(folder, checkpoint.round, KEPT)
@@ -109,11 +109,11 @@ def read(data: bytes) -> Checkpoint:
         raise DamagedError(f"it lacks {error}") from None
 
 
-def read_optimizers(folder: Path, shards: Iterable[str], groups: Sequence[Ints]) -> list[Kept]:
+def read_optimizers(folder: Path, files: Iterable[str], groups: Sequence[Ints]) -> list[Kept]:
     """What the optimizers of these groups remember. Raises UserError when a file cannot be read, or a client is in none."""
     place = {client: (group, row) for group, clients in enumerate(groups) for row, client in enumerate(clients.tolist())}
     states: list[tuple[torch.Tensor, ...]] = [()] * len(groups)
-    for name in shards:
+    for name in files:
         try:
             tensors, _ = _checked((folder / name).read_bytes())
         except (OSError, DamagedError) as error:
@@ -143,8 +143,8 @@ def newest(folder: Path, run: str, last_round: int) -> tuple[bytes, Checkpoint |
         try:
             data = file.read_bytes()
             checkpoint = read(data)
-            for shard in checkpoint.shards:
-                _checked((folder / shard).read_bytes())
+            for part in checkpoint.parts:
+                _checked((folder / part).read_bytes())
         except (OSError, DamagedError) as error:
             notes.append(f"{file} cannot be used ({error})")
             continue
@@ -176,7 +176,7 @@ def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(save(tensors, facts | {"checksum": _checksum(tensors, facts)}))
-        disk.settle(part, file)
+        disk.commit(part, file)
     except OSError as error:
         with suppress(OSError):  # a read-only disk lets nothing be removed either
             part.unlink()

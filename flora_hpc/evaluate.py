@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flora_hpc.data.holdings import Holdings
 from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Inputs
-from flora_hpc.data.shards import Shards
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
 from flora_hpc.records.schema import Rows
@@ -69,14 +69,14 @@ class Mixes:
         row["client_accuracy_min"], row["worst_client"] = accuracies.min(), self.clients[accuracies.argmin()]
 
 
-def mixes(shards: Shards, labels: Ints, test: Ints, num_classes: int) -> Mixes:
+def mixes(holdings: Holdings, labels: Ints, test: Ints, num_classes: int) -> Mixes:
     """The mixes of classes of all clients, or of MANY of them. Clients that hold only classes without test images are left out.
 
     Raises UserError when no client is left.
     """
-    clients = np.unique(np.linspace(0, shards.num_clients - 1, min(MANY, shards.num_clients)).astype(np.int64))
+    clients = np.unique(np.linspace(0, holdings.num_clients - 1, min(MANY, holdings.num_clients)).astype(np.int64))
     num_test = np.bincount(labels[test], minlength=num_classes)
-    shares = np.stack([np.bincount(labels[shards.examples(client)], minlength=num_classes) for client in clients.tolist()])
+    shares = np.stack([np.bincount(labels[holdings.examples(client)], minlength=num_classes) for client in clients.tolist()])
     shares = np.where(num_test > 0, shares, 0).astype(np.float32)
     tested = shares.sum(1) > 0
     if not tested.any():

@@ -14,14 +14,14 @@ from flora_hpc.clip.load import Clip, load
 from flora_hpc.cohort import Grouping
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import same_everywhere, together
-from flora_hpc.comm.exact import MAX_CLIENTS
 from flora_hpc.config import Config
-from flora_hpc.data import checks, look, mix, shards, twins
+from flora_hpc.data import checks, holdings, look, mix, twins
+from flora_hpc.data.holdings import PartitionOptions
 from flora_hpc.data.images import Dataset
 from flora_hpc.data.inputs import Features, Inputs, Pixels
-from flora_hpc.data.shards import PartitionOptions
 from flora_hpc.data.store import Damage
 from flora_hpc.errors import UserError
+from flora_hpc.exact import MAX_CLIENTS
 from flora_hpc.identity import Identity, of_data, of_parts, sources
 from flora_hpc.methods._method import Method, Setting
 from flora_hpc.plugins import BaseOptions
@@ -49,7 +49,7 @@ class Experiment:
     def digests(self) -> dict[str, str]:
         """Digests of what decides results: data and weights, and images once they are seen."""
         images = {"images": self.features.digest} if self.features.digest else {}
-        data = of_data(self.dataset, self.setup.shards)
+        data = of_data(self.dataset, self.setup.holdings)
         return {"model weights": self.weights} | data | images | of_parts(self.config)
 
     @property
@@ -93,7 +93,7 @@ def build(config: Config, device: torch.device, room: devices.Room, shared: Shar
     images = checks.checked(shared.recall("dataset", _data_key(config), lambda: dataset(config)))
     clip = own_clip(config, device, shared)
     setup = make_setup(config, images, clip, device, room)
-    return Experiment(config, checks.warned(images, (*setup.shards.warnings, *setup.method.warnings)), clip, setup)
+    return Experiment(config, checks.warned(images, (*setup.holdings.warnings, *setup.method.warnings)), clip, setup)
 
 
 def own_clip(config: Config, device: torch.device, shared: Shared) -> Clip:
@@ -121,7 +121,7 @@ def dataset(config: Config) -> Dataset:
 def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.device, room: devices.Room) -> Setup:
     """What stays the same in every round, but for the images. Raises UserError for what does not fit together."""
     images = dataset.images
-    holders = shards.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed, dataset.test)
+    holders = holdings.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed, dataset.test)
     method = build_method(config.method, config.model.precision, dataset, clip, holders)
     if (fault := config.cohort_fault(holders.num_clients)) is not None:  # of a partition whose file says how many there are
         raise UserError(fault)
@@ -140,7 +140,7 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         evaluate=config.evaluate,
         method=method,
         aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
-        shards=holders,
+        holdings=holders,
         grouping=Grouping(
             group_size(config, dataset, clip, method, holders, room)[0].clients, alike=method.per_example, fixed=room.gpu
         ),
@@ -151,7 +151,7 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
 
 
 def group_size(
-    config: Config, dataset: Dataset, clip: Clip, method: Method, holders: shards.Shards, room: devices.Room
+    config: Config, dataset: Dataset, clip: Clip, method: Method, holders: holdings.Holdings, room: devices.Room
 ) -> tuple[groupsize.GroupSize, groupsize.Load]:
     """How many clients of a round train in one batch of tensors at most, why no more, and what one of them takes."""
     client, num_clients = config.client, config.cohort.num_clients(holders.num_clients)
@@ -171,7 +171,7 @@ def by_jacobian(config: Config, clip: Clip, method: Method, num_clients: int, on
     return firststep.choose(config.client.first_step, method, on_gpu, num_clients, backward)
 
 
-def build_method(options: BaseOptions, number_format: str, dataset: Dataset, clip: Clip, holders: shards.Shards) -> Method:
+def build_method(options: BaseOptions, number_format: str, dataset: Dataset, clip: Clip, holders: holdings.Holdings) -> Method:
     """The method that `options` are of, and the frozen layers of `clip` in its `number_format`, model.precision.
 
     Raises UserError when it does not fit the model, the data or its options.
@@ -248,7 +248,7 @@ def mixes(experiment: Experiment) -> evaluate.Mixes | None:
     dataset, setup = experiment.dataset, experiment.setup
     if not setup.evaluate.per_client:
         return None
-    return evaluate.mixes(setup.shards, dataset.images.labels, dataset.test, len(dataset.captions))
+    return evaluate.mixes(setup.holdings, dataset.images.labels, dataset.test, len(dataset.captions))
 
 
 def split(experiment: Experiment) -> Split | None:
@@ -256,7 +256,7 @@ def split(experiment: Experiment) -> Split | None:
     dataset = experiment.dataset
     if dataset.paired:
         return None
-    return Split(*mix.counts_of(experiment.setup.shards, dataset.images.labels, len(dataset.wordings)), dataset.wordings)
+    return Split(*mix.counts_of(experiment.setup.holdings, dataset.images.labels, len(dataset.wordings)), dataset.wordings)
 
 
 def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:

@@ -69,15 +69,15 @@ class Plan:
 def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
     """The plan of a run of `config`. Raises UserError for what a run would refuse, as far as shapes tell."""
     if not gpus_per_node:  # what another machine's GPUs can do is not known here
-        precision.settle(config.model.precision, torch.device("cpu"))
-        precision.settle(config.features.compute, torch.device("cpu"), "features.compute")
+        precision.prepare_device(config.model.precision, torch.device("cpu"))
+        precision.prepare_device(config.features.compute, torch.device("cpu"), "features.compute")
     room = room_for(gpus_per_node, num_ranks)
     built = experiment.build(config, torch.device("meta"), room)
     dataset, setup, method = built.dataset, built.setup, built.setup.method
-    clients = cohort.sample(config.cohort, setup.shards.num_clients, config.seed, 1)
-    sizes, groups = setup.shards.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
+    clients = cohort.sample(config.cohort, setup.holdings.num_clients, config.seed, 1)
+    sizes, groups = setup.holdings.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
     largest = max(len(group) for of_rank in groups for group in of_rank)
-    choice, load = experiment.group_size(config, dataset, built.clip, method, setup.shards, room)
+    choice, load = experiment.group_size(config, dataset, built.clip, method, setup.holdings, room)
     bound = choice.bound if any(len(of_rank) > 1 for of_rank in groups) or num_ranks == 1 else "each rank trains its clients in one"
     if config.cohort.assignment == "dynamic" and largest < choice.clients:
         bound = "several for each rank, so that an idle one finds work"
@@ -89,7 +89,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
         model=built.clip.name,
         model_numbers=sum(p.numel() for p in built.clip.model.parameters()),
         weights=weights.what_is_checked(weights.find(config.model)),
-        num_registered=setup.shards.num_clients,
+        num_registered=setup.holdings.num_clients,
         clients=clients,
         num_examples=sizes,
         num_steps=-(-sizes // config.client.batch_size) * config.client.epochs,

@@ -12,8 +12,8 @@ import torch
 
 from flora_hpc.clip.load import Clip
 from flora_hpc.comm.devices import Room
-from flora_hpc.comm.exact import MAX_BLOCK
 from flora_hpc.config import ClientConfig
+from flora_hpc.exact import MAX_BLOCK
 from flora_hpc.methods._method import Method
 from flora_hpc.optimizers import OPTIMIZERS
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flora_hpc import configfile
 from flora_hpc.config import Config
-from flora_hpc.data import shards
+from flora_hpc.data import holdings
 from flora_hpc.data.images import Dataset
 from flora_hpc.userparts import Part
 
@@ -35,9 +35,9 @@ class Identity:
         return "; ".join(f"{', '.join(names)} ({source})" for source, names in changed.items())
 
 
-def of_data(dataset: Dataset, holders: shards.Shards | None = None) -> dict[str, str]:
+def of_data(dataset: Dataset, holders: holdings.Holdings | None = None) -> dict[str, str]:
     """Digests of what decides the results of a run, of its data: all but the images themselves."""
-    held = [holders.order, holders.starts] if isinstance(holders, shards.Partition) else []
+    held = [holders.order, holders.starts] if isinstance(holders, holdings.Partition) else []
     parts = {
         "captions": [json.dumps([dataset.captions, dataset.wordings]).encode()],
         "labels": [dataset.images.labels.tobytes()],

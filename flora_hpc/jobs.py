@@ -13,7 +13,7 @@ from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm.communicator import Communicator, same_everywhere, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
-from flora_hpc.data import checks, shards
+from flora_hpc.data import checks, holdings
 from flora_hpc.data.images import Dataset
 from flora_hpc.data.inputs import Features, Inputs
 from flora_hpc.identity import of_data
@@ -61,7 +61,7 @@ def for_test(config: Config, device: torch.device) -> tuple[Dataset, Clip, Metho
     """Dataset, model and method, where nobody trains: one client stands for all."""
     images, clip = experiment.dataset(config), load(config.model, config.seed, device)
     checks.refuse_alike(images)
-    everyone = shards.Partition(images.train, np.array([0, len(images.train)]))
+    everyone = holdings.Partition(images.train, np.array([0, len(images.train)]))
     return images, clip, experiment.build_method(config.method, config.model.precision, images, clip, everyone)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from flora_hpc import configfile, embed, experiment, firststep
 from flora_hpc.clip import adapters
-from flora_hpc.comm import devices, tickets
+from flora_hpc.comm import counters, devices
 from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.stop import Stop
@@ -68,7 +68,7 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
             together(comm, lambda: early.refuse_others() if comm.rank == 0 else None)
         built = experiment.see(built, site, options.progress, options.shared)
         warnings = together(comm, lambda: experiment.warnings(built, site.num_threads) if comm.rank == 0 else [])
-        site = replace(site, tickets=shared_tickets(config, site))
+        site = replace(site, counters=shared_counters(config, site))
         saved = Saved(options.out, built.identity, options.holds)
         begin = saved.find(built, site) if options.resume else Begin(experiment.first_state(built, site))
         if built.setup.method.sees == "features":
@@ -83,7 +83,7 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
             loop.start(info)
             del begin, info  # with all rows of a run that goes on
             hosts = [host.decode() for host in topology["host"].tolist()]
-            with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.tickets.board(), options.end, stop.came):
+            with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.counters.store(), options.end, stop.came):
                 loop.play()
             together(comm, options.holds)
             if comm.rank == 0:
@@ -128,7 +128,7 @@ class Loop:
             write = self.save(number) if self.is_saved(number) else lambda: None
             with self.site.comm.phase("log"):
                 self.observers.rounds(records, write)
-        self.observers.settle()
+        self.observers.flush()
 
     def is_saved(self, number: int) -> bool:
         """Whether the state after round `number` is kept, to go on from."""
@@ -147,7 +147,7 @@ class Loop:
         optimizers_are_of_no_round = abandoned and self.setup.client.optimizer_state == "keep"
         if number > self.last_saved and not optimizers_are_of_no_round:
             self.observers.rounds([], self.save(number))
-        together(self.site.comm, self.observers.settle)  # the launcher may kill the others when a rank leaves early
+        together(self.site.comm, self.observers.flush)  # the launcher may kill the others when a rank leaves early
         where = f"after round {self.last_saved} of {self.config.rounds}" if self.last_saved >= 0 else "before round 0"
         how = "the same command with --resume goes on from there"
         raise StoppedError(f"a signal stopped the run {where}; {how}", self.last_saved - self.next_round + 1)
@@ -182,17 +182,17 @@ class Loop:
             self.observers.ended(status)
 
 
-def shared_tickets(config: Config, site: Site) -> tickets.Tickets:
-    """Tickets for idle ranks, whose store also tells which rank hangs.
+def shared_counters(config: Config, site: Site) -> counters.Counters:
+    """Counters for idle ranks, whose store also tells which rank hangs.
 
     Raises UserError, on every rank, when they are needed and cannot be had; for the rest a job does without, and soon.
     """
     if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
-        return tickets.share(site.comm, config.comm.timeout_seconds)
+        return counters.share(site.comm, config.comm.timeout_seconds)
     try:
-        return tickets.share(site.comm, config.comm.timeout_seconds, SOON_SECONDS)
+        return counters.share(site.comm, config.comm.timeout_seconds, SOON_SECONDS)
     except AgreedError:
-        return tickets.Tickets()
+        return counters.Counters()
 
 
 def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
@@ -215,7 +215,7 @@ def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
         plugins={title(part): part.source for part in configfile.own_parts(config) if part.is_file},
         topology=topology,
         num_rounds=config.rounds,
-        num_clients=setup.shards.num_clients,
+        num_clients=setup.holdings.num_clients,
         num_params=setup.method.num_params,
         payload_bytes=setup.method.payload_bytes,
         how=f"{setup.method.how}; first step: {firststep.describe(setup.method, setup.by_jacobian)}",
@@ -226,7 +226,7 @@ def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
     )
 
 
-def place_rows(places: list[devices.Place]) -> Rows:
+def place_rows(places: list[devices.RankPlace]) -> Rows:
     """The rows of /topology."""
     return np.array([(p.rank, p.host, p.local_rank, p.device, p.num_threads) for p in places], TOPOLOGY)
 

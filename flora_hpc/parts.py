@@ -1,8 +1,8 @@
 """What your own method, partitioner, dataset or aggregator is written with; docs/own-parts.md shows one of each."""
 
 from flora_hpc.aggregators._aggregator import Aggregator
+from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Dataset, Images
-from flora_hpc.data.shards import Partitioner, PartitionOptions
 from flora_hpc.methods._method import Method, Setting, cosine_scores, describe, fixed, uniform
 from flora_hpc.plugins import BaseOptions
 

@@ -95,9 +95,9 @@ class Saved:
         tests.untested = point.untested if comm.rank == 0 else None
         state = State(point.adapter.to(site.device), to(point.server, site.device), {}, tests)
         following = point.round + 1
-        if point.shards and point.round > 0:  # before round 1 nobody has an optimizer
+        if point.parts and point.round > 0:  # before round 1 nobody has an optimizer
             mine = list(my_groups(setup, site, following))
-            kept = together(comm, lambda: checkpoint.read_optimizers(self.folder, point.shards, mine))
+            kept = together(comm, lambda: checkpoint.read_optimizers(self.folder, point.parts, mine))
             state.optimizers = {i: Kept(each.clients, to(each.state, site.device)) for i, each in enumerate(kept)}
         return Begin(state, following, earlier)
 

@@ -20,9 +20,9 @@ import torch
 
 from flora_hpc import cohort, firststep, optimizers, trainer
 from flora_hpc.accuracy import NOTHING, AdapterTests
-from flora_hpc.comm.exact import ExactSum, blocks
 from flora_hpc.comm.meter import Meter
 from flora_hpc.data.images import Ints
+from flora_hpc.exact import ExactSum, blocks
 from flora_hpc.records.known import RankReport, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
 from flora_hpc.setup import Setup, Site
@@ -108,7 +108,7 @@ def train_group(setup: Setup, site: Site, state: State, group: Group, total: Exa
     started = comm.clock()
     with comm.phase("batch"):
         mask = method.holds(clients).to(site.device) if method.holds else None
-        batches = trainer.make_batches(clients, setup.shards, setup.client, setup.seed, group.round, setup.width_unit)
+        batches = trainer.make_batches(clients, setup.holdings, setup.client, setup.seed, group.round, setup.width_unit)
         kept = kept_optimizers(state, group)
     with comm.phase("train"):
         result = trainer.train(setup.task, state.adapter, batches, mask, kept, first)
@@ -138,8 +138,8 @@ def kept_optimizers(state: State, group: Group) -> optimizers.State | None:
 
 def participants(setup: Setup, number: int) -> tuple[Ints, Ints]:
     """The clients (n,) of a round, and what they cost to train, in examples (n,)."""
-    clients = cohort.sample(setup.cohort, setup.shards.num_clients, setup.seed, number)
-    return clients, setup.client.epochs * trainer.filled_up(setup.shards.sizes(clients), setup.client, setup.width_unit)
+    clients = cohort.sample(setup.cohort, setup.holdings.num_clients, setup.seed, number)
+    return clients, setup.client.epochs * trainer.filled_up(setup.holdings.sizes(clients), setup.client, setup.width_unit)
 
 
 def groups_of_ranks(setup: Setup, num_ranks: int, number: int, wanted: Sequence[int] | None = None) -> list[list[Ints]]:
@@ -152,7 +152,7 @@ def my_groups(setup: Setup, site: Site, number: int) -> Iterable[Ints]:
     """The groups that this rank trains. With dynamic assignment, the next one is settled when this rank asks for it."""
     if setup.cohort.assignment == "dynamic":
         groups = cohort.units(*participants(setup, number), setup.grouping, site.comm.size)
-        return (groups[ticket] for ticket in site.tickets.draw("groups", number, len(groups)))
+        return (groups[number] for number in site.counters.draw("groups", number, len(groups)))
     return groups_of_ranks(setup, site.comm.size, number, [site.comm.rank])[0]
 
 

@@ -11,13 +11,13 @@ from flora_hpc.clip import precision, weights
 from flora_hpc.cohort import Grouping
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import Communicator, together
+from flora_hpc.comm.counters import Counters
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meter import Meter
 from flora_hpc.comm.stop import Stop
-from flora_hpc.comm.tickets import Tickets
 from flora_hpc.config import ClientConfig, CohortConfig, Config, EvaluateConfig
+from flora_hpc.data.holdings import Holdings
 from flora_hpc.data.inputs import Features, Inputs
-from flora_hpc.data.shards import Shards
 from flora_hpc.methods._method import Method
 
 
@@ -32,7 +32,7 @@ class Setup:
     evaluate: EvaluateConfig
     method: Method
     aggregator: Aggregator
-    shards: Shards
+    holdings: Holdings
     grouping: Grouping
     by_jacobian: bool  # whether clients make their first step by one; see `firststep`
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
@@ -42,7 +42,7 @@ class Setup:
     @property
     def width_unit(self) -> int:
         """Batches are filled up to a multiple of this many examples; see `trainer.width_unit`."""
-        return trainer.width_unit(self.method, self.client, self.shards.largest)
+        return trainer.width_unit(self.method, self.client, self.holdings.largest)
 
     @property
     def task(self) -> trainer.Task:
@@ -52,7 +52,7 @@ class Setup:
     @property
     def num_participants(self) -> int:
         """Clients of a round."""
-        return self.cohort.num_clients(self.shards.num_clients)
+        return self.cohort.num_clients(self.holdings.num_clients)
 
     def is_tested(self, number: int) -> bool:
         """Whether the adapter after round `number` is tested."""
@@ -69,7 +69,7 @@ class Site:
     num_threads: int = 1
     room: devices.Room = field(default_factory=lambda: devices.Room(0, gpu=False))  # what all ranks have for a group of clients
     stop: Stop = field(default_factory=Stop)
-    tickets: Tickets = field(default_factory=Tickets)  # for work that goes to idle ranks
+    counters: Counters = field(default_factory=Counters)  # for work that goes to idle ranks
     trained: Callable[[int, int, int], None] = lambda done, mine, cohort: None  # called after each group; see Background.trained
 
 
@@ -79,8 +79,8 @@ def find_site(config: Config, comm: Communicator, launch: Launch, stop: Stop | N
     Raises UserError, on every rank, for what a device lacks.
     """
     device = together(comm, lambda: devices.pick(launch, config.comm))
-    together(comm, lambda: precision.settle(config.model.precision, device))
-    together(comm, lambda: precision.settle(config.features.compute, device, "features.compute"))
+    together(comm, lambda: precision.prepare_device(config.model.precision, device))
+    together(comm, lambda: precision.prepare_device(config.features.compute, device, "features.compute"))
     room = devices.least_room(comm, devices.room(device, devices.sharing(comm, device)))
     num_threads = devices.share_cores(comm, launch)
     together(comm, lambda: weights.fetch(weights.find(config.model)) if comm.rank == 0 else None)

@@ -9,9 +9,9 @@ import torch
 
 from flora_hpc import optimizers, seeds
 from flora_hpc.config import ClientConfig
+from flora_hpc.data.holdings import Holdings
 from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Inputs
-from flora_hpc.data.shards import Shards
 from flora_hpc.firststep import FirstStep
 from flora_hpc.losses import LOSSES
 from flora_hpc.methods._method import Method, Noise, Tensors
@@ -58,13 +58,13 @@ def filled_up(sizes: Ints, config: ClientConfig, unit: int) -> Ints:
 
 
 def make_batches(
-    clients: Ints, shards: Shards, config: ClientConfig, seed: int, round_number: int, unit: int | None = None
+    clients: Ints, holdings: Holdings, config: ClientConfig, seed: int, round_number: int, unit: int | None = None
 ) -> Batches:
     """Lay out the epochs of a group. The order of a client's examples depends on (seed, round, client) alone.
 
     `unit` is `width_unit`; None stands for whole batches.
     """
-    held, sizes = shards.examples_of(clients)
+    held, sizes = holdings.examples_of(clients)
     longest, steps = int(sizes.max()), -(-sizes // config.batch_size)  # of an epoch
     assert (np.diff(steps) <= 0).all(), "the clients of a group come in order of their steps"
     unit = unit or config.batch_size

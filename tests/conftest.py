@@ -27,9 +27,9 @@ import torch  # isort: skip
 from typer.testing import CliRunner
 
 from flora_hpc.cli import app
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.load import Clip
-from flora_hpc.data.shards import Partition
+from flora_hpc.data.holdings import Partition
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Setting
 from tests import forks
@@ -63,7 +63,7 @@ def setting(model: open_clip.CLIP, captions: torch.Tensor, known: dict[str, torc
     def tokenize(texts: list[str]) -> torch.Tensor:
         return ({"caption 0": captions} | (known or {}))[texts[0]]
 
-    clip = Clip(split(model), lambda image: image, tokenize, "small")
+    clip = Clip(unfuse(model), lambda image: image, tokenize, "small")
     names, texts = (tuple(f"{word} {i}" for i in range(len(captions))) for word in ("name", "caption"))
     return Setting(clip, names, texts, Partition(np.arange(15), np.array([0, 8, 13, 15])), np.arange(15) % len(captions))
 
@@ -79,7 +79,7 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def split_model() -> open_clip.CLIP:
-    return split(small_model(dtype=torch.float64))
+    return unfuse(small_model(dtype=torch.float64))
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def read(file: Path) -> Checkpoint:
 
 
 def test_everything_survives_with_the_same_bits(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path / "new", make(4, untested=record(), shards=("a", "b")), "run")
+    checkpoint.write(tmp_path / "new", make(4, untested=record(), parts=("a", "b")), "run")
     found = read(checkpoint.path(tmp_path / "new", 4))
     assert found.round == 4
     assert found.adapter.numpy().tobytes() == make(4).adapter.numpy().tobytes()
@@ -47,14 +47,14 @@ def test_everything_survives_with_the_same_bits(tmp_path: Path) -> None:
     for name in ("row", "ranks", "clients"):
         np.testing.assert_array_equal(getattr(found.untested, name), getattr(record(), name))
     found.untested.row["test_accuracy"] = 0.5  # noted when it is known
-    assert found.shards == ("a", "b")
+    assert found.parts == ("a", "b")
 
 
 def test_nothing_to_keep_is_kept(tmp_path: Path) -> None:
     none = RoundRecord(rows(ROUNDS, {"round": 1}), rows(RANKS), rows(CLIENTS))
     checkpoint.write(tmp_path, Checkpoint(1, torch.zeros(0), None, none), "run")
     found = read(checkpoint.path(tmp_path, 1))
-    assert (found.adapter.shape, found.server, found.shards) == ((0,), None, ())
+    assert (found.adapter.shape, found.server, found.parts) == ((0,), None, ())
     assert found.untested is not None
     assert (len(found.untested.ranks), len(found.untested.clients)) == (0, 0)
 
@@ -89,7 +89,7 @@ def test_plain_sgd_remembers_nothing(tmp_path: Path) -> None:
 def test_the_two_newest_rounds_are_kept_with_their_shards(tmp_path: Path) -> None:
     for number in (1, 2, 9, 10):
         shard = checkpoint.write_optimizers(tmp_path, number, 0, [])
-        checkpoint.write(tmp_path, make(number, shards=(shard,)), "run")
+        checkpoint.write(tmp_path, make(number, parts=(shard,)), "run")
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "round-000009-rank-0.safetensors", "round-000009.safetensors",
         "round-000010-rank-0.safetensors", "round-000010.safetensors",
@@ -151,7 +151,7 @@ def test_a_file_that_was_cut_is_noticed(length: int, tmp_path: Path) -> None:
 def test_a_lost_shard_costs_a_round(tmp_path: Path) -> None:
     for number in (1, 2):
         shard = checkpoint.write_optimizers(tmp_path, number, 0, [group(0)])
-        checkpoint.write(tmp_path, make(number, shards=(shard,)), "run")
+        checkpoint.write(tmp_path, make(number, parts=(shard,)), "run")
     (tmp_path / "round-000002-rank-0.safetensors").unlink()
     number, (told,) = newest(tmp_path)
     assert number == 1

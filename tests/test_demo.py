@@ -11,7 +11,7 @@ import open_clip
 import pytest
 import torch
 
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.data.datasets import digits
 from flora_hpc.data.decode import rgb
 from flora_hpc.records import hdf5file
@@ -64,7 +64,7 @@ def test_peft_loads_the_adapter_and_the_plain_model_gets_the_accuracy_that_was_r
     model, _, preprocess = open_clip.create_model_and_transforms(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = peft.PeftModel.from_pretrained(split(model.eval()), str(demo / "adapter")).base_model.model
+        adapted = peft.PeftModel.from_pretrained(unfuse(model.eval()), str(demo / "adapter")).base_model.model
     data = digits.build(digits.Options(name="digits"))
     labels = data.images.labels[data.test]
     with torch.inference_mode():

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from flora_hpc import evaluate
+from flora_hpc.data.holdings import Partition
 from flora_hpc.data.inputs import Features
-from flora_hpc.data.shards import Partition
 from flora_hpc.errors import UserError
 from flora_hpc.records.schema import ROUNDS
 from tests.test_trainer import linear_method

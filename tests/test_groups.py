@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from flora_hpc import cohort, configfile, experiment, firststep, trainer
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.devices import Room
 from flora_hpc.config import ClientConfig, Config
+from flora_hpc.data.holdings import Holdings, Partition
 from flora_hpc.data.images import Dataset, Ints
 from flora_hpc.data.inputs import Features, Inputs
-from flora_hpc.data.shards import Partition, Shards
 from flora_hpc.methods._lora import Target
 from flora_hpc.methods._method import Method, Setting
 from flora_hpc.methods.flora import Options, build
@@ -45,7 +45,7 @@ class Clients:
     """Clients, what they see, and an adapter that is not where training begins."""
 
     method: Method
-    shards: Shards
+    holdings: Holdings
     config: ClientConfig
     inputs: Inputs
     labels: torch.Tensor
@@ -58,7 +58,7 @@ class Clients:
         torch.set_num_threads(num_threads)
         first = firststep.make(method, self.adapter, Serial()) if self.by_jacobian else None
         for members in groups:
-            batches = trainer.make_batches(members, self.shards, self.config, 0, 1, self.unit)
+            batches = trainer.make_batches(members, self.holdings, self.config, 0, 1, self.unit)
             held = method.holds(members) if method.holds else None
             result = trainer.train(
                 trainer.Task(method, self.inputs, self.labels, self.config), self.adapter, batches, held, first=first
@@ -70,17 +70,17 @@ class Clients:
 
     @property
     def unit(self) -> int:
-        return trainer.width_unit(self.method, self.config, self.shards.largest)
+        return trainer.width_unit(self.method, self.config, self.holdings.largest)
 
     def groups(self, clients: Ints, most: int, num_ranks: int) -> list[Ints]:
         """Groups of `clients` as that many ranks would make them."""
-        costs = trainer.filled_up(self.shards.sizes(clients), self.config, self.unit)
+        costs = trainer.filled_up(self.holdings.sizes(clients), self.config, self.unit)
         grouping = cohort.Grouping(most, alike=self.method.per_example)
         return [group for mine in cohort.groups_of_ranks(clients, costs, grouping, num_ranks, "static") for group in mine]
 
     def assert_bits_are_their_own(self, times: int = 4) -> None:
         """Each client alone on one thread, against random groups of some of them on one to three threads."""
-        everybody, rng = np.arange(self.shards.num_clients), np.random.default_rng(0)
+        everybody, rng = np.arange(self.holdings.num_clients), np.random.default_rng(0)
         alone = self.updates(self.groups(everybody, 1, 1), 1)
         tried = [(self.groups(everybody, 100, 1), 2), (self.groups(everybody, 100, 1), 1)]
         for number in range(times):
@@ -117,7 +117,7 @@ def made_of(digits: tuple[Config, Dataset, Clip], name: str) -> Clients:
     setup = experiment.make_setup(config, dataset, deepcopy(clip), torch.device("cpu"), Room(2**40, gpu=False))
     shape = (len(dataset.images), 3, 32, 32) if setup.method.sees == "pixels" else (len(dataset.images), 128)
     inputs = Features(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    return Clients(setup.method, setup.shards, setup.client, inputs, setup.labels, moved(setup.method))
+    return Clients(setup.method, setup.holdings, setup.client, inputs, setup.labels, moved(setup.method))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -157,7 +157,7 @@ def test_nor_at_the_size_of_a_vit_b_32(targets: tuple[Target, ...]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = open_clip.CLIP(embed_dim=512, vision_cfg=vision, text_cfg=text).eval().requires_grad_(False)
-    clip = Clip(split(model), lambda image: image, open_clip.get_tokenizer("ViT-B-32"), "one block")
+    clip = Clip(unfuse(model), lambda image: image, open_clip.get_tokenizer("ViT-B-32"), "one block")
     names = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "lorry")
     starts = np.array([0, 300, 310, 438, 700, 828, 829])
     holders, labels = Partition(np.arange(829), starts), np.arange(829) % 10

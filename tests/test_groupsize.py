@@ -8,7 +8,7 @@ from flora_hpc import plugins
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm.devices import Room
 from flora_hpc.config import ClientConfig, ModelConfig
-from flora_hpc.data.shards import Partition
+from flora_hpc.data.holdings import Partition
 from flora_hpc.groupsize import Load, choose
 from flora_hpc.groupsize import load as load_of
 from flora_hpc.losses import contrastive

@@ -27,7 +27,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["config", "configerrors"],
     ["plugins", "owner"],
     ["userparts"],
-    ["seeds", "screen", "spill", "strict", "yamltext", "extras"],
+    ["exact", "seeds", "screen", "spill", "strict", "yamltext", "extras"],
     ["errors", "filekinds"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}

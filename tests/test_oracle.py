@@ -12,11 +12,11 @@ from torch import nn
 
 from flora_hpc import firststep, plugins, trainer
 from flora_hpc.bench import plain
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import ClientConfig
+from flora_hpc.data.holdings import Partition
 from flora_hpc.data.inputs import Features
-from flora_hpc.data.shards import Partition
 from flora_hpc.methods._method import Method, Setting
 from tests.conftest import END, small_model
 from tests.conftest import setting as make_setting
@@ -256,7 +256,7 @@ def test_a_group_of_unequal_clients_trains_as_each_does_alone_on_the_plain_path(
     case = Case("flora", captions, torch.float32, alpha=ALPHA)
     config = ClientConfig(epochs=2, batch_size=3, lr=1e-3, loss=loss)
     pixels, labels = case.pixels.flatten(0, 1), case.labels.flatten()
-    batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.setting.shards, config, 0, 1)
+    batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.setting.holdings, config, 0, 1)
     adapter = case.params[0]
     fast = trainer.train(trainer.Task(case.method, Features(case.fused.encode_image(pixels)), labels, config), adapter, batches)
     for client in range(NUM_CLIENTS):
@@ -277,7 +277,7 @@ def test_dropout_belongs_to_the_client_and_the_round(captions: torch.Tensor, tar
     config, features, labels = ClientConfig(batch_size=3, lr=1e-2), Features(case.inputs.flatten(0, 1)), case.labels.flatten()
 
     def train(clients: list[int], round_number: int = 1) -> torch.Tensor:
-        batches = trainer.make_batches(np.array(clients), case.setting.shards, config, 0, round_number)
+        batches = trainer.make_batches(np.array(clients), case.setting.holdings, config, 0, round_number)
         return trainer.train(trainer.Task(case.method, features, labels, config), case.params[0], batches).updates[-1]
 
     torch.testing.assert_close(train([0, 1, 2]), train([2]), rtol=1e-4, atol=1e-6)
@@ -292,7 +292,7 @@ def test_training_leaves_the_frozen_model_as_it_was(captions: torch.Tensor, name
     case = Case(name, captions, torch.float32, **OPTIONS.get(name, {}))
     before = {key: tensor.clone() for key, tensor in case.model.state_dict().items()}
     config = ClientConfig(batch_size=4, lr=0.1)
-    batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.setting.shards, config, 0, 1)
+    batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.setting.holdings, config, 0, 1)
     inputs = Features(case.inputs.detach().flatten(0, 1))
     result = trainer.train(trainer.Task(case.method, inputs, case.labels.flatten(), config), case.params[0], batches)
     assert result.updates.shape == (NUM_CLIENTS, case.method.num_params)
@@ -304,7 +304,7 @@ def test_a_split_model_is_fused_again_without_loss(captions: torch.Tensor) -> No
     from flora_hpc.clip.attention import fuse
 
     model = small_model()
-    parted = split(deepcopy(model))
+    parted = unfuse(deepcopy(model))
     state = fuse(parted, parted.state_dict())
     assert set(state) == set(model.state_dict())
     assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())

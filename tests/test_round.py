@@ -16,8 +16,8 @@ from flora_hpc.cohort import Grouping
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import ClientConfig, CohortConfig, EvaluateConfig
+from flora_hpc.data.holdings import Partition
 from flora_hpc.data.inputs import Features
-from flora_hpc.data.shards import Partition
 from flora_hpc.records.known import RankReport, RoundRecord
 from flora_hpc.records.views import PHASES
 from flora_hpc.setup import Setup, Site
@@ -36,7 +36,7 @@ def federation(**client: object) -> tuple[Setup, rounds.State]:
         evaluate=EvaluateConfig(),
         method=linear_method(),
         aggregator=fedavg.build(fedavg.Options(name="fedavg")),
-        shards=Partition(np.arange(12), np.array([0, 5, 8, 11, 12])),
+        holdings=Partition(np.arange(12), np.array([0, 5, 8, 11, 12])),
         labels=labels,
         test=torch.arange(4),
         inputs=Features(features),
@@ -63,7 +63,7 @@ def play(setup: Setup, state: rounds.State, number: int = 1) -> RoundRecord:
 
 
 def train_alone(setup: Setup, client: int) -> torch.Tensor:
-    batches = rounds.trainer.make_batches(np.array([client]), setup.shards, setup.client, setup.seed, 1)
+    batches = rounds.trainer.make_batches(np.array([client]), setup.holdings, setup.client, setup.seed, 1)
     result = rounds.trainer.train(setup.task, torch.zeros(6), batches)
     return result.updates[0].double()
 

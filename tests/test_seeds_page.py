@@ -9,7 +9,7 @@ import torch
 
 from flora_hpc import cohort, seeds, trainer
 from flora_hpc.config import ClientConfig, CohortConfig
-from flora_hpc.data import shards
+from flora_hpc.data import holdings
 from flora_hpc.data.images import draw_test
 from flora_hpc.data.partitioners import iid
 from flora_hpc.methods import flora
@@ -30,8 +30,8 @@ def page() -> dict[str, Any]:
     return names
 
 
-def split_of(num_clients: int, seed: int, rows: np.ndarray) -> shards.Shards:
-    return shards.make(iid.Options(name="iid", num_clients=num_clients), made(LABELS), rows, seed)
+def split_of(num_clients: int, seed: int, rows: np.ndarray) -> holdings.Holdings:
+    return holdings.make(iid.Options(name="iid", num_clients=num_clients), made(LABELS), rows, seed)
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**40])

@@ -9,8 +9,8 @@ import torch
 from flora_hpc import trainer
 from flora_hpc.bench import plain
 from flora_hpc.config import ClientConfig
+from flora_hpc.data.holdings import Partition
 from flora_hpc.data.inputs import Features
-from flora_hpc.data.shards import Partition
 from flora_hpc.methods._method import Method
 from flora_hpc.optimizers import State
 

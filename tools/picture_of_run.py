@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
 
 from flora_hpc.records import hdf5file
-from flora_hpc.records.facts import facts
 from flora_hpc.records.panel import Seen, heading, panel
+from flora_hpc.records.sentences import facts
 
 WIDTH, HEIGHT = 92, 24
 

@@ -69,12 +69,12 @@ class PlainLoop:
         setup = self.setup
         mean, total = torch.zeros_like(adapter), 0
         for client in participants(setup, number)[0]:
-            batches = trainer.make_batches(np.array([client]), setup.shards, setup.client, setup.seed, number)
+            batches = trainer.make_batches(np.array([client]), setup.holdings, setup.client, setup.seed, number)
             self.client.assign(setup.method.unpack(adapter))
             optimizer = plain.make_optimizer(list(self.client.trained.values()), setup.client)
             for rows, present in zip(batches.examples[:, 0], batches.present[:, 0], strict=True):
                 self.step(optimizer, torch.from_numpy(rows[present]))
-            size = int(setup.shards.sizes(np.array([client]))[0])
+            size = int(setup.holdings.sizes(np.array([client]))[0])
             mean += size * (setup.method.pack({name: tensor.detach() for name, tensor in self.client.trained.items()}) - adapter)
             total += size
         return adapter + mean / total

@@ -102,7 +102,7 @@ def summary(measured: Sequence[Parts], num_images: int) -> dict[str, Any]:
 def has_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies in bfloat16."""
     try:
-        precision.settle("bf16", device)
+        precision.prepare_device("bf16", device)
     except UserError:
         return False
     return True

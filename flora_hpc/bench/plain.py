@@ -110,7 +110,7 @@ def lora_client(
 ) -> Client:
     """A client that trains peft's LoRA (`<layer>.lora_A`, `<layer>.lora_B`) on `model`, which is changed.
 
-    The attention of `model` must be split (clip.attention.split), since peft does not reach the output projection of
+    The attention of `model` must be split (clip.attention.unfuse), since peft does not reach the output projection of
     nn.MultiheadAttention: an adapter put there takes no part. All else may be as open_clip makes it.
     """
     wrapped = attach(model, tensors, alpha)

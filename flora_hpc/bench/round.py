@@ -28,7 +28,7 @@ NOT_FRAMEWORK = ("train", "wait", "comm", "eval")  # training, collectives and e
 
 
 @dataclass(frozen=True)
-class Split:
+class Shares:
     """Where the time of a round goes. Seconds are medians over rounds, of means over ranks."""
 
     num_clients: int  # of a round
@@ -41,7 +41,7 @@ class Split:
     client_updates_per_second: float  # in whole rounds
 
 
-def split(rounds: Rows) -> Split:
+def shares_of(rounds: Rows) -> Shares:
     """The split of rows of /rounds."""
     parts = {phase: rounds[f"{phase}_seconds"] for phase in PHASES}
     parts["rest"] = rounds["round_seconds"] - sum(parts.values())
@@ -51,7 +51,7 @@ def split(rounds: Rows) -> Split:
     low, middle, high = np.quantile(rounds["round_seconds"], [0.25, 0.5, 0.75]).tolist()
     num_clients = int(np.median(rounds["num_clients"]))
     framework = sum(share for name, share in shares.items() if name not in NOT_FRAMEWORK)
-    return Split(num_clients, len(rounds), middle, (low, high), seconds, shares, framework, num_clients / middle)
+    return Shares(num_clients, len(rounds), middle, (low, high), seconds, shares, framework, num_clients / middle)
 
 
 def check(config: Config, me: Launch, with_bare: bool) -> None:
@@ -104,7 +104,7 @@ def measure(
             bare_seconds += [bare_round() for _ in range(configs[0].rounds)][WARM - 1 :]
     if comm.rank != 0:
         return None
-    splits = [split(np.concatenate(tables)) for tables in played]
+    splits = [shares_of(np.concatenate(tables)) for tables in played]
     first = splits[0]
     return {
         **setting(configs[0], facts, places, repeats),
@@ -113,7 +113,7 @@ def measure(
             {
                 "registered": getattr(config.partition, "num_clients", None) or int(facts["num_clients"]),
                 "round_seconds": one.round_seconds,
-                "repeat_round_seconds": [split(rounds).round_seconds for rounds in tables],
+                "repeat_round_seconds": [shares_of(rounds).round_seconds for rounds in tables],
                 "ratio": one.round_seconds / first.round_seconds,
             }
             for config, one, tables in zip(configs, splits, played, strict=True)
@@ -141,7 +141,7 @@ def setting(config: Config, facts: Mapping[str, Any], places: Rows, repeats: int
     }
 
 
-def against_bare(one: Split, seconds: Sequence[float]) -> dict[str, float]:
+def against_bare(one: Shares, seconds: Sequence[float]) -> dict[str, float]:
     """The seconds of bare rounds, their throughput, and which share of it whole rounds reach."""
     middle = statistics.median(seconds)
     throughput = one.num_clients / middle

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flora_hpc.bench.methods import processor
-from flora_hpc.bench.round import WARM, Split, split
+from flora_hpc.bench.round import WARM, Shares, shares_of
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
@@ -164,9 +164,9 @@ def measure(
 
 def compare(played: dict[int, list[Played]], at_once: dict[int, list[Played]]) -> list[Ranks]:
     """Throughput and efficiency of each number of ranks, of which 1 is one."""
-    splits: dict[int, Split] = {n: split(np.concatenate([run.rounds for run in runs])) for n, runs in played.items()}
+    splits: dict[int, Shares] = {n: shares_of(np.concatenate([run.rounds for run in runs])) for n, runs in played.items()}
     alone = splits[1].client_updates_per_second
-    apart = {n: split(np.concatenate([run.rounds for run in runs])).client_updates_per_second for n, runs in at_once.items()}
+    apart = {n: shares_of(np.concatenate([run.rounds for run in runs])).client_updates_per_second for n, runs in at_once.items()}
     return [
         Ranks(
             num_ranks=number,
@@ -177,7 +177,7 @@ def compare(played: dict[int, list[Played]], at_once: dict[int, list[Played]]) -
             start_up_seconds=statistics.median(run.start_up_seconds for run in runs),
             round_seconds=splits[number].round_seconds,
             shares=splits[number].shares,
-            repeat_updates_per_second=[split(run.rounds).client_updates_per_second for run in runs],
+            repeat_updates_per_second=[shares_of(run.rounds).client_updates_per_second for run in runs],
         )
         for number, runs in played.items()
     ]

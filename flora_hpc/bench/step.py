@@ -17,7 +17,7 @@ from flora_hpc import extras, plugins, seeds
 from flora_hpc.bench import methods, parts, plain, workload
 from flora_hpc.bench.workload import Group, clock
 from flora_hpc.clip import frozen, precision
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.frozen import tensor_cores
 from flora_hpc.clip.load import load, untouched
 from flora_hpc.comm import devices, launch
@@ -57,7 +57,9 @@ def check(task: Task) -> None:
     if task.method == "flora":
         extras.need("bench step", "peft")
     try:
-        precision.settle(task.precision, torch.device("cuda" if task.device != "cpu" and torch.cuda.device_count() else "cpu"))
+        precision.prepare_device(
+            task.precision, torch.device("cuda" if task.device != "cpu" and torch.cuda.device_count() else "cpu")
+        )
     except UserError as error:
         told = str(error).replace("set model.precision: fp32", "take --precision fp32").replace("model.precision:", "--precision:")
         raise UserError(told) from None
@@ -68,7 +70,7 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
     me, comm = launch.detect(), Serial()
     device, num_threads = devices.pick(me, CommConfig(device=task.device)), devices.share_cores(comm, me)
     tell("building the model, and the features of random images")
-    precision.settle(task.precision, device)
+    precision.prepare_device(task.precision, device)
     clip = load(methods.model_config(task.model), 0, device)
     group = workload.set_up(
         clip, task.method, task.classes, task.batch_size, task.clients, device, num_threads, precision=task.precision
@@ -139,7 +141,7 @@ def plain_client(task: Task, group: Group, device: torch.device) -> plain.Client
         captions = [f"{options.context} {name}." for name in group.names]
         return plain.prompt_client(model.to(device), tensors, tokenize(captions).to(device), config)
     tokens = tokenize(list(group.captions)).to(device)
-    return plain.lora_client(split(model).to(device), tensors, group.method.alpha, tokens, config)
+    return plain.lora_client(unfuse(model).to(device), tensors, group.method.alpha, tokens, config)
 
 
 def different_tensors(group: Group, count: int, device: torch.device) -> torch.Tensor:

@@ -18,9 +18,9 @@ from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import ClientConfig, Config, FeaturesConfig
 from flora_hpc.data import features
+from flora_hpc.data.holdings import Holdings, Partitioner, Population
 from flora_hpc.data.images import Dataset, Images, Ints, Raw
 from flora_hpc.data.inputs import Inputs
-from flora_hpc.data.shards import Partitioner, Population, Shards
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
 from flora_hpc.setup import Site, find_site
@@ -34,7 +34,7 @@ class Group:
 
     method: Method
     clients: Ints  # (num_clients,) int64
-    shards: Shards
+    holdings: Holdings
     images: Images
     captions: tuple[str, ...]
     names: tuple[str, ...]  # of the classes
@@ -43,7 +43,7 @@ class Group:
 
     def batches(self, batch_size: int, steps: int, number: int) -> trainer.Batches:
         """`steps` epochs of one batch for each client."""
-        return trainer.make_batches(self.clients, self.shards, ClientConfig(batch_size=batch_size, epochs=steps), 0, number)
+        return trainer.make_batches(self.clients, self.holdings, ClientConfig(batch_size=batch_size, epochs=steps), 0, number)
 
     def train(self, batch_size: int, steps: int, number: int = 0, during: AbstractContextManager[Any] | None = None) -> float:
         """Train every client for `steps` steps, as a run does, inside `during`: the seconds it took."""
@@ -89,14 +89,14 @@ def set_up(
     def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
         return rng.permutation(num_images)[:num_drawn]
 
-    shards = Population(max(COHORT, clients or 0), batch_size, 0, Partitioner(draw, draw), everyone)
+    holdings = Population(max(COHORT, clients or 0), batch_size, 0, Partitioner(draw, draw), everyone)
     options = plugins.member("methods", method).Options(name=method)
-    built = experiment.build_method(options, precision, dataset, clip, shards)
+    built = experiment.build_method(options, precision, dataset, clip, holdings)
     each = groupsize.load(clip, built, ClientConfig(batch_size=batch_size), classes)
     chosen = np.arange(clients or groupsize.choose(COHORT, each, devices.room(device)).clients)
     work = embed.Work(clip, FeaturesConfig(store="none"), Serial(), device, num_threads)
     inputs = experiment.inputs_of(dataset, built, work, experiment.embed_for(dataset, built, work))
-    return Group(built, chosen, shards, images, captions, names, inputs, torch.from_numpy(labels).to(device))
+    return Group(built, chosen, holdings, images, captions, names, inputs, torch.from_numpy(labels).to(device))
 
 
 def built_alone(config: Config, launch: Launch) -> tuple[experiment.Experiment, Site]:

@@ -23,8 +23,8 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     if absent := not_here(first):
         return [f"clients and ranks are not checked, for this machine lacks what the job needs: {absent}"]
     if not gpus_per_node:
-        precision.settle(first.model.precision, torch.device("cpu"))
-        precision.settle(first.features.compute, torch.device("cpu"), "features.compute")
+        precision.prepare_device(first.model.precision, torch.device("cpu"))
+        precision.prepare_device(first.features.compute, torch.device("cpu"), "features.compute")
     dataset = experiment.dataset(first)
     clip, room = load(first.model, first.seed, torch.device("meta")), room_for(gpus_per_node, ranks_per_node)
     sentences = []
@@ -32,12 +32,12 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
         setup = experiment.make_setup(config, dataset, clip, torch.device("meta"), room)
         idle = sum(not groups for groups in groups_of_ranks(setup, num_ranks, 1))
         if idle:
-            clients = count(config.cohort.num_clients(setup.shards.num_clients), "client")
+            clients = count(config.cohort.num_clients(setup.holdings.num_clients), "client")
             cut, smaller = "", ""
             if setup.grouping.fixed:
                 cut = f", which make {count(num_ranks - idle, 'group')} of up to {setup.grouping.most}"
                 smaller = ", or set a lower client.group_size"
-            registered = f"partition.num_clients {setup.shards.num_clients:,}: " if len(configs) > 1 else ""
+            registered = f"partition.num_clients {setup.holdings.num_clients:,}: " if len(configs) > 1 else ""
             sentences.append(
                 f"{registered}{idle} of {num_ranks} ranks have no work, since a round has {clients}{cut}; "
                 f"ask for fewer ranks{smaller}"

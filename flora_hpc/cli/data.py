@@ -91,7 +91,7 @@ def inspect(
         print(f"note: {note}")
 
     from flora_hpc import plugins
-    from flora_hpc.data import checks, shards
+    from flora_hpc.data import checks, holdings
     from flora_hpc.data import rows as tables
     from flora_hpc.data.mix import mix_of
     from flora_hpc.report import split, words
@@ -111,7 +111,7 @@ def inspect(
     dataset = checks.checked(dataset)
     damaged = None if where is None else list(where.values())
     partition: Any = resolved.partition
-    holders = shards.make(partition, dataset.images, dataset.train, resolved.seed, dataset.test)
+    holders = holdings.make(partition, dataset.images, dataset.train, resolved.seed, dataset.test)
     warnings = [*dataset.warnings, *holders.warnings, *(seen.warnings(dataset.images) if seen else ())]
     unit = "caption" if dataset.paired else "class"
     mix = mix_of(holders, dataset.images.labels, dataset.train, dataset.wordings, unit=unit)

@@ -46,7 +46,7 @@ LOAD = {  # how the result is loaded, where it is {out}
         "that the run started from (--merged writes a whole CLIPModel)"
     ),
     "peft": (
-        "it is the adapter alone; load it with peft.PeftModel.from_pretrained(flora_hpc.clip.attention.split(open_clip_model), "
+        "it is the adapter alone; load it with peft.PeftModel.from_pretrained(flora_hpc.clip.attention.unfuse(open_clip_model), "
         f"'{{out}}'); {MERGE}"
     ),
 }

@@ -155,7 +155,7 @@ def show_sizes(model: str, classes: int) -> None:
 
     from flora_hpc.clip import load, weights
     from flora_hpc.config import ModelConfig
-    from flora_hpc.data.shards import Partition
+    from flora_hpc.data.holdings import Partition
     from flora_hpc.methods._method import Method, Setting
 
     pretrained = None if model == weights.BUNDLED else "none"

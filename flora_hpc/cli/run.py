@@ -99,7 +99,7 @@ def run(
             return
 
         from flora_hpc import loop  # torch and open_clip take seconds to import
-        from flora_hpc.observers import _aside, hdf5, plain, terminal
+        from flora_hpc.observers import _trackerthread, hdf5, plain, terminal
         from flora_hpc.observers import quiet as one_line
 
         seen = has_terminal() and me.launcher != "openmpi"  # its ranks always have a terminal, even when a log file is read
@@ -108,7 +108,7 @@ def run(
         try:
             options = loop.RunOptions(
                 of_rank_0,
-                lambda: [claim, *(each.build(out) for each in observers), _aside.build(track or (), out)],
+                lambda: [claim, *(each.build(out) for each in observers), _trackerthread.build(track or (), out)],
                 Bar("features", live=live) if not quiet else lambda done, total: None,
                 STARTED,
                 found.unfinished,

@@ -16,10 +16,10 @@ from flora_hpc.cli._args import AsJson, Run
 from flora_hpc.cli._table import plain_rows, show_table
 from flora_hpc.errors import UserError, reason
 from flora_hpc.records import views
-from flora_hpc.records.facts import facts
 from flora_hpc.records.opened import Run as OpenRun
 from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import Rows
+from flora_hpc.records.sentences import facts
 from flora_hpc.records.summary import rank_facts, summary
 
 MOST_ROWS = 1000  # that are printed unasked

@@ -11,9 +11,9 @@ from rich.live import Live
 from flora_hpc import screen
 from flora_hpc.cli._args import Run, View, has_terminal
 from flora_hpc.records import views
-from flora_hpc.records.facts import facts
 from flora_hpc.records.follow import Followed, Look
 from flora_hpc.records.panel import Seen, heading, panel
+from flora_hpc.records.sentences import facts
 from flora_hpc.records.summary import summary
 
 RESUMABLE = ("stopped", "interrupted", "failed")

@@ -47,8 +47,8 @@ Made by flora-hpc. For any other program, first merge it into whole weights. The
 PEFT puts this folder on the open_clip model {name} after flora-hpc has split its attention and heads into plain Linear layers:
 
     import peft
-    from flora_hpc.clip.attention import split
-    model = peft.PeftModel.from_pretrained(split(open_clip_model), "<this folder>").base_model.model
+    from flora_hpc.clip.attention import unfuse
+    model = peft.PeftModel.from_pretrained(unfuse(open_clip_model), "<this folder>").base_model.model
 
 On a model that is not split, PEFT says "Target modules ... not found in the base model". open_clip's own attention would read past
 an adapter there, and nothing would change.
@@ -56,7 +56,7 @@ an adapter there, and nothing would change.
 PLAIN_CARD = """# {method} for {name}
 
 Made by flora-hpc: the trained tensors of method `{method}` in `trained.safetensors`, by name. What stands under the name of a
-parameter replaces it in the open_clip model {name}, its attention and heads split (flora_hpc.clip.attention.split).
+parameter replaces it in the open_clip model {name}, its attention and heads split (flora_hpc.clip.attention.unfuse).
 `flora-hpc export <run> --to open_clip` merges what belongs to a CLIP's own weights; `flora-hpc evaluate <run>` takes any method.
 """
 

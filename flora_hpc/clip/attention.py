@@ -114,7 +114,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_head
     return mixed.transpose(1, 2).reshape(query.shape)
 
 
-def split(model: nn.Module) -> nn.Module:
+def unfuse(model: nn.Module) -> nn.Module:
     """Put plain Linear layers into `model`, in place; returns `model`, which computes the same numbers as before.
 
     Every nn.MultiheadAttention of self-attention becomes a SplitAttention (q_proj, k_proj, v_proj, o_proj). The layers of an MLP

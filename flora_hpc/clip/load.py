@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from flora_hpc import extras
 from flora_hpc.clip import library, weights
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.fill import check_values, fill
 from flora_hpc.clip.steady import steady
 from flora_hpc.config import ModelConfig
@@ -45,7 +45,7 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
     """
     model, tokenize = untouched(config, seed, device)
     preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    return Clip(steady(split(model)).to(device), preprocess, tokenize, config.name)
+    return Clip(steady(unfuse(model)).to(device), preprocess, tokenize, config.name)
 
 
 def untouched(config: ModelConfig, seed: int, device: torch.device) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of processors (x86, A
 AMPERE = (8, 0)  # compute capability of the first NVIDIA GPUs with tf32 and bfloat16
 
 
-def settle(precision: str, device: torch.device, key: str = "model.precision") -> None:
+def prepare_device(precision: str, device: torch.device, key: str = "model.precision") -> None:
     """Prepare `device` for the precision of `key`. Raises UserError for one that it lacks, or that would only slow it down."""
     if precision != "fp32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
         raise UserError(

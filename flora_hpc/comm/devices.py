@@ -144,7 +144,7 @@ def _count(ranges: str) -> int:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlace:
     """Where one rank runs, and on what."""
 
     rank: int
@@ -154,13 +154,13 @@ class Place:
     num_threads: int
 
 
-def places(comm: Communicator, launch: Launch, device: torch.device, num_threads: int) -> list[Place]:
+def places(comm: Communicator, launch: Launch, device: torch.device, num_threads: int) -> list[RankPlace]:
     """Every rank's place, by rank, on every rank."""
     name = f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"
-    mine = Place(comm.rank, socket.gethostname(), launch.local_rank, name, num_threads)
+    mine = RankPlace(comm.rank, socket.gethostname(), launch.local_rank, name, num_threads)
     everyone = [json.loads(text) for text in comm.allgather(json.dumps([asdict(mine), gpu(device)]).encode())]
     used = [each[1] for each in everyone if each[1]]
     return [
         replace(place, device=f"{place.device} shared by {used.count(on)} ranks") if used.count(on) > 1 else place
-        for place, on in ((Place(**fields), on) for fields, on in everyone)
+        for place, on in ((RankPlace(**fields), on) for fields, on in everyone)
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from flora_hpc import extras, plugins
 from flora_hpc.data.datasets import _stored, _torchvision
-from flora_hpc.data.datasets._catalog import CATALOG, Facts
+from flora_hpc.data.datasets._catalog import CATALOG, DatasetCard
 from flora_hpc.data.images import Dataset
 from flora_hpc.errors import UserError, did_you_mean, reason
 
@@ -57,7 +57,7 @@ def fetch(
     return dataset
 
 
-def _facts(name: str) -> Facts:
+def _facts(name: str) -> DatasetCard:
     if name not in CATALOG and name in plugins.members("datasets"):
         raise UserError(f"{name} is not fetched: it is part of a library, or your own; fetch one of {', '.join(sorted(CATALOG))}")
     if name not in CATALOG:
@@ -65,7 +65,7 @@ def _facts(name: str) -> Facts:
     return CATALOG[name]
 
 
-def unpack(facts: Facts, root: Path) -> None:
+def unpack(facts: DatasetCard, root: Path) -> None:
     """Archives that lie where torchvision looks for them become what it reads; it downloads none that is whole."""
     try:
         if facts.torchvision:

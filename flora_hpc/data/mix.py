@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flora_hpc import seeds
+from flora_hpc.data.holdings import Holdings, Partition
 from flora_hpc.data.images import Ints
-from flora_hpc.data.shards import Partition, Shards
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,7 +81,7 @@ class Mix:
 
 
 def mix_of(
-    shards: Shards,
+    holdings: Holdings,
     labels: Ints,
     train: Ints,
     class_names: Sequence[str],
@@ -94,20 +94,20 @@ def mix_of(
     """
     num_classes = len(class_names)
     available = _count(labels[train], num_classes)
-    examined = _examined(shards, num_classes)
+    examined = _examined(holdings, num_classes)
     shown = spread(len(examined), max_clients)
     counts, classes, divergences, is_held = [], [], [], np.zeros(len(labels), bool)
     for start in range(0, len(examined), BLOCK):
         block = np.zeros((min(BLOCK, len(examined) - start), num_classes), np.int64)
         for row, client in enumerate(examined[start : start + BLOCK].tolist()):
-            examples = shards.examples(client)
+            examples = holdings.examples(client)
             block[row] = _count(labels[examples], num_classes)
             is_held[examples] = True
         counts.append(block[shown[(shown >= start) & (shown < start + BLOCK)] - start])
         classes.append((block > 0).sum(1))
         divergences.append(divergence(block, available))
-    rows = shards.order if isinstance(shards, Partition) else np.flatnonzero(is_held)
-    sizes = shards.sizes(examined)
+    rows = holdings.order if isinstance(holdings, Partition) else np.flatnonzero(is_held)
+    sizes = holdings.sizes(examined)
     return Mix(
         clients=examined[shown],
         counts=np.concatenate(counts),
@@ -118,22 +118,22 @@ def mix_of(
         class_names=tuple(class_names),
         available=available,
         held=_count(labels[rows], num_classes),
-        num_clients=shards.num_clients,
-        exact=isinstance(shards, Partition) or len(examined) == shards.num_clients,
+        num_clients=holdings.num_clients,
+        exact=isinstance(holdings, Partition) or len(examined) == holdings.num_clients,
         unit=unit,
     )
 
 
-def counts_of(shards: Shards, labels: Ints, num_classes: int) -> tuple[Ints, Ints]:
+def counts_of(holdings: Holdings, labels: Ints, num_classes: int) -> tuple[Ints, Ints]:
     """Clients (num_shown,) int64, spread evenly over all, and their examples of each class (num_shown, num_classes) int64.
 
     They are at most `MOST_SHOWN`, and fewer where clients draw their own examples and these have many classes.
     """
-    clients = spread(shards.num_clients, MOST_SHOWN)
-    if not isinstance(shards, Partition):
-        work = len(clients) * num_classes + int(shards.sizes(clients).sum()) // 256
+    clients = spread(holdings.num_clients, MOST_SHOWN)
+    if not isinstance(holdings, Partition):
+        work = len(clients) * num_classes + int(holdings.sizes(clients).sum()) // 256
         clients = clients[spread(len(clients), max(1, len(clients) * MOST_WORK_OF_A_RUN // max(work, MOST_WORK_OF_A_RUN)))]
-    counts = [_count(labels[shards.examples(client)], num_classes) for client in clients.tolist()]
+    counts = [_count(labels[holdings.examples(client)], num_classes) for client in clients.tolist()]
     return clients, np.stack(counts)
 
 
@@ -169,13 +169,13 @@ def spread(num: int, most: int) -> Ints:
     return chosen
 
 
-def _examined(shards: Shards, num_classes: int) -> Ints:
+def _examined(holdings: Holdings, num_classes: int) -> Ints:
     """Ids of the clients to look at."""
-    clients = spread(shards.num_clients, MOST_EXAMINED)
-    if isinstance(shards, Partition):
+    clients = spread(holdings.num_clients, MOST_EXAMINED)
+    if isinstance(holdings, Partition):
         return clients
     # a client that draws its examples takes about 15 microseconds for each class and 0.05 for each example
-    work = len(clients) * num_classes + int(shards.sizes(clients).sum()) // 256
+    work = len(clients) * num_classes + int(holdings.sizes(clients).sum()) // 256
     return clients[spread(len(clients), max(1, len(clients) * MOST_WORK // work))] if work > MOST_WORK else clients
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from flora_hpc.data.holdings import Holdings, Partition
 from flora_hpc.data.images import Column, Dataset, Ints
-from flora_hpc.data.shards import Partition, Shards
 from flora_hpc.errors import UserError, reason
 
 MOST_ROWS = 10_000_000  # of clients that draw their own images
@@ -38,17 +38,17 @@ def check(path: Path, replace: bool = False) -> None:
         raise UserError(f"--rows: {path} exists already; give another name, or --replace")
 
 
-def table(dataset: Dataset, shards: Shards, num_clients: int | None = None) -> Table:
+def table(dataset: Dataset, holdings: Holdings, num_clients: int | None = None) -> Table:
     """The table of the first `num_clients` clients, by default of all. A client's images come in the order in which it holds them.
 
     Raises UserError where clients that draw their own images would make more rows than a file should have.
     """
-    clients = np.arange(min(num_clients or shards.num_clients, shards.num_clients))
-    if not isinstance(shards, Partition):
-        _check_size(shards, len(clients))
-    held = [shards.examples(client) for client in clients.tolist()]
+    clients = np.arange(min(num_clients or holdings.num_clients, holdings.num_clients))
+    if not isinstance(holdings, Partition):
+        _check_size(holdings, len(clients))
+    held = [holdings.examples(client) for client in clients.tolist()]
     of_clients = np.concatenate([*held, np.zeros(0, np.int64)])
-    nobodys = np.setdiff1d(dataset.train, of_clients) if len(clients) == shards.num_clients else np.zeros(0, np.int64)
+    nobodys = np.setdiff1d(dataset.train, of_clients) if len(clients) == holdings.num_clients else np.zeros(0, np.int64)
     rows = np.concatenate([of_clients, nobodys, dataset.test])
     client = np.full(len(rows), NOBODY, np.int64)
     client[: len(of_clients)] = np.repeat(clients, [len(each) for each in held])
@@ -58,8 +58,8 @@ def table(dataset: Dataset, shards: Shards, num_clients: int | None = None) -> T
     return Table(client, rows, split, dataset.images.labels[rows], dataset.class_names, None if read is None else read()[rows])
 
 
-def _check_size(shards: Shards, num_clients: int) -> None:
-    mean = float(shards.sizes(np.arange(min(num_clients, 1000))).mean())
+def _check_size(holdings: Holdings, num_clients: int) -> None:
+    mean = float(holdings.sizes(np.arange(min(num_clients, 1000))).mean())
     if num_clients * mean > MOST_ROWS:
         raise UserError(
             f"--rows: {num_clients:,} clients draw {num_clients * mean:,.0f} images, and at most {MOST_ROWS:,} rows are written; "

@@ -15,8 +15,8 @@ from flora_hpc.clip.load import Clip
 from flora_hpc.clip.steady import product
 from flora_hpc.clip.text import TextTower
 from flora_hpc.clip.towers import PlainText, text_tower
+from flora_hpc.data.holdings import Holdings
 from flora_hpc.data.images import Ints
-from flora_hpc.data.shards import Shards
 from flora_hpc.errors import UserError
 
 Tensors = Mapping[str, torch.Tensor]
@@ -34,7 +34,7 @@ class Setting:
     clip: Clip
     wordings: tuple[str, ...]  # the names of the classes as captions say them
     captions: tuple[str, ...]  # one per class
-    shards: Shards
+    holdings: Holdings
     labels: Ints  # (num_images,) int64, of all images of the dataset
     paired: bool = False  # whether every image has a caption of its own instead of a class
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 
+from flora_hpc.data.holdings import Holdings
 from flora_hpc.data.images import Ints
-from flora_hpc.data.shards import Shards
 from flora_hpc.errors import UserError
 from flora_hpc.methods import _lora
 from flora_hpc.methods._method import Method, Setting
@@ -41,7 +41,7 @@ class Options(_lora.LoraOptions):
 
 
 def build(options: Options, setting: Setting) -> Method:
-    ranks = choose_ranks(options, setting.shards, setting.labels, len(setting.wordings))
+    ranks = choose_ranks(options, setting.holdings, setting.labels, len(setting.wordings))
     method = _lora.build(options, setting, options.max_rank, "method.max_rank")
 
     def holds(clients: Ints) -> torch.Tensor:
@@ -53,15 +53,15 @@ def build(options: Options, setting: Setting) -> Method:
     return replace(method, holds=holds, sends=sends, how=f"{method.how}; clients have ranks {ranks.min()} to {ranks.max()}")
 
 
-def choose_ranks(options: Options, shards: Shards, labels: Ints, num_classes: int) -> Ints:
+def choose_ranks(options: Options, holdings: Holdings, labels: Ints, num_classes: int) -> Ints:
     """The rank of every registered client, (num_clients,) int64. Raises UserError when they are too many to look at."""
-    if shards.num_clients > MANY:
+    if holdings.num_clients > MANY:
         raise UserError(
-            f"method.name: feddylora looks at the data of every registered client first; {shards.num_clients:,} are more than "
+            f"method.name: feddylora looks at the data of every registered client first; {holdings.num_clients:,} are more than "
             f"{MANY:,}; lower partition.num_clients, or take flora"
         )
-    clients = np.arange(shards.num_clients)
-    weights = shards.sizes(clients).astype(np.float64) if options.by == "share" else divergences(shards, labels, num_classes)
+    clients = np.arange(holdings.num_clients)
+    weights = holdings.sizes(clients).astype(np.float64) if options.by == "share" else divergences(holdings, labels, num_classes)
     x = weights / (weights.sum() or 1.0)
     if options.normalized:
         spread = x.max() - x.min()
@@ -70,9 +70,9 @@ def choose_ranks(options: Options, shards: Shards, labels: Ints, num_classes: in
     return ranks
 
 
-def divergences(shards: Shards, labels: Ints, num_classes: int) -> npt.NDArray[np.float64]:
+def divergences(holdings: Holdings, labels: Ints, num_classes: int) -> npt.NDArray[np.float64]:
     """Kullback-Leibler divergence of each client's shares of the classes from those of all clients together, (num_clients,)."""
-    counts = np.stack([np.bincount(labels[shards.examples(i)], minlength=num_classes) for i in range(shards.num_clients)])
+    counts = np.stack([np.bincount(labels[holdings.examples(i)], minlength=num_classes) for i in range(holdings.num_clients)])
     shares = counts / counts.sum(1, keepdims=True)
     everyone = counts.sum(0) / counts.sum()
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -11,7 +11,7 @@ from flora_hpc.records.known import RoundRecord, RunInfo
 class Background:
     """An Observer that tells others, about rounds in a thread of its own: in order, and one round behind at most.
 
-    What an observer raises there, for example when the disk is full, is raised by the next `round` or by `settle`.
+    What an observer raises there, for example when the disk is full, is raised by the next `round` or by `flush`.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -31,7 +31,7 @@ class Background:
 
     def rounds(self, records: Sequence[RoundRecord], then: Callable[[], None] = lambda: None) -> None:
         """Return as soon as what came before is told and done; when these records are told, do `then`."""
-        self.settle()
+        self.flush()
         self._told = self._teller.submit(self._tell, records, then)
 
     def _tell(self, records: Sequence[RoundRecord], then: Callable[[], None]) -> None:
@@ -45,7 +45,7 @@ class Background:
         for tell in self._watching:
             tell(done, mine, cohort)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Return when every round is told. Raises what an observer raised."""
         if self._told is not None:
             self._told.result()

@@ -13,9 +13,9 @@ import numpy as np
 
 from flora_hpc import extras, plugins, yamltext
 from flora_hpc.errors import UserError, did_you_mean
-from flora_hpc.records.facts import flat
 from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import Rows
+from flora_hpc.records.sentences import flat
 
 GROUPS = ("seconds", "bytes", "accuracy", "loss", "num")  # a word of a column's name; trackers show what is before a slash together
 

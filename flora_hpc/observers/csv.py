@@ -5,8 +5,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TextIO
 
-from flora_hpc.observers._aside import Aside
 from flora_hpc.observers._tracker import Start
+from flora_hpc.observers._trackerthread import TrackerThread
 from flora_hpc.records.schema import ROUNDS, Rows
 
 PACKAGE = None
@@ -34,5 +34,5 @@ class Csv:
         self._file.close()
 
 
-def build(folder: Path) -> Aside:
-    return Aside("csv", folder, Csv())
+def build(folder: Path) -> TrackerThread:
+    return TrackerThread("csv", folder, Csv())

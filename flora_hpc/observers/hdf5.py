@@ -23,7 +23,7 @@ class Hdf5:
             self._folder.mkdir(parents=True, exist_ok=True)
             part = self._folder / "config.yaml.part"
             part.write_text(info.config, encoding="utf-8")
-            disk.settle(part, self._folder / "config.yaml")
+            disk.commit(part, self._folder / "config.yaml")
             self._writer = Writer(self._folder / "run.h5", info)
         except (OSError, RuntimeError) as error:  # HDF5 gives either for a full disk
             cure = "; make room on its disk, or make it writable" if info.earlier else "; choose a directory that can"

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from flora_hpc.observers._aside import Aside
 from flora_hpc.observers._tracker import Bookmark, Start, numbers
+from flora_hpc.observers._trackerthread import TrackerThread
 from flora_hpc.records.schema import Rows
 
 PACKAGE = "mlflow"
@@ -78,5 +78,5 @@ def experiment(client: Any) -> str:
         return str(found.experiment_id)
 
 
-def build(folder: Path) -> Aside:
-    return Aside("mlflow", folder, MLflow())
+def build(folder: Path) -> TrackerThread:
+    return TrackerThread("mlflow", folder, MLflow())

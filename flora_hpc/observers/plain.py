@@ -6,9 +6,9 @@ import numpy as np
 from rich.console import Console
 
 from flora_hpc.records import views
-from flora_hpc.records.facts import facts_of
 from flora_hpc.records.known import RoundRecord, RunInfo
 from flora_hpc.records.schema import ROUNDS
+from flora_hpc.records.sentences import facts_of
 from flora_hpc.records.summary import summary
 
 

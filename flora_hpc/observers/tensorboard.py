@@ -4,8 +4,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from flora_hpc.observers._aside import Aside
 from flora_hpc.observers._tracker import Start, numbers
+from flora_hpc.observers._trackerthread import TrackerThread
 from flora_hpc.records.schema import Rows
 
 PACKAGE = "tensorboard"
@@ -48,5 +48,5 @@ def steps(folder: Path) -> set[int]:
     return {event.step for event in events.Scalars(name)} if name in events.Tags()["scalars"] else set()
 
 
-def build(folder: Path) -> Aside:
-    return Aside("tensorboard", folder, TensorBoard())
+def build(folder: Path) -> TrackerThread:
+    return TrackerThread("tensorboard", folder, TensorBoard())

@@ -10,10 +10,10 @@ from rich.live import Live
 from rich.panel import Panel
 
 from flora_hpc.records import views
-from flora_hpc.records.facts import facts_of
 from flora_hpc.records.known import RoundRecord, RunInfo
 from flora_hpc.records.panel import Progress, Seen, heading, panel
 from flora_hpc.records.schema import ROUNDS
+from flora_hpc.records.sentences import facts_of
 from flora_hpc.records.summary import summary
 
 PER_SECOND = 2  # drawn anew; a drawing takes a millisecond or two of the processor that trains

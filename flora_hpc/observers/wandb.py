@@ -6,8 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from flora_hpc.observers._aside import Aside
 from flora_hpc.observers._tracker import Bookmark, Start, numbers
+from flora_hpc.observers._trackerthread import TrackerThread
 from flora_hpc.records.schema import Rows
 
 PACKAGE = "wandb"
@@ -68,5 +68,5 @@ def set_aside(folder: Path, run: str) -> None:
             old.rename(replaced / old.name)
 
 
-def build(folder: Path) -> Aside:
-    return Aside("wandb", folder, Wandb())
+def build(folder: Path) -> TrackerThread:
+    return TrackerThread("wandb", folder, Wandb())

@@ -14,7 +14,7 @@ def sync(path: Path) -> None:
         os.close(opened)
 
 
-def settle(part: Path, path: Path) -> None:
+def commit(part: Path, path: Path) -> None:
     """Give a written file its own name. Raises OSError when the disk does not take it; what had the name has it still then."""
     sync(part)
     part.replace(path)

@@ -40,7 +40,7 @@ class Writer:
         try:
             with self._let_go_of_what_fails():
                 self._begin(info)
-            disk.settle(new, path)
+            disk.commit(new, path)
         except (OSError, RuntimeError):
             with suppress(OSError):
                 new.unlink()

@@ -54,17 +54,17 @@ def panel(seen: Seen, width: int, height: int) -> Panel:
 def fitted(seen: Seen, width: int, room: int) -> list[RenderableType]:
     """The lines inside the panel: what must be seen, and as much of the rest as `room` lines hold, in the order of its worth."""
     rounds, done = seen.rounds, int(seen.rounds["round"].max(initial=0))
-    top: list[RenderableType] = [*split(flow(head(seen, done), width)), bar(seen, done, width)]
+    top: list[RenderableType] = [*lines_of(flow(head(seen, done), width)), bar(seen, done, width)]
     remarks = ((left_out(rounds), "red"), (seen.note, "yellow"))
     said = [Text(part, style) for text, style in remarks for part in wrap(text, width)]
     if not len(rounds):
         return stacked([top, said], gaps=True)
-    figures, curves, rest = split(flow(numbers(rounds), width)), curves_of(rounds, width), Lines(room)
+    figures, curves, rest = lines_of(flow(numbers(rounds), width)), curves_of(rounds, width), Lines(room)
     rest.take(len(top) + len(figures) + len(said))
     time = [short_time(rounds, width)] if rest.take(1) else []
     height = LOWEST if curves and rest.take(LOWEST + 1) else 0
     gaps = rest.take(1 + bool(height) + bool(time) + bool(said))
-    long_time = [Text("where the time goes", "dim"), *split(time_split(rounds, width))]
+    long_time = [Text("where the time goes", "dim"), *lines_of(time_split(rounds, width))]
     if time and rest.take(len(long_time) - 1):
         time = long_time
     has_axis = height > 0 and rest.take(1)
@@ -104,7 +104,7 @@ def stacked(blocks: Sequence[Sequence[RenderableType]], gaps: bool) -> list[Rend
     return lines
 
 
-def split(text: Text) -> list[Text]:
+def lines_of(text: Text) -> list[Text]:
     """Its lines."""
     return list(text.split("\n", allow_blank=True))
 
@@ -186,7 +186,7 @@ def short_time(rounds: Rows, width: int) -> Text:
     """The phases that take most of the time, on one line."""
     largest = sorted(shares(rounds).items(), key=lambda part: -part[1])
     words = [Text(share_words(*part), PHASES[part[0]]) for part in largest]
-    return split(flow([Text("time", "dim"), *words], width, 2))[0]
+    return lines_of(flow([Text("time", "dim"), *words], width, 2))[0]
 
 
 def head(seen: Seen, done: int) -> list[Text]:

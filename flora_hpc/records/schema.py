@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-SCHEMA = 5  # since 5 columns have a unit and a description in the file; since 4 there is also /split, see `records.split`
+# since 6 there are `plugins`; since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
+SCHEMA = 6
 FORMAT = ("v110", "v110")  # what HDF5 1.10 reads, the oldest that can be read while it is written; newer ones it cannot open
 TEXT = h5py.string_dtype("utf-8", 64)
 
@@ -127,7 +128,13 @@ ATTRIBUTES = (
     Field("setup_seconds", "float64", "s", "from the start of the program to round 0"),
     Field("resumed_after", "text", "", "JSON: the last round before each time that the run went on; -1 for none"),
     Field("extended_after", "text", "", "JSON: the last round each time that the finished run was given more rounds"),
-    Field("identity", "text", "", "JSON: digest of each part of the data and of the weights, which decide the results"),
+    Field(
+        "identity",
+        "text",
+        "",
+        "JSON: digest of each part of data, weights and users' own code, which decide the results",
+    ),
+    Field("plugins", "text", "", "JSON: users' own parts that came from a file -> its path; never run when a run is read"),
 )
 
 

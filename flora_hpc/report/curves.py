@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from flora_hpc.records import views
 from flora_hpc.records.opened import Run
-from flora_hpc.report import facts
+from flora_hpc.report import columns
 from flora_hpc.report.style import (
     GREEN,
     HALF,
@@ -37,12 +37,12 @@ def accuracy(runs: Sequence[Run]) -> Figure:
     _curves(
         axes,
         runs,
-        lambda run: views.accuracies(facts.rounds(run))["round"],
-        lambda run: views.accuracies(facts.rounds(run))["test_accuracy"],
+        lambda run: views.accuracies(columns.rounds(run))["round"],
+        lambda run: views.accuracies(columns.rounds(run))["test_accuracy"],
         UNTESTED,
     )
-    shown = np.concatenate([views.accuracies(facts.rounds(run))["test_accuracy"] for run in runs])
-    if len(runs) == 1 and views.per_client(rows := facts.rounds(runs[0])):
+    shown = np.concatenate([views.accuracies(columns.rounds(run))["test_accuracy"] for run in runs])
+    if len(runs) == 1 and views.per_client(rows := columns.rounds(runs[0])):
         own = rows[rows["worst_client"] >= 0]
         mean, std = own["client_accuracy_mean"], own["client_accuracy_std"]
         low, high = np.maximum(mean - std, own["client_accuracy_min"]), np.minimum(mean + std, 1)
@@ -51,7 +51,7 @@ def accuracy(runs: Sequence[Run]) -> Figure:
         axes.plot(own["round"], own["client_accuracy_min"], color=GREEN, linestyle=(0, (1.2, 1.4)), label="worst client")
         shown = np.concatenate([shown, low, high, own["client_accuracy_min"]])
         legend_below(axes, 2)
-    rounds_axis(axes, np.concatenate([facts.rounds(run)["round"] for run in runs]))
+    rounds_axis(axes, np.concatenate([columns.rounds(run)["round"] for run in runs]))
     percent_axis(axes, shown)
     axes.set_ylabel("test accuracy (%)")
     return figure
@@ -63,11 +63,11 @@ def loss(runs: Sequence[Run]) -> Figure:
     _curves(
         axes,
         runs,
-        lambda run: facts.with_loss(run)["round"],
-        lambda run: facts.with_loss(run)["train_loss"],
+        lambda run: columns.with_loss(run)["round"],
+        lambda run: columns.with_loss(run)["train_loss"],
         "No round was trained.",
     )
-    rounds_axis(axes, np.concatenate([facts.rounds(run)["round"] for run in runs]))
+    rounds_axis(axes, np.concatenate([columns.rounds(run)["round"] for run in runs]))
     axes.set_ylabel("mean training loss")
     return figure
 
@@ -75,33 +75,33 @@ def loss(runs: Sequence[Run]) -> Figure:
 def accuracy_by_bytes(runs: Sequence[Run]) -> Figure:
     """Test accuracy against the bytes that the federation had sent by then."""
     most = (
-        max(float(facts.traffic(run)[-1]) for run in runs if len(facts.rounds(run)))
-        if any(len(facts.rounds(run)) for run in runs)
+        max(float(columns.traffic(run)[-1]) for run in runs if len(columns.rounds(run)))
+        if any(len(columns.rounds(run)) for run in runs)
         else 0
     )
     if most == 0:
         raise NothingError("No run has sent a byte: there is nothing to compare accuracy with.")
     unit, name = bytes_unit(most)
-    return _accuracy_by(runs, facts.traffic, unit, f"sent by the federation, up and down ({name})")
+    return _accuracy_by(runs, columns.traffic, unit, f"sent by the federation, up and down ({name})")
 
 
 def accuracy_by_seconds(runs: Sequence[Run]) -> Figure:
     """Test accuracy against the seconds that rounds had taken by then."""
-    most = max((float(facts.elapsed(run)[-1]) for run in runs if len(facts.rounds(run))), default=0)
+    most = max((float(columns.elapsed(run)[-1]) for run in runs if len(columns.rounds(run))), default=0)
     unit, name = seconds_unit(most)
-    return _accuracy_by(runs, facts.elapsed, unit, f"time in rounds ({name})")
+    return _accuracy_by(runs, columns.elapsed, unit, f"time in rounds ({name})")
 
 
 def _accuracy_by(runs: Sequence[Run], reached: Callable[[Run], Numbers], unit: float, label: str) -> Figure:
     figure, axes = new(*_size(runs))
 
     def at(run: Run) -> Numbers:
-        points: Numbers = reached(run)[~np.isnan(facts.rounds(run)["test_accuracy"])] / unit
+        points: Numbers = reached(run)[~np.isnan(columns.rounds(run)["test_accuracy"])] / unit
         return points
 
-    _curves(axes, runs, at, lambda run: views.accuracies(facts.rounds(run))["test_accuracy"], UNTESTED)
+    _curves(axes, runs, at, lambda run: views.accuracies(columns.rounds(run))["test_accuracy"], UNTESTED)
     axes.set_xlim(left=0)
-    percent_axis(axes, np.concatenate([views.accuracies(facts.rounds(run))["test_accuracy"] for run in runs]))
+    percent_axis(axes, np.concatenate([views.accuracies(columns.rounds(run))["test_accuracy"] for run in runs]))
     axes.set_ylabel("test accuracy (%)")
     axes.set_xlabel(label)
     return figure
@@ -111,7 +111,7 @@ def _curves(axes: Axes, runs: Sequence[Run], x: Callable[[Run], Numbers], y: Cal
     """A line for each run, with dots where they are few, and a key under several. Raises NothingError, which says `nothing`."""
     if not any(len(y(run)) for run in runs):
         raise NothingError(nothing)
-    for number, (run, name) in enumerate(zip(runs, facts.names(runs), strict=True)):
+    for number, (run, name) in enumerate(zip(runs, columns.names(runs), strict=True)):
         points = thinned(x(run), y(run), max(50, MOST_POINTS // len(runs) // 4))
         few = len(points[0]) <= (ALL_DOTS if len(runs) <= 3 else 1)
         label = name if len(runs) > 1 else "all test images"
@@ -130,5 +130,5 @@ def _size(runs: Sequence[Run]) -> tuple[float, float]:
 
 def _per_row(runs: Sequence[Run]) -> int:
     """How many names stand beside each other in a key."""
-    longest = max(map(len, facts.names(runs)))
+    longest = max(map(len, columns.names(runs)))
     return 3 if longest <= 12 else 2 if longest <= 24 else 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from flora_hpc.records.opened import Run
-from flora_hpc.report import captions, clients, curves, timing, traffic
+from flora_hpc.report import clients, curves, sentences, timing, traffic
 
 
 @dataclass(frozen=True)
@@ -26,34 +26,34 @@ def _one(name: str, title: str, draw: Callable[[Run], Figure], say: Callable[[Ru
 
 ONE = {
     "What was learned": [
-        _one("accuracy", "Test accuracy", lambda run: curves.accuracy([run]), captions.accuracy),
-        _one("loss", "Training loss", lambda run: curves.loss([run]), captions.loss),
+        _one("accuracy", "Test accuracy", lambda run: curves.accuracy([run]), sentences.accuracy),
+        _one("loss", "Training loss", lambda run: curves.loss([run]), sentences.loss),
     ],
     "What was sent": [
-        _one("federation-bytes", "What a federation would send", traffic.federation, captions.federation),
-        _one("collective-bytes", "What ranks gave to collectives", traffic.collectives, captions.collectives),
+        _one("federation-bytes", "What a federation would send", traffic.federation, sentences.federation),
+        _one("collective-bytes", "What ranks gave to collectives", traffic.collectives, sentences.collectives),
     ],
     "Where the time went": [
-        _one("phases", "Phases of each round", timing.phases, captions.phases, wide=True),
-        _one("ranks", "Ranks along time", timing.ranks, captions.ranks, wide=True),
-        _one("client-seconds", "How long clients train", clients.train_seconds, captions.train_seconds),
-        _one("memory", "Memory of ranks", timing.memory, captions.memory),
+        _one("phases", "Phases of each round", timing.phases, sentences.phases, wide=True),
+        _one("ranks", "Ranks along time", timing.ranks, sentences.ranks, wide=True),
+        _one("client-seconds", "How long clients train", clients.train_seconds, sentences.train_seconds),
+        _one("memory", "Memory of ranks", timing.memory, sentences.memory),
     ],
     "Clients": [
-        _one("client-sizes", "How much clients hold", clients.sizes, captions.sizes),
-        _one("labels", "What clients hold", clients.labels, captions.labels),
-        _one("update-norms", "How far updates go", clients.norms, captions.norms),
+        _one("client-sizes", "How much clients hold", clients.sizes, sentences.sizes),
+        _one("labels", "What clients hold", clients.labels, sentences.labels),
+        _one("update-norms", "How far updates go", clients.norms, sentences.norms),
     ],
 }
 SEVERAL = {
     "What was learned": [
-        Drawing("accuracy", "Test accuracy by round", curves.accuracy, captions.accuracies),
-        Drawing("loss", "Training loss by round", curves.loss, captions.losses),
+        Drawing("accuracy", "Test accuracy by round", curves.accuracy, sentences.accuracies),
+        Drawing("loss", "Training loss by round", curves.loss, sentences.losses),
     ],
     "What it cost": [
-        Drawing("accuracy-by-bytes", "Test accuracy by bytes", curves.accuracy_by_bytes, captions.by_bytes),
-        Drawing("accuracy-by-seconds", "Test accuracy by time", curves.accuracy_by_seconds, captions.by_seconds),
-        Drawing("phases", "Phases of a round", timing.split_bars, captions.bars, wide=True),
+        Drawing("accuracy-by-bytes", "Test accuracy by bytes", curves.accuracy_by_bytes, sentences.by_bytes),
+        Drawing("accuracy-by-seconds", "Test accuracy by time", curves.accuracy_by_seconds, sentences.by_seconds),
+        Drawing("phases", "Phases of a round", timing.split_bars, sentences.bars, wide=True),
     ],
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 from flora_hpc import __version__
 from flora_hpc.records import views
 from flora_hpc.records.opened import Run
-from flora_hpc.report import facts, figures, svg
+from flora_hpc.report import columns, figures, svg
 from flora_hpc.report.figures import Drawing
 from flora_hpc.report.mark import MARK
 from flora_hpc.report.style import DASHES, LINES, NothingError, styled
@@ -57,7 +57,7 @@ def make(runs: Sequence[Run], title: str | None = None) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     ).from_string(texts.joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
-        heading=title or (facts.label(runs[0]) if alone else f"{len(runs)} runs compared"),
+        heading=title or (columns.label(runs[0]) if alone else f"{len(runs)} runs compared"),
         mark=MARK,
         light=svg.variables(False),
         dark=svg.variables(True),
@@ -81,13 +81,13 @@ def _figure(drawing: Drawing, runs: Sequence[Run]) -> Figure:
 
 def _one(run: Run) -> dict[str, Any]:
     """What the page says of a single run. Of many rounds, some are told as numbers."""
-    rows = facts.rounds(run)
+    rows = columns.rounds(run)
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).round().astype(int))]
     return {
-        "status": facts.status(run),
+        "status": columns.status(run),
         "remark": views.unmoved(rows),
-        "headlines": facts.headlines(run),
-        "settings": facts.settings(run),
+        "headlines": columns.headlines(run),
+        "settings": columns.settings(run),
         "which": f"{len(chosen)} of {len(rows):,} rounds" if len(chosen) < len(rows) else "All rounds",
         "columns": ROUNDS,
         "rounds": [_row(row) for row in chosen],
@@ -97,14 +97,14 @@ def _one(run: Run) -> dict[str, Any]:
 
 def _row(row: np.void) -> list[str]:
     loss, accuracy = float(row["train_loss"]), float(row["test_accuracy"])
-    known = [f"{loss:.4f}" if loss == loss else "-", facts.percent(accuracy) if accuracy == accuracy else "-"]
+    known = [f"{loss:.4f}" if loss == loss else "-", columns.percent(accuracy) if accuracy == accuracy else "-"]
     took = [views.seconds(float(row[f"{name}_seconds"])) for name in ("train", "wait", "round")]
     return [f"{row['round']:,}", f"{row['num_clients']:,}", *known, *views.sent(row), *took]
 
 
 def _several(runs: Sequence[Run]) -> dict[str, Any]:
     """What the page says of runs that it compares."""
-    differences = facts.differences(runs)
+    differences = columns.differences(runs)
     lines = [
         Line(
             name=name,
@@ -114,7 +114,7 @@ def _several(runs: Sequence[Run]) -> dict[str, Any]:
             result=_result(run),
             settings=[texts[number] for texts in differences.values()],
         )
-        for number, (run, name) in enumerate(zip(runs, facts.names(runs), strict=True))
+        for number, (run, name) in enumerate(zip(runs, columns.names(runs), strict=True))
     ]
     return {"results": RESULTS, "lines": lines, "differences": list(differences)}
 
@@ -126,14 +126,14 @@ def _dashes(number: int) -> str:
 
 
 def _result(run: Run) -> list[str]:
-    rows = facts.rounds(run)
+    rows = columns.rounds(run)
     tested = views.accuracies(rows)
     if len(tested):
         best = views.best(tested)
-        before = facts.percent(tested[0]["test_accuracy"]) if tested[0]["round"] == 0 else "-"
-        last, most = facts.percent(tested[-1]["test_accuracy"]), facts.percent(best["test_accuracy"])
+        before = columns.percent(tested[0]["test_accuracy"]) if tested[0]["round"] == 0 else "-"
+        last, most = columns.percent(tested[-1]["test_accuracy"]), columns.percent(best["test_accuracy"])
         accuracies = [before, last, most, f"{best['round']:,}"]
     else:
         accuracies = ["-"] * 4
     took = views.seconds(float(rows["round_seconds"].sum()))
-    return [*accuracies, f"{len(facts.trained(run)):,}", *views.sent(rows), took, facts.waiting(run)]
+    return [*accuracies, f"{len(columns.trained(run)):,}", *views.sent(rows), took, columns.waiting(run)]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from flora_hpc.records.opened import Run
 from flora_hpc.records.schema import Rows
-from flora_hpc.report import facts
+from flora_hpc.report import columns
 from flora_hpc.report.style import (
     DENSE_AMBER,
     HALF,
@@ -35,17 +35,17 @@ MOST_PICTURE = (96, 240)  # ranks and rounds of the map
 
 def phases(run: Run) -> Figure:
     """Seconds of each round, stacked by phase; means over ranks."""
-    rows = facts.rounds(run)
+    rows = columns.rounds(run)
     _some(rows)
     starts = round_stretches(rows["round"], MOST_ROUNDS)
     width = np.diff(np.append(starts, len(rows)))
-    parts = {name: np.add.reduceat(values, starts) / width for name, values in facts.phase_seconds(rows).items()}
+    parts = {name: np.add.reduceat(values, starts) / width for name, values in columns.phase_seconds(rows).items()}
     edges = np.append(rows["round"][starts], rows["round"][-1] + 1) - 0.5
     figure, axes = new(WIDE, 3.0)
     unit, unit_name = seconds_unit(float(np.sum(list(parts.values()), 0).max()))
     gap = 0.06 if len(starts) <= 60 else 0.0
     below = np.zeros(len(starts))
-    sums = {name: float(values.sum()) for name, values in facts.phase_seconds(rows).items()}
+    sums = {name: float(values.sum()) for name, values in columns.phase_seconds(rows).items()}
     total = sum(sums.values()) or 1.0
     for name, values in parts.items():
         blocks(
@@ -86,7 +86,7 @@ def _strip(rows: Rows, num_ranks: int) -> Figure:
     end = float((before + rows["round_seconds"]).max())
     unit, unit_name = seconds_unit(end)
     left = before
-    for name, values in facts.phase_seconds(rows).items():
+    for name, values in columns.phase_seconds(rows).items():
         blocks(axes, left / unit, (left + values) / unit, rows["rank"] - 0.38, rows["rank"] + 0.38, PHASES[name], name)
         left = left + values
     first = rows[rows["rank"] == 0]
@@ -141,12 +141,12 @@ def waiting(rows: Rows, num_ranks: int) -> tuple[Numbers, int, int]:
 
 def split_bars(runs: Sequence[Run]) -> Figure:
     """Mean seconds of a trained round of each run, by phase."""
-    names = facts.names(runs)
-    shown = [(name, facts.trained(run)) for name, run in zip(names, runs, strict=True)]
+    names = columns.names(runs)
+    shown = [(name, columns.trained(run)) for name, run in zip(names, runs, strict=True)]
     if not any(len(rows) for _, rows in shown):
         raise NothingError("No round was trained in any of the runs.")
     means = [
-        {phase: values.mean() if len(values) else 0.0 for phase, values in facts.phase_seconds(rows).items()} for _, rows in shown
+        {phase: values.mean() if len(values) else 0.0 for phase, values in columns.phase_seconds(rows).items()} for _, rows in shown
     ]
     unit, unit_name = seconds_unit(max(sum(parts.values()) for parts in means))
     figure, axes = new(WIDE, 1.2 + 0.3 * len(runs))

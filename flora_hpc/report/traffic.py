@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flora_hpc.records.opened import Run
-from flora_hpc.report import facts
+from flora_hpc.report import columns
 from flora_hpc.report.style import BLUE, HALF, ORANGE, PURPLE, NothingError, Numbers, bytes_unit, new, round_stretches, rounds_axis
 
 MOST_STEPS = 300
@@ -12,7 +12,7 @@ MOST_STEPS = 300
 
 def federation(run: Run) -> Figure:
     """Uplink upwards and downlink downwards, of each round and in total."""
-    rows = facts.rounds(run)
+    rows = columns.rounds(run)
     up, down = rows["uplink_bytes"], rows["downlink_bytes"]
     if not (up.any() or down.any()):
         raise NothingError("No client has sent or received anything.")
@@ -21,7 +21,7 @@ def federation(run: Run) -> Figure:
 
 def collectives(run: Run) -> Figure:
     """What all ranks together handed to collectives, of each round and in total."""
-    rows = facts.rounds(run)
+    rows = columns.rounds(run)
     if not rows["collective_bytes"].any():
         raise NothingError("No rank has handed anything to a collective.")
     return _two(rows["round"], {"": (rows["collective_bytes"], PURPLE, 1)})

@@ -48,7 +48,7 @@ def three_rounds() -> Rows:
 
 
 def test_the_split_is_made_of_medians() -> None:
-    found = part.split(three_rounds())
+    found = part.shares_of(three_rounds())
     expected = dict.fromkeys(PHASES, 0.0) | {"batch": 0.5, "train": 2.0, "wait": 0.25, "eval": 1.0, "rest": 0.25}
     assert found.seconds == expected
     assert found.shares == {name: value / 4 for name, value in expected.items()}
@@ -59,7 +59,7 @@ def test_the_split_is_made_of_medians() -> None:
 
 
 def test_a_bare_loop_is_compared_by_throughput() -> None:
-    found = part.against_bare(part.split(three_rounds()), [3.0, 2.0, 100.0])
+    found = part.against_bare(part.shares_of(three_rounds()), [3.0, 2.0, 100.0])
     assert found == {"round_seconds": 3.0, "client_updates_per_second": 2.0, "ratio": 6 / 3.5 / 2.0}
 
 
@@ -150,9 +150,9 @@ def test_the_bare_loop_trains_what_a_run_trains(method: str) -> None:
     assert [group.num_clients for group in groups] == [3, 3]
     assert not setup.by_jacobian
     first = firststep.make(setup.method, adapter, Serial()) if method == "flora" else None
-    clients = part_groups(setup.shards.sizes(np.arange(6)))
+    clients = part_groups(setup.holdings.sizes(np.arange(6)))
     for group, members in zip(groups, clients, strict=True):
-        batches = trainer.make_batches(members, setup.shards, setup.client, setup.seed, 1, setup.width_unit)
+        batches = trainer.make_batches(members, setup.holdings, setup.client, setup.seed, 1, setup.width_unit)
         held = setup.method.holds(members) if setup.method.holds else None
         expected = trainer.train(setup.task, adapter, batches, held, first=first).updates
         assert expected.abs().max() > 0

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 import flora_hpc
 from flora_hpc.records import views
 from flora_hpc.records.schema import TABLES
-from flora_hpc.report.facts import headlines
+from flora_hpc.report.columns import headlines
 from tests.conftest import ROOT
 
 PHASES = [f"{phase}_seconds" for phase in views.PHASES]

@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from flora_hpc.clip.attention import SplitAttention, by_current_names, fuse, split
+from flora_hpc.clip.attention import SplitAttention, by_current_names, fuse, unfuse
 from flora_hpc.methods._lora import PROJECTIONS, find_layers
 from tests.conftest import CONTEXT, small_model
 
 
 def test_both_towers_give_the_same_features_split_and_fused() -> None:
-    fused, parted = small_model(dtype=torch.float64), split(small_model(dtype=torch.float64))
+    fused, parted = small_model(dtype=torch.float64), unfuse(small_model(dtype=torch.float64))
     pixels, tokens = torch.randn(5, 3, 8, 8, dtype=torch.float64), torch.randint(1, 39, (4, CONTEXT))
     tokens[:, 6] = 39
     torch.testing.assert_close(parted.encode_image(pixels), fused.encode_image(pixels), rtol=1e-12, atol=1e-12)
@@ -17,7 +17,7 @@ def test_both_towers_give_the_same_features_split_and_fused() -> None:
 
 
 def test_no_fused_attention_is_left() -> None:
-    kinds = [type(module) for module in split(small_model()).modules()]
+    kinds = [type(module) for module in unfuse(small_model()).modules()]
     assert nn.MultiheadAttention not in kinds
     assert kinds.count(SplitAttention) == 4
 
@@ -36,7 +36,7 @@ def test_the_real_architecture_at_full_size() -> None:
     pixels = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         text, image = model.encode_text(tokens), model.encode_image(pixels)
-        parted = split(model)
+        parted = unfuse(model)
         torch.testing.assert_close(parted.encode_text(tokens), text, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(parted.encode_image(pixels), image, rtol=1e-4, atol=1e-5)
 
@@ -47,7 +47,7 @@ def test_no_layer_of_an_adapter_is_in_a_model_that_was_not_split(name: str) -> N
     with torch.device("meta"):
         model = open_clip.create_model(name, load_weights=False, device="meta", pretrained_text=False)
     before, shapes = {path for path, _ in model.named_modules()}, {n: t.shape for n, t in model.state_dict().items()}
-    split(model)
+    unfuse(model)
     targets = [f"text.{part}" for part in (*PROJECTIONS, "head")]
     layers = find_layers(model, tuple(targets), name)  # type: ignore[arg-type]
     assert len(layers) > 70

@@ -14,7 +14,7 @@ from flora_hpc.clip import text
 from flora_hpc.clip.captions import OwnCaptions
 from flora_hpc.clip.text import TextTower
 from flora_hpc.config import ClientConfig
-from flora_hpc.data.shards import Partition
+from flora_hpc.data.holdings import Partition
 from flora_hpc.errors import UserError
 from flora_hpc.losses import contrastive
 from flora_hpc.methods._method import Method

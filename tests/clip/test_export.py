@@ -23,7 +23,7 @@ from tokenizers.models import WordLevel
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from flora_hpc.clip import adapters, export
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.config import ModelConfig
 from flora_hpc.data.datasets import digits
@@ -90,7 +90,7 @@ def test_open_clip_computes_what_peft_computes_on_the_split_model(tiny: Clip, re
     adapters.save(tmp_path / "adapter", deepcopy(tiny.model), tensors, ALPHA, "flora-tiny", "flora")
     base = open_clip.create_model(TINY).eval()
     before = features(base, real)
-    adapted = peft.PeftModel.from_pretrained(split(base), str(tmp_path / "adapter")).base_model.model
+    adapted = peft.PeftModel.from_pretrained(unfuse(base), str(tmp_path / "adapter")).base_model.model
     given = opened(tmp_path / "out", tiny, ModelConfig(), *adapters.read(tmp_path / "adapter")[1:3])
     assert_alike(features(given, real), features(adapted, real), before)
     assert given.visual.preprocess_cfg == tiny.model.visual.preprocess_cfg
@@ -110,7 +110,7 @@ def test_open_clip_gets_every_weight_that_full_fine_tuning_changed(tiny: Clip, r
 
 def test_only_what_was_trained_changes_and_nothing_shares_memory() -> None:
     """One block's output projection, by hand; the model itself stays as it is."""
-    model, fused = split(small_model()), small_model().state_dict()
+    model, fused = unfuse(small_model()), small_model().state_dict()
     at = "visual.transformer.resblocks.1.attn.v_proj"
     tensors = {f"{at}.lora_A": torch.ones(1, WIDTH), f"{at}.lora_B": torch.arange(float(WIDTH))[:, None]}
     state = export.merged(model, tensors, 0.5)
@@ -172,7 +172,7 @@ def test_what_is_no_weight_of_open_clips_is_not_merged(name: str) -> None:
     with pytest.raises(
         UserError, match=f"such as {name}, has no place in open_clip's weights; read .* adapter/trained.safetensors"
     ):
-        export.merged(split(small_model()), {"logit_scale": torch.ones(()), name: torch.ones(2, 8)}, None)
+        export.merged(unfuse(small_model()), {"logit_scale": torch.ones(()), name: torch.ones(2, 8)}, None)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_an_adapter_of_another_model_is_refused(name: str, message: str) -> None
     lora = {f"{name}.lora_A": torch.ones(2, 8), f"{name}.lora_B": torch.ones(8, 2)}
     for tensors, alpha in (lora, 1.0), ({f"{name}.weight": torch.ones(8, 8)}, None):
         with pytest.raises(UserError, match=f"belongs to another model: .*{message}"):
-            export.merged(split(small_model()), tensors, alpha)
+            export.merged(unfuse(small_model()), tensors, alpha)
     with pytest.raises(UserError, match=f"belongs to another model: .*{message}"):
-        export.transformers_lora(split(small_model()), lora, 1.0)
+        export.transformers_lora(unfuse(small_model()), lora, 1.0)
 
 
 def test_an_adapter_without_its_configuration_cannot_be_read(tiny: Clip, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_transformers_computes_what_peft_computes_on_the_split_model(
     before = features(model, examples)
     torch.testing.assert_close(their_features(theirs, examples), before, rtol=0, atol=1e-5)
 
-    clip = Clip(split(model), lambda image: image, lambda texts: captions, "small")
+    clip = Clip(unfuse(model), lambda image: image, lambda texts: captions, "small")
     tensors = adapters_on(clip.model)
     export.save_transformers(tmp_path / "out", clip, *export.transformers_lora(clip.model, tensors, ALPHA))
     expected = features(adapters.attach(deepcopy(clip.model), tensors, ALPHA).base_model.model, examples)
@@ -286,7 +286,7 @@ def test_transformers_agrees_on_real_images_and_captions(tiny: Clip, real: Examp
     export.save_transformers(tmp_path / "out", tiny, *export.transformers_lora(tiny.model, tensors, ALPHA))
     before = features(base, real)
     adapted = peft.PeftModel.from_pretrained(as_transformers(base, False, 49407), str(tmp_path / "out"))
-    expected = features(adapters.attach(split(base), tensors, ALPHA).base_model.model, real)
+    expected = features(adapters.attach(unfuse(base), tensors, ALPHA).base_model.model, real)
     assert_alike(their_features(adapted, real), expected, before)
 
 
@@ -358,14 +358,14 @@ def named(name: str) -> Callable[[], Any]:
 )
 def test_a_model_that_transformers_builds_otherwise_is_refused(make: Callable[[], Any], reason: str) -> None:
     with torch.device("meta"):
-        model = split(make())
+        model = unfuse(make())
     with pytest.raises(UserError, match=f"a CLIPModel cannot be this model, since {reason}; use --to open_clip"):
         export.transformers_lora(model, {}, 1.0)
 
 
 def test_full_fine_tuning_is_no_peft_adapter() -> None:
     with pytest.raises(UserError, match=r"trained no low-rank adapter.*try --to open_clip"):
-        export.transformers_lora(split(small_model()), dict(small_model().named_parameters()), None)
+        export.transformers_lora(unfuse(small_model()), dict(small_model().named_parameters()), None)
 
 
 CLEANED = ["salt &amp; pepper", "\uff11\uff12 dogs", "a dog\u2019s \u201chouse\u201d", "\ufb01sh", "&amp;lt;3"]

@@ -11,7 +11,7 @@ from torch import nn
 
 from flora_hpc import plugins
 from flora_hpc.clip import precision
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.frozen import FrozenProducts
 from flora_hpc.clip.towers import image_features
 from flora_hpc.errors import UserError
@@ -29,7 +29,7 @@ def types(module: nn.Module) -> set[torch.dtype]:
 
 @pytest.mark.parametrize(("text", "image"), [(True, False), (False, True), (True, True)])
 def test_the_towers_that_take_part_are_lowered(text: bool, image: bool) -> None:
-    model = split(small_model())
+    model = unfuse(small_model())
     precision.lower("bf16", model, "small", "flora", {"transformer.resblocks.0.attn.o_proj.lora_A"}, text, image)
     assert types(model.transformer) == {torch.bfloat16 if text else torch.float32}
     assert types(model.visual) == {torch.bfloat16 if image else torch.float32}
@@ -37,14 +37,14 @@ def test_the_towers_that_take_part_are_lowered(text: bool, image: bool) -> None:
 
 
 def test_fp32_leaves_everything_as_it_is() -> None:
-    model = split(small_model())
+    model = unfuse(small_model())
     precision.lower("fp32", model, "small", "fedfft", {"transformer.resblocks.0.attn.o_proj.weight"}, True, True)
     assert types(model) == {torch.float32}
 
 
 def test_weights_that_are_trained_are_not_lowered() -> None:
     with pytest.raises(UserError, match=r"bf16 is for frozen weights, but fedtext trains them; set model.precision: fp32"):
-        precision.lower("bf16", split(small_model()), "small", "fedtext", {"ln_final.weight"}, True, False)
+        precision.lower("bf16", unfuse(small_model()), "small", "fedtext", {"ln_final.weight"}, True, False)
 
 
 def test_a_text_tower_of_another_kind_is_refused() -> None:
@@ -56,7 +56,7 @@ def test_a_text_tower_of_another_kind_is_refused() -> None:
 
 def test_layers_inside_a_fused_attention_stay_as_they_are() -> None:
     """coca's pooling keeps nn.MultiheadAttention, which reads its output projection itself, in the type of its other weights."""
-    model = split(small_model())
+    model = unfuse(small_model())
     model.visual.attn_pool = nn.MultiheadAttention(16, 2)
     precision.lower("bf16", model, "small", "flora", set(), False, True)
     assert {parameter.dtype for parameter in model.visual.attn_pool.parameters()} == {torch.float32}
@@ -95,12 +95,12 @@ def test_gpus_before_ampere_are_refused(kind: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     with pytest.raises(UserError, match=f"Tesla V100 does not multiply in {kind}"):
-        precision.settle(kind, torch.device("cuda"))
+        precision.prepare_device(kind, torch.device("cuda"))
 
 
 def test_tf32_needs_a_gpu() -> None:
     with pytest.raises(UserError, match="tf32 is for NVIDIA GPUs"):
-        precision.settle("tf32", CPU)
+        precision.prepare_device("tf32", CPU)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_bf16_is_refused_where_it_would_be_slower(line: str, refused: bool, monk
     monkeypatch.setattr(Path, "read_text", lambda path: f"model name : some processor with bf16\n{line}\n")
     if refused:
         with pytest.raises(UserError, match=r"^features.compute: .* does not multiply in bfloat16 .*; set features.compute: fp32"):
-            precision.settle("bf16", CPU, "features.compute")
+            precision.prepare_device("bf16", CPU, "features.compute")
     else:
-        precision.settle("bf16", CPU)
+        precision.prepare_device("bf16", CPU)
 
 
 @native

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.steady import Patches, SteadyNorm, product, steady
 from tests.conftest import small_model
 
@@ -104,7 +104,7 @@ def test_patches_are_those_of_the_convolution(size: tuple[int, int], bias: bool)
 
 
 def test_a_whole_model_keeps_its_names_and_numbers() -> None:
-    plain, model = split(small_model(dtype=torch.float64)), steady(split(small_model(dtype=torch.float64)))
+    plain, model = unfuse(small_model(dtype=torch.float64)), steady(unfuse(small_model(dtype=torch.float64)))
     kinds = [type(module) for module in model.modules()]
     assert kinds.count(SteadyNorm) == 11  # two in each of four blocks, ln_pre, ln_post, ln_final
     assert kinds.count(Patches) == 1

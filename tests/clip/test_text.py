@@ -6,7 +6,7 @@ import torch
 
 from flora_hpc.clip import trie
 from flora_hpc.clip.adapters import attach
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.lora import Lora
 from flora_hpc.clip.text import TextTower, why_not
 from tests.conftest import small_model
@@ -64,7 +64,7 @@ def test_cut_into_blocks_features_and_gradients_stay_the_same(
 
 
 def test_quick_gelu_is_respected(captions: torch.Tensor) -> None:
-    model = split(small_model(dtype=torch.float64, quick_gelu=True))
+    model = unfuse(small_model(dtype=torch.float64, quick_gelu=True))
     expected = model.encode_text(captions, normalize=True)
     torch.testing.assert_close(TextTower(model, captions)()[0], expected, rtol=1e-11, atol=1e-11)
 

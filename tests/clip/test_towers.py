@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from flora_hpc.clip.adapters import attach
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.lora import Lora, dropout
 from flora_hpc.clip.text import TextTower, why_not
 from flora_hpc.clip.towers import PlainText, encode, text_tower
@@ -38,7 +38,7 @@ def custom(config: dict[str, object]) -> open_clip.CustomTextCLIP:
         model = open_clip.CustomTextCLIP(embed_dim=8, **config)
         for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.2)
-    return split(model.double().eval().requires_grad_(False))
+    return unfuse(model.double().eval().requires_grad_(False))
 
 
 def adapters_on(model: torch.nn.Module, pattern: str) -> tuple[dict[str, Lora], list[dict[str, torch.Tensor]]]:
@@ -87,7 +87,7 @@ def test_each_client_with_weights_of_its_own(captions: torch.Tensor, kind: str) 
 
 
 def test_the_plain_tower_equals_the_fast_one(captions: torch.Tensor) -> None:
-    model = split(small_model(dtype=torch.float64))
+    model = unfuse(small_model(dtype=torch.float64))
     many, _ = adapters_on(model, "transformer.resblocks")
     many = {path: lora for path, lora in many.items() if not path.startswith("visual")}
     torch.testing.assert_close(PlainText(model, captions)(many), TextTower(model, captions)(many), rtol=1e-10, atol=1e-10)
@@ -103,12 +103,12 @@ def residual_network() -> open_clip.CLIP:
         torch.manual_seed(0)
         vision = {"image_size": 64, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None}
         model = open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=TEXT)
-    return split(model.double().eval().requires_grad_(False))
+    return unfuse(model.double().eval().requires_grad_(False))
 
 
 @pytest.mark.parametrize("kind", ["transformer", "residual network"])
 def test_image_towers_with_weights_of_each_client(kind: str) -> None:
-    model, size = (residual_network(), 64) if kind == "residual network" else (split(small_model(dtype=torch.float64)), 8)
+    model, size = (residual_network(), 64) if kind == "residual network" else (unfuse(small_model(dtype=torch.float64)), 8)
     pixels = torch.randn(NUM_CLIENTS, 2, 3, size, size, dtype=torch.float64)
     weights = {
         name: value * torch.linspace(0.9, 1.1, NUM_CLIENTS, dtype=torch.float64).view(-1, *[1] * value.ndim)
@@ -124,7 +124,7 @@ def test_image_towers_with_weights_of_each_client(kind: str) -> None:
 
 
 def test_adapters_leave_no_trace_even_after_an_error() -> None:
-    model = split(small_model(dtype=torch.float64))
+    model = unfuse(small_model(dtype=torch.float64))
     many, _ = adapters_on(model, "visual.transformer")
     with pytest.raises(RuntimeError):
         encode(model, "encode_image", torch.randn(NUM_CLIENTS, 2, 2, 8, 8, dtype=torch.float64), many)
@@ -151,7 +151,7 @@ def test_a_clients_dropout_does_not_depend_on_its_group() -> None:
 
 def test_dropout_acts_on_the_adapter_alone(captions: torch.Tensor) -> None:
     """With everything dropped but a rest, the frozen part stays: the result is linear in what is kept."""
-    model = split(small_model(dtype=torch.float64))
+    model = unfuse(small_model(dtype=torch.float64))
     many, _ = adapters_on(model, "transformer.resblocks.1.mlp.down_proj")
     nothing = {path: lora._replace(drop=lambda x: torch.zeros_like(x).expand(NUM_CLIENTS, -1, -1)) for path, lora in many.items()}
     tower = TextTower(model, captions)

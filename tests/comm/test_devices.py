@@ -149,8 +149,8 @@ def test_every_rank_learns_every_place(properties: None, monkeypatch: pytest.Mon
 
     comm = SimpleNamespace(rank=1, allgather=lambda data: [other(data), data])
     assert devices.places(comm, launch, torch.device("cuda:0"), 4) == [
-        devices.Place(0, "node2", 0, "cuda:0 Some GPU", 4),
-        devices.Place(1, "node2", 0, "cuda:0 Some GPU", 4),
+        devices.RankPlace(0, "node2", 0, "cuda:0 Some GPU", 4),
+        devices.RankPlace(1, "node2", 0, "cuda:0 Some GPU", 4),
     ]
     assert devices.places(comm, launch, torch.device("cpu"), 4)[1].device == "cpu"
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flora_hpc import plugins
+from flora_hpc.data.holdings import Holdings, Partition, Partitioner, PartitionOptions, Population
 from flora_hpc.data.images import Ints
-from flora_hpc.data.shards import Partition, Partitioner, PartitionOptions, Population, Shards
 from flora_hpc.errors import UserError
 from tests.data.made_images import made, write_clients
 
@@ -92,7 +92,7 @@ def test_split_gives_every_client_an_example_and_every_example_one_client(name: 
     seed=st.integers(0, 2**32),
 )
 def test_split_keeps_its_promises_or_says_what_to_change(name: str, labels: list[int], num_clients: int, seed: int) -> None:
-    num_clients = min(num_clients, len(labels))  # shards.make refuses more
+    num_clients = min(num_clients, len(labels))  # holdings.make refuses more
     partitioner = build(name, np.array(labels), num_clients)
     refusal = ""
     try:
@@ -153,16 +153,16 @@ def test_the_shares_of_many_clients_are_those_of_each(name: str) -> None:
     check_together(Partition(order, np.searchsorted(clients[order], np.arange(8))), np.array([6, 0, 3]))
 
 
-def check_together(shards: Shards, clients: Ints) -> None:
+def check_together(holdings: Holdings, clients: Ints) -> None:
     """Some, one and none of `clients`, against one after the other; what is handed out is no view of what is kept."""
     for some in (clients, clients[1:2], clients[:0]):
-        rows, sizes = shards.examples_of(some)
-        parts = [shards.examples(client).copy() for client in some.tolist()]
+        rows, sizes = holdings.examples_of(some)
+        parts = [holdings.examples(client).copy() for client in some.tolist()]
         assert (rows.dtype, sizes.dtype) == (np.int64, np.int64)
         assert rows.tolist() == [row for part in parts for row in part.tolist()]
-        assert sizes.tolist() == shards.sizes(some).tolist() == [len(part) for part in parts]
+        assert sizes.tolist() == holdings.sizes(some).tolist() == [len(part) for part in parts]
         rows[:] = -1
-        assert all(map(np.array_equal, parts, map(shards.examples, some.tolist())))
+        assert all(map(np.array_equal, parts, map(holdings.examples, some.tolist())))
 
 
 @pytest.mark.parametrize("name", POPULATIONS)

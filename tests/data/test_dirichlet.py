@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flora_hpc.data.holdings import Partitioner
 from flora_hpc.data.partitioners import dirichlet
 from flora_hpc.data.partitioners._counts import cut, deal, raised
-from flora_hpc.data.shards import Partitioner
 from flora_hpc.errors import UserError
 from tests.data.made_images import made
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from flora_hpc.data.holdings import Partitioner
 from flora_hpc.data.partitioners import fewshot, fewshot_pathological
-from flora_hpc.data.shards import Partitioner
 from flora_hpc.errors import UserError
 from tests.data.made_images import made
 

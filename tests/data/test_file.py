@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from flora_hpc.config import Config
 from flora_hpc.configfile import load_values
+from flora_hpc.data import holdings
 from flora_hpc.data import rows as tables
-from flora_hpc.data import shards
+from flora_hpc.data.holdings import Holdings, Partition
 from flora_hpc.data.images import Dataset, Images, Ints
 from flora_hpc.data.partitioners import file
-from flora_hpc.data.shards import Partition, Shards
 from flora_hpc.errors import UserError
 from flora_hpc.identity import of_data, sources
 from tests.data.made_images import made
@@ -35,8 +35,8 @@ def write(table: Path, *lines: str, header: str = "client,row") -> Path:
     return table
 
 
-def make(table: Path, images: Images = IMAGES, train: Ints = TRAIN, test: Ints = TEST, **options: Any) -> Shards:
-    return shards.make(file.Options(name="file", path=table, **options), images, train, 0, test)
+def make(table: Path, images: Images = IMAGES, train: Ints = TRAIN, test: Ints = TEST, **options: Any) -> Holdings:
+    return holdings.make(file.Options(name="file", path=table, **options), images, train, 0, test)
 
 
 def held(table: Path, **options: Any) -> list[list[int]]:
@@ -106,7 +106,7 @@ def test_pairs_of_one_image_stay_together(table: Path) -> None:
 def test_the_seed_changes_nothing(table: Path) -> None:
     options = file.Options(name="file", path=write(table, "a,4", "a,0", "b,2", "a,1"))
     for seed in range(5):
-        assert shards.make(options, IMAGES, TRAIN, seed, TEST).examples(0).tolist() == [4, 0, 1]
+        assert holdings.make(options, IMAGES, TRAIN, seed, TEST).examples(0).tolist() == [4, 0, 1]
 
 
 # --- what nobody holds
@@ -139,7 +139,7 @@ def test_images_that_cannot_be_decoded_are_nobodys(table: Path) -> None:
 @pytest.mark.parametrize("columns", ["client,row,split,label,class,path", "client,image"])
 def test_an_exported_split_is_the_same_again(table: Path, columns: str) -> None:
     dataset = Dataset("pets", ("cat", "dog"), ("cat", "dog"), ("cat", "dog"), IMAGES, TRAIN, TEST)
-    first = shards.make(shards.PartitionOptions(name="iid", num_clients=2), IMAGES, TRAIN, 3, TEST)
+    first = holdings.make(holdings.PartitionOptions(name="iid", num_clients=2), IMAGES, TRAIN, 3, TEST)
     tables.write(table, tables.table(dataset, first))
     if columns == "client,image":
         lines = table.read_bytes().replace(b"client,row,split,label,class,path", b"client,1,2,3,4,image")

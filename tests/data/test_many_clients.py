@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flora_hpc import plugins
-from flora_hpc.data import shards
+from flora_hpc.data import holdings
 from tests.data.made_images import made, write_clients
 
 MILLION = 1_000_000
@@ -40,7 +40,7 @@ def test_a_million_examples_are_split_in_200_megabytes(name: str, num_clients: i
     rows = np.arange(MILLION)
     tracemalloc.start()
     try:
-        result = shards.make(chosen, IMAGES, rows, 0)
+        result = holdings.make(chosen, IMAGES, rows, 0)
         kept_bytes, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -63,7 +63,7 @@ def test_a_file_is_read_in_350_bytes_for_each_line(tmp_path: Path, by: str) -> N
     images = made(LABELS[:num], path=paths)
     tracemalloc.start()
     try:
-        result = shards.make(chosen, images, rows, 0)
+        result = holdings.make(chosen, images, rows, 0)
         kept_bytes, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

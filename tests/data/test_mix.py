@@ -6,10 +6,10 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from flora_hpc.data import mix as mixes
+from flora_hpc.data.holdings import Partition, Population
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.mix import Mix, divergence, mix_of, spread
 from flora_hpc.data.partitioners import dirichlet
-from flora_hpc.data.shards import Partition, Population
 
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2])  # of which the last image is for testing
 TRAIN = np.arange(7)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flora_hpc.data.holdings import Partitioner
 from flora_hpc.data.partitioners import natural
 from flora_hpc.data.partitioners._groups import group
-from flora_hpc.data.shards import Partitioner
 from flora_hpc.errors import UserError
 from tests.data.made_images import made
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flora_hpc.data.holdings import Partitioner
 from flora_hpc.data.images import Ints
 from flora_hpc.data.partitioners import fewshot_pathological, pathological
 from flora_hpc.data.partitioners._holders import choose
-from flora_hpc.data.shards import Partitioner
 from flora_hpc.errors import UserError
 from tests.data.made_images import made
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flora_hpc.data.holdings import Partitioner, Population
 from flora_hpc.data.partitioners import quantity
-from flora_hpc.data.shards import Partitioner, Population
 from flora_hpc.errors import UserError
 from tests.data.made_images import made
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from flora_hpc.data import rows
+from flora_hpc.data.holdings import Partition, Population
 from flora_hpc.data.images import Dataset, Images
 from flora_hpc.data.partitioners import iid
 from flora_hpc.data.rows import NOBODY, Table, check, table, write
-from flora_hpc.data.shards import Partition, Population
 from flora_hpc.errors import UserError
 from tests.data.made_images import made
 

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from flora_hpc.clip.load import load
 from flora_hpc.config import ModelConfig
-from flora_hpc.data.shards import Partition
+from flora_hpc.data.holdings import Partition
 from flora_hpc.errors import UserError
 from flora_hpc.methods import flora
 from flora_hpc.methods._method import Setting

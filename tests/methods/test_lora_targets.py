@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from flora_hpc import round as rounds
 from flora_hpc import trainer
-from flora_hpc.clip.attention import split
+from flora_hpc.clip.attention import unfuse
 from flora_hpc.config import ClientConfig
+from flora_hpc.data.holdings import Partition, Partitioner, Population
 from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Features
-from flora_hpc.data.shards import Partition, Partitioner, Population
 from flora_hpc.errors import UserError
 from flora_hpc.methods import feddylora, flora
 from flora_hpc.methods._method import Method
@@ -60,7 +60,7 @@ def test_a_layer_named_twice_is_refused(targets: list[str]) -> None:
 def test_a_target_that_the_model_lacks_is_refused(captions: torch.Tensor) -> None:
     text = {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": WIDTH, "heads": 2, "layers": 2}
     vision = {"image_size": 64, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None}
-    model = split(open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text).eval())
+    model = unfuse(open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text).eval())
     with pytest.raises(UserError, match=r"method.targets: small has no image.q_proj; its image tower is built otherwise"):
         flora.build(flora.Options(name="flora", targets=["text.mlp", "image.q_proj"]), setting(model, captions))
 
@@ -84,7 +84,7 @@ def ranks(captions: torch.Tensor, **options: object) -> list[int]:
     """The clients hold 8, 5 and 2 examples with labels 0, 1, 2, 3, 4, 0, 1, ... in order."""
     case = setting(small_model(), captions)
     chosen = feddylora.Options(name="feddylora", **{"min_rank": 1, "max_rank": 8} | options)
-    return feddylora.choose_ranks(chosen, case.shards, case.labels, 5).tolist()
+    return feddylora.choose_ranks(chosen, case.holdings, case.labels, 5).tolist()
 
 
 def test_ranks_by_share_by_hand(captions: torch.Tensor) -> None:
@@ -96,7 +96,7 @@ def test_ranks_by_share_by_hand(captions: torch.Tensor) -> None:
 def test_ranks_by_divergence_by_hand(captions: torch.Tensor) -> None:
     """The second client holds every class once, as all clients together do: divergence 0. The third holds two classes of five:
     ln 2.5 = 0.916. The first holds 2, 2, 2, 1, 1 of 8: 0.75 ln 1.25 + 0.25 ln 0.625 = 0.0499."""
-    assert feddylora.divergences(setting(small_model(), captions).shards, np.arange(15) % 5, 5) == pytest.approx(
+    assert feddylora.divergences(setting(small_model(), captions).holdings, np.arange(15) % 5, 5) == pytest.approx(
         [0.75 * np.log(1.25) + 0.25 * np.log(0.625), 0, np.log(2.5)]
     )
     assert ranks(captions, by="divergence") == [1, 1, 8]
@@ -143,7 +143,7 @@ def test_a_client_of_lower_rank_trains_what_flora_of_that_rank_would(captions: t
     adapter = torch.randn(method.num_params, generator=generator) * 0.2
     features, labels = torch.randn(15, 8, generator=generator), torch.from_numpy(case.labels)
     for client, rank in enumerate((8, 4, 1)):
-        batches = trainer.make_batches(np.array([client]), case.shards, config, 0, 1)
+        batches = trainer.make_batches(np.array([client]), case.holdings, config, 0, 1)
         held = method.holds(np.array([client]))
         result = trainer.train(trainer.Task(method, Features(features), labels, config), adapter, batches, held)
         end = method.unpack(adapter + result.updates[0])

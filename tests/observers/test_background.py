@@ -43,7 +43,7 @@ def test_a_round_goes_on_while_the_one_before_is_written() -> None:
     observer.round(round_record(0))
     assert listener.heard == ["started"], "and yet it returned"
     listener.may_go_on.set()
-    observer.settle()
+    observer.flush()
     assert listener.heard == ["started", 0]
     observer.ended("finished")
 
@@ -54,7 +54,7 @@ def test_observers_are_told_in_order_and_all_rounds_before_the_end() -> None:
     observer.started(run_info())
     for number in range(20):
         observer.round(round_record(number))
-    observer.settle()
+    observer.flush()
     listeners[1].may_go_on.clear()
     observer.round(round_record(20))
     threading.Timer(0.1, listeners[1].may_go_on.set).start()
@@ -75,7 +75,7 @@ def test_an_error_in_the_last_round_is_raised_before_the_run_has_finished() -> N
     observer.round(round_record(0))
     observer.round(round_record(1))
     with pytest.raises(OSError, match="no space left"):
-        observer.settle()
+        observer.flush()
     observer.ended("failed")
 
 
@@ -96,7 +96,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_rounds_before_are_there(tmp_p
     observer = Background([Hdf5(tmp_path)])
     observer.started(run_info())
     observer.round(round_record(0))
-    observer.settle()
+    observer.flush()
 
     def full(*args: object) -> None:
         raise RuntimeError("Unable to flush\n, errno = 28, No space left on device")

@@ -4,7 +4,7 @@ import pytest
 
 from flora_hpc import extras, plugins
 from flora_hpc.errors import UserError
-from flora_hpc.observers import _aside, _tracker
+from flora_hpc.observers import _tracker, _trackerthread
 from flora_hpc.observers._tracker import Bookmark
 from tests.contracts.known_helpers import round_record, run_info
 
@@ -50,7 +50,7 @@ def test_a_folder_that_a_tracker_left_is_not_its_package(tmp_path: Path, monkeyp
 
 
 def test_one_that_is_named_twice_is_told_once(tmp_path: Path) -> None:
-    built = [aside._name for aside in _aside.build(["csv", "wandb", "csv"], tmp_path)._asides]
+    built = [aside._name for aside in _trackerthread.build(["csv", "wandb", "csv"], tmp_path)._asides]
     assert built == ["csv", "wandb"]
 
 

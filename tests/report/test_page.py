@@ -12,7 +12,7 @@ from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.opened import Run
 from flora_hpc.records.schema import RANKS
 from flora_hpc.records.split import Split
-from flora_hpc.report import facts, figures, page, svg, timing
+from flora_hpc.report import columns, figures, page, svg, timing
 from flora_hpc.report.style import DARK, NothingError, new, styled
 from tests.contracts.known_helpers import CONFIG, round_record, rows, run_info
 from tests.records.old_files import write_old
@@ -76,7 +76,7 @@ def test_numbers_on_axes_are_not_cut() -> None:
 
 def test_headlines_are_those_of_the_tables(make: Callable[..., Run]) -> None:
     """Two rounds of three clients, 100 bytes each way; two ranks hand over 4000 bytes a round and take a second, in round 0 too."""
-    found = {what: (value, remark) for what, value, remark in facts.headlines(make())}
+    found = {what: (value, remark) for what, value, remark in columns.headlines(make())}
     assert found["test accuracy"] == ("50.00 → 52.00\u00a0%", "best 52.00\u00a0% after round 2")
     assert found["federation traffic"][0] == "600 bytes up"
     assert found["sent by ranks"][0] == "12.0 kB"
@@ -87,19 +87,19 @@ def test_headlines_are_those_of_the_tables(make: Callable[..., Run]) -> None:
 def test_settings_that_differ(make: Callable[..., Run]) -> None:
     config = yaml.safe_load(CONFIG)
     other = yaml.safe_dump(config | {"seed": 8, "cohort": {"fraction": 0.5, "size": None}, "client": {"lr": 1e-4}})
-    assert facts.differences([make("one"), make("two", config=other)]) == {
+    assert columns.differences([make("one"), make("two", config=other)]) == {
         "seed": ["7", "8"],
         "cohort.fraction": ["-", "0.5"],
         "cohort.size": ["3", "-"],
         "client.lr": ["-", "0.0001"],
     }
-    assert facts.differences([make("three"), make("four")]) == {}
+    assert columns.differences([make("three"), make("four")]) == {}
 
 
 def test_runs_are_named_by_what_tells_them_apart(make: Callable[..., Run]) -> None:
     runs = [make("a/lr1"), make("a/lr2"), make("b/lr1")]
-    assert facts.names(runs[:2]) == ["lr1", "lr2"]
-    assert facts.names(runs) == ["a/lr1", "a/lr2", "b/lr1"]
+    assert columns.names(runs[:2]) == ["lr1", "lr2"]
+    assert columns.names(runs) == ["a/lr1", "a/lr2", "b/lr1"]
 
 
 def test_names_and_settings_cannot_break_the_page(make: Callable[..., Run]) -> None:
@@ -140,7 +140,7 @@ def test_files_of_old_versions(make: Callable[..., Run], tmp_path: Path, schema:
     found = empty(page.make([old]))
     assert list(found) == ["labels"]
     assert "older version" in found["labels"]
-    assert "digits, iid over 40 clients" in facts.settings(old)["data"]
+    assert "digits, iid over 40 clients" in columns.settings(old)["data"]
     assert "different data" not in page.make([old, make()])
 
 

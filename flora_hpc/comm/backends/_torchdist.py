@@ -16,9 +16,9 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # its doc
 from flora_hpc.comm import meeting
 from flora_hpc.comm.backends import mpi
 from flora_hpc.comm.communicator import Array
+from flora_hpc.comm.counters import addresses
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.meeting import Meeting
-from flora_hpc.comm.tickets import addresses
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
 

@@ -21,7 +21,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetCard:
     """A dataset: what it shows, how large it is, where it is had, and where it lies below the root."""
 
     name: str
@@ -60,7 +60,7 @@ _VGG = "https://www.robots.ox.ac.uk/~vgg/data/"
 _OPENAI = "https://openaipublic.azureedge.net/clip/data/"
 
 _ROWS = (
-    Facts(
+    DatasetCard(
         name="fmnist",
         about="Fashion-MNIST: 70,000 gray pictures of clothes, 28 x 28 pixels, 10 kinds.",
         caption="a photo of a {}.",
@@ -85,7 +85,7 @@ _ROWS = (
         torchvision="FashionMNIST",
         wording=_wordings.clothing,
     ),
-    Facts(
+    DatasetCard(
         name="cifar10",
         about="CIFAR-10: 60,000 photos of animals and vehicles, 32 x 32 pixels, 10 kinds.",
         caption="a photo of a {}.",
@@ -98,7 +98,7 @@ _ROWS = (
         archives=(Archive(f"{_CIFAR}cifar-10-python.tar.gz", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
         torchvision="CIFAR10",
     ),
-    Facts(
+    DatasetCard(
         name="cifar100",
         about="CIFAR-100: 60,000 photos of animals, plants and things, 32 x 32 pixels, 100 kinds.",
         caption="a photo of a {}.",
@@ -111,7 +111,7 @@ _ROWS = (
         archives=(Archive(f"{_CIFAR}cifar-100-python.tar.gz", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),),
         torchvision="CIFAR100",
     ),
-    Facts(
+    DatasetCard(
         name="tiny_imagenet",
         about="Tiny ImageNet: 110,000 photos of 64 x 64 pixels, 200 of ImageNet's kinds; its official validation images test.",
         caption="a photo of a {}.",
@@ -128,7 +128,7 @@ _ROWS = (
             ),
         ),
     ),
-    Facts(
+    DatasetCard(
         name="pets",
         about="Oxford-IIIT Pet: 7,349 photos of cats and dogs, 37 breeds.",
         caption="a photo of a {}, a type of pet.",
@@ -146,7 +146,7 @@ _ROWS = (
         ),
         torchvision="OxfordIIITPet",
     ),
-    Facts(
+    DatasetCard(
         name="flowers102",
         about="Oxford 102 Flower: 8,189 photos of flowers common in the United Kingdom; most of them test.",
         caption="a photo of a {}, a type of flower.",
@@ -164,7 +164,7 @@ _ROWS = (
         torchvision="Flowers102",
         wording=_wordings.flower,
     ),
-    Facts(
+    DatasetCard(
         name="aircraft",
         about="FGVC-Aircraft: 10,000 photos of aircraft, 100 variants such as 737-700.",
         caption="a photo of a {}, a type of aircraft.",
@@ -179,7 +179,7 @@ _ROWS = (
         archives=(Archive(f"{_VGG}fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz", "fgvc-aircraft-2013b.tar.gz", None),),
         torchvision="FGVCAircraft",
     ),
-    Facts(
+    DatasetCard(
         name="cars",
         about="Stanford Cars: 16,185 photos of cars, 196 makes, models and years.",
         caption="a photo of a {}.",
@@ -196,7 +196,7 @@ _ROWS = (
         "cars_test_annos_withlabels.mat of someone's copy (Kaggle has some) into {root}/stanford_cars",
         torchvision="StanfordCars",
     ),
-    Facts(
+    DatasetCard(
         name="dtd",
         about="Describable Textures: 5,640 photos of 47 textures, from banded to zigzagged.",
         caption="{} texture.",
@@ -209,7 +209,7 @@ _ROWS = (
         archives=(Archive(f"{_VGG}dtd/download/dtd-r1.0.1.tar.gz", "dtd/dtd-r1.0.1.tar.gz", "fff73e5086ae6bdbea199a49dfb8a4c1"),),
         torchvision="DTD",
     ),
-    Facts(
+    DatasetCard(
         name="eurosat",
         about="EuroSAT: 27,000 satellite photos of European land, 64 x 64 pixels, 10 uses; no official split.",
         caption="a centered satellite photo of {}.",
@@ -228,7 +228,7 @@ _ROWS = (
         torchvision="EuroSAT",
         wording=_wordings.land,
     ),
-    Facts(
+    DatasetCard(
         name="fer2013",
         about="FER2013: 35,887 gray pictures of faces, 48 x 48 pixels, 7 emotions; the public and the private test images test.",
         caption="a photo of a {} looking face.",
@@ -244,7 +244,7 @@ _ROWS = (
         class_names=("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral"),
         wording=_wordings.face,
     ),
-    Facts(
+    DatasetCard(
         name="caltech101",
         about="Caltech 101: 8,677 pictures of 101 kinds of things; no official split, and the background class is left out.",
         caption="a photo of a {}.",
@@ -263,7 +263,7 @@ _ROWS = (
         torchvision="Caltech101",
         wording=_wordings.thing,
     ),
-    Facts(
+    DatasetCard(
         name="food101",
         about="Food-101: 101,000 photos of 101 dishes; labels of training images are noisy on purpose.",
         caption="a photo of {}, a type of food.",
@@ -278,7 +278,7 @@ _ROWS = (
         ),
         torchvision="Food101",
     ),
-    Facts(
+    DatasetCard(
         name="country211",
         about="Country211: 63,300 photos of 211 countries, 300 each.",
         caption="a photo i took in {}.",
@@ -292,7 +292,7 @@ _ROWS = (
         torchvision="Country211",
         wording=_wordings.country,
     ),
-    Facts(
+    DatasetCard(
         name="sun397",
         about="SUN397: 108,754 photos of 397 kinds of places; torchvision has no official split.",
         caption="a photo of a {}.",
@@ -311,7 +311,7 @@ _ROWS = (
         torchvision="SUN397",
         wording=_wordings.scene,
     ),
-    Facts(
+    DatasetCard(
         name="rendered_sst2",
         about="Rendered SST2: 9,613 pictures of sentences from film reviews, negative or positive.",
         caption="a {} review of a movie.",
@@ -326,4 +326,4 @@ _ROWS = (
     ),
 )
 
-CATALOG: Mapping[str, Facts] = {facts.name: facts for facts in _ROWS}
+CATALOG: Mapping[str, DatasetCard] = {facts.name: facts for facts in _ROWS}

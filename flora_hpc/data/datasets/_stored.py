@@ -9,14 +9,16 @@ import numpy as np
 from pydantic import Field
 
 from flora_hpc import extras
-from flora_hpc.data.datasets._catalog import Facts
+from flora_hpc.data.datasets._catalog import DatasetCard
 from flora_hpc.data.datasets._files import read
 from flora_hpc.data.images import Column, Dataset, DatasetOptions, Images, Ints, Raw, assemble, join, stamp
 from flora_hpc.errors import UserError, at_home
 
 VARIABLE, DEFAULT_ROOT = "FLORA_HPC_DATA", "~/.cache/flora_hpc/data"
 
-ReadPart = Callable[[Facts, Path, str], tuple[Images, tuple[str, ...]]]  # (a set, its root, an official part): images, class names
+ReadPart = Callable[
+    [DatasetCard, Path, str], tuple[Images, tuple[str, ...]]
+]  # (a set, its root, an official part): images, class names
 
 
 class Options(DatasetOptions):
@@ -32,7 +34,7 @@ def folder(root: Path | None) -> Path:
     return at_home(root or os.environ.get(VARIABLE) or DEFAULT_ROOT, f"set {VARIABLE} or data.root to a folder")
 
 
-def missing(facts: Facts, root: Path) -> str | None:
+def missing(facts: DatasetCard, root: Path) -> str | None:
     """What is not there and how to get it, in one sentence; None when the set is there. Only looks, and reads nothing."""
     for need in facts.needs:
         if not any((root / place).exists() for place in need.split(" or ")):
@@ -41,14 +43,14 @@ def missing(facts: Facts, root: Path) -> str | None:
     return None
 
 
-def unusable(facts: Facts, root: Path, reason: str) -> UserError:
+def unusable(facts: DatasetCard, root: Path, reason: str) -> UserError:
     """The data are there, but they are not what they should be."""
     top = root / Path(facts.needs[0]).parts[0]
     again = "get it anew" if facts.by_hand else f"run 'flora-hpc data fetch {facts.name}' on a machine with a network"
     return UserError(f"{facts.name}: the data in {top} cannot be used: {reason}; remove that folder and {again}")
 
 
-def build(facts: Facts, read_part: ReadPart, options: Options) -> Dataset:
+def build(facts: DatasetCard, read_part: ReadPart, options: Options) -> Dataset:
     """The set of these facts. Raises UserError where it is missing or damaged."""
     root = folder(options.root)
     sentence = missing(facts, root)
@@ -70,7 +72,7 @@ def build(facts: Facts, read_part: ReadPart, options: Options) -> Dataset:
     return assemble(options, facts.name, names, tuple(map(facts.wording, names)), train, test, facts.caption)
 
 
-def _check(facts: Facts, root: Path, part: str, labels: Ints, found: Sequence[str], names: Sequence[str]) -> None:
+def _check(facts: DatasetCard, root: Path, part: str, labels: Ints, found: Sequence[str], names: Sequence[str]) -> None:
     """A folder too few would shift the labels of all others, so that is refused."""
     if len(found) != facts.num_classes:
         raise unusable(facts, root, f"part '{part}' has {len(found)} classes, it must have {facts.num_classes}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flora_hpc.data.datasets._catalog import CATALOG, Facts
+from flora_hpc.data.datasets._catalog import CATALOG, DatasetCard
 from flora_hpc.data.datasets._stored import Options, build, from_files, from_pixels
 from flora_hpc.data.images import Images
 
@@ -20,13 +20,13 @@ def members() -> dict[str, ModuleType]:
     return {name: member(facts) for name, facts in CATALOG.items() if facts.torchvision}
 
 
-def member(facts: Facts) -> ModuleType:
+def member(facts: DatasetCard) -> ModuleType:
     module = ModuleType(f"{__package__}.{facts.name}", facts.about)
     vars(module).update(Options=Options, build=partial(build, facts, read))
     return module
 
 
-def load(facts: Facts, root: Path, part: str, **arguments: Any) -> Any:
+def load(facts: DatasetCard, root: Path, part: str, **arguments: Any) -> Any:
     """torchvision's own object for one official part; what it calls images are their paths where it lets us choose."""
     from torchvision import datasets  # with torch, seconds of imports
 
@@ -43,7 +43,7 @@ def load(facts: Facts, root: Path, part: str, **arguments: Any) -> Any:
         return kind(root, **arguments)
 
 
-def read(facts: Facts, root: Path, part: str) -> tuple[Images, tuple[str, ...]]:
+def read(facts: DatasetCard, root: Path, part: str) -> tuple[Images, tuple[str, ...]]:
     """One official part: its images and the names of its classes."""
     data = load(facts, root, part)
     names = facts.class_names or tuple(data.categories if facts.name == "caltech101" else data.classes)

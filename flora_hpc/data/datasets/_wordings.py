@@ -23,14 +23,14 @@ def flower(name: str) -> str:
 
 
 def scene(name: str) -> str:
-    """'apartment_building/outdoor' becomes 'outdoor apartment building', but 'elevator/door' becomes 'elevator door'."""
+    """'apartment_building/outdoor' becomes 'outdoor apartment building', but 'elevator/endpoint' becomes 'elevator endpoint'."""
     what, _, which = spaced(name).partition("/")
     if not which:
         return what
     return f"{what} {which}" if which in _PARTS_OF_SCENES else f"{which} {what}"
 
 
-_PARTS_OF_SCENES = ("door", "platform", "shop", "backseat", "frontseat")
+_PARTS_OF_SCENES = ("endpoint", "platform", "shop", "backseat", "frontseat")
 
 country = table(COUNTRIES)
 

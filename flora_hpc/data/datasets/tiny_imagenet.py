@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flora_hpc.data.datasets import _stored
-from flora_hpc.data.datasets._catalog import CATALOG, Facts
+from flora_hpc.data.datasets._catalog import CATALOG, DatasetCard
 from flora_hpc.data.images import Dataset, Images
 
 Options = _stored.Options
@@ -14,7 +14,7 @@ def build(options: Options) -> Dataset:
     return _stored.build(CATALOG["tiny_imagenet"], read, options)
 
 
-def read(facts: Facts, root: Path, part: str) -> tuple[Images, tuple[str, ...]]:
+def read(facts: DatasetCard, root: Path, part: str) -> tuple[Images, tuple[str, ...]]:
     """One official part; the official test images have no labels, so they are left alone."""
     base = root / "tiny-imagenet-200"
     label = {wnid: i for i, wnid in enumerate((base / "wnids.txt").read_text().split())}

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from flora_hpc.data.shards import PartitionOptions
+from flora_hpc.data.holdings import PartitionOptions
 from flora_hpc.errors import UserError
 
 

@@ -12,10 +12,10 @@ that is Dir(beta, ..., beta) where all classes are as large, and always has mean
 import numpy as np
 from pydantic import Field
 
+from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners._counts import check_least, deal, raised
 from flora_hpc.data.partitioners._groups import group
-from flora_hpc.data.shards import Partitioner, PartitionOptions
 
 
 class Options(PartitionOptions):

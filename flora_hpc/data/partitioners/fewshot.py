@@ -9,11 +9,11 @@ class has too few, the others make up for it.
 
 import numpy as np
 
+from flora_hpc.data.holdings import Partitioner
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners._counts import cut
 from flora_hpc.data.partitioners._groups import group
 from flora_hpc.data.partitioners._shots import ShotsOptions, refuse
-from flora_hpc.data.shards import Partitioner
 
 
 class Options(ShotsOptions):

@@ -13,11 +13,11 @@ from bisect import bisect_left
 import numpy as np
 from pydantic import Field
 
+from flora_hpc.data.holdings import Partitioner
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners import _holders
 from flora_hpc.data.partitioners._groups import Groups, group
 from flora_hpc.data.partitioners._shots import ShotsOptions, refuse
-from flora_hpc.data.shards import Partitioner
 
 
 class Options(ShotsOptions):

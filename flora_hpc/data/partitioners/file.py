@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from flora_hpc.data.datasets._paths import file_at
+from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints, Origin
 from flora_hpc.data.partitioners._clientfile import DIGITS, KEY, NOBODY, ClientFile, numbered, read
-from flora_hpc.data.shards import Partitioner, PartitionOptions
 from flora_hpc.data.texts import shown
 from flora_hpc.errors import UserError
 

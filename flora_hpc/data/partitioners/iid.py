@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners._choice import choose
-from flora_hpc.data.shards import Partitioner, PartitionOptions
 from flora_hpc.seeds import Streams
 
 

@@ -14,10 +14,10 @@ import heapq
 import numpy as np
 from pydantic import Field
 
+from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners._counts import in_turn
 from flora_hpc.data.partitioners._groups import Groups, group
-from flora_hpc.data.shards import Partitioner, PartitionOptions
 from flora_hpc.errors import UserError
 
 WORDS = {"", "nan", "none", "null"}  # that programs write for a value that is missing

@@ -12,10 +12,10 @@ and goes on to further classes.
 import numpy as np
 from pydantic import Field
 
+from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners import _holders
 from flora_hpc.data.partitioners._groups import Groups, group
-from flora_hpc.data.shards import Partitioner, PartitionOptions
 from flora_hpc.errors import UserError
 
 

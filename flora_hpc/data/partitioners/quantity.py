@@ -12,9 +12,9 @@ at least `min_examples` and at most the number of examples.
 import numpy as np
 from pydantic import Field
 
+from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners._counts import check_least, deal, raised
-from flora_hpc.data.shards import Partitioner, PartitionOptions
 
 
 class Options(PartitionOptions):

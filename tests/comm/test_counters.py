@@ -10,20 +10,20 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
-from flora_hpc.comm import tickets
+from flora_hpc.comm import counters
 from flora_hpc.comm.backends.serial import Serial
-from flora_hpc.comm.tickets import Door, Tickets
+from flora_hpc.comm.counters import Counters, Endpoint
 from flora_hpc.errors import UserError
 
 LIMIT = timedelta(seconds=30)
 
 
-Served = tuple[TCPStore, Door]
+Served = tuple[TCPStore, Endpoint]
 
 
 @pytest.fixture
 def served() -> Served:
-    return tickets.open_door(LIMIT)
+    return counters.open_endpoint(LIMIT)
 
 
 @pytest.fixture
@@ -32,13 +32,13 @@ def server(served: Served) -> TCPStore:
 
 
 def draw_all(served: Served, size: int, count: int, work: Callable[[int, int], None]) -> list[list[int]]:
-    """What each of `size` ranks drew. `work(rank, ticket)` is what it does before it asks again."""
+    """What each of `size` ranks drew. `work(rank, number)` is what it does before it asks again."""
 
     def rank(number: int) -> list[int]:
-        mine, drawn = Tickets(tickets.connect(served[1], LIMIT, 30)), []
-        for ticket in mine.draw("groups", 1, count):
-            drawn.append(ticket)
-            work(number, ticket)
+        mine, drawn = Counters(counters.connect(served[1], LIMIT, 30)), []
+        for number in mine.draw("groups", 1, count):
+            drawn.append(number)
+            work(number, number)
         return drawn
 
     with ThreadPoolExecutor(size) as ranks:
@@ -47,8 +47,8 @@ def draw_all(served: Served, size: int, count: int, work: Callable[[int, int], N
 
 @pytest.mark.parametrize(("size", "count"), [(3, 50), (4, 3), (2, 0)])
 def test_every_number_is_dealt_once_and_a_rank_gets_smaller_ones_first(served: Served, size: int, count: int) -> None:
-    drawn = draw_all(served, size, count, lambda rank, ticket: time.sleep(0.001))
-    assert sorted(ticket for mine in drawn for ticket in mine) == list(range(count))
+    drawn = draw_all(served, size, count, lambda rank, number: time.sleep(0.001))
+    assert sorted(number for mine in drawn for number in mine) == list(range(count))
     assert all(mine == sorted(mine) for mine in drawn)
 
 
@@ -56,13 +56,13 @@ def test_a_rank_that_is_at_work_gets_nothing_meanwhile(served: Served) -> None:
     """Rank 0 is busy with its first number until rank 1, which waits for it to have one, has seen all others."""
     has_one, others_are_done = threading.Event(), threading.Event()
 
-    def work(rank: int, ticket: int) -> None:
+    def work(rank: int, number: int) -> None:
         if rank == 0:
             has_one.set()
             assert others_are_done.wait(30)
         else:
             assert has_one.wait(30)
-            if ticket == 9:
+            if number == 9:
                 others_are_done.set()
 
     slow, quick = draw_all(served, 2, 10, work)
@@ -71,12 +71,12 @@ def test_a_rank_that_is_at_work_gets_nothing_meanwhile(served: Served) -> None:
 
 
 def test_purposes_and_rounds_are_counted_on_their_own(server: TCPStore) -> None:
-    mine = Tickets(server, clears=True)
+    mine = Counters(server, clears=True)
     assert list(mine.draw("groups", 1, 3)) == list(mine.draw("test", 1, 3)) == list(mine.draw("groups", 2, 3)) == [0, 1, 2]
 
 
 def test_the_counters_of_earlier_rounds_are_forgotten(server: TCPStore) -> None:
-    mine = Tickets(server, clears=True)
+    mine = Counters(server, clears=True)
     kept = []
     for number in range(5):
         list(mine.draw("groups", number, 3))
@@ -85,8 +85,8 @@ def test_the_counters_of_earlier_rounds_are_forgotten(server: TCPStore) -> None:
 
 
 def test_a_rank_alone_gets_everything_and_no_port_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets, "TCPStore", None)
-    assert list(tickets.share(Serial(), 60).draw("groups", 1, 3)) == [0, 1, 2]
+    monkeypatch.setattr(counters, "TCPStore", None)
+    assert list(counters.share(Serial(), 60).draw("groups", 1, 3)) == [0, 1, 2]
 
 
 def closed_port() -> int:
@@ -99,26 +99,26 @@ def closed_port() -> int:
 def test_a_rank_that_cannot_reach_rank_0_is_told_what_to_do() -> None:
     port, name = closed_port(), socket.gethostname()
     with pytest.raises(UserError, match=rf"to port {port} of {name}, .*localhost: .*refused.*; set cohort\.assignment: balanced"):
-        tickets.connect(Door([name], port, "word"), LIMIT, 30)
+        counters.connect(Endpoint([name], port, "word"), LIMIT, 30)
 
 
 def test_a_machine_with_rank_0s_name_is_not_taken_for_rank_0s(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 is known by its word: another program with the same port on a machine of the same name does not know it."""
     impostor = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
     impostor.set("token", "another word")
-    store, door = served
+    store, endpoint = served
     monkeypatch.setattr(socket, "gethostname", lambda: "node")
     places = {"localhost": impostor.port, "node": closed_port(), "10.9.8.7": store.port}  # as seen from the other node
-    real = {"socket": socket.create_connection, "store": tickets.TCPStore}
+    real = {"socket": socket.create_connection, "store": counters.TCPStore}
     monkeypatch.setattr(socket, "create_connection", lambda at, limit: real["socket"](("localhost", places[at[0]]), limit))
-    monkeypatch.setattr(tickets, "TCPStore", lambda host, port, **more: real["store"]("localhost", places[host], **more))
-    reached = tickets.connect(Door(["node", "10.9.8.7"], door.port, door.token), LIMIT, 30)
-    assert reached.get("token") == door.token.encode()
+    monkeypatch.setattr(counters, "TCPStore", lambda host, port, **more: real["store"]("localhost", places[host], **more))
+    reached = counters.connect(Endpoint(["node", "10.9.8.7"], endpoint.port, endpoint.token), LIMIT, 30)
+    assert reached.get("token") == endpoint.token.encode()
     with pytest.raises(UserError, match="localhost: another program; node: "):
-        tickets.connect(Door(["node"], door.port, door.token), LIMIT, 30)
+        counters.connect(Endpoint(["node"], endpoint.port, endpoint.token), LIMIT, 30)
 
 
 def test_rank_0_names_every_interface_but_the_loopback() -> None:
-    found = tickets.addresses()
+    found = counters.addresses()
     assert all(len(address.split(".")) == 4 for address in found)
     assert not any(address.startswith("127.") for address in found)

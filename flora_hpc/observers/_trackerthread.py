@@ -19,7 +19,7 @@ LEFT_OUT = "left out"  # the status that one is told of that lags too far
 MOST_WAITING = 1000  # rounds
 
 
-class Aside:
+class TrackerThread:
     """An Observer that passes on to a tracker. When that raises, hangs or lags, a line says so, and it is told nothing more.
 
     A run that goes on tells it of the rounds that it has missed, and of none twice.
@@ -97,10 +97,10 @@ class Aside:
             print(f"warning: {self._name} is left out from here on ({why}); run.h5 has everything", file=sys.stderr, flush=True)
 
 
-class Together:
+class Trackers:
     """All trackers of a run, as one Observer: they share the time at its end."""
 
-    def __init__(self, asides: Sequence[Aside]) -> None:
+    def __init__(self, asides: Sequence[TrackerThread]) -> None:
         self._asides = asides
 
     def started(self, info: RunInfo) -> None:
@@ -119,6 +119,6 @@ class Together:
             aside.wait(max(0.0, until - time.monotonic()))
 
 
-def build(names: Sequence[str], folder: Path) -> Together:
+def build(names: Sequence[str], folder: Path) -> Trackers:
     """The trackers with these names, each once."""
-    return Together([plugins.member("observers", name).build(folder) for name in dict.fromkeys(names)])
+    return Trackers([plugins.member("observers", name).build(folder) for name in dict.fromkeys(names)])

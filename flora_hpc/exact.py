@@ -6,9 +6,9 @@ without overflow; a product of 2^25 or more, or one that is not finite, does not
 The idea of adding in fixed bins is that of Demmel and Nguyen, "Fast Reproducible Floating-Point Summation" (ARITH 2013).
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
-
-from flora_hpc.comm.communicator import Array
 
 COARSE, FINE, LIMIT, MAX_CLIENTS = 2.0**16, 2.0**58, 2.0**25, 2**21
 MAX_IN_FLOAT = 2**12  # clients
@@ -56,7 +56,7 @@ class ExactSum:
         return self._scratch[: 2 * part.numel()].view(2, *part.shape)
 
     @property
-    def buffer(self) -> Array:
+    def buffer(self) -> npt.NDArray[np.int64]:
         """What to allreduce: a view, so that the sum over ranks lands here."""
         return self._buffer.numpy()
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flora_hpc.records import facts as known_facts
-from flora_hpc.records import views
+from flora_hpc.records import sentences, views
 from flora_hpc.records.balance import balance as balance_of
 from flora_hpc.records.opened import Run
 from flora_hpc.records.schema import Rows
@@ -87,10 +86,10 @@ def label(run: Run) -> str:
 def settings(run: Run) -> dict[str, str]:
     """What was run, a line each: what `show` says, and all options of the method and of the split."""
     config, known = run.config, run.attributes
-    told = known_facts.facts(known, run.tables["topology"])
+    told = sentences.facts(known, run.tables["topology"])
     if pretrained := config["model"].get("pretrained"):
         told["model"] += f", {pretrained}"
-    told["method"] = f"{_options(config['method'])}; {known_facts.update(known)}"
+    told["method"] = f"{_options(config['method'])}; {sentences.update(known)}"
     versions: dict[str, str] = json.loads(known.get("versions", "{}"))
     shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
     more = {
@@ -146,7 +145,7 @@ def percent(share: float) -> str:
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Settings that are not alike in all runs: key -> a text for each run, '-' where it has no such setting."""
     trees = [
-        known_facts.flat(run.config) | {"(ranks)": run.attributes["world_size"], "(backend)": run.attributes["backend"]}
+        sentences.flat(run.config) | {"(ranks)": run.attributes["world_size"], "(backend)": run.attributes["backend"]}
         for run in runs
     ]
     keys = list(dict.fromkeys(key for tree in trees for key in tree))

@@ -7,31 +7,31 @@ from rich.filesize import decimal
 
 from flora_hpc.records import views
 from flora_hpc.records.balance import balance
-from flora_hpc.records.facts import dataset
 from flora_hpc.records.opened import Run
+from flora_hpc.records.sentences import dataset
 from flora_hpc.records.views import seconds
-from flora_hpc.report import clients, facts, timing
+from flora_hpc.report import clients, columns, timing
 
 
 def accuracy(run: Run) -> str:
     """Of the test accuracy of a run."""
-    tested = views.accuracies(facts.rounds(run))
+    tested = views.accuracies(columns.rounds(run))
     best = views.best(tested)
     cut = " The axis does not start at zero." if tested["test_accuracy"].min() > 0.1 else ""
     text = "Share of test images that get the right class; round 0 is the state before training."
-    return f"{text} Best: {facts.percent(best['test_accuracy'])} after round {best['round']:,}.{cut}"
+    return f"{text} Best: {columns.percent(best['test_accuracy'])} after round {best['round']:,}.{cut}"
 
 
 def loss(run: Run) -> str:
     """Of the training loss of a run."""
-    values = facts.with_loss(run)["train_loss"]
+    values = columns.with_loss(run)["train_loss"]
     first_last = f"{values[0]:.4g} in the first, {values[-1]:.4g} in the last"
     return f"Mean over the examples that clients trained on in a round: {first_last}."
 
 
 def federation(run: Run) -> str:
     """Of the traffic of a federation."""
-    rows = facts.rounds(run)
+    rows = columns.rounds(run)
     up, down, _ = views.sent(rows)
     each = int(rows["uplink_bytes"].sum()) / max(1, int(rows["num_clients"].sum()))
     return f"What clients would send (up) and receive (down): {up} and {down} in all; an update has {decimal(round(each))}."
@@ -39,7 +39,7 @@ def federation(run: Run) -> str:
 
 def collectives(run: Run) -> str:
     """Of the bytes that ranks sent."""
-    (_, _, total), num = views.sent(facts.rounds(run)), int(run.attributes["world_size"])
+    (_, _, total), num = views.sent(columns.rounds(run)), int(run.attributes["world_size"])
     alone = num == 1 and not run.tables["ranks"]["rank"].any()  # nor before it went on
     whose = "handed over by the one rank, though nothing leaves it" if alone else "by all ranks together"
     return f"What ranks of the simulation give to collectives, which is not what a federation would send: {total} {whose}."
@@ -47,7 +47,7 @@ def collectives(run: Run) -> str:
 
 def phases(run: Run) -> str:
     """Of the stack of phases."""
-    rows = facts.trained(run)
+    rows = columns.trained(run)
     text = "Means over ranks; the key says each phase's share of all rounds."
     if len(rows):
         text += f" A round takes {seconds(float(np.median(rows['round_seconds'])))} (median)."
@@ -96,7 +96,7 @@ def labels(run: Run) -> str:
 
 def norms(run: Run) -> str:
     """Of the updates' norms."""
-    rejected = int(facts.trained(run)["num_rejected"].sum())
+    rejected = int(columns.trained(run)["num_rejected"].sum())
     left_out = f"{rejected:,} updates were left out of the average" if rejected else "no update was left out of the average"
     return f"{_band(run)}; {left_out}."
 

@@ -1,4 +1,4 @@
-from flora_hpc.records.facts import dataset, flat
+from flora_hpc.records.sentences import dataset, flat
 
 
 def test_flat() -> None:

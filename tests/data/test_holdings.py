@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from flora_hpc import plugins
-from flora_hpc.data import shards
+from flora_hpc.data import holdings
+from flora_hpc.data.holdings import Holdings, Partition, Partitioner, Population
 from flora_hpc.data.images import Images
-from flora_hpc.data.shards import Partition, Partitioner, Population, Shards
 from flora_hpc.errors import UserError
 from tests.data.made_images import made as images_of
 
@@ -19,14 +19,14 @@ SHOTS = {"fewshot", "fewshot_pathological"}  # they leave images to nobody, and 
 CHOSEN: dict[str, dict[str, Any]] = {"natural": {"column": "writer"}}
 
 
-def make(name: str = "iid", seed: int = 0, **options: Any) -> Shards:
-    """Shards of the images ROWS, two shots where they are split by shots."""
+def make(name: str = "iid", seed: int = 0, **options: Any) -> Holdings:
+    """Holdings of the images ROWS, two shots where they are split by shots."""
     shots = {"shots": 2} if name in SHOTS and "examples_per_client" not in options else {}
     chosen = plugins.member("partitioners", name).Options(name=name, **CHOSEN.get(name, {}), **shots, **options)
-    return shards.make(chosen, IMAGES, ROWS, seed)
+    return holdings.make(chosen, IMAGES, ROWS, seed)
 
 
-def everything(made: Shards, num_clients: int) -> list[list[int]]:
+def everything(made: Holdings, num_clients: int) -> list[list[int]]:
     return [made.examples(client).tolist() for client in range(num_clients)]
 
 
@@ -67,8 +67,8 @@ def test_examples_of_nobody_are_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
             return Partitioner(lambda num_clients, rng: clients, lambda num_drawn, rng: clients)
 
     monkeypatch.setattr(plugins, "member", lambda family, name: Rule)
-    made = shards.make(
-        shards.PartitionOptions(name="rule", num_clients=2), images_of(np.arange(10) * 10), np.array([7, 5, 3, 2, 9]), seed=0
+    made = holdings.make(
+        holdings.PartitionOptions(name="rule", num_clients=2), images_of(np.arange(10) * 10), np.array([7, 5, 3, 2, 9]), seed=0
     )
     assert made.sizes(np.array([0, 1])).tolist() == [2, 1]
     assert sorted(made.examples(0).tolist()) == [2, 7]

@@ -24,7 +24,7 @@ TOKEN = "token"
 SIOCGIFADDR = 0x8915  # Linux: an interface's address
 
 
-class Tickets:
+class Counters:
     """Deals numbers to ranks, each to the first that asks. A rank that is alone needs no store and gets all of them.
 
     Rank 0's object is the server, so it must outlive every `draw`. It is not closed when a rank fails: the others would then
@@ -35,7 +35,7 @@ class Tickets:
         self._store, self._clears = store, clears
         self._keys: dict[str, str] = {}  # what was counted last, by purpose
 
-    def board(self) -> Store | None:
+    def store(self) -> Store | None:
         """Another connection to the store, for a thread; None for a rank that is alone."""
         return None if self._store is None else self._store.clone()
 
@@ -51,30 +51,30 @@ class Tickets:
         if old is not None and self._clears:
             self._store.delete_key(old)
         self._keys[purpose] = key
-        while (ticket := self._store.add(key, 1) - 1) < count:
-            yield ticket
+        while (number := self._store.add(key, 1) - 1) < count:
+            yield number
 
 
-def share(comm: Communicator, timeout_seconds: float, reach_seconds: float = REACH_SECONDS) -> Tickets:
-    """Tickets for all ranks of `comm`, each of which tries for `reach_seconds` to reach an address of rank 0's.
+def share(comm: Communicator, timeout_seconds: float, reach_seconds: float = REACH_SECONDS) -> Counters:
+    """Counters for all ranks of `comm`, each of which tries for `reach_seconds` to reach an address of rank 0's.
 
     Raises UserError, on every rank, when some cannot.
     """
     if comm.size == 1:
-        return Tickets()
+        return Counters()
     limit = timedelta(seconds=timeout_seconds)
 
-    def serve() -> tuple[TCPStore, Door] | None:
-        return open_door(limit) if comm.rank == 0 else None
+    def serve() -> tuple[TCPStore, Endpoint] | None:
+        return open_endpoint(limit) if comm.rank == 0 else None
 
     served = together(comm, serve)
-    door = Door(**json.loads(comm.allgather(json.dumps(asdict(served[1]) if served else None).encode())[0]))
+    endpoint = Endpoint(**json.loads(comm.allgather(json.dumps(asdict(served[1]) if served else None).encode())[0]))
     reach_seconds = min(reach_seconds, timeout_seconds / 2)
-    return Tickets(together(comm, lambda: served[0] if served else connect(door, limit, reach_seconds)), clears=comm.rank == 0)
+    return Counters(together(comm, lambda: served[0] if served else connect(endpoint, limit, reach_seconds)), clears=comm.rank == 0)
 
 
 @dataclass(frozen=True)
-class Door:
+class Endpoint:
     """Where rank 0's counters can be reached, and the word by which they are known to be rank 0's and nobody else's."""
 
     hosts: list[str]
@@ -82,41 +82,41 @@ class Door:
     token: str
 
 
-def open_door(limit: timedelta) -> tuple[TCPStore, Door]:
+def open_endpoint(limit: timedelta) -> tuple[TCPStore, Endpoint]:
     """The server of the counters, and where it is. Raises UserError when this machine lets nobody listen."""
     try:
         store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=limit)
     except (OSError, RuntimeError) as error:
         raise UserError(needed(f"a port that {socket.gethostname()} cannot open ({reason(error)})")) from None
-    door = Door([socket.gethostname(), *addresses()], store.port, secrets.token_hex(16))
-    store.set(TOKEN, door.token)
-    return store, door
+    endpoint = Endpoint([socket.gethostname(), *addresses()], store.port, secrets.token_hex(16))
+    store.set(TOKEN, endpoint.token)
+    return store, endpoint
 
 
-def connect(door: Door, limit: timedelta, reach_seconds: float) -> TCPStore:
+def connect(endpoint: Endpoint, limit: timedelta, reach_seconds: float) -> TCPStore:
     """This rank's way to rank 0's counters. Raises UserError when there is none.
 
     Names are no proof: nodes may have equal ones, and an address of a private network may be somebody else's here. So each place is
     tried in turn, this machine first where the names are equal, until one knows the word.
     """
-    mine = socket.gethostname() == door.hosts[0]  # a machine need not know its own name
+    mine = socket.gethostname() == endpoint.hosts[0]  # a machine need not know its own name
     problems = []
-    for host in ["localhost", *door.hosts] if mine else door.hosts:
+    for host in ["localhost", *endpoint.hosts] if mine else endpoint.hosts:
         try:  # torch says the same in a hundred lines
-            socket.create_connection((host, door.port), reach_seconds).close()
-            store = TCPStore(host, door.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=reach_seconds))
-            if store.check([TOKEN]) and store.get(TOKEN) == door.token.encode():
+            socket.create_connection((host, endpoint.port), reach_seconds).close()
+            store = TCPStore(host, endpoint.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=reach_seconds))
+            if store.check([TOKEN]) and store.get(TOKEN) == endpoint.token.encode():
                 store.set_timeout(limit)
                 return store
             problems.append(f"{host}: another program")
         except (OSError, RuntimeError) as error:
             problems.append(f"{host}: {reason(error)}")
-    way = f"a connection to port {door.port} of {door.hosts[0]}"
+    way = f"a connection to port {endpoint.port} of {endpoint.hosts[0]}"
     raise UserError(needed(f"{way}, which {socket.gethostname()} does not get ({'; '.join(problems)})"))
 
 
 def needed(what: str) -> str:
-    """One sentence: what tickets cannot do without, and the cure."""
+    """One sentence: what counters cannot do without, and the cure."""
     return (
         f"cohort.assignment: dynamic and evaluate.overlap need {what}; set cohort.assignment: balanced and evaluate.overlap: false"
     )

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flora_hpc.observers import _aside
-from flora_hpc.observers._aside import Aside, Together
+from flora_hpc.observers import _trackerthread
 from flora_hpc.observers._background import Background
 from flora_hpc.observers._tracker import Start
+from flora_hpc.observers._trackerthread import Trackers, TrackerThread
 from flora_hpc.observers.hdf5 import Hdf5
 from flora_hpc.records import hdf5file
 from flora_hpc.records.known import Earlier
@@ -54,11 +54,11 @@ def earlier(*rounds: int) -> Earlier:
 
 def play(tracker: Fake, folder: Path, first: int = 0, **changes: object) -> None:
     """A run of rounds to 3 with its log, as a simulation tells of it."""
-    observer = Background([Hdf5(folder), Aside("fake", folder, tracker, NEVER)])
+    observer = Background([Hdf5(folder), TrackerThread("fake", folder, tracker, NEVER)])
     observer.started(run_info(**changes))
     for number in range(first, 4):
         observer.round(round_record(number))
-    observer.settle()
+    observer.flush()
     observer.ended("finished")
 
 
@@ -95,7 +95,7 @@ def test_one_that_fails_is_named_once_and_the_run_goes_on(
 def test_one_that_hangs_holds_up_no_round_and_the_end_only_for_a_while(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Fake()
     tracker.may_go_on.clear()
-    aside = Aside("fake", tmp_path, tracker, patience_seconds=0.01)
+    aside = TrackerThread("fake", tmp_path, tracker, patience_seconds=0.01)
     aside.started(run_info())
     for number in range(100):
         aside.round(round_record(number))
@@ -109,7 +109,7 @@ def test_one_that_hangs_holds_up_no_round_and_the_end_only_for_a_while(tmp_path:
 def test_what_waits_for_one_that_lags_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Fake()
     tracker.may_go_on.clear()
-    aside = Aside("fake", tmp_path, tracker, NEVER, most_waiting=3)
+    aside = TrackerThread("fake", tmp_path, tracker, NEVER, most_waiting=3)
     aside.started(run_info())
     for number in range(10):
         aside.round(round_record(number))
@@ -125,10 +125,10 @@ def test_trackers_share_the_time_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One hangs; the other hears the status all the same, and before."""
-    monkeypatch.setattr(_aside, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(_trackerthread, "PATIENCE_SECONDS", 0.2)
     hanging, well = Fake(), Fake()
     hanging.may_go_on.clear()
-    together = Together([Aside("hanging", tmp_path, hanging), Aside("well", tmp_path, well)])
+    together = Trackers([TrackerThread("hanging", tmp_path, hanging), TrackerThread("well", tmp_path, well)])
     together.started(run_info())
     together.round(round_record(0))
     together.ended("finished")
@@ -152,7 +152,7 @@ def test_what_the_round_after_writes_into_a_row_does_not_reach_a_tracker(tmp_pat
     tracker = Fake()
     tracker.may_go_on.clear()
     tracker.log = rows.append  # type: ignore[method-assign, assignment]
-    aside = Aside("fake", tmp_path, tracker, NEVER)
+    aside = TrackerThread("fake", tmp_path, tracker, NEVER)
     aside.started(run_info())
     record = round_record(1, accuracy=0.5)
     aside.round(record)
@@ -164,5 +164,5 @@ def test_what_the_round_after_writes_into_a_row_does_not_reach_a_tracker(tmp_pat
 
 def test_the_end_may_come_before_the_start(tmp_path: Path) -> None:
     tracker = Fake()
-    Aside("fake", tmp_path, tracker).ended("failed")
+    TrackerThread("fake", tmp_path, tracker).ended("failed")
     assert tracker.heard == []

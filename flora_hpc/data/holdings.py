@@ -46,7 +46,7 @@ class Partitioner(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class Shards(Protocol):
+class Holdings(Protocol):
     """Client -> images."""
 
     @property
@@ -149,8 +149,8 @@ class Population:
         return min(size, len(self.rows))
 
 
-def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test: Ints | None = None) -> Shards:
-    """Shards of the images `rows` (num_examples,), which clients may train on. Raises UserError when there are too few.
+def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test: Ints | None = None) -> Holdings:
+    """Holdings of the images `rows` (num_examples,), which clients may train on. Raises UserError when there are too few.
 
     `test` (num_test,) int64 are the rows of test images, none by default.
     """

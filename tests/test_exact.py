@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flora_hpc.comm import exact
-from flora_hpc.comm.exact import MAX_CLIENTS, MAX_IN_FLOAT, ExactSum
+from flora_hpc import exact
+from flora_hpc.exact import MAX_CLIENTS, MAX_IN_FLOAT, ExactSum
 
 NAN, INF = float("nan"), float("inf")
 
