@@ -87,6 +87,8 @@ def check_plugins(out: Path) -> None:
     """
     from flora_hpc.records import hdf5file
 
+    if not os.path.isfile(out / "run.h5"):  # noqa: PTH113 -- pathlib raises for names that are too long
+        return
     attributes, _ = hdf5file.read(out, ())
     digests = json.loads(attributes.get("identity", "{}"))
     absent = {}
