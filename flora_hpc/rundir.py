@@ -87,9 +87,10 @@ def check_plugins(out: Path) -> None:
     """
     from flora_hpc.records import hdf5file
 
-    if not os.path.isfile(out / "run.h5"):  # noqa: PTH113 -- pathlib raises for names that are too long
+    try:
+        attributes, _ = hdf5file.read(out, ())
+    except UserError:  # there is none yet, or it is damaged: nothing is known of files
         return
-    attributes, _ = hdf5file.read(out, ())
     digests = json.loads(attributes.get("identity", "{}"))
     absent = {}
     for name, path in json.loads(attributes.get("plugins", "{}")).items():
