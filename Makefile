@@ -6,7 +6,7 @@ TEST_PROCESSES ?= 2
 DEMO := .venv/.demo
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test test-all quick check bench format clean
 
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO))  ## ten clients on two MPI ranks adapt a CLIP to handwritten digits
 	@view=plain; if [ -t 1 ]; then view=live; COLUMNS=$$(tput cols 2>/dev/null || echo 80); \
@@ -15,6 +15,12 @@ demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO))  ## ten clients on two
 
 test: $(INSTALLED)  ## every test, real mpiexec and gloo runs included, in two processes
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+quick: $(INSTALLED)  ## the tests that start no process and take little: some seconds to a minute
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m quick
+
+test-all: $(INSTALLED)  ## every test, with 100 kills of a run and 20 pairs of jobs in one directory; Slurm where there is one
+	FLORA_HPC_KILLS=100 FLORA_HPC_STARTS=20 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --timeout 3600
 
 check: $(INSTALLED)  ## formatting, lint, strict types
 	$(BIN)/ruff format --check .

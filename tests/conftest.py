@@ -68,6 +68,29 @@ def setting(model: open_clip.CLIP, captions: torch.Tensor, known: dict[str, torc
     return Setting(clip, names, texts, Partition(np.arange(15), np.array([0, 8, 13, 15])), np.arange(15) % len(captions))
 
 
+STARTS_PROCESSES = {"python", "flora", "mpiexec"}  # fixtures
+SLOW = {  # modules that start processes without a fixture, play runs, or try very many cases
+    "test_against", "test_api", "test_backends", "test_bad_input", "test_claim", "test_comm", "test_counters", "test_data",
+    "test_data_in_runs", "test_decode", "test_disk_full", "test_embed", "test_environment", "test_evaluate", "test_export",
+    "test_extras", "test_failures", "test_features", "test_forks", "test_fuzz_config", "test_fuzz_data", "test_fuzz_folders",
+    "test_groups", "test_hdf5file", "test_library", "test_limit", "test_list", "test_log", "test_many_clients", "test_meeting",
+    "test_memory", "test_methods", "test_mix", "test_models", "test_more_rounds", "test_oracle", "test_other_data",
+    "test_own_parts", "test_page", "test_plan_and_doctor", "test_readme", "test_report", "test_requeue", "test_resume",
+    "test_round", "test_rows", "test_run", "test_scale", "test_screen", "test_show", "test_slurm", "test_split", "test_steady",
+    "test_step", "test_superblock", "test_track", "test_trackers", "test_watch", "test_watchdog", "test_weights",
+    "test_world_sizes",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start no process and take little: `pytest -m quick`."""
+    for item in items:
+        module, fixtures = item.path.stem, getattr(item, "fixturenames", ())
+        marked = any(item.get_closest_marker(name) for name in ("mpi", "slurm", "gpu", "browser"))
+        if module not in SLOW and not marked and not STARTS_PROCESSES & set(fixtures):
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Features that tests compute stay in a folder of theirs."""
