@@ -51,7 +51,7 @@ def run(
 
     SIGUSR1 and SIGTERM save the run and end it with exit code 75; --resume goes on with it, on any number of ranks.
     """
-    stop.expect()
+    stop.note_early()
     screen.beside_work()
     me = launch.detect()
     if resume and out is None:
