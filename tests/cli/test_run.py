@@ -74,7 +74,7 @@ def test_rank_0_alone_says_the_first_line(words: list[str], flora: Flora, mpiexe
 
 def own(out: Path, number: int, **more: object) -> None:
     out.mkdir(exist_ok=True)
-    owner = replace(living.me(), host="node7", **more)  # type: ignore[arg-type]
+    owner = replace(living.this_process(), host="node7", **more)  # type: ignore[arg-type]
     claim.path(out, number).write_text(json.dumps(asdict(owner)))
 
 

@@ -193,8 +193,8 @@ def test_what_torchrun_sets_is_not_the_users_wish(
 ) -> None:
     (tmp_path / "environ").write_text("HOME=/root\0MY_OMP_NUM_THREADS=1\0" + before)
     torchrun = Launch("torchrun", 0, 2, 0, local_size)
-    assert devices.wished_threads(torchrun, {"OMP_NUM_THREADS": value}, tmp_path / "environ") == wished
-    assert devices.wished_threads(torchrun, {}, tmp_path / "environ") is None
+    assert devices.threads_of_user(torchrun, {"OMP_NUM_THREADS": value}, tmp_path / "environ") == wished
+    assert devices.threads_of_user(torchrun, {}, tmp_path / "environ") is None
 
 
 # --- memory for a group of clients
