@@ -89,7 +89,7 @@ def check_plugins(out: Path) -> None:
 
     try:
         attributes, _ = hdf5file.read(out, ())
-    except UserError:  # there is none yet, or it is damaged: nothing is known of files
+    except UserError:  # run.h5 is missing or damaged, so the user's files are unknown
         return
     digests = json.loads(attributes.get("identity", "{}"))
     missing = {}
