@@ -126,7 +126,7 @@ def test_an_owner_that_finds_another_one_writes_no_more(
     def suspended(setup, site, state, number):  # type: ignore[no-untyped-def]
         if number == 2:
             own(out, 2)
-            monkeypatch.setattr(claim, "BEAT_SECONDS", 0)
+            monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0)
         return play(setup, site, state, number)
 
     monkeypatch.setattr(loop, "play", suspended)

@@ -1,4 +1,4 @@
-"""Libraries by the texts they were seen to give, launchers by the variables they were seen to set; no MPI is loaded."""
+"""MPI libraries by their real version texts, launchers by their real variables; no MPI is loaded."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Signals to stop: noted while a run listens, and without effect once it is stopped."""
+"""Signals to stop: noted while a run listens, and ignored after the stop."""
 
 import hashlib
 import os

@@ -95,7 +95,7 @@ def test_nobody_is_lost_while_all_write_or_when_no_signal_came() -> None:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_signal_alone_ends_nothing_while_the_board_is_too_busy_to_answer(gone: bool) -> None:
-    """A server that is gone is rank 0's end; one that does not answer in time may serve a thousand ranks."""
+    """Without a server rank 0 has ended; a server that does not answer in time may be busy with a thousand ranks."""
 
     class Unanswering(Answering):
         def multi_get(self, keys: list[str]) -> list[bytes]:
@@ -108,7 +108,7 @@ def test_a_signal_alone_ends_nothing_while_the_board_is_too_busy_to_answer(gone:
 
 
 def test_without_an_answer_it_is_rank_0() -> None:
-    """Whether it says so or does not say anything."""
+    """The store may refuse the request or not answer at all."""
     store = Answering()
     store.answers = False
     assert "in a collective for rank 0 on a;" in wait_with(store)

@@ -163,7 +163,7 @@ def test_what_cannot_be_written_is_told_when_it_is_needed(path: str, tmp_path: P
 
 
 def test_starts_of_a_requeued_job_that_save_nothing_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each one is killed: it leaves its file and cannot say anything."""
+    """Each start is killed: its owner file stays, without the mark `ended`."""
 
     def start(restarts: int, saved: int, job: str = "7") -> int:
         monkeypatch.setenv("SLURM_JOB_ID", job)

@@ -22,7 +22,7 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def elsewhere(**more: object) -> Owner:
-    """An owner on another host, whose pid means nothing here."""
+    """An owner on another host, whose pid is not valid on this host."""
     return replace(living.this_process(), host="node7", boot="another", pid_namespace="pid:[1]", **more)  # type: ignore[arg-type]
 
 
@@ -48,17 +48,17 @@ def test_a_pid_that_is_used_again_is_another_process() -> None:
 
 
 def test_a_pid_of_another_namespace_says_nothing() -> None:
-    """A container with the host's name and boot id has processes of its own."""
+    """A container may share host name and boot id with the host, but not its pids."""
     inside = replace(living.this_process(), pid_namespace="pid:[1]", pid=2**22 + 1)
     assert living.lives(inside, 10) is None
     assert living.lives(inside, living.DEAD_SECONDS) is False
 
 
 def test_this_machine_has_started_again_since() -> None:
-    before = replace(living.this_process(), boot="earlier")
+    earlier_start = replace(living.this_process(), boot="earlier")
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
-    assert living.lives(before, uptime + 10) is False
-    assert living.lives(before, min(uptime, living.DEAD_SECONDS) - 1) is None, "it is another machine of the same name"
+    assert living.lives(earlier_start, uptime + 10) is False
+    assert living.lives(earlier_start, min(uptime, living.DEAD_SECONDS) - 1) is None, "it is another machine of the same name"
 
 
 def test_slurm_starts_a_job_again_when_its_processes_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +104,6 @@ def test_a_slurm_that_does_not_answer_says_nothing_about_its_jobs(tmp_path: Path
 
 
 def test_an_allocation_of_ones_own_is_no_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run without a step, killed on another node of the allocation in which it is started again."""
+    """A run without a step was killed on another node; the new run starts in the same allocation."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert living.lives(elsewhere(job="7"), living.DEAD_SECONDS) is False
