@@ -17,7 +17,7 @@ from flora_hpc.comm.communicator import Communicator, choose, connect, send_to_a
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import UserError
-from flora_hpc.job import ends, guarded
+from flora_hpc.job import aborter, guarded
 from flora_hpc.observers import _tracker, _trackerthread, hdf5
 from flora_hpc.observers._observer import Observer
 from flora_hpc.owner.claim import Claim
@@ -108,9 +108,9 @@ def run(
 
     with Claim(folder, warnings.warn) as claim, _ranks(me, load) as (comm, resolved):
 
-        def look() -> rundir.Found:
+        def look() -> rundir.Contents:
             if comm.rank != 0:
-                return rundir.Found()
+                return rundir.Contents()
             _tracker.check(list(track))
             return rundir.enter(folder, resolved, claim, resume)
 
@@ -124,7 +124,7 @@ def run(
             observers,
             started=started,
             resume=found.unfinished,
-            end=ends(comm),
+            end=aborter(comm),
             holds=claim.check,
             listens=signals,
             shared=shared,

@@ -1,10 +1,11 @@
-"""What a run goes on from: one file for each saved round, and one for each rank that keeps clients' optimizers.
+"""Write and read checkpoints: one file per saved round, and one file per rank that keeps optimizer states of clients.
 
     checkpoint/round-000012.safetensors          adapter, server state, a round that is not tested yet
     checkpoint/round-000012-rank-3.safetensors   optimizers of the clients that rank 3 trained
 
-A file is whole or not there: it is written under another name, synced and renamed, those of ranks before the one that names them.
-Each holds a checksum of all its numbers, and the two newest rounds are kept, so that a damaged one costs one round.
+A file is complete or missing: it is written under another name, synced and renamed. The files of the ranks are written before the
+file of the round, which lists their names. Each file has a checksum of all its numbers. The two newest rounds are kept, so that a
+damaged file costs one round.
 """
 
 import hashlib
@@ -29,8 +30,8 @@ from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
 
 FORMAT = "2"
-KEPT = 2  # rounds
-TABLES = {"row": ROUNDS, "ranks": RANKS, "clients": CLIENTS}  # of a record
+NUM_KEPT = 2  # rounds
+TABLES = {"row": ROUNDS, "ranks": RANKS, "clients": CLIENTS}  # parts of a RoundRecord
 NAME = re.compile(r"round-(\d+)\.safetensors")
 
 Tensors = dict[str, torch.Tensor]
@@ -42,15 +43,15 @@ class Checkpoint:
 
     round: int
     adapter: torch.Tensor  # (num_params,) float32
-    server: Any  # None, a tensor, or a tuple, list or dict of such
-    untested: RoundRecord | None = None  # of this round, when it is tested during the next one
+    server: Any  # None, a tensor, or a tuple, list or dict of these
+    untested: RoundRecord | None = None  # this round's record, when the round is tested during the next round
     parts: tuple[str, ...] = field(default=())  # names of the files with optimizers
-    identity: Mapping[str, str] = field(default_factory=dict)  # what decides results, beside the configuration -> its digest
-    run: str = ""  # the digest of the run's configuration, of a checkpoint that was read
+    identity: Mapping[str, str] = field(default_factory=dict)  # name of each input (data, weights, ...) -> its digest
+    run: str = ""  # the digest of the run's configuration; set by `read`
 
 
 class DamagedError(Exception):
-    """Why a file cannot be used."""
+    """The reason why a file cannot be used."""
 
 
 def path(folder: Path, number: int) -> Path:
@@ -59,9 +60,9 @@ def path(folder: Path, number: int) -> Path:
 
 
 def write(folder: Path, checkpoint: Checkpoint, run: str) -> None:
-    """Write the file of a round of the run whose digest is `run`, then remove what is older than the `KEPT` newest.
+    """Write the file of a round of the run with digest `run`, then remove all but the `NUM_KEPT` newest rounds.
 
-    Raises UserError when it cannot be written; the older ones are as they were then.
+    Raises UserError when the file cannot be written; then no older file is removed.
     """
     tensors: Tensors = {"adapter": checkpoint.adapter.cpu()}
     tree = _flatten(checkpoint.server, "server", tensors)
@@ -72,19 +73,19 @@ def write(folder: Path, checkpoint: Checkpoint, run: str) -> None:
     facts = {"round": str(checkpoint.round), "run": run, "server": json.dumps(tree), "shards": json.dumps(checkpoint.parts)}
     facts["identity"] = json.dumps(dict(checkpoint.identity))
     _write(path(folder, checkpoint.round), tensors, facts)
-    prune(folder, checkpoint.round, KEPT)
+    prune(folder, checkpoint.round, NUM_KEPT)
 
 
-def prune(folder: Path, last: int, number_kept: int) -> None:
-    """Remove what is older than the `number_kept` newest rounds up to round `last`."""
-    kept = [number for number in _rounds(folder) if number <= last][:number_kept]
-    for file in folder.glob("round-*") if kept else ():
-        if int(file.name.split("-")[1].split(".")[0]) < kept[-1]:  # newer ones may be under way, on any rank
+def prune(folder: Path, last: int, num_kept: int) -> None:
+    """Remove all rounds before the `num_kept` newest rounds up to round `last`."""
+    newest_rounds = [number for number in _rounds(folder) if number <= last][:num_kept]
+    for file in folder.glob("round-*") if newest_rounds else ():
+        if int(file.name.split("-")[1].split(".")[0]) < newest_rounds[-1]:  # any rank may be writing a newer round
             file.unlink(missing_ok=True)
 
 
 def write_optimizers(folder: Path, number: int, rank: int, groups: Iterable[Kept]) -> str:
-    """Write what one rank's optimizers remember, by client, and return the name of the file. Raises UserError like `write`."""
+    """Write one rank's optimizer states, by client, and return the name of the file. Raises UserError like `write`."""
     file, groups = folder / f"round-{number:06d}-rank-{rank}.safetensors", list(groups)
     tensors = {"clients": torch.tensor([client for group in groups for client in group.clients.tolist()], dtype=torch.int64)}
     for i, parts in enumerate(zip(*(group.state for group in groups), strict=True)):
@@ -94,7 +95,7 @@ def write_optimizers(folder: Path, number: int, rank: int, groups: Iterable[Kept
 
 
 def read(data: bytes) -> Checkpoint:
-    """What `write` wrote, from the file's bytes. Raises DamagedError for anything else."""
+    """The checkpoint in the bytes of a file that `write` wrote. Raises DamagedError for other bytes."""
     tensors, facts = _checked(data)
     try:
         untested = None
@@ -102,16 +103,16 @@ def read(data: bytes) -> Checkpoint:
             rows = {name: _rows(tensors[f"untested.{name}"], dtype) for name, dtype in TABLES.items()}
             untested = RoundRecord(**rows)
         server = _unflatten(json.loads(facts["server"]), "server", tensors)
-        shards = json.loads(facts["shards"])
-        identity = json.loads(facts.get("identity", "{}"))  # of a run before schema 5 there is none
-        return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(shards), identity, facts["run"])
+        parts = json.loads(facts["shards"])
+        identity = json.loads(facts.get("identity", "{}"))  # runs before schema 5 have no identity
+        return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(parts), identity, facts["run"])
     except (LookupError, ValueError) as error:
         raise DamagedError(f"it lacks {error}") from None
 
 
 def read_optimizers(folder: Path, files: Iterable[str], groups: Sequence[Ints]) -> list[Kept]:
-    """What the optimizers of these groups remember. Raises UserError when a file cannot be read, or a client is in none."""
-    place = {client: (group, row) for group, clients in enumerate(groups) for row, client in enumerate(clients.tolist())}
+    """The optimizer states of these groups of clients. Raises UserError when a file cannot be read, or a client is in no file."""
+    places = {client: (group, row) for group, clients in enumerate(groups) for row, client in enumerate(clients.tolist())}
     states: list[tuple[torch.Tensor, ...]] = [()] * len(groups)
     for name in files:
         try:
@@ -120,22 +121,22 @@ def read_optimizers(folder: Path, files: Iterable[str], groups: Sequence[Ints]) 
             raise UserError(f"{folder / name}: cannot be used ({error}); all nodes must see the files of the run") from None
         parts = [tensors[str(i)] for i in range(len(tensors) - 1)]
         for row, client in enumerate(tensors["clients"].tolist()):
-            if client not in place:
+            if client not in places:
                 continue
-            group, at = place.pop(client)
+            group, group_row = places.pop(client)
             states[group] = states[group] or tuple(part.new_zeros(len(groups[group]), *part.shape[1:]) for part in parts)
-            for mine, part in zip(states[group], parts, strict=True):
-                mine[at] = part[row]
-    if place:
-        raise UserError(f"{folder}: keeps no optimizer of client {min(place)}; start a new run with another --out")
+            for state, part in zip(states[group], parts, strict=True):
+                state[group_row] = part[row]
+    if places:
+        raise UserError(f"{folder}: keeps no optimizer of client {min(places)}; start a new run with another --out")
     return [Kept(clients, state) for clients, state in zip(groups, states, strict=True)]
 
 
 def newest(folder: Path, run: str, last_round: int) -> tuple[bytes, Checkpoint | None, list[str]]:
-    """The newest whole checkpoint of `run` whose rounds are in a log that ends with `last_round`, and its bytes; None for none.
+    """The newest usable checkpoint of `run`, as bytes and decoded; None for none. The log ends with round `last_round`.
 
-    Also a sentence about each newer one that cannot be used. Raises UserError when the checkpoints belong to another run. Those
-    without an identity are older than schema 5 and name their run otherwise.
+    Also a sentence about each newer checkpoint that cannot be used. Raises UserError when the checkpoints belong to another run.
+    Checkpoints before schema 5 have no identity, and their digest of the run differs.
     """
     notes = []
     for number in _rounds(folder):
@@ -158,18 +159,18 @@ def newest(folder: Path, run: str, last_round: int) -> tuple[bytes, Checkpoint |
 
 
 def _rows(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Rows:
-    """Rows of a table from their bytes."""
+    """The rows of a table, from a tensor of their bytes."""
     return np.frombuffer(tensor.numpy().tobytes(), dtype).copy()
 
 
 def _rounds(folder: Path) -> list[int]:
     """Rounds that have a file, newest first."""
-    found = (NAME.fullmatch(file.name) for file in folder.glob("round-*"))
-    return sorted((int(match[1]) for match in found if match), reverse=True)
+    matches = (NAME.fullmatch(file.name) for file in folder.glob("round-*"))
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
 def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
-    """Write a whole file or none."""
+    """Write a complete file or none."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     facts = facts | {"format": FORMAT}
     part = file.with_suffix(".part")
@@ -178,7 +179,7 @@ def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
         part.write_bytes(save(tensors, facts | {"checksum": _checksum(tensors, facts)}))
         disk.commit(part, file)
     except OSError as error:
-        with suppress(OSError):  # a read-only disk lets nothing be removed either
+        with suppress(OSError):  # on a read-only disk no file can be removed
             part.unlink()
         raise UserError(
             f"{file}: cannot be written ({reason(error)}); make room or make it writable, and go on with --resume"
@@ -186,7 +187,7 @@ def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
 
 
 def _checked(data: bytes) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and facts of a file. Raises DamagedError unless its checksum is that of its content."""
+    """Tensors and facts (metadata) of a file. Raises DamagedError unless its checksum is that of its content."""
     try:
         tensors = load(data)
         facts: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -209,12 +210,12 @@ def _checksum(tensors: Tensors, facts: Mapping[str, str]) -> str:
 
 
 def _flatten(tree: Any, name: str, into: Tensors) -> Any:
-    """The tensors of a tree go `into` a dictionary; returned is its shape, for JSON."""
+    """Copy the tensors of a tree `into` a dictionary, and return the tree's shape, for JSON."""
     if isinstance(tree, torch.Tensor):
-        into[name] = tree.cpu().clone()  # a file holds no tensor twice
+        into[name] = tree.cpu().clone()  # safetensors refuses two tensors that share memory
         return "tensor"
     if isinstance(tree, dict):
-        assert all(isinstance(key, str) for key in tree), "JSON would make texts of other keys"
+        assert all(isinstance(key, str) for key in tree), "JSON would convert other keys to texts"
         return {"dict": {key: _flatten(value, f"{name}.{key}", into) for key, value in tree.items()}}
     if isinstance(tree, tuple | list):
         return {type(tree).__name__: [_flatten(value, f"{name}.{i}", into) for i, value in enumerate(tree)]}
@@ -222,7 +223,7 @@ def _flatten(tree: Any, name: str, into: Tensors) -> Any:
 
 
 def _unflatten(shape: Any, name: str, tensors: Tensors) -> Any:
-    """The tree that `_flatten` took apart."""
+    """The tree with this shape and these tensors: the inverse of `_flatten`."""
     if shape == "tensor":
         return tensors[name]
     ((kind, inner),) = shape.items()

@@ -33,15 +33,15 @@ def _folder(value: Any) -> Any:
 
 
 def _absolute(value: Any) -> Any:
-    """A path as one that holds from any working directory; the run's config.yaml keeps it. Other texts as they are."""
+    """The absolute path of a path, for the run's config.yaml; other texts unchanged."""
     if not isinstance(value, str):
         return value
-    looks_like_one = "/" in value or value.startswith(("~", ".")) or WINDOWS.match(value)
-    return _folder(value) if looks_like_one or os.path.isfile(value) else value  # noqa: PTH113
+    looks_like_path = "/" in value or value.startswith(("~", ".")) or WINDOWS.match(value)
+    return _folder(value) if looks_like_path or os.path.isfile(value) else value  # noqa: PTH113
 
 
 class ModelConfig(Section):
-    """Which CLIP is adapted."""
+    """The CLIP model that is fine-tuned."""
 
     name: str = Field("flora-tiny", description="'flora-tiny' (bundled) or any name of open_clip.list_models()")
     pretrained: Annotated[str | None, BeforeValidator(_absolute)] = Field(
@@ -53,12 +53,12 @@ class ModelConfig(Section):
 
 
 class FeaturesConfig(Section):
-    """Where the features of images are kept, so that later runs need not compute them."""
+    """The store of image features, so that later runs need not compute them again."""
 
     store: Annotated[str, BeforeValidator(_folder)] = Field(
         "auto", description="a folder that all nodes share; auto: $FLORA_HPC_CACHE, or ~/.cache/flora_hpc; none: keep nothing"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format they are kept in; bf16 halves their size")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of stored features; bf16 halves their size")
     compute: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="number format of the image tower's products; bf16 is faster where the processor or GPU multiplies in it",
@@ -66,13 +66,13 @@ class FeaturesConfig(Section):
 
 
 class CohortConfig(Section):
-    """Who takes part in a round, a share of the clients or a number of them, and on which rank."""
+    """The participants of a round, as a share or a number of clients, and their ranks."""
 
-    fraction: float | None = Field(None, gt=0, le=1, description="share of the clients, 0..1; 1.0 when nothing is said")
+    fraction: float | None = Field(None, gt=0, le=1, description="share of the clients, 0..1; 1.0 when size is not given either")
     size: int | None = Field(None, ge=1, description="number of clients")
     assignment: Literal["static", "balanced", "dynamic"] = Field(
         "balanced",
-        description="clients go to ranks in turn (static), by their cost (balanced), or in groups to whoever is idle (dynamic); "
+        description="clients go to ranks in turn (static), by their cost (balanced), or in groups to idle ranks (dynamic); "
         "the results are the same",
     )
 
@@ -83,12 +83,12 @@ class CohortConfig(Section):
         return self
 
     def num_clients(self, registered: int) -> int:
-        """How many of `registered` clients take part in a round; at least one."""
+        """The number of participants of a round, out of `registered` clients; at least one."""
         return self.size if self.size is not None else max(1, round((self.fraction or 1.0) * registered))
 
 
 class ClientConfig(Section):
-    """What one client does in one round. The defaults are those of the FLoRA paper's code."""
+    """The local training of one client in one round. The defaults are those of the FLoRA paper's code."""
 
     epochs: int = Field(1, ge=1, description="passes over the client's examples in a round")
     batch_size: int = Field(128, ge=1, description="examples per step")
@@ -98,9 +98,9 @@ class ClientConfig(Section):
     weight_decay: float = Field(
         0.2, ge=0, allow_inf_nan=False, description="L2 penalty, added to the gradient; adamw: decoupled from it"
     )
-    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="adam and adamw: decay rates; sgd has no use for them")
-    eps: Positive = Field(1e-6, description="adam and adamw: epsilon; sgd has no use for it")
-    momentum: Decay = Field(0.0, description="sgd: share of the last step that is kept; the others refuse it")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="adam and adamw: decay rates; sgd ignores them")
+    eps: Positive = Field(1e-6, description="adam and adamw: epsilon; sgd ignores it")
+    momentum: Decay = Field(0.0, description="sgd: share of the last step that is kept; adam and adamw refuse it")
     shuffle: bool = Field(True, description="a new order of the examples in every epoch")
     optimizer_state: Literal["reset", "keep"] = Field(
         "reset", description="start the optimizer afresh in every round, or keep each client's state (every client in every round)"
@@ -108,10 +108,10 @@ class ClientConfig(Section):
     first_step: Literal["auto", "each", "jacobian"] = Field(
         "auto",
         description="how clients, which all start from one adapter, get their first gradient: each by a backward pass, or by one "
-        "Jacobian for all and a product for each, which pays for hundreds of clients; auto: by what it costs",
+        "Jacobian for all and a product for each, which pays for hundreds of clients; auto: the cheaper way",
     )
     group_size: int | None = Field(
-        None, ge=1, description="clients trained in one batch of tensors at most; chosen when not given, and decides no bit on CPUs"
+        None, ge=1, description="clients trained in one batch of tensors at most; chosen when not given, and changes no bit on CPUs"
     )
 
     @model_validator(mode="after")
@@ -125,10 +125,10 @@ class ClientConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """When the test accuracy is measured."""
+    """When and how the test accuracy is measured."""
 
     every: int = Field(1, ge=1, description="rounds between evaluations; rounds 0 and the last are always evaluated")
-    overlap: bool = Field(False, description="test a round's adapter during the next round, on ranks that would wait for others")
+    overlap: bool = Field(False, description="test a round's adapter during the next round, on ranks that would otherwise wait")
     per_client: bool = Field(False, description="also test each client on its own mix of classes: mean, spread and worst client")
 
 
@@ -140,21 +140,21 @@ def _backend(value: Any) -> Any:
 
 
 class CommConfig(Section):
-    """How ranks talk, and what they compute on."""
+    """How ranks communicate, and on which device they compute."""
 
     backend: Annotated[str, BeforeValidator(_backend)] = Field("auto", description="auto, serial, mpi, gloo or nccl")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU when there is one")
     timeout_seconds: Positive = Field(
-        1800.0, le=1e8, description="a collective that takes longer ends the job, naming who did not come"
+        1800.0, le=1e8, description="a collective that takes longer ends the job, naming the missing ranks"
     )
 
 
 class CheckpointConfig(Section):
-    """What a run leaves behind to go on from, and what a signal to stop does."""
+    """When a run saves checkpoints to resume from, and what a signal to stop does."""
 
     every: int = Field(1, ge=0, description="rounds between checkpoints; 0: only when a signal stops the run")
     on_signal: Literal["finish", "abandon"] = Field(
-        "finish", description="what SIGUSR1 or SIGTERM does with the round that is played: finish it, or throw it away"
+        "finish", description="what SIGUSR1 or SIGTERM does with the current round: finish it, or throw it away"
     )
     keep: bool = Field(
         True, description="keep the last checkpoint of a finished run, so that --resume can give it more rounds (needs every > 0)"
@@ -167,7 +167,7 @@ class CheckpointConfig(Section):
 
 
 class Config(Section):
-    """The whole experiment. Only `experiment`, `loop`, `jobs` and `cli` see it; other modules get their own branch."""
+    """The whole experiment. Only `experiment`, `loop`, `jobs` and `cli` use it; other modules get their own section."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random number of the run")
     rounds: int = Field(50, ge=0, description="rounds of training after round 0, which only evaluates")
@@ -184,21 +184,21 @@ class Config(Section):
     comm: CommConfig = CommConfig()
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Config":
+    def _sections_fit(self) -> "Config":
         if self.client.optimizer_state == "keep" and self.cohort.assignment == "dynamic":
             raise ValueError(
                 "client.optimizer_state: 'keep' needs clients that stay on their rank, which cohort.assignment: dynamic moves; "
                 "set cohort.assignment: balanced"
             )
         registered: int | None = getattr(self.partition, "num_clients", None)
-        if registered is None:  # a file has the clients, or it is a stand-in for a partition that has mistakes of its own
+        if registered is None:  # a file lists the clients, or the partition has mistakes and was replaced by a stand-in
             return self
         if (fault := self.cohort_fault(registered)) is not None:
             raise ValueError(fault)
         return self
 
     def cohort_fault(self, registered: int) -> str | None:
-        """Why rounds cannot be played with so many registered clients, in one sentence; None where they can."""
+        """Why no round is possible with so many registered clients, in one sentence; None when rounds are possible."""
         if self.cohort.size is not None and self.cohort.size > registered:
             cure = " or raise partition.num_clients" if getattr(self.partition, "num_clients", None) is not None else ""
             return f"cohort.size: {self.cohort.size} clients a round, but only {registered} are registered; lower cohort.size{cure}"
@@ -210,7 +210,7 @@ class Config(Section):
         return None
 
     def essence(self) -> "Config":
-        """What decides the results of a round: the same wherever, on however many ranks and for however many rounds it runs."""
+        """The options that decide the results of a round: all but the machine, the number of ranks and the number of rounds."""
         return self.model_copy(
             update={
                 "rounds": 0,
@@ -223,5 +223,5 @@ class Config(Section):
         )
 
     def to_yaml(self) -> str:
-        """The resolved configuration, every default written out; loading it gives an equal Config."""
+        """The resolved configuration with all defaults; loading it gives an equal Config."""
         return yamltext.dump(self.model_dump(mode="json"))

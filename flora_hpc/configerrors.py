@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in sentences: the key, what it must be, and the nearest key that exists."""
+"""Explain the mistakes of a configuration: for each the key, the valid values, and the nearest valid key."""
 
 from typing import Any
 
@@ -6,32 +6,32 @@ from pydantic import ValidationError
 
 from flora_hpc.errors import did_you_mean
 
-MAX_PROBLEMS = 30  # that are told of one section
+MAX_PROBLEMS = 30  # printed for one section
 
 
-def explain(error: ValidationError, prefix: str, known: list[str]) -> list[tuple[str, str]]:
-    """(key, sentence) for each mistake that pydantic found below `prefix`."""
-    found = []
+def explain(error: ValidationError, prefix: str, valid_keys: list[str]) -> list[tuple[str, str]]:
+    """(key, sentence) for each mistake that pydantic reports below `prefix`."""
+    sentences = []
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors()[:MAX_PROBLEMS]:
         place = problem["loc"]
         if problem["type"] == "too_short" and any(other[: len(place)] == place and other != place for other in places):
-            continue  # short only because an item of it was refused
+            continue  # too short only because one of its items was refused
         key = prefix + ".".join(str(part) for part in place)
         context, value = problem.get("ctx", {}), problem["input"]
         if problem["type"] == "extra_forbidden":
-            found.append((key, f"{key}: unknown key{suggest(key, known)}"))
+            sentences.append((key, f"{key}: unknown key{suggest(key, valid_keys)}"))
         elif problem["type"] == "value_error":
             text = str(context["error"])
-            found.append((key, f"{key}: {text}") if place else (text.partition(":")[0], text))
+            sentences.append((key, f"{key}: {text}") if place else (text.partition(":")[0], text))
         else:
             sentence = SENTENCES.get(problem["type"], "")
-            found.append((key, f"{key}: {sentence.format(**context, value=shown(value)) if sentence else problem['msg']}"))
-    return found
+            sentences.append((key, f"{key}: {sentence.format(**context, value=shown(value)) if sentence else problem['msg']}"))
+    return sentences
 
 
 def shown(value: Any) -> str:
-    """A value as a configuration has it, short enough for a sentence."""
+    """A value as YAML writes it, shortened for a sentence."""
     text = {"True": "true", "False": "false", "None": "null"}.get(text := repr(value), text)
     return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
@@ -62,12 +62,12 @@ SENTENCES = {
 }
 
 
-def suggest(key: str, known: list[str]) -> str:
-    """`; did you mean a.b?`: the same name elsewhere, else the nearest of the same section, else of any section."""
+def suggest(key: str, valid_keys: list[str]) -> str:
+    """`; did you mean a.b?`: the same name in another section, or the nearest name of this section, or of any section."""
     section, _, last = key.rpartition(".")
-    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-    anywhere = {name.rpartition(".")[2]: name for name in known}
-    if key in known:  # written with a dot in the file
+    siblings = {name.rpartition(".")[2]: name for name in valid_keys if name.rpartition(".")[0] == section}
+    anywhere = {name.rpartition(".")[2]: name for name in valid_keys}
+    if key in valid_keys:  # written with a dot in the file
         return f"; write it as {key.partition('.')[0]}: {{{key.partition('.')[2]}: ...}}"
     if ":" in last:
         return "; write a blank after the colon"

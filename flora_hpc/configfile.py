@@ -1,4 +1,4 @@
-"""Read a configuration from YAML and `-s key=value`; every mistake in it is reported at once."""
+"""Read a configuration from YAML and `-s key=value`, and report all its mistakes at once."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,38 +20,40 @@ INSTEAD_OF = {"cohort.size": "cohort.fraction", "cohort.fraction": "cohort.size"
 
 
 class Layer(NamedTuple):
-    """Keys that are put over those of a file, and what messages call them."""
+    """Values that replace those of a file, and their source's name in messages."""
 
-    given: Mapping[str, Any]  # by dotted key
+    values: Mapping[str, Any]  # by dotted key
     name: str = "-s"
 
 
 def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[str]]:
-    """Read a YAML file, on top of the one that its key `base` names, and apply `key.sub=value` overrides.
+    """Read a YAML file on top of its `base` file, and apply `key.sub=value` overrides.
 
-    Returns the configuration and notes on what the overrides set aside. Raises UserError with one line per mistake.
+        base file  <-  file  <-  -s key=value        later values replace earlier values
+
+    Returns the configuration and notes on keys that the overrides remove. Raises UserError with one line per mistake.
     """
     tree, origin = _read_all(path)
     return _checked(tree, origin, Layer(dict(_split_override(text) for text in overrides or [])), path.name)
 
 
 def load_values(source: Path | Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """The same from a file or a nested mapping, with values of Python by dotted key instead of texts."""
+    """Like `load`, from a file or a nested mapping; `given` has Python values by dotted key."""
     tree, origin = _read_all(source) if isinstance(source, Path) else (_copied(source), {})
     return _checked(tree, origin, Layer(given, "override"), source.name if isinstance(source, Path) else "config")
 
 
 def _checked(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: str) -> tuple[Config, list[str]]:
-    """The configuration that `tree` is under `layer`. `origin` has the file of each key; the others come from `file`."""
+    """The configuration from `tree` with `layer` on top. `origin` has the file of each key; other keys come from `file`."""
     notes = _apply(tree, layer)
-    known = _known_keys(tree)
+    valid_keys = _valid_keys(tree)
     problems: list[tuple[str, str]] = []
     for section, family in FAMILY_OF.items():
-        tree[section] = _member_options(section, family, tree.get(section, {}), known, problems)
+        tree[section] = _member_options(section, family, tree.get(section, {}), valid_keys, problems)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems += explain(error, "", known)
+        problems += explain(error, "", valid_keys)
     if problems:
         raise UserError("\n".join(f"{_source(key, layer, origin) or f'{file}:'} {text}" for key, text in problems))
     if config.model.pretrained == "none":
@@ -60,14 +62,14 @@ def _checked(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: s
 
 
 def _copied(tree: Any) -> Any:
-    """A nested mapping with dictionaries and lists of its own, since layers are put into it."""
+    """A deep copy of a nested mapping, since `_apply` changes it."""
     if isinstance(tree, Mapping):
         return {key: _copied(value) for key, value in tree.items()}
     return [_copied(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
-    """The section `comm` alone, as far as it can be made out of a configuration that has mistakes; the defaults otherwise."""
+    """The section `comm` alone, also of a configuration with mistakes; the defaults where it cannot be read."""
     try:
         tree, _ = _read_all(path)
     except UserError:
@@ -80,7 +82,7 @@ def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
 
 
 def comm_with(backend: str) -> CommConfig:
-    """The section `comm` with a backend from the command line. Raises UserError for one that does not exist."""
+    """The section `comm` with a backend from the command line. Raises UserError for an unknown backend."""
     try:
         return CommConfig(backend=backend)
     except ValidationError as error:
@@ -88,48 +90,54 @@ def comm_with(backend: str) -> CommConfig:
 
 
 def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
-    """The section `data` alone, of a YAML file, or of a dataset's name and nothing else. Raises UserError like `load`."""
+    """The section `data` alone, from a YAML file or from a dataset's name. Raises UserError like `load`."""
     tree: dict[str, Any] = _read_all(Path(what))[0] if what.endswith((".yaml", ".yml")) else {"data": {"name": what}}
     given = dict(_split_override(text) for text in overrides or [])
     if foreign := [key for key in given if key.partition(".")[0] != "data"]:
         raise UserError(f"-s {foreign[0]}: has nothing to do with the data; give keys such as data.root")
     _apply(tree, Layer(given))
     problems: list[tuple[str, str]] = []
-    known = [key for key in _known_keys(tree) if key.startswith("data.")]
-    options = _member_options("data", "datasets", tree.get("data", {}), known, problems)
+    valid_keys = [key for key in _valid_keys(tree) if key.startswith("data.")]
+    options = _member_options("data", "datasets", tree.get("data", {}), valid_keys, problems)
     if problems:
         raise UserError("\n".join(text for _, text in problems))
     return options
 
 
 def own_parts(config: Config) -> list[Part]:
-    """The user's own parts that a configuration names."""
+    """The user's plugins that a configuration names."""
     parts = [plugins.own_part(family, getattr(config, section).name) for section, family in FAMILY_OF.items()]
     return [part for part in parts if part is not None]
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, and both values."""
+    """The dotted keys with different values, and both values."""
     left, right = (_dotted(config.model_dump(mode="json")) for config in (one, other))
     keys = [key for key in left | right if not isinstance(left.get(key), dict) and not isinstance(right.get(key), dict)]
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
 
 def _source(key: str, layer: Layer, origin: dict[str, str]) -> str | None:
-    """Where a mistake at `key` came from: the layer's name for a key of it, of a key above it, or of one below that no file has."""
-    above = any(key == name or key.startswith(f"{name}.") for name in layer.given)
-    below = any(name.startswith(f"{key}.") for name in layer.given)
-    if above or (below and key not in origin):
+    """The source of a mistake at `key`: the layer's name or the key's file.
+
+    The layer counts when it sets `key` or a section around it, or a key below `key` while no file sets `key`.
+    """
+    sets_key = any(key == name or key.startswith(f"{name}.") for name in layer.values)
+    sets_below = any(name.startswith(f"{key}.") for name in layer.values)
+    if sets_key or (sets_below and key not in origin):
         return layer.name
     return f"{origin[key]}:" if key in origin else None
 
 
 def _read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
-    """A file on top of its `base`, whose path is relative to the file; and for each dotted key the name of its file."""
+    """The content of a file on top of its `base` file, and the name of the file of each dotted key.
+
+    The path of `base` is relative to the file. `above` has the files that are built on this file.
+    """
     tree = _read(path)
     base = tree.pop("base", None)
-    own = _dotted(tree)
-    origin = dict.fromkeys(own, path.name)
+    values = _dotted(tree)
+    origin = dict.fromkeys(values, path.name)
     if base is None:
         return tree, origin
     if not isinstance(base, str):
@@ -137,11 +145,10 @@ def _read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any],
     chain = (*above, path.resolve())
     if (path.parent / base).resolve() in chain:
         raise UserError(f"{path.name}: base: {base} is built on this file itself; take one of the two lines out")
-    below, origin_below = _read_all(path.parent / base, chain)
-    _apply(
-        below, Layer({key: value for key, value in own.items() if key.count(".") == 1 or not isinstance(value, dict)}, path.name)
-    )
-    return below, origin_below | origin
+    base_tree, base_origin = _read_all(path.parent / base, chain)
+    replaced = {key: value for key, value in values.items() if key.count(".") == 1 or not isinstance(value, dict)}
+    _apply(base_tree, Layer(replaced, path.name))
+    return base_tree, base_origin | origin
 
 
 def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -167,8 +174,8 @@ def _read(path: Path) -> dict[str, Any]:
         instead = "; the configuration of a run is config.yaml beside it" if filekinds.kind(path) == filekinds.HDF5 else ""
         raise UserError(f"{path}: is not valid YAML: {error}{instead}") from None
     if not isinstance(tree, dict):
-        found = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', but holds {found}")
+        content = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', but holds {content}")
     return tree
 
 
@@ -188,23 +195,23 @@ def _split_override(text: str) -> tuple[str, Any]:
 
 
 def _apply(tree: dict[str, Any], layer: Layer) -> list[str]:
-    """Put the keys of a layer into the tree; set aside what they replace, and say so."""
-    notes, given = [], layer.given
-    for key, value in given.items():
+    """Put the values of a layer into the tree. Returns a note for each key that no longer applies and is removed."""
+    notes, values = [], layer.values
+    for key, value in values.items():
         section, _, rest = key.partition(".")
-        instead = INSTEAD_OF.get(key)
-        if instead and instead not in given and value is not None:
+        alternative = INSTEAD_OF.get(key)
+        if alternative and alternative not in values and value is not None:
             branch = tree.get(section)
-            if isinstance(branch, dict) and branch.pop(instead.partition(".")[2], None) is not None:
-                notes.append(f"{instead} of the file is set aside, since {key} was given")
+            if isinstance(branch, dict) and branch.pop(alternative.partition(".")[2], None) is not None:
+                notes.append(f"{alternative} of the file is set aside, since {key} was given")
         if section in FAMILY_OF and rest == "name" and isinstance(tree.get(section), dict):
-            of = str(tree[section].get("name", DEFAULT_MEMBER[section]))
-            dropped = _foreign_keys(FAMILY_OF[section], tree[section], of, str(value))
+            old_member = str(tree[section].get("name", DEFAULT_MEMBER[section]))
+            dropped = _foreign_keys(FAMILY_OF[section], tree[section], old_member, str(value))
             for name in dropped:
                 del tree[section][name]
             if dropped:
-                notes.append(f"{section}.name={value}: dropped {', '.join(dropped)}, known to '{of}' only")
-    for key, value in given.items():
+                notes.append(f"{section}.name={value}: dropped {', '.join(dropped)}, known to '{old_member}' only")
+    for key, value in values.items():
         *parents, last = key.split(".")
         branch = tree
         for parent in parents:
@@ -216,16 +223,16 @@ def _apply(tree: dict[str, Any], layer: Layer) -> list[str]:
 
 
 def _foreign_keys(family: str, branch: dict[str, Any], old: str, new: str) -> list[str]:
-    """Keys of a branch that its old member knows and the new one does not."""
+    """Keys of a section that are options of its old member but not of its new member."""
     try:
-        before, after = (plugins.member(family, name).Options.model_fields for name in (old, new))
+        old_options, new_options = (plugins.member(family, name).Options.model_fields for name in (old, new))
     except UserError:
-        return []  # reported when the branch is checked
-    return [key for key in branch if key in before and key not in after]
+        return []  # reported when the section is checked
+    return [key for key in branch if key in old_options and key not in new_options]
 
 
-def _member_options(section: str, family: str, branch: Any, known: list[str], problems: list[tuple[str, str]]) -> BaseOptions:
-    """The checked options of one family member; on a mistake, a stand-in so that the other sections are checked too."""
+def _member_options(section: str, family: str, branch: Any, valid_keys: list[str], problems: list[tuple[str, str]]) -> BaseOptions:
+    """The checked options of one family member. On a mistake: a stand-in, so that the other sections are checked, too."""
     stand_in = BaseOptions(name=DEFAULT_MEMBER[section])
     if not isinstance(branch, dict):
         problems.append((section, f"{section}: must hold keys such as 'name: {stand_in.name}', not {shown(branch)}"))
@@ -242,20 +249,20 @@ def _member_options(section: str, family: str, branch: Any, known: list[str], pr
     try:
         return options.model_validate(branch)
     except ValidationError as error:
-        problems += explain(error, f"{section}.", known)
+        problems += explain(error, f"{section}.", valid_keys)
         return stand_in
 
 
-def _known_keys(tree: dict[str, Any]) -> list[str]:
-    """Every dotted key that exists, for suggestions; of a family, those of the member that the tree chose."""
+def _valid_keys(tree: dict[str, Any]) -> list[str]:
+    """Every valid dotted key, for suggestions. For a family: the options of the member that the tree names."""
     keys = []
     for name, field in Config.model_fields.items():
         kind = field.annotation
         if name in FAMILY_OF:
             branch = tree.get(name)
-            chosen = str(branch.get("name", "")) if isinstance(branch, dict) else ""
+            member = str(branch.get("name", "")) if isinstance(branch, dict) else ""
             names = plugins.members(FAMILY_OF[name])
-            kind = plugins.member(FAMILY_OF[name], chosen if chosen in names else DEFAULT_MEMBER[name]).Options
+            kind = plugins.member(FAMILY_OF[name], member if member in names else DEFAULT_MEMBER[name]).Options
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             keys += [f"{name}.{sub}" for sub in kind.model_fields]
         keys.append(name)

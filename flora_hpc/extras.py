@@ -1,10 +1,10 @@
-"""Packages that only some commands need: a missing one is answered with the command that installs it."""
+"""Packages that only some commands need: the error for a missing package gives the command that installs it."""
 
 import importlib.util
 
 from flora_hpc.errors import UserError
 
-EXTRAS = {  # by the name that Python imports: the extra of flora-hpc that brings the package
+EXTRAS = {  # import name -> the extra of flora-hpc that installs the package
     "jinja2": "report",
     "matplotlib": "report",
     "mlflow": "mlflow",
@@ -18,13 +18,13 @@ EXTRAS = {  # by the name that Python imports: the extra of flora-hpc that bring
     "transformers": "peft",
     "wandb": "wandb",
 }
-NAMES = {"jinja2": "Jinja2", "sklearn": "scikit-learn"}  # of packages that people call otherwise
+NAMES = {"jinja2": "Jinja2", "sklearn": "scikit-learn"}  # import name -> the package's usual name
 
 
 def need(what: str, *packages: str, otherwise: str = "") -> None:
-    """Raise UserError unless all `packages`, which `what` needs, are installed. None of them is imported for it.
+    """Raise UserError unless all `packages`, which `what` needs, are installed. No package is imported.
 
-    `otherwise` ends the sentence: what else would do.
+    `otherwise` is the end of the sentence, with another cure.
     """
     missing = [package for package in packages if not installed(package)]
     if missing:
@@ -36,6 +36,6 @@ def need(what: str, *packages: str, otherwise: str = "") -> None:
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported. A folder of its name, as trackers leave some behind, is not the package."""
+    """Whether a package can be imported. A mere folder with its name, such as trackers leave behind, does not count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None

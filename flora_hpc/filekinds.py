@@ -1,21 +1,21 @@
-"""What a file is by its first bytes, whatever its suffix says, and what to do with it where another kind was expected."""
+"""Identify the kind of a file by its first bytes, whatever its suffix, and the cure where another kind is expected."""
 
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-HEAD_BYTES = 512  # that tell a kind
+HEAD_BYTES = 512  # enough to identify every kind
 RESAVE_TEXT = "save it in UTF-8"
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:")  # pathlib leaves one slash of two
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:")  # one slash, since pathlib removes the second
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 
 
 class Kind(NamedTuple):
-    """A kind of file. The cure is empty where it depends on what the file was given for."""
+    """A kind of file. The cure is empty where it depends on the option that names the file."""
 
     name: str
     cure: str = ""
-    is_archive: bool = False  # whether the file that is meant may be inside
+    is_archive: bool = False  # whether the expected file may be inside
 
     def __str__(self) -> str:
         """Name and cure, as the end of a sentence."""
@@ -63,12 +63,12 @@ KINDS = [
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """The kind of a file that begins with `head`, its first HEAD_BYTES; None for plain text and whatever else they do not tell."""
+    """The kind of a file whose first HEAD_BYTES are `head`; None for plain text and for unknown kinds."""
     return next((kind for begins, kind in KINDS if begins.match(head)), None)
 
 
 def elsewhere(path: str | Path) -> str | None:
-    """Why a path can name no file of this machine, with the cure, in one clause; None where it may name one."""
+    """Why a path cannot be a file of this machine, with the cure, in one clause; None for a possible path."""
     text = str(path)
     if WINDOWS.match(text):
         return "a path of Windows; write it as this system has it"
@@ -76,7 +76,7 @@ def elsewhere(path: str | Path) -> str | None:
 
 
 def kind(path: Path) -> Kind | None:
-    """The kind of the file at `path`; None, too, where it cannot be read."""
+    """The kind of the file at `path`; None for an unknown kind or an unreadable file."""
     try:
         with path.open("rb") as file:
             return kind_of(file.read(HEAD_BYTES))

@@ -1,4 +1,4 @@
-"""Every way a job can end on one rank ends it on all of them: an error on one would keep the others waiting for ever."""
+"""End a job on all ranks when it ends on one rank: otherwise the other ranks would wait for ever."""
 
 import socket
 import sys
@@ -13,18 +13,18 @@ from flora_hpc.errors import StoppedError, UserError
 
 @contextmanager
 def guarded(comm: Communicator) -> Iterator[None]:
-    """An error inside, on one of several ranks, ends the whole job at once, with that rank's message.
+    """End the whole job at once, with this rank's message, when this rank raises an error inside.
 
-    Without that the other ranks would wait for this one in their next collective, or in MPI_Finalize.
+    Otherwise the other ranks would wait for this rank in their next collective, or in MPI_Finalize.
     """
     try:
         yield
     except (AgreedError, StoppedError):
-        raise  # every rank knows; rank 0 says it
+        raise  # every rank raises the same error; rank 0 prints it
     except KeyboardInterrupt:
         if comm.size == 1:
             raise
-        time.sleep(0 if comm.rank == 0 else 2)  # rank 0 has the file to close
+        time.sleep(0 if comm.rank == 0 else 2)  # rank 0 must close its file
         comm.abort(130)
     except Exception as error:
         mistake = isinstance(error, UserError)
@@ -32,16 +32,16 @@ def guarded(comm: Communicator) -> Iterator[None]:
             raise
         where = f"flora-hpc: rank {comm.rank} of {comm.size} on {socket.gethostname()}"
         print(f"{where}: {error if mistake else traceback.format_exc()}", file=sys.stderr, flush=True)
-        time.sleep(1)  # an abort may overtake what was said: MPICH's launcher then drops it
+        time.sleep(1)  # an abort may overtake the message: MPICH's launcher then drops the message
         comm.abort(2 if mistake else 1)
 
 
-def ends(comm: Communicator) -> Callable[[str], None]:
-    """What says why the job cannot go on, and ends all of it."""
+def aborter(comm: Communicator) -> Callable[[str], None]:
+    """A function that prints a reason and ends the whole job."""
 
-    def say_and_abort(why: str) -> None:
+    def print_and_abort(why: str) -> None:
         print(f"flora-hpc: rank {comm.rank} of {comm.size} on {socket.gethostname()}: {why}", file=sys.stderr, flush=True)
-        time.sleep(0.5)  # an abort may overtake what was said
+        time.sleep(0.5)  # an abort may overtake the message
         comm.abort(1)
 
-    return say_and_abort
+    return print_and_abort

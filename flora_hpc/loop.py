@@ -83,7 +83,7 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
             loop.start(info)
             del begin, info  # with all rows of a run that goes on
             hosts = [host.decode() for host in topology["host"].tolist()]
-            with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.counters.store(), options.end, stop.came):
+            with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.counters.store(), options.end, stop.received):
                 loop.play()
             together(comm, options.holds)
             if comm.rank == 0:

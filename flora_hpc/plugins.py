@@ -1,8 +1,8 @@
-"""Families of interchangeable parts: a member is a file, its name is the file's name.
+"""Families of interchangeable members: a member is a file, and its name is the file's name.
 
-A file offers `Options` (a pydantic model, where it has options) and `build`. There is no list to edit: dropping a file into
-the family's folder is enough. Members that differ in facts alone need no files: the family's package may have a mapping `TABLE`
-from names to modules made in memory. `userparts` tells how users add members of their own.
+A member's file has `Options` (a pydantic model, where there are options) and `build`. To add a member, put its file into the
+family's folder; there is no list to edit. Members that differ only in data need no files: the family's package may have a mapping
+`TABLE` from names to modules made in memory. `userparts` describes how users add their own members.
 """
 
 import gc
@@ -31,18 +31,18 @@ FAMILIES = {
 
 
 class BaseOptions(StrictModel):
-    """What the options of every member share."""
+    """The options that every member has."""
 
     name: str = Field(description="which member of the family")
 
 
-_used: dict[tuple[str, str], Part] = {}  # parts of files that a user named, by family and name
+_used: dict[tuple[str, str], Part] = {}  # (family, name) -> a member from the user's file
 
 
 def use(path: str | Path) -> None:
-    """Add the user's own parts in a file or a folder to their families, for this process.
+    """Add the user's members in a file or a folder to their families, for this process.
 
-    Raises UserError for what is no part, and for a name that the family has already.
+    Raises UserError for a file that is no member, and for a name that the family already has.
     """
     for part in userparts.read(path):
         key = part.family, part.name
@@ -58,9 +58,9 @@ def use(path: str | Path) -> None:
 
 
 def own_part(family: str, name: str) -> Part | None:
-    """The user's part of that name, from a file or an installed package; None for a member that is flora_hpc's.
+    """The user's member with this name, from a file or an installed package; None for a member of flora_hpc.
 
-    Raises UserError where two have the name: none of them may take the other's place in silence.
+    Raises UserError where two members have the name: neither may silently replace the other.
     """
     packages = [part for part in userparts.installed() if (part.family, part.name) == (family, name)]
     parts = [*packages, *([_used[family, name]] if (family, name) in _used else [])]
@@ -77,9 +77,9 @@ def _shipped(family: str) -> set[str]:
 
 
 def members(family: str) -> list[str]:
-    """Names of all members of a family, sorted; nothing is imported but the family's package."""
-    own = {part.name for part in (*userparts.installed(), *_used.values()) if part.family == family}
-    return sorted(_shipped(family) | own)
+    """Names of all members of a family, sorted. Only the family's package is imported."""
+    user_names = {part.name for part in (*userparts.installed(), *_used.values()) if part.family == family}
+    return sorted(_shipped(family) | user_names)
 
 
 def member(family: str, name: str) -> ModuleType:
@@ -98,9 +98,9 @@ def member(family: str, name: str) -> ModuleType:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Python does not look for garbage inside.
+    """Turn off Python's garbage collection inside.
 
-    A member may import PyTorch, which makes very many objects. None of them is garbage, and looking at them takes time.
+    A member may import PyTorch, which creates very many objects. None of them is garbage, and searching them takes time.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Where a run begins: at its first state, or where a run that was stopped or killed left off."""
+"""Begin a run: at its first state, or after the newest checkpoint of a run that was stopped or killed."""
 
 import hashlib
 import json
@@ -33,43 +33,44 @@ class Begin:
 
     state: State
     next_round: int = 0
-    earlier: Earlier | None = None  # on rank 0, of a run that goes on
+    earlier: Earlier | None = None  # on rank 0: the log of the resumed run
 
 
 class Saved:
-    """The checkpoints of the run in `out`. `holds` raises UserError when the run directory belongs to another process now."""
+    """The checkpoints of the run in `out`. `holds` raises UserError when another process now owns the run directory."""
 
     def __init__(self, out: Path, identity: Identity, holds: Callable[[], None] = lambda: None) -> None:
         self.folder, self._out, self._identity, self.holds = out / "checkpoint", out, identity, holds
         self._run = hashlib.blake2b(identity.essence.to_yaml().encode(), digest_size=16).hexdigest()
 
     def write(self, setup: Setup, site: Site, state: State, number: int) -> Callable[[], None]:
-        """Write this rank's optimizers after round `number`, where they are kept.
+        """Write this rank's optimizers after round `number`, where the clients keep them.
 
-        Returns what writes the rest, on rank 0, once the round is in run.h5: a checkpoint that is newer than the log is of no use.
+        Returns a function that writes the checkpoint on rank 0. Call it once the round is in run.h5: a checkpoint that is newer
+        than the log cannot be used.
         """
-        shards: tuple[str, ...] = ()
+        parts: tuple[str, ...] = ()
 
-        def keep() -> str:
+        def write_part() -> str:
             self.holds()
             with site.comm.phase("log"):
                 return checkpoint.write_optimizers(self.folder, number, site.comm.rank, state.optimizers.values())
 
         if setup.client.optimizer_state == "keep":
-            name = together(site.comm, keep)
-            shards = tuple(text.decode() for text in site.comm.allgather(name.encode()))
+            name = together(site.comm, write_part)
+            parts = tuple(text.decode() for text in site.comm.allgather(name.encode()))
         if site.comm.rank != 0:
             return lambda: None
         untested = state.tests.untested
         if untested is not None:
-            untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round notes its accuracy
-        point = Checkpoint(number, state.adapter, state.server, untested, shards, self._identity.all)
+            untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round writes into `row`
+        point = Checkpoint(number, state.adapter, state.server, untested, parts, self._identity.all)
 
         def save() -> None:
             self.holds()
             log = self._out / "run.h5"
             try:
-                with suppress(FileNotFoundError):  # who calls `loop.run` may want no log
+                with suppress(FileNotFoundError):  # a caller of `loop.run` may write no log
                     disk.sync(log)
             except OSError as error:
                 raise UserError(f"{log}: does not reach its disk ({reason(error)}); go on with --resume") from None
@@ -78,12 +79,13 @@ class Saved:
         return save
 
     def find(self, built: Experiment, site: Site) -> Begin:
-        """Where the unfinished run goes on: after its newest whole checkpoint, or from the start where there is none.
+        """The state after the newest usable checkpoint of the unfinished run; its first state where there is none.
 
-        Rank 0 reads and sends it; optimizers are read by each rank. Raises UserError, on every rank, for what does not fit.
+        Rank 0 reads the checkpoint and sends it; each rank reads its optimizers. Raises UserError, on every rank, for a checkpoint
+        that does not fit.
         """
         comm, setup = site.comm, built.setup
-        data, earlier = together(comm, lambda: self._look(setup) if comm.rank == 0 else (b"", None))
+        data, earlier = together(comm, lambda: self._read_newest(setup) if comm.rank == 0 else (b"", None))
         data = send_to_all(comm, data)
         if not data:
             return Begin(experiment.first_state(built, site), 0, earlier)
@@ -94,15 +96,15 @@ class Saved:
         tests = experiment.tests(built, site)
         tests.untested = point.untested if comm.rank == 0 else None
         state = State(point.adapter.to(site.device), to(point.server, site.device), {}, tests)
-        following = point.round + 1
-        if point.parts and point.round > 0:  # before round 1 nobody has an optimizer
-            mine = list(my_groups(setup, site, following))
-            kept = together(comm, lambda: checkpoint.read_optimizers(self.folder, point.parts, mine))
-            state.optimizers = {i: Kept(each.clients, to(each.state, site.device)) for i, each in enumerate(kept)}
-        return Begin(state, following, earlier)
+        next_round = point.round + 1
+        if point.parts and point.round > 0:  # before round 1 no client has an optimizer
+            local_groups = list(my_groups(setup, site, next_round))
+            optimizers = together(comm, lambda: checkpoint.read_optimizers(self.folder, point.parts, local_groups))
+            state.optimizers = {i: Kept(group.clients, to(group.state, site.device)) for i, group in enumerate(optimizers)}
+        return Begin(state, next_round, earlier)
 
-    def _look(self, setup: Setup) -> tuple[bytes, Earlier]:
-        """The newest checkpoint that fits the log, empty for none, and the log up to it."""
+    def _read_newest(self, setup: Setup) -> tuple[bytes, Earlier]:
+        """The bytes of the newest checkpoint that fits the log, empty for none, and the log up to that round."""
         attributes, tables = hdf5file.read(self._out, ())
         data, point, notes = checkpoint.newest(self.folder, self._run, int(tables["rounds"]["round"].max(initial=-1)))
         if point is None and attributes["status"] == "finished":
@@ -119,24 +121,24 @@ class Saved:
         return data, earlier
 
     def refuse_others(self) -> None:
-        """Raise UserError when the run in `out` began with other data or weights, as far as these are known before features are."""
+        """Raise UserError when the run in `out` began with other data or weights; before features, only some can be compared."""
         attributes, _ = hdf5file.read(self._out, ())
-        began_with = json.loads(attributes.get("identity", "{}"))
-        if attributes.get("num_damaged"):  # images that cannot be decoded are not left out yet
-            began_with = {name: began_with[name] for name in began_with if name not in ("split", "clients")}
-        self._compare(began_with)
+        first_identity = json.loads(attributes.get("identity", "{}"))
+        if attributes.get("num_damaged"):  # undecodable images are dropped only later, with the features
+            first_identity = {name: first_identity[name] for name in first_identity if name not in ("split", "clients")}
+        self._compare(first_identity)
 
-    def _compare(self, began_with: Mapping[str, str]) -> list[str]:
-        """Raise UserError when data or weights are other ones than the run began with. Returns a sentence when nobody can tell."""
-        if not began_with:
+    def _compare(self, first_identity: Mapping[str, str]) -> list[str]:
+        """Raise UserError when data or weights differ from the run's first start. Returns a sentence when no digest is known."""
+        if not first_identity:
             return ["an older flora-hpc wrote the run: whether its data and weights are the same could not be compared"]
         chosen = self._identity.chosen
-        if other := [f"{key}: {began_with[key]}" for key in chosen if began_with.get(key, chosen[key]) != chosen[key]]:
+        if different := [f"{key}: {first_identity[key]}" for key in chosen if first_identity.get(key, chosen[key]) != chosen[key]]:
             raise UserError(
-                f"--resume: the run in {self._out} began with {', '.join(other)}, and here it would be "
+                f"--resume: the run in {self._out} began with {', '.join(different)}, and here it would be "
                 f"{', '.join(f'{key}: {chosen[key]}' for key in chosen)}, which decides bits; set it as the run began"
             )
-        if changed := self._identity.differences(began_with):
+        if changed := self._identity.differences(first_identity):
             raise UserError(
                 f"--resume: the run in {self._out} began with other data, weights or code: {changed} changed since; "
                 "put back what it began with, or start a new run with another --out"
@@ -144,7 +146,7 @@ class Saved:
         return []
 
     def finish(self, keep: bool) -> None:
-        """Remove the checkpoints of a run that has finished, all but the last one where that is to be kept."""
+        """Remove the checkpoints of a finished run. With `keep`, the last checkpoint stays."""
         if keep:
             checkpoint.prune(self.folder, sys.maxsize, 1)
         else:
@@ -152,7 +154,7 @@ class Saved:
 
 
 def forget_tests(rows: Rows, setup: Setup) -> None:
-    """Clear the accuracy of rounds that a run of `setup.rounds` does not test: a shorter run tested its last round."""
+    """Clear the accuracy of rounds that a run of `setup.rounds` does not test: a shorter run tests its own last round, too."""
     untested = np.array([not setup.is_tested(number) for number in rows["round"].tolist()], bool)
     for name in rows.dtype.names or ():
         if "accuracy" in name:
@@ -162,7 +164,7 @@ def forget_tests(rows: Rows, setup: Setup) -> None:
 
 
 def to(tree: Any, device: torch.device) -> Any:
-    """A tree of tensors on `device`."""
+    """Move a tree of tensors to `device`."""
     if isinstance(tree, torch.Tensor):
         return tree.to(device)
     if isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""Standard output and standard error of which nothing ends a run: no reader that leaves, no full disk, no missing character."""
+"""Standard output and standard error that never end a run: not by a closed pipe, a full disk or a missing character."""
 
 import codecs
 import io
@@ -14,27 +14,27 @@ from flora_hpc.errors import reason
 
 LABELS = {"stdout": "standard output", "stderr": "standard error"}
 NEAREST = {"→": "->", "←": "<-", "ß": "ss", "ẞ": "SS"} | dict(
-    zip("ıµμ×·•–—−‘’“”■▁▂▃▄▅▆▇█", "iuux.*---''\"\"#_.-=+*##", strict=True)  # noqa: RUF001 -- they are meant
+    zip("ıµμ×·•–—−‘’“”■▁▂▃▄▅▆▇█", "iuux.*---''\"\"#_.-=+*##", strict=True)  # noqa: RUF001 -- these characters are meant
 )
 BLOCKS, BRAILLE = range(0x2580, 0x25A0), range(0x2800, 0x2900)  # code points
 LATIN = re.compile(r"LATIN (SMALL|CAPITAL) (?:LETTER|LIGATURE) ([A-Z]{1,2})(?: WITH .+)?")  # Unicode's names, such as that of ø
-LINES = {"HORIZONTAL": "-", "VERTICAL": "|"}  # of Unicode's names of lines and corners
+LINES = {"HORIZONTAL": "-", "VERTICAL": "|"}  # by the last word of Unicode's names of lines
 
 
 class ReaderGoneError(Exception):
-    """Nobody reads what a command prints, and printing is all that it does."""
+    """The reader of standard output is gone, and the command does nothing but print."""
 
 
 class Screen(io.TextIOWrapper):
-    """A text stream that takes all that is written to it. What it cannot pass on it drops or replaces, and it remembers why."""
+    """A text stream whose writes never fail. It drops or replaces what cannot be written, and keeps the reason."""
 
     def __init__(self, name: str, stream: io.TextIOWrapper) -> None:
-        """`name` is stdout or stderr; `stream` is what it was so far."""
+        """`name` is stdout or stderr; `stream` is the former stream of that name."""
         self._label, self._replaced, self.raw = LABELS[name], False, Raw(stream.buffer)
-        self._stream = stream  # which would close its file when it is gone
+        self._stream = stream  # a reference, since a deleted stream closes its file
         handler = f"flora_hpc.{name}"
         codecs.register_error(handler, self._replace)
-        binary: Any = self.raw if stream.write_through else io.BufferedWriter(self.raw)  # as `python -u` does it
+        binary: Any = self.raw if stream.write_through else io.BufferedWriter(self.raw)  # no buffer under `python -u`
         super().__init__(
             binary,
             encoding=stream.encoding,
@@ -52,14 +52,14 @@ class Screen(io.TextIOWrapper):
 
     @property
     def loss(self) -> str:
-        """What was dropped or replaced, and why; or nothing."""
+        """A sentence: output that was dropped or replaced, and why; empty for none."""
         parts = [f"lost ({self.raw.why})"] if self.raw.why else []
         parts += [f"has characters replaced that {self.encoding} lacks"] if self._replaced else []
         return f"{self._label}: {', '.join(parts)}" if parts else ""
 
 
 class Raw(io.RawIOBase):
-    """The bytes below a screen. Each write is tried once: a disk may have room again later."""
+    """The byte stream below a screen. A failed write is not repeated, but the next write is tried: the disk may have room again."""
 
     def __init__(self, buffer: Any) -> None:
         self._raw: Any = getattr(buffer, "raw", buffer)
@@ -81,10 +81,10 @@ class Raw(io.RawIOBase):
         try:
             while len(rest):
                 written = self._raw.write(rest)
-                if written is None:  # a launcher made it non-blocking, and it is full
+                if written is None:  # a launcher made the pipe non-blocking, and the pipe is full
                     select.select([], [self.fileno()], [])
                 rest = rest[written or 0 :]
-        except (OSError, ValueError) as error:  # ValueError: somebody closed it
+        except (OSError, ValueError) as error:  # ValueError: the file was closed
             first, self.why = not self.why, self.why or reason(error)
             self.reader_gone = self.reader_gone or isinstance(error, BrokenPipeError)
             if first and self.needs_reader and self.reader_gone:
@@ -93,7 +93,7 @@ class Raw(io.RawIOBase):
 
 
 def nearest(character: str) -> str:
-    """What ASCII has for a character: most often one of the same width, '?' where there is none."""
+    """The ASCII replacement of a character, mostly of the same width; '?' where there is none."""
     if character in NEAREST:
         return NEAREST[character]
     code, name = ord(character), unicodedata.name(character, "")
@@ -107,14 +107,14 @@ def nearest(character: str) -> str:
 
 
 def protect() -> None:
-    """Make screens of standard output and standard error, for as long as the process lives."""
+    """Replace standard output and standard error by screens, until the process ends."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file that is opened, such as run.h5, would become the screen
+        except OSError:  # closed: otherwise the next opened file, such as run.h5, would get this number and all output
             os.open(os.devnull, os.O_RDWR)
     for name in LABELS:
-        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 -- None when it was closed
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 -- None when the stream is closed
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, Screen):
             with suppress(OSError):
                 stream.flush()
@@ -123,19 +123,19 @@ def protect() -> None:
 
 
 def needs_reader() -> None:
-    """End this command, quietly, when nobody reads its standard output: printing is all that it does."""
+    """Let this command exit silently when the reader of standard output is gone: the command does nothing but print."""
     if isinstance(sys.stdout, Screen):
         sys.stdout.raw.needs_reader = True
 
 
 def beside_work() -> None:
-    """Take all that this command prints as a report on its work: the work is done, too, when nobody can read of it."""
+    """Let this command succeed although its output was lost: the command's work is done, and the output only reports it."""
     if isinstance(sys.stdout, Screen):
         sys.stdout.raw.beside_work = True
 
 
 def unprinted() -> str:
-    """Why part of what was printed is not where it was meant to go, though its reader is there; empty when nothing is missing."""
+    """Why output was lost; empty when nothing was lost, when its reader is gone, and after `beside_work`."""
     if not isinstance(sys.stdout, Screen):
         return ""
     sys.stdout.flush()
@@ -143,11 +143,11 @@ def unprinted() -> str:
 
 
 def for_programs() -> None:
-    """Print UTF-8 from here on, and replace nothing, for a program reads it. Names of files keep bytes that are not UTF-8."""
+    """Print UTF-8 without replacements from here on, for programs as readers. File names keep bytes that are not UTF-8."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def loss() -> str:
-    """What of this process's output was lost or changed, and why; empty when all of it was passed on."""
+    """A sentence: lost or replaced output of this process, and why; empty when there is none."""
     return "; ".join(stream.loss for stream in (sys.stdout, sys.stderr) if isinstance(stream, Screen) and stream.loss)

@@ -1,7 +1,7 @@
-"""A file for HDF5 whose writes never fail: HDF5 crashes, at the exit of the process at the latest, when it cannot write the rest.
+"""A file for HDF5 whose writes never fail: after a failed write HDF5 crashes, at the latest when the process exits.
 
-run.h5 is let go of in another way (`records.hdf5file`), since HDF5 marks a file for SWMR readers only where it opens the file
-itself. That way copies the whole file into memory, and packed data may be larger than that.
+run.h5 needs another solution (`records.hdf5file`), since HDF5 marks a file for SWMR readers only when HDF5 itself opens the file.
+That solution copies the whole file into memory, and packed data may be larger than the memory.
 """
 
 import io
@@ -10,25 +10,25 @@ from pathlib import Path
 
 
 class Spill(io.RawIOBase):
-    """A new file at `path`, for `h5py.File(spill, "w")`. What its disk does not take stays in memory, and `error` says why.
+    """A new file at `path`, for `h5py.File(spill, "w")`. Bytes that the disk refuses stay in memory; `error` is the first error.
 
-    After the first error nothing more is written to the disk: the file there stays as a kill would leave it. HDF5 can go on, read
-    back what it wrote, and close. So whoever writes calls `check` after each step.
+    After the first error nothing more is written to the disk: the file stays as after a kill. HDF5 can continue, read its own
+    writes, and close the file. So the caller must call `check` after each step.
     """
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._at = 0
-        self._kept: list[tuple[int, bytes]] = []  # offset, bytes: little, since whoever writes stops soon
+        self._position = 0
+        self._in_memory: list[tuple[int, bytes]] = []  # offset, bytes: few, since the caller stops soon
 
     def check(self) -> None:
-        """Raise the OSError that a write ended with."""
+        """Raise the first OSError of a write."""
         if self.error is not None:
             raise self.error
 
     def sync(self) -> None:
-        """Return when all is on the disk; some file systems say only then that they are full. Raises OSError."""
+        """Return when all bytes are on the disk; some file systems report only then that they are full. Raises OSError."""
         if self.error is None:
             try:
                 os.fsync(self._file)
@@ -49,42 +49,46 @@ class Spill(io.RawIOBase):
         return self._file
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        before = (0, self._at, os.fstat(self._file).st_size if whence == os.SEEK_END else 0)[whence]
-        self._at = before + offset
-        return self._at
+        origin = (0, self._position, os.fstat(self._file).st_size if whence == os.SEEK_END else 0)[whence]
+        self._position = origin + offset
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def readinto(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]
-        """Fill all of `buffer`; there are zeros where nothing was written."""
-        view = memoryview(buffer).cast("B")
-        data = os.pread(self._file, len(view), self._at)
+        """Fill all of `buffer`, with zeros where nothing was written.
+
+        file on disk       ##########------------
+        parts in memory    ..........####..##....     replace the bytes of the disk
+        """
+        view, position = memoryview(buffer).cast("B"), self._position
+        data = os.pread(self._file, len(view), position)
         view[:] = data + bytes(len(view) - len(data))
-        for at, kept in self._kept:
-            first, last = max(at, self._at), min(at + len(kept), self._at + len(view))
+        for offset, part in self._in_memory:
+            first, last = max(offset, position), min(offset + len(part), position + len(view))
             if first < last:
-                view[first - self._at : last - self._at] = kept[first - at : last - at]
-        self._at += len(view)
+                view[first - position : last - position] = part[first - offset : last - offset]
+        self._position += len(view)
         return len(view)
 
     def write(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]
-        left = memoryview(buffer).cast("B")
-        length = len(left)
-        while left and self.error is None:
+        rest = memoryview(buffer).cast("B")
+        length = len(rest)
+        while rest and self.error is None:
             try:
-                written = os.pwrite(self._file, left, self._at)
+                num_written = os.pwrite(self._file, rest, self._position)
             except OSError as error:
                 self.error = error
             else:
-                left, self._at = left[written:], self._at + written
-        if left:
-            self._kept.append((self._at, bytes(left)))
-            self._at += len(left)
+                rest, self._position = rest[num_written:], self._position + num_written
+        if rest:
+            self._in_memory.append((self._position, bytes(rest)))
+            self._position += len(rest)
         return length
 
     def truncate(self, size: int | None = None) -> int:
-        size = self._at if size is None else size
+        size = self._position if size is None else size
         if self.error is None:
             try:
                 os.ftruncate(self._file, size)

@@ -1,4 +1,4 @@
-"""The base of every part of the configuration: options are frozen, unknown keys are refused, and no value is guessed."""
+"""The base class of all options: options are frozen, unknown keys are refused, and no value is converted."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-EXACT = 2**53  # a float below it that has no fraction is one whole number
+EXACT = 2**53  # up to here every whole number has its own float
 MAX_PATH, MAX_NAME = 4095, 255  # bytes, on Linux
-LIMIT = 2**63  # of 64-bit integers, in which counts are kept
+LIMIT = 2**63  # of 64-bit integers, which store counts
 
 
 class StrictModel(BaseModel):
-    """Options whose values have the kind that their field says: `true` is no number, '5' neither, and `yes` is not true."""
+    """Options whose values must have the type of their field: `true` and '5' are no numbers, and `yes` is not true."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,7 +27,7 @@ class StrictModel(BaseModel):
 
 
 def scalar_kinds(annotation: Any) -> frozenset[type]:
-    """The kinds of scalars that a field takes: `float | None` takes float and None, `tuple[int, ...]` takes int."""
+    """The types of scalars that a field takes: `float | None` takes float and None, `tuple[int, ...]` takes int."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return frozenset({annotation})
     if get_origin(annotation) is Literal:
@@ -38,7 +38,7 @@ def scalar_kinds(annotation: Any) -> frozenset[type]:
 
 
 def check_scalar(value: Any, kinds: frozenset[type]) -> None:
-    """Raise pydantic's own error for a scalar of another kind, where pydantic would convert it."""
+    """Raise pydantic's error for a scalar of another type, where pydantic would convert the scalar."""
     if isinstance(value, str) and kinds & {str, Path, object}:
         check_text(value, is_path=Path in kinds)
     numeric = kinds & {int, float}
@@ -49,7 +49,7 @@ def check_scalar(value: Any, kinds: frozenset[type]) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool) and not numeric:
         raise PydanticKnownError("bool_type")
     if isinstance(value, float) and float not in kinds and value == value // 1 and abs(value) > EXACT:
-        raise PydanticKnownError("int_type")  # which of the whole numbers near it?
+        raise PydanticKnownError("int_type")  # several whole numbers have this float
     if isinstance(value, int) and abs(value) >= LIMIT:
         raise PydanticKnownError("less_than", {"lt": LIMIT}) if value > 0 else PydanticKnownError("greater_than", {"gt": -LIMIT})
     if isinstance(value, float) and value - value != 0:
@@ -57,7 +57,7 @@ def check_scalar(value: Any, kinds: frozenset[type]) -> None:
 
 
 def check_text(text: str, is_path: bool) -> None:
-    """Raise an error for a text that no file can hold, and for a path that no file can have."""
+    """Raise an error for a text that is not UTF-8 or contains NUL, and for a path that cannot exist."""
     try:
         data = text.encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""A user's own parts: Python files that the user names, and entry points of installed packages.
+"""Members of families that a user adds: Python files that the user names, and entry points of installed packages.
 
-A file says of which family it is, `FAMILY = "aggregators"`, and offers `Options` and `build` like every member; its name without
-`.py` is the member's. A package has an entry point in the group `flora_hpc.aggregators` for a module like that. Code of a file runs
-only when a user names the file: a configuration or a run directory never makes it run.
+A file names its family, `FAMILY = "aggregators"`, and has `Options` and `build` like every member. The file's name without `.py` is
+the member's name. A package has an entry point in the group `flora_hpc.aggregators` for such a module. The code of a file runs only
+when a user names the file; a configuration or a run directory never runs it.
 """
 
 import hashlib
@@ -22,39 +22,39 @@ OPEN = ("aggregators", "datasets", "methods", "partitioners")  # families that a
 
 @dataclass(frozen=True)
 class Part:
-    """A member of a family that is not flora_hpc's."""
+    """A member of a family that comes from a user, not from flora_hpc."""
 
     family: str
     name: str
     source: str  # the path of its file, or its package with the version
     module: ModuleType | EntryPoint
-    file_digest: str = ""  # of a file that a user named
+    file_digest: str = ""  # of the user's file; empty for a package
 
     @property
     def is_file(self) -> bool:
-        """Whether a user names it by its file."""
+        """Whether the part comes from a file that the user named."""
         return isinstance(self.module, ModuleType)
 
     @property
     def digest(self) -> str:
-        """A digest of its file. Raises UserError when it cannot be imported."""
+        """A digest of the part's file. Raises UserError when the part cannot be imported."""
         return self.file_digest or digest_of(Path(str(self.load().__file__)).read_bytes())
 
     def load(self) -> ModuleType:
-        """Its module. Raises UserError when it cannot be imported, or lacks what every member has."""
+        """The part's module. Raises UserError when the module cannot be imported, or lacks `Options` or `build`."""
         if isinstance(self.module, ModuleType):
             return self.module
         try:
             module: ModuleType = self.module.load()
-        except Exception as error:  # whatever a foreign module raises
+        except Exception as error:  # a module of another package may raise any error
             raise UserError(f"{self.family[:-1]} {self.name} of {self.source}: {_why(error)}") from error
-        return _whole(module, f"{self.family[:-1]} {self.name} of {self.source}")
+        return _checked(module, f"{self.family[:-1]} {self.name} of {self.source}")
 
 
 def read(path: str | Path) -> list[Part]:
     """The parts in a file, or in all files of a folder whose names do not begin with `_`.
 
-    Raises UserError for a file that is not there, cannot be imported or is no part.
+    Raises UserError for a file that does not exist, cannot be imported or is no part.
     """
     place = at_home(path, key="--plugin").absolute()
     if place.is_dir():
@@ -79,18 +79,18 @@ def _read_file(file: Path, where: str) -> Part:
     module = _run(file, source, f"flora_hpc_plugin_{name}_{digest[:8]}", where)
     family = getattr(module, "FAMILY", None)
     if family not in OPEN:
-        said = "does not say of which family it is" if family is None else f"says FAMILY = {family!r}"
-        raise UserError(f'{where}: {said}; write FAMILY = "aggregators", or one of {", ".join(OPEN)}, at its top')
-    return Part(family, name, str(file), _whole(module, where), digest)
+        mistake = "does not say of which family it is" if family is None else f"says FAMILY = {family!r}"
+        raise UserError(f'{where}: {mistake}; write FAMILY = "aggregators", or one of {", ".join(OPEN)}, at its top')
+    return Part(family, name, str(file), _checked(module, where), digest)
 
 
 def digest_of(source: bytes) -> str:
-    """By which two versions of a file are told apart."""
+    """A digest that distinguishes two versions of a file."""
     return hashlib.blake2b(source, digest_size=16).hexdigest()
 
 
 def _run(file: Path, source: bytes, name: str, where: str) -> ModuleType:
-    """The module of a file, which is the same object when it is asked for again."""
+    """The module of a file; every call returns the same object."""
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
@@ -98,15 +98,15 @@ def _run(file: Path, source: bytes, name: str, where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic looks for the types of annotations there
     try:
-        exec(compile(source, str(file), "exec"), module.__dict__)  # the bytes that the digest is of
-    except Exception as error:  # whatever a user's file raises
+        exec(compile(source, str(file), "exec"), module.__dict__)  # exactly the bytes of the digest
+    except Exception as error:  # a user's file may raise any error
         del sys.modules[name]
         raise UserError(f"{where}: {_why(error)}") from error
     return module
 
 
-def _whole(module: ModuleType, where: str) -> ModuleType:
-    """The module, if it has what every member has."""
+def _checked(module: ModuleType, where: str) -> ModuleType:
+    """The same module. Raises UserError unless it has `build` and `Options`, like every member."""
     if not callable(getattr(module, "build", None)):
         raise UserError(f"{where}: has no function build; see CONTRIBUTING.md for what a member of its family offers")
     if not isinstance(getattr(module, "Options", None), type):
@@ -115,7 +115,7 @@ def _whole(module: ModuleType, where: str) -> ModuleType:
 
 
 def _why(error: Exception) -> str:
-    """What stopped an import, and where."""
+    """The error and the line that stopped an import."""
     trace, line = error.__traceback__, getattr(error, "lineno", None)
     while trace is not None:
         line, trace = trace.tb_lineno if line is None or not isinstance(error, SyntaxError) else line, trace.tb_next
@@ -124,7 +124,7 @@ def _why(error: Exception) -> str:
 
 @cache
 def installed() -> tuple[Part, ...]:
-    """The parts of installed packages. Nothing of them is imported."""
+    """The parts of installed packages. None of the packages is imported."""
     return tuple(_entries())
 
 

@@ -1,8 +1,12 @@
-"""YAML text is read by the core schema of YAML 1.2 and written so that readers of YAML 1.1 read the same.
+"""Read YAML by the core schema of YAML 1.2, and write YAML that readers of YAML 1.1 understand in the same way.
 
-YAML 1.1, which PyYAML reads, takes `no` for false, `010` for 8 and `1:30` for 90. In the core schema `no` and `1:30` are texts and
-`010` is 10. PyYAML stays the parser, with other rules for plain scalars. ruamel.yaml would be one more dependency; it reads
-`1_000` as a number and a date as a date, and makes 0 of the key `00000`.
+    text      YAML 1.1 (PyYAML)    core schema of YAML 1.2
+    no        false                the text 'no'
+    1:30      90                   the text '1:30'
+    010       8                    10
+
+PyYAML stays the parser, with other rules for plain scalars. ruamel.yaml would be one more dependency. It reads `1_000` as a number,
+a date as a date, and the key `00000` as 0.
 """
 
 import re
@@ -17,14 +21,14 @@ from flora_hpc import filekinds
 MAX_BYTES = 2**24  # PyYAML reads some 100 kB a second
 MAX_DEPTH = 40
 MAX_NODES = 200_000  # every alias counted as the nodes that it stands for
-CURES = {  # what PyYAML says: how to mend it
+CURES = {  # part of PyYAML's message -> the cure
     "'\\t'": " (indent with spaces, not with tabs)",
     "could not find expected ':'": " (a key needs a colon and a blank after it, as in 'rounds: 20')",
     "mapping values are not allowed here": " (a key needs a colon and a blank after it; put a text with ': ' in quotes)",
     "but found another document": " (give one document, without a second ---)",
 }
 MAX_DIGITS = 400  # the longest decimal number of a float64 has 309 digits before its point
-CORE = {  # tag: pattern of the plain scalars that it takes, and their first characters
+CORE = {  # tag: pattern of its plain scalars, and their first characters
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
@@ -38,7 +42,7 @@ PATTERNS = {f"tag:yaml.org,2002:{name}": (re.compile(f"(?:{pattern})\\Z"), first
 
 
 class YamlError(ValueError):
-    """Says in one sentence what is wrong with a text that should be YAML, and in which line."""
+    """One sentence: the mistake in a YAML text, and its line."""
 
 
 def parse(text: str) -> Any:
@@ -52,7 +56,7 @@ def parse_texts(text: str) -> Any:
 
 
 def scalar(text: str) -> Any:
-    """The value of `text` as one plain scalar: '010' gives 10, 'a: b # c' itself. Raises YamlError."""
+    """The value of `text` as one plain scalar: '010' gives 10, 'a: b # c' gives 'a: b # c'. Raises YamlError."""
     return _load_node(ScalarNode(_tag(text), text))
 
 
@@ -64,7 +68,7 @@ def dump(tree: Any) -> str:
 def read(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """The text of a file, in UTF-8, or in UTF-16 with a byte order mark.
 
-    Raises OSError, and YamlError for other bytes and for a larger file.
+    Raises OSError, and YamlError for other bytes and for a file larger than `max_bytes`.
     """
     with path.open("rb") as file:
         data = file.read(max_bytes + 1)
@@ -82,15 +86,15 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 class _Core(yaml.SafeLoader):
-    """PyYAML's loader with the tags of the core schema and no others. A mapping has each key once, and keys are texts."""
+    """PyYAML's loader with only the tags of the core schema. It refuses repeated keys, and reads keys as texts."""
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 -- PyYAML's name
-        if len(self.possible_simple_keys) > MAX_DEPTH:  # one for each open bracket; PyYAML's time grows with their square
+        if len(self.possible_simple_keys) > MAX_DEPTH:  # open brackets; PyYAML's time grows with the square of their number
             raise yaml.scanner.ScannerError(None, None, "values are nested too deeply", self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A dictionary; entries of `<<` come first, so that the mapping's own replace them."""
+        """A dictionary. Entries of `<<` come first, so that the mapping's other entries replace them."""
         if not isinstance(node, MappingNode):
             raise _error(f"expected a mapping, but found a {node.id}", node)
         names: set[str] = set()
@@ -102,7 +106,7 @@ class _Core(yaml.SafeLoader):
         return {_key(key): self.construct_object(value, deep=True) for key, value in node.value}
 
     def construct_core(self, node: Any) -> Any:
-        """The value of a scalar whose tag is one of the core schema's."""
+        """The value of a scalar with a tag of the core schema."""
         name, text = node.tag.rpartition(":")[2], str(self.construct_scalar(node))
         pattern, _ = PATTERNS[node.tag]
         if not pattern.match(text):
@@ -123,7 +127,7 @@ class _Core(yaml.SafeLoader):
 
 
 class _Texts(_Core):
-    """The same with no plain scalars but texts."""
+    """The same loader, but every plain scalar is a text."""
 
 
 _Core.yaml_implicit_resolvers, _Texts.yaml_implicit_resolvers = {}, {}
@@ -137,10 +141,10 @@ _Core.yaml_constructors = _Texts.yaml_constructors = {
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's dumper, which puts texts in quotes that YAML 1.1 would not read as texts; so does this one for YAML 1.2."""
+    """PyYAML's dumper, which quotes texts that YAML 1.1 would read as other values; this one also quotes for YAML 1.2."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Equal parts are written out: an anchor is hard to read."""
+        """Write repeated parts in full: an anchor is hard to read."""
         return True
 
 
@@ -183,9 +187,9 @@ def _tag(text: str) -> str:
 
 
 def _measure(node: Node, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many nodes `node` stands for, aliases written out, and how deep they are nested. Raises an error for too many."""
+    """Number of nodes below `node`, with aliases expanded, and their depth. Raises an error when these are too large."""
     if id(node) not in sizes:
-        sizes[id(node)] = (0, 0)  # until its parts are counted
+        sizes[id(node)] = (0, 0)  # until its parts are counted: finding 0 again means a cycle
         parts: list[Node] = []
         if isinstance(node, SequenceNode):
             parts = node.value
@@ -208,7 +212,7 @@ def _error(problem: str, node: Node) -> yaml.constructor.ConstructorError:
 
 
 def _sentence(error: yaml.YAMLError) -> str:
-    """PyYAML's error without the picture of the place: 'line 2: expected ...'."""
+    """PyYAML's error in one line, without its copy of the text: 'line 2: expected ...'."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if problem is None:
         return " ".join(str(error).split())

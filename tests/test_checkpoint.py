@@ -36,60 +36,60 @@ def read(file: Path) -> Checkpoint:
 
 def test_everything_survives_with_the_same_bits(tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "new", make(4, untested=record(), parts=("a", "b")), "run")
-    found = read(checkpoint.path(tmp_path / "new", 4))
-    assert found.round == 4
-    assert found.adapter.numpy().tobytes() == make(4).adapter.numpy().tobytes()
-    assert found.server["velocity"].tolist() == [1.5, -2.0]
-    assert found.server["steps"] == 3
-    ones, (nothing,) = found.server["more"]
-    assert (type(found.server["more"]), ones.dtype, ones.tolist(), nothing) == (tuple, torch.float64, [1.0], None)
-    assert found.untested is not None
+    result = read(checkpoint.path(tmp_path / "new", 4))
+    assert result.round == 4
+    assert result.adapter.numpy().tobytes() == make(4).adapter.numpy().tobytes()
+    assert result.server["velocity"].tolist() == [1.5, -2.0]
+    assert result.server["steps"] == 3
+    ones, (nothing,) = result.server["more"]
+    assert (type(result.server["more"]), ones.dtype, ones.tolist(), nothing) == (tuple, torch.float64, [1.0], None)
+    assert result.untested is not None
     for name in ("row", "ranks", "clients"):
-        np.testing.assert_array_equal(getattr(found.untested, name), getattr(record(), name))
-    found.untested.row["test_accuracy"] = 0.5  # noted when it is known
-    assert found.parts == ("a", "b")
+        np.testing.assert_array_equal(getattr(result.untested, name), getattr(record(), name))
+    result.untested.row["test_accuracy"] = 0.5  # noted when it is known
+    assert result.parts == ("a", "b")
 
 
 def test_nothing_to_keep_is_kept(tmp_path: Path) -> None:
     none = RoundRecord(rows(ROUNDS, {"round": 1}), rows(RANKS), rows(CLIENTS))
     checkpoint.write(tmp_path, Checkpoint(1, torch.zeros(0), None, none), "run")
-    found = read(checkpoint.path(tmp_path, 1))
-    assert (found.adapter.shape, found.server, found.parts) == ((0,), None, ())
-    assert found.untested is not None
-    assert (len(found.untested.ranks), len(found.untested.clients)) == (0, 0)
+    result = read(checkpoint.path(tmp_path, 1))
+    assert (result.adapter.shape, result.server, result.parts) == ((0,), None, ())
+    assert result.untested is not None
+    assert (len(result.untested.ranks), len(result.untested.clients)) == (0, 0)
 
 
 def group(*clients: int) -> Kept:
-    """Clients whose optimizers remember their numbers, and something else."""
+    """Optimizer states of clients: each client's number, and another value."""
     numbers = torch.tensor(clients, dtype=torch.float32)[:, None]
     return Kept(np.array(clients), (numbers.expand(-1, 3), 100 + numbers))
 
 
 def test_optimizers_come_back_by_client_in_whatever_groups_they_were_written(tmp_path: Path) -> None:
-    shards = [
+    parts = [
         checkpoint.write_optimizers(tmp_path, 6, 0, [group(7, 2), group(4)]),
         checkpoint.write_optimizers(tmp_path, 6, 1, [group(9, 3, 1)]),
         checkpoint.write_optimizers(tmp_path, 6, 2, []),
     ]
-    wanted = [group(1, 2), group(9), group(4, 7)]
-    found = checkpoint.read_optimizers(tmp_path, shards, [each.clients for each in wanted])
-    for mine, right in zip(found, wanted, strict=True):
-        assert mine.clients.tolist() == right.clients.tolist()
-        assert [part.tolist() for part in mine.state] == [part.tolist() for part in right.state]
+    groups = [group(1, 2), group(9), group(4, 7)]
+    results = checkpoint.read_optimizers(tmp_path, parts, [each.clients for each in groups])
+    for state, expected in zip(results, groups, strict=True):
+        assert state.clients.tolist() == expected.clients.tolist()
+        assert [part.tolist() for part in state.state] == [part.tolist() for part in expected.state]
     with pytest.raises(UserError, match="keeps no optimizer of client 5; start a new run"):
-        checkpoint.read_optimizers(tmp_path, shards, [np.array([1, 5])])
+        checkpoint.read_optimizers(tmp_path, parts, [np.array([1, 5])])
 
 
 def test_plain_sgd_remembers_nothing(tmp_path: Path) -> None:
-    shards = [checkpoint.write_optimizers(tmp_path, 6, 0, [Kept(np.array([3, 4]), ())])]
-    (found,) = checkpoint.read_optimizers(tmp_path, shards, [np.array([4])])
-    assert found.state == ()
+    parts = [checkpoint.write_optimizers(tmp_path, 6, 0, [Kept(np.array([3, 4]), ())])]
+    (result,) = checkpoint.read_optimizers(tmp_path, parts, [np.array([4])])
+    assert result.state == ()
 
 
 def test_the_two_newest_rounds_are_kept_with_their_shards(tmp_path: Path) -> None:
     for number in (1, 2, 9, 10):
-        shard = checkpoint.write_optimizers(tmp_path, number, 0, [])
-        checkpoint.write(tmp_path, make(number, parts=(shard,)), "run")
+        part = checkpoint.write_optimizers(tmp_path, number, 0, [])
+        checkpoint.write(tmp_path, make(number, parts=(part,)), "run")
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "round-000009-rank-0.safetensors", "round-000009.safetensors",
         "round-000010-rank-0.safetensors", "round-000010.safetensors",
@@ -97,7 +97,7 @@ def test_the_two_newest_rounds_are_kept_with_their_shards(tmp_path: Path) -> Non
 
 
 def test_what_is_newer_than_the_round_that_is_written_stays(tmp_path: Path) -> None:
-    """A rank may be writing the optimizers of the next round, or a damaged file may lie there."""
+    """A rank may be writing the optimizers of the next round, or a newer file may be damaged."""
     for number in (7, 8):
         checkpoint.path(tmp_path, number).write_text("damaged")
     checkpoint.write_optimizers(tmp_path, 4, 1, [])
@@ -135,9 +135,9 @@ def test_any_changed_byte_is_noticed_and_the_one_before_is_taken(place: int, tmp
     data = bytearray(file.read_bytes())
     data[place] ^= 1
     file.write_bytes(data)
-    number, (told,) = newest(tmp_path)
+    number, (note,) = newest(tmp_path)
     assert number == 1
-    assert told.startswith(f"{file} cannot be used (it")
+    assert note.startswith(f"{file} cannot be used (it")
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
@@ -150,22 +150,22 @@ def test_a_file_that_was_cut_is_noticed(length: int, tmp_path: Path) -> None:
 
 def test_a_lost_shard_costs_a_round(tmp_path: Path) -> None:
     for number in (1, 2):
-        shard = checkpoint.write_optimizers(tmp_path, number, 0, [group(0)])
-        checkpoint.write(tmp_path, make(number, parts=(shard,)), "run")
+        part = checkpoint.write_optimizers(tmp_path, number, 0, [group(0)])
+        checkpoint.write(tmp_path, make(number, parts=(part,)), "run")
     (tmp_path / "round-000002-rank-0.safetensors").unlink()
-    number, (told,) = newest(tmp_path)
+    number, (note,) = newest(tmp_path)
     assert number == 1
-    assert "No such file" in told
+    assert "No such file" in note
 
 
 def test_a_checkpoint_that_is_newer_than_the_log_is_left_aside(tmp_path: Path) -> None:
-    """But for a round that is not tested yet, which the log does not hold."""
+    """Except for a round that is not tested yet, since the log does not contain it."""
     checkpoint.write(tmp_path, make(3), "run")
     checkpoint.write(tmp_path, make(4, untested=record()), "run")
     assert newest(tmp_path, 3) == (4, [])
-    number, told = newest(tmp_path, 2)
+    number, notes = newest(tmp_path, 2)
     assert number is None
-    assert [line.endswith("is newer than the log, which ends with round 2") for line in told] == [True, True]
+    assert [line.endswith("is newer than the log, which ends with round 2") for line in notes] == [True, True]
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:

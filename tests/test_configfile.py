@@ -1,4 +1,4 @@
-"""What people get wrong in a configuration, and what they are told."""
+"""Mistakes in a configuration, and their messages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def read(tmp_path: Path) -> Load:
 
 @pytest.fixture
 def problems(read: Load) -> Problems:
-    """`problems(text, "key=value", ...)`: the lines with which it is refused."""
+    """`problems(text, "key=value", ...)`: the lines of its error."""
 
     def problems(text: str, *overrides: str) -> list[str]:
         with pytest.raises(UserError) as error:
@@ -56,7 +56,7 @@ def test_a_member_is_chosen_by_name_and_has_its_own_options(read: Load) -> None:
 
 @pytest.mark.parametrize("text", ["5e-5", "5.0e-5", "0.00005"])
 def test_a_small_number_may_be_written_in_any_way(read: Load, text: str) -> None:
-    """YAML 1.1 takes 5e-5 for a text, since it has no dot."""
+    """YAML 1.1 reads 5e-5 as a text, since it has no dot."""
     config, _ = read(f"client: {{lr: {text}}}")
     assert config.client.lr == 5e-5
 
@@ -153,7 +153,7 @@ def test_all_mistakes_are_reported_at_once(problems: Problems) -> None:
 
 
 def test_one_mistake_does_not_cause_another(problems: Problems) -> None:
-    """Five clients a round are fine for the ten that partition has, once its own mistake is mended."""
+    """Five clients a round are fine for the ten that partition has, once the mistake in partition is corrected."""
     assert problems("partition: {name: dirichlet, bta: 0.1, num_clients: 10}\ncohort: {size: 5}") == [
         "run.yaml: partition.bta: unknown key; did you mean partition.beta?"
     ]
@@ -166,7 +166,7 @@ def test_a_wrong_entry_of_a_list_is_one_mistake(problems: Problems) -> None:
 
 @pytest.mark.parametrize("value", ["[]", "text.out_proj"], ids=["empty", "a text"])
 def test_what_should_be_a_list_is_told_in_plain_words(problems: Problems, value: str) -> None:
-    """No words of the libraries that found it."""
+    """The message has no words of pydantic."""
     (line,) = problems(f"method: {{targets: {value}}}")
     assert line.startswith("run.yaml: method.targets: ")
     assert "tuple" not in line.lower()
@@ -262,7 +262,7 @@ def test_an_override_is_one_text_even_where_yaml_would_see_more(read: Load, valu
 
 @pytest.mark.parametrize("value", ["", " "])
 def test_an_override_without_a_value_is_no_null(problems: Problems, value: str) -> None:
-    """As in -s data.root=$ROOT where nobody has set ROOT."""
+    """As in -s data.root=$ROOT when ROOT is not set."""
     assert problems("rounds: 1", f"data.root={value}") == ["-s data.root=: has no value; write data.root=null for none"]
 
 
@@ -298,7 +298,7 @@ def test_a_mistake_in_an_override_is_not_blamed_on_the_file(problems: Problems) 
 
 @pytest.mark.parametrize("override", ["method.targets=[text.out]", "method={rank: 0}", "clint.lr=3", "cohort.size=99"])
 def test_nor_is_one_that_shows_above_or_below_the_key_given(problems: Problems, override: str) -> None:
-    """The empty file cannot be wrong."""
+    """The empty file has no mistake."""
     assert all(line.startswith("-s ") for line in problems("rounds: 1", override))
 
 

@@ -1,4 +1,4 @@
-"""What several modules say alike."""
+"""Parts of messages that several modules share."""
 
 import shutil
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from flora_hpc.errors import UserError, at_home, lock_cure, reason
 
 
 def test_a_home_folder_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a user number without a name, in a container."""
+    """Like a user id without a name, in a container."""
 
     def unknown(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -39,7 +39,7 @@ def test_a_single_client_gets_its_own_update_back() -> None:
 
 
 def test_great_values_that_cancel_leave_the_small_one_whole() -> None:
-    """In float32, and in any order but one, 2^-30 would be lost beside 2^24."""
+    """In float32, all orders but one would lose 2^-30 beside 2^24."""
     exact = added(([2.0**24], 1), ([2.0**-30], 1), ([-(2.0**24)], 1), ([0.0], 1))
     assert exact.mean().tolist() == [2.0**-32]
 
@@ -57,7 +57,7 @@ def test_clients_may_come_one_by_one_or_together() -> None:
 
 
 def test_the_sum_over_ranks_lands_in_the_buffer() -> None:
-    """As an allreduce does it: 1 * 1 here and 3 * 5 there, over a weight of 4."""
+    """Like an allreduce: 1 * 1 on one rank and 3 * 5 on the other, divided by the weight 4."""
     here, there = added(([1.0], 1)), added(([5.0], 3))
     here.buffer[...] += there.buffer
     assert here.mean().tolist() == [4.0]
@@ -71,7 +71,7 @@ def test_nobody_gives_zeros() -> None:
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, 2.0**24, -(2.0**24)], ids=["nan", "inf", "-inf", "large", "large negative"])
 def test_a_client_that_does_not_fit_is_left_out_and_reported(bad: float) -> None:
-    """The product counts: with weight 2, an update of 2^24 is one of 2^25. One wrong value condemns the whole client."""
+    """The product counts: with weight 2, an update of 2^24 gives 2^25. One wrong value drops the whole client."""
     exact = ExactSum(2)
     fits = exact.add(torch.tensor([[1.0, 2.0], [8.0, bad], [4.0, -4.0]]), torch.tensor([1, 2, 1]))
     assert fits.tolist() == [True, False, True]
@@ -92,7 +92,7 @@ def test_all_left_out_gives_zeros() -> None:
 
 
 def test_the_largest_cohort_of_the_largest_updates_does_not_overflow() -> None:
-    """The largest coarse part, and the largest fine part (half a coarse unit), as many times as promised."""
+    """The largest coarse part and the largest fine part (half a coarse unit), added MAX_CLIENTS times."""
     largest = [2.0**25 - 2, -(2.0**25 - 2), 2.0**-17, -(2.0**-17)]
     exact = added((largest, 1))
     exact.buffer[...] *= MAX_CLIENTS
@@ -101,7 +101,7 @@ def test_the_largest_cohort_of_the_largest_updates_does_not_overflow() -> None:
 
 @pytest.mark.parametrize("num_clients", [1, 3])
 def test_the_cuts_decide_no_bit(num_clients: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of values from 2^-40 to 2^20, and of weights that float32 does not hold; one client does not fit."""
+    """Values from 2^-40 to 2^20, and weights beyond float32; one client does not fit."""
     generator = torch.Generator().manual_seed(1)
     updates = torch.randn(num_clients, 1001, generator=generator) * 2.0 ** torch.randint(-40, 3, (1001,), generator=generator)
     weights = torch.tensor([2**21 - 1, 3, 2**20 + 1])[:num_clients]
@@ -148,7 +148,7 @@ def test_any_split_over_ranks_in_any_order_gives_the_same_bits(cohort: list[Clie
 @settings(deadline=None, database=None)
 @given(cohort=cohorts)
 def test_the_mean_is_that_of_rational_arithmetic(cohort: list[Client]) -> None:
-    """Correctly rounded to float32, but for the resolution of the sum, 2^-58; a hundredth for rounding twice."""
+    """Correctly rounded to float32, up to the resolution 2^-58 of the sum; a hundredth is allowed for double rounding."""
     total = sum(weight for _, weight in cohort)
     for i, mean in enumerate(added(*cohort).mean().numpy()):
         right = sum(Fraction(update[i]) * weight for update, weight in cohort) / total
@@ -158,7 +158,7 @@ def test_the_mean_is_that_of_rational_arithmetic(cohort: list[Client]) -> None:
 
 @pytest.mark.parametrize("num_clients", [MAX_IN_FLOAT, MAX_IN_FLOAT + 1])
 def test_many_large_products_add_up_without_rounding(num_clients: int) -> None:
-    """Products just below the limit, of one sign, whose odd last digits all count; against Python's integers."""
+    """Products just below the limit, of one sign and with odd last digits; compared with Python's integers."""
     largest = np.nextafter(np.float32(2**25), np.float32(0))
     updates = np.full((num_clients, 2), largest)
     updates[:, 1] = np.float32(1 / 3) * 2.0**-10

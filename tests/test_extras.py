@@ -1,4 +1,4 @@
-"""Without any extra most commands work, and the others say what to install."""
+"""Without extras most commands work, and the other commands name the extra to install."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def start(python: list[str]) -> Start:
 
 @pytest.fixture(scope="module")
 def run(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on data of its own, made without extras; `data.h5` lies beside it."""
+    """A run made without extras; its data is `data.h5` beside it."""
     folder = tmp_path_factory.mktemp("without")
     squares(folder / "data.h5")
     settings = [f"data={{name: hdf5, path: {folder / 'data.h5'}}}", "partition={name: iid, num_clients: 2}", "rounds=2"]

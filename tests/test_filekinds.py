@@ -1,4 +1,4 @@
-"""First bytes say what a file is; text and unknown bytes stay without a name."""
+"""The kind of a file by its first bytes; text and unknown bytes have no kind."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""A user's own parts, in files and in an installed package, under every command that needs them."""
+"""The user's plugins, in files and in an installed package, under every command that needs them."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_the_environment_names_files_too(parts: Path, squares: Path, tmp_path: P
 
 
 def test_a_configuration_never_runs_code_by_itself(squares: Path, tmp_path: Path) -> None:
-    """Neither one that names a file where a name should be, nor one beside a Python file of that name."""
+    """A name may be a file's path, or a Python file of that name may be beside the configuration."""
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     (tmp_path / "given.yaml").write_text("method: {name: evil}\n")
     for name in ("evil", "./evil.py", str(tmp_path / "evil.py")):
@@ -119,7 +119,7 @@ def package(tmp_path: Path) -> Path:
 def test_parts_of_an_installed_package_need_no_option(
     package: Path, parts: Path, squares: Path, tmp_path: Path, invoke: Invoke
 ) -> None:
-    """The same numbers as from files; and its list says which package a part is of."""
+    """The same numbers as from files; and `list` names the package of each part."""
 
     def call(*arguments: str) -> str:
         environ = {"PYTHONPATH": f"{package}:{ROOT}", "FLORA_HPC_CACHE": str(tmp_path / "cache")}

@@ -1,4 +1,4 @@
-"""A run that was stopped or killed goes on where it left off, on any number of ranks, and ends with the bits of an unbroken one."""
+"""A stopped or killed run resumes on any number of ranks, and ends with the same bits as an uninterrupted run."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def resumed(out: Path, *more: str, under: list[str] | None = None) -> str:
 
 
 def assert_equal(out: Path, unbroken: Path) -> None:
-    """The same adapter and measured columns, and the checkpoint of the last round alone is kept."""
+    """The same adapter and measured columns, and only the checkpoint of the last round is kept."""
     assert_same(out, unbroken)
     last = int(hdf5file.read(out)[1]["rounds"]["round"][-1])
     assert {file.name.split("-rank")[0].split(".")[0] for file in (out / "checkpoint").iterdir()} == {f"round-{last:06d}"}
@@ -55,7 +55,7 @@ def assert_equal(out: Path, unbroken: Path) -> None:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The run that nothing happened to, with these settings."""
+    """An uninterrupted run with these settings."""
     made: dict[tuple[str, ...], Path] = {}
 
     def make(*more: str) -> Path:
@@ -82,7 +82,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def test_a_stopped_run_goes_on(
     settings: list[str], first: int, then: int, mpiexec: list[str], tmp_path: Path, unbroken: Callable[..., Path]
 ) -> None:
-    """The last rank alone is told to stop while it trains in round 2."""
+    """Only the last rank receives the signal, while it trains in round 2."""
     out = tmp_path / "run"
     done = signalled("SIGUSR1", first - 1, 2, out, *settings, under=[*mpiexec, "-n", str(first)])
     assert done.returncode == 75, done.stdout + done.stderr
@@ -114,7 +114,7 @@ def test_a_round_is_abandoned_where_that_is_asked_for(tmp_path: Path, unbroken: 
 def test_an_abandoned_round_leaves_kept_optimizers_of_the_last_checkpoint(
     mpiexec: list[str], tmp_path: Path, unbroken: Callable[..., Path]
 ) -> None:
-    """One of two ranks is told to stop in round 4; optimizers that have moved on are not saved, so round 2 is the newest."""
+    """One of two ranks receives the signal in round 4. Optimizers changed by round 4 are not saved, so round 2 is the newest."""
     out, settings = tmp_path / "run", [*KEEP, "-s", "checkpoint.on_signal=abandon", "-s", "checkpoint.every=2"]
     done = signalled("SIGUSR1", 1, 4, out, *settings, under=[*mpiexec, "-n", "2"])
     assert done.returncode == 75, done.stdout + done.stderr

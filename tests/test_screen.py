@@ -1,4 +1,4 @@
-"""Whatever becomes of standard output and standard error, a run goes on to its end and a command ends quietly."""
+"""A run continues and a command exits silently, even when standard output or standard error fails."""
 
 import io
 import os
@@ -55,7 +55,7 @@ LOST: dict[str, tuple[Callable[[], int], str]] = {
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "koi8-r", "utf-8"])
 @pytest.mark.parametrize("view", [Plain, Quiet, Terminal])
 def test_every_view_of_a_run_fits_every_encoding(view: Any, encoding: str, tmp_path: Path) -> None:
-    """Also names that nobody can encode: bytes of a file name that are not UTF-8."""
+    """Including file names with bytes that are not UTF-8."""
     shown = io.BytesIO()
     stream = onto(shown, encoding)
     console = Console(file=stream, width=80, force_terminal=view is Terminal or None)
@@ -145,7 +145,7 @@ def test_a_full_pipe_that_does_not_block_loses_nothing() -> None:
 
 
 def main(monkeypatch: pytest.MonkeyPatch, stdout: int, *arguments: object) -> tuple[int, str]:
-    """Run the program in this process on such a standard output: its exit code, and what it said on standard error."""
+    """Run the program in this process on such a standard output: its exit code and its standard error."""
     said = io.BytesIO()
     monkeypatch.setattr(sys, "argv", ["flora-hpc", *map(str, arguments)])
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(said, encoding="utf-8", write_through=True))
@@ -211,7 +211,7 @@ def test_a_mistake_is_still_told_with_exit_code_2(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_new_process_in_the_c_locale_ends_quietly_when_nobody_reads_it(finished: Path) -> None:
-    """Nor does the interpreter say a word at its exit; and standard error may be closed altogether."""
+    """The interpreter prints nothing at its exit, either; and standard error may be closed."""
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     shell = (
         f'{sys.executable} -m flora_hpc show "$0" | head -1; echo ${{PIPESTATUS[0]}}; {sys.executable} -m flora_hpc show "$0" 2>&-'

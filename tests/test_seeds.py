@@ -36,13 +36,13 @@ def test_a_further_index_of_zero_gives_other_numbers(shorter: tuple[object, ...]
 
 
 def test_a_million_clients_get_different_numbers() -> None:
-    """Neighbours and far ends of a large population, as a sample."""
+    """A sample: neighbours and both ends of a large population."""
     clients = [*range(100), *range(999_900, 1_000_000)]
     assert len({numbers(0, "population", client)[0] for client in clients}) == 200
 
 
 def test_another_process_gives_the_same_numbers() -> None:
-    """Python's own hash of a text differs between processes; the purpose must not go through it."""
+    """Python's hash of a text differs between processes; seeds must not use it."""
     code = "from flora_hpc.seeds import generator; print(generator(5, 'batches', 3, 11).integers(0, 2**63, 4).tolist())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == str(numbers(5, "batches", 3, 11))
@@ -69,7 +69,7 @@ def drawn(clients: list[int], count: int = 5, seed: int = 0, purpose: str = "bat
     ids=["zeros", "ones", "pi"],
 )
 def test_philox_is_that_of_its_inventors(counter: list[int], key: list[int], expected: list[int]) -> None:
-    """The known answers that come with their library, Random123."""
+    """The test vectors of their library, Random123."""
     state = [np.array([word], np.uint64) for word in counter]
     assert [int(word[0]) for word in philox(state, np.array(key, np.uint64))] == expected
 
@@ -100,7 +100,7 @@ def test_every_bit_is_set_half_the_time_and_neighbours_have_nothing_in_common() 
 
 
 def numbers_of(streams: Streams, client: int, count: int = 5) -> list[int]:
-    """Numbers of odd widths, which leave something in the generator's buffer."""
+    """Numbers of odd widths, which leave bits in the generator's buffer."""
     generator = streams.of(client)
     return [int(generator.integers(2**31, dtype=np.uint32)) for _ in range(count)] + generator.choice(50, 7).tolist()
 
@@ -121,5 +121,5 @@ def test_streams_of_other_seeds_and_purposes_differ(other: tuple[int, str]) -> N
 
 def test_streams_do_not_overlap() -> None:
     streams = Streams(0, "population")
-    seen = [int(number) for client in range(200) for number in streams.of(client).integers(0, 2**63, 50)]
-    assert len(set(seen)) == len(seen)
+    numbers_drawn = [int(number) for client in range(200) for number in streams.of(client).integers(0, 2**63, 50)]
+    assert len(set(numbers_drawn)) == len(numbers_drawn)

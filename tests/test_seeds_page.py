@@ -42,8 +42,8 @@ def test_words(page: dict[str, Any], seed: int) -> None:
 
 
 def test_test_images(page: dict[str, Any]) -> None:
-    found = page["test_images"](LABELS, 0.3, "digits")
-    np.testing.assert_array_equal(found, np.flatnonzero(draw_test(LABELS, 0.3, "digits")))
+    result = page["test_images"](LABELS, 0.3, "digits")
+    np.testing.assert_array_equal(result, np.flatnonzero(draw_test(LABELS, 0.3, "digits")))
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -80,5 +80,5 @@ def test_the_initial_adapter(page: dict[str, Any], captions: torch.Tensor) -> No
     assert shapes
     values = method.init(seeds.generator(9, "initial adapter"))
     expected = [value.numpy() for name, value in values.items() if name.endswith(".lora_A")]
-    for found, right in zip(page["lora_a"](shapes, 2, 9), expected, strict=True):
-        np.testing.assert_array_equal(found, right)
+    for result, expected_result in zip(page["lora_a"](shapes, 2, 9), expected, strict=True):
+        np.testing.assert_array_equal(result, expected_result)

@@ -1,4 +1,4 @@
-"""HDF5 goes on and closes in good order, whenever its disk takes no more."""
+"""HDF5 continues and closes its file, at whatever write the disk becomes full."""
 
 import errno
 import os
@@ -80,7 +80,7 @@ def test_what_is_written_twice_is_read_as_the_last(tmp_path: Path, monkeypatch: 
 
 
 def test_a_disk_that_says_at_the_end_that_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As NFS does."""
+    """NFS does this."""
 
     def full(_: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")

@@ -1,4 +1,4 @@
-"""No value is taken for one of another kind."""
+"""No value is converted to another type."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""YAML 1.2's core schema, and nothing that only YAML 1.1 or Python knows."""
+"""YAML by the core schema of YAML 1.2, without values that only YAML 1.1 or Python has."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line: one file a command."""
+"""The command line: one file per command."""
 
 import atexit
 import gc
@@ -10,7 +10,7 @@ import typer
 
 from flora_hpc import __version__, screen
 from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm, watch
-from flora_hpc.cli._job import says
+from flora_hpc.cli._job import prints_error
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.errors import StoppedError, UserError
@@ -23,9 +23,9 @@ app = typer.Typer(
 )
 
 
-def tell_version(asked: bool) -> None:
-    """Print name and version, and end."""
-    if asked:
+def print_version(requested: bool) -> None:
+    """Print name and version, and exit."""
+    if requested:
         print(f"flora-hpc {__version__}")
         raise typer.Exit
 
@@ -33,7 +33,7 @@ def tell_version(asked: bool) -> None:
 @app.callback()
 def flora_hpc(
     version: Annotated[
-        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Simulate federated LoRA fine-tuning of vision-language models on HPC clusters."""
@@ -56,24 +56,23 @@ app.add_typer(bench.app, name="bench")
 def main() -> NoReturn:
     """Run the command line.
 
-    Exit codes: 0 done; 2 the user must change something; 75 stopped by a signal, to be gone on with (EX_TEMPFAIL of sysexits.h);
-    anything else is a bug or a lost rank. What all ranks say alike is said by one of them.
+    Exit codes: 0 done; 2 the user must change something; 75 stopped by a signal, can be resumed (EX_TEMPFAIL of sysexits.h); any
+    other code is a bug or a lost rank. One rank prints a message of all ranks.
     """
-    atexit.register(
-        gc.freeze
-    )  # afterwards Python would look for garbage in all of PyTorch, several times, and the process ends anyway
+    # without this, Python searches all of PyTorch's objects for garbage, several times, before the process ends
+    atexit.register(gc.freeze)
     try:
         me = launch.detect()
     except UserError:
         me = launch.Launch()
-    speaks = me.rank == 0
+    is_rank_0 = me.rank == 0
     screen.protect()
-    if not speaks:
+    if not is_rank_0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the process lives
     try:
         result = app(standalone_mode=False)
-        code = result if isinstance(result, int) else 0  # what a command gave to typer.Exit
-        if speaks and (why := screen.unprinted()):
+        code = result if isinstance(result, int) else 0  # a command's typer.Exit(code)
+        if is_rank_0 and (why := screen.unprinted()):
             raise UserError(
                 f"standard output cannot be written ({why}); what was printed is incomplete: make room, and start again"
             )
@@ -81,17 +80,17 @@ def main() -> NoReturn:
         code = 0
     except UserError as error:
         code = 2
-        if says(me, isinstance(error, AgreedError)):
+        if prints_error(me, isinstance(error, AgreedError)):
             print(f"flora-hpc: {error}", file=sys.stderr, flush=True)
     except StoppedError as error:
         code = 75
-        if speaks:
+        if is_rank_0:
             print(f"flora-hpc: {error}", file=sys.stderr, flush=True)
     except Exception as error:
-        if not hasattr(error, "exit_code"):  # not click's: a bug
+        if not hasattr(error, "exit_code"):  # no error of click: a bug
             raise
         code = error.exit_code
-        if says(me):
+        if prints_error(me):
             error.show()  # type: ignore[attr-defined]
     except KeyboardInterrupt:
         code = 130

@@ -1,4 +1,4 @@
-"""A job on several ranks: every way it can end, ends all of it."""
+"""Run a command as a job on several ranks: when one rank fails, the whole job ends with one message."""
 
 import socket
 import sys
@@ -14,15 +14,15 @@ from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import UserError
 from flora_hpc.job import guarded
 
-AT_ONCE = 0.5  # seconds in which all ranks learn of a mistake in the same collective
-LATER = 5.0  # seconds that other ranks wait with a mistake: a launcher may end all ranks, the one that speaks too, with the first
+AGREED_SECONDS = 0.5  # within which all ranks learn of a mistake in the same collective
+GRACE_SECONDS = 5.0  # that silent ranks wait: with the first exit a launcher may end all ranks, also the rank that prints
 
 
 @contextmanager
 def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
-    """Connect the ranks. An error on one of them ends the whole job at once, with that rank's message.
+    """Connect the ranks. An error on one rank ends the whole job at once, with that rank's message.
 
-    Without the abort the other ranks would wait for this one in their next collective, or in MPI_Finalize.
+    Otherwise the other ranks would wait for this rank in their next collective, or in MPI_Finalize.
     """
     with ExitStack() as connected:
         try:
@@ -30,40 +30,40 @@ def job(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
         except UserError as error:
             if launch.size == 1:
                 raise
-            leave_alone(launch, error)
+            exit_unconnected(launch, error)
         with guarded(comm):
             yield comm
 
 
-def says(launch: Launch, agreed: bool = False) -> bool:
-    """Whether this rank says a mistake that all ranks make: the first one under torchrun, else rank 0.
+def prints_error(launch: Launch, agreed: bool = False) -> bool:
+    """Whether this rank prints a mistake that all ranks make: the first rank to ask under torchrun, otherwise rank 0.
 
-    The other ranks wait before they leave, where the launcher ends all ranks with the first that leaves. Where torchrun's store
-    does not answer, a rank that is still there afterwards says it, too: better twice than never. With `agreed` all ranks learned of
-    the mistake in the same collective.
+    The other ranks wait here, where the launcher ends all ranks with the first exit. When torchrun's store does not answer, a rank
+    that survives the wait prints the message, too: better twice than never. With `agreed`, all ranks learned of the mistake in the
+    same collective.
     """
     is_first = speaker.is_first(launch)
     if is_first or (is_first is None and launch.rank == 0):
         return True
     if launch.launcher in ("slurm", "torchrun"):
-        time.sleep(AT_ONCE if agreed else LATER)
+        time.sleep(AGREED_SECONDS if agreed else GRACE_SECONDS)
     return is_first is None and launch.launcher == "torchrun" and not agreed
 
 
-def leave_alone(launch: Launch, error: UserError) -> NoReturn:
-    """End a rank that cannot connect, and with it the others, which may be right where they are and wait for this one.
+def exit_unconnected(launch: Launch, error: UserError) -> NoReturn:
+    """Exit a rank that cannot connect, and end the other ranks, which may have no error and wait for this rank.
 
-    A mistake that all ranks make is said by rank 0, whose launcher ends the others before they say it, too. Under torchrun the
-    first rank says it, and no other.
+    Rank 0 prints a mistake of all ranks, and its launcher then ends the other ranks before they print. Under torchrun only the
+    first rank to ask prints.
     """
     is_first = speaker.is_first(launch)
     if not is_first and launch.rank:
-        time.sleep(LATER)
+        time.sleep(GRACE_SECONDS)
     if is_first is False:
         sys.exit(2)
     where = f"rank {launch.rank} of {launch.size} on {socket.gethostname()}: " if launch.rank else ""
     print(f"flora-hpc: {where}{error}", file=sys.stderr, flush=True)
-    time.sleep(0.5)  # an abort may overtake what was said
+    time.sleep(0.5)  # an abort may overtake the message
     mpilibrary.abort_early(launch, 2)
     sys.exit(2)
 
@@ -72,28 +72,30 @@ def leave_alone(launch: Launch, error: UserError) -> NoReturn:
 def job_with_config(
     launch: Launch, load: Callable[[], Config], load_comm: Callable[[], CommConfig]
 ) -> Iterator[tuple[Communicator, Config]]:
-    """Load the configuration on every rank, connect them, and settle its mistakes together.
+    """Load the configuration on every rank, connect the ranks, and report mistakes of the configuration on all ranks.
 
-    A rank that left because of its configuration, before MPI is initialised, would leave the others waiting there for ever; so it
-    connects by what `load_comm` can still make out, and says there what is wrong.
+        load() fails  ->  connect with load_comm()  ->  all ranks raise the same AgreedError
+
+    If a rank exited before MPI is initialised, the other ranks would wait for ever. So a rank with a wrong configuration connects,
+    too: `load_comm` reads as much of the section `comm` as it can.
     """
-    config, problem = None, None
+    config, mistake = None, None
     try:
         config = load()
     except UserError as error:
         if launch.size == 1:
             raise
-        problem = error
+        mistake = error
 
-    def settled() -> Config:
+    def config_or_mistake() -> Config:
         if config is None:
-            raise UserError(str(problem))
+            raise UserError(str(mistake))
         return config
 
     try:
         with job(launch, config.comm if config else load_comm()) as comm:
-            yield comm, together(comm, settled)
+            yield comm, together(comm, config_or_mistake)
     except UserError:
-        if problem:
-            raise AgreedError(str(problem)) from None
+        if mistake:
+            raise AgreedError(str(mistake)) from None
         raise

@@ -139,7 +139,7 @@ def write(out: Path, fill: Callable[[Path], object]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(out.parent)
         with stop.exiting(), TemporaryDirectory(prefix=".export-", dir=out.parent) as beside:
-            claim.path(Path(beside), 1).write_text(json.dumps(asdict(living.me())))
+            claim.path(Path(beside), 1).write_text(json.dumps(asdict(living.this_process())))
             new = Path(beside) / "new"
             fill(new)
             for file in new.iterdir():

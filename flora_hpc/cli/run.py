@@ -15,7 +15,7 @@ from flora_hpc.comm import launch, stop
 from flora_hpc.comm.communicator import AgreedError, together
 from flora_hpc.config import Config
 from flora_hpc.errors import StoppedError, UserError
-from flora_hpc.job import ends
+from flora_hpc.job import aborter
 from flora_hpc.owner import living
 from flora_hpc.owner.claim import Claim
 
@@ -51,7 +51,7 @@ def run(
 
     SIGUSR1 and SIGTERM save the run and end it with exit code 75; --resume goes on with it, on any number of ranks.
     """
-    stop.expect()
+    stop.note_early()
     screen.beside_work()
     me = launch.detect()
     if resume and out is None:
@@ -81,13 +81,13 @@ def run(
 
     with claim, job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
 
-        def look() -> rundir.Found:
+        def look() -> rundir.Contents:
             if comm.rank == 0 and track:
                 from flora_hpc.observers import _tracker
 
                 _tracker.check(track)
             if comm.rank != 0:
-                return rundir.Found()
+                return rundir.Contents()
             found = rundir.enter(out, resolved, claim, resume)
             if not found.finished:
                 end_of_chain(found.idle, 2)
@@ -112,7 +112,7 @@ def run(
                 Bar("features", live=live) if not quiet else lambda done, total: None,
                 STARTED,
                 found.unfinished,
-                ends(comm),
+                aborter(comm),
                 claim.check,
             )
             loop.run(resolved, comm, me, options)

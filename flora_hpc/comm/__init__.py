@@ -1,1 +1,1 @@
-"""Ranks: who they are, how they talk, what it costs."""
+"""Ranks: their launcher, their communication and its cost."""

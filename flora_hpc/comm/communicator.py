@@ -1,4 +1,4 @@
-"""What every backend offers, and how ranks settle an error together."""
+"""The interface of every backend, and how one rank's error reaches all ranks."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class AgreedError(UserError):
-    """A mistake that every rank knows of, so that each can leave in good order and one of them says it."""
+    """A mistake that every rank knows. So every rank can exit in good order, and one rank prints the message."""
 
 
 class Communicator(Protocol):
@@ -30,10 +30,10 @@ class Communicator(Protocol):
     size: int
 
     def allreduce(self, array: Array) -> None:
-        """Replace `array` (int64) by its sum over ranks, in place."""
+        """Replace `array` (int64) by its sum over all ranks, in place."""
 
     def broadcast(self, array: Array) -> None:
-        """Replace `array` by rank 0's, in place."""
+        """Replace `array` by rank 0's array, in place."""
 
     def allgather(self, data: bytes) -> list[bytes]:
         """Every rank's bytes, by rank, on every rank; lengths may differ."""
@@ -52,7 +52,7 @@ class Communicator(Protocol):
 
 
 class Choice(NamedTuple):
-    """A backend, and why it is this one."""
+    """A backend, and why it was chosen."""
 
     backend: str
     why: str
@@ -76,7 +76,7 @@ def choose(launch: Launch, config: CommConfig) -> Choice:
 
 @contextmanager
 def connect(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
-    """The communicator of this run. Raises UserError when it does not agree with the launcher."""
+    """The communicator of this run. Raises UserError when its size differs from the launcher's."""
     backend = choose(launch, config).backend
     surroundings.check(launch, backend)
     comm: Communicator = plugins.member("backends", backend).build(launch, config)
@@ -88,9 +88,9 @@ def connect(launch: Launch, config: CommConfig) -> Iterator[Communicator]:
 
 
 def together(comm: Communicator, work: Callable[[], T]) -> T:
-    """Do `work` on every rank; a UserError on any rank becomes the same `AgreedError` on all of them.
+    """Do `work` on every rank. A UserError on any rank becomes the same `AgreedError` on all ranks.
 
-    Without this, a file missing on one node would leave the other ranks waiting in their next collective.
+    Otherwise, when one node lacks a file, the other ranks would wait in their next collective.
     """
     result, problem = None, ""
     try:
@@ -106,10 +106,10 @@ def together(comm: Communicator, work: Callable[[], T]) -> T:
 
 
 def same_everywhere(comm: Communicator, facts: dict[str, str]) -> None:
-    """Raise AgreedError, on every rank, unless all hold the same `facts`; it names the first rank that differs and in what."""
-    everyone = [json.loads(text) for text in comm.allgather(json.dumps(facts).encode())]
-    for rank, theirs in enumerate(everyone):
-        differing = [name for name in facts if theirs[name] != everyone[0][name]]
+    """Raise AgreedError, on every rank, unless all ranks have the same `facts`. It names the first different rank and facts."""
+    all_facts = [json.loads(text) for text in comm.allgather(json.dumps(facts).encode())]
+    for rank, rank_facts in enumerate(all_facts):
+        differing = [name for name in facts if rank_facts[name] != all_facts[0][name]]
         if differing:
             raise AgreedError(
                 f"rank {rank} of {comm.size} has another {' and '.join(differing)} than rank 0; give every rank the same files"
@@ -117,7 +117,7 @@ def same_everywhere(comm: Communicator, facts: dict[str, str]) -> None:
 
 
 def send_to_all(comm: Communicator, data: bytes) -> bytes:
-    """Rank 0's bytes, on every rank."""
+    """Broadcast rank 0's bytes to every rank, and return them."""
     length = np.array([len(data)], np.int64)
     comm.broadcast(length)
     buffer = np.zeros(int(length[0]), np.uint8)

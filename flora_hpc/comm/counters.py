@@ -1,7 +1,7 @@
-"""Work that goes to whichever rank asks next: counters that all ranks share.
+"""Counters that all ranks share: each piece of work goes to the rank that asks next.
 
-MPI's own shared counters may stand still while rank 0 computes, and gloo has none. The server of torch's TCPStore is a thread of
-rank 0 that runs beside any backend and does not need Python.
+MPI's shared counters may stand still while rank 0 computes, and gloo has no counters. The server of torch's TCPStore is a thread of
+rank 0. It runs beside any backend and executes no Python.
 """
 
 import fcntl
@@ -19,30 +19,30 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # i
 from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.errors import UserError, reason
 
-REACH_SECONDS = 60  # for a connection to a port that is open; nodes without a name server take tens of seconds
+REACH_SECONDS = 60  # to connect to an open port; nodes without a name server take tens of seconds
 TOKEN = "token"
 SIOCGIFADDR = 0x8915  # Linux: an interface's address
 
 
 class Counters:
-    """Deals numbers to ranks, each to the first that asks. A rank that is alone needs no store and gets all of them.
+    """Deals numbers to ranks, each number to the first rank that asks. A single rank needs no store and gets all numbers.
 
-    Rank 0's object is the server, so it must outlive every `draw`. It is not closed when a rank fails: the others would then
-    report a lost connection instead of that rank's error.
+    Rank 0's object holds the server, so it must outlive every `draw`. The server stays open when a rank fails: otherwise the other
+    ranks would report a lost connection instead of that rank's error.
     """
 
     def __init__(self, store: TCPStore | None = None, clears: bool = False) -> None:
         self._store, self._clears = store, clears
-        self._keys: dict[str, str] = {}  # what was counted last, by purpose
+        self._keys: dict[str, str] = {}  # purpose -> key of its newest counter
 
     def store(self) -> Store | None:
-        """Another connection to the store, for a thread; None for a rank that is alone."""
+        """A second connection to the store, for a thread; None for a single rank."""
         return None if self._store is None else self._store.clone()
 
     def draw(self, purpose: str, round_number: int, count: int) -> Iterator[int]:
-        """This rank's numbers out of 0 .. `count` - 1, smallest first, each settled when it is asked for.
+        """This rank's numbers out of 0 .. `count` - 1, in rising order; each number is drawn when the iterator asks for it.
 
-        Between two rounds of one purpose all ranks must meet in a collective: the counter of the earlier one is forgotten.
+        Between two rounds of one purpose all ranks must meet in a collective: rank 0 deletes the counter of the earlier round.
         """
         if self._store is None:
             yield from range(count)
@@ -56,26 +56,26 @@ class Counters:
 
 
 def share(comm: Communicator, timeout_seconds: float, reach_seconds: float = REACH_SECONDS) -> Counters:
-    """Counters for all ranks of `comm`, each of which tries for `reach_seconds` to reach an address of rank 0's.
+    """Counters for all ranks of `comm`. Each rank tries for `reach_seconds` to reach each address of rank 0.
 
-    Raises UserError, on every rank, when some cannot.
+    Raises UserError, on every rank, when any rank cannot reach rank 0.
     """
     if comm.size == 1:
         return Counters()
     limit = timedelta(seconds=timeout_seconds)
 
-    def serve() -> tuple[TCPStore, Endpoint] | None:
+    def open_on_rank_0() -> tuple[TCPStore, Endpoint] | None:
         return open_endpoint(limit) if comm.rank == 0 else None
 
-    served = together(comm, serve)
-    endpoint = Endpoint(**json.loads(comm.allgather(json.dumps(asdict(served[1]) if served else None).encode())[0]))
+    server = together(comm, open_on_rank_0)
+    endpoint = Endpoint(**json.loads(comm.allgather(json.dumps(asdict(server[1]) if server else None).encode())[0]))
     reach_seconds = min(reach_seconds, timeout_seconds / 2)
-    return Counters(together(comm, lambda: served[0] if served else connect(endpoint, limit, reach_seconds)), clears=comm.rank == 0)
+    return Counters(together(comm, lambda: server[0] if server else connect(endpoint, limit, reach_seconds)), clears=comm.rank == 0)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where rank 0's counters can be reached, and the word by which they are known to be rank 0's and nobody else's."""
+    """Hosts and port of rank 0's store, and the token that proves that a store is rank 0's."""
 
     hosts: list[str]
     port: int
@@ -83,26 +83,26 @@ class Endpoint:
 
 
 def open_endpoint(limit: timedelta) -> tuple[TCPStore, Endpoint]:
-    """The server of the counters, and where it is. Raises UserError when this machine lets nobody listen."""
+    """The server of the counters, and its endpoint. Raises UserError when this machine lets no program listen."""
     try:
         store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=limit)
     except (OSError, RuntimeError) as error:
-        raise UserError(needed(f"a port that {socket.gethostname()} cannot open ({reason(error)})")) from None
+        raise UserError(unmet_need(f"a port that {socket.gethostname()} cannot open ({reason(error)})")) from None
     endpoint = Endpoint([socket.gethostname(), *addresses()], store.port, secrets.token_hex(16))
     store.set(TOKEN, endpoint.token)
     return store, endpoint
 
 
 def connect(endpoint: Endpoint, limit: timedelta, reach_seconds: float) -> TCPStore:
-    """This rank's way to rank 0's counters. Raises UserError when there is none.
+    """This rank's connection to rank 0's store. Raises UserError when there is none.
 
-    Names are no proof: nodes may have equal ones, and an address of a private network may be somebody else's here. So each place is
-    tried in turn, this machine first where the names are equal, until one knows the word.
+    A host name is no proof: two nodes may have one name, and an address of a private network may lead to another machine here. So
+    each host is tried in turn, until a store returns the token. This machine comes first where its name is rank 0's.
     """
-    mine = socket.gethostname() == endpoint.hosts[0]  # a machine need not know its own name
+    is_same_name = socket.gethostname() == endpoint.hosts[0]  # a machine need not resolve its own name
     problems = []
-    for host in ["localhost", *endpoint.hosts] if mine else endpoint.hosts:
-        try:  # torch says the same in a hundred lines
+    for host in ["localhost", *endpoint.hosts] if is_same_name else endpoint.hosts:
+        try:  # this check fails with one line, and torch with a hundred
             socket.create_connection((host, endpoint.port), reach_seconds).close()
             store = TCPStore(host, endpoint.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=reach_seconds))
             if store.check([TOKEN]) and store.get(TOKEN) == endpoint.token.encode():
@@ -111,23 +111,23 @@ def connect(endpoint: Endpoint, limit: timedelta, reach_seconds: float) -> TCPSt
             problems.append(f"{host}: another program")
         except (OSError, RuntimeError) as error:
             problems.append(f"{host}: {reason(error)}")
-    way = f"a connection to port {endpoint.port} of {endpoint.hosts[0]}"
-    raise UserError(needed(f"{way}, which {socket.gethostname()} does not get ({'; '.join(problems)})"))
+    connection = f"a connection to port {endpoint.port} of {endpoint.hosts[0]}"
+    raise UserError(unmet_need(f"{connection}, which {socket.gethostname()} does not get ({'; '.join(problems)})"))
 
 
-def needed(what: str) -> str:
-    """One sentence: what counters cannot do without, and the cure."""
+def unmet_need(what: str) -> str:
+    """One sentence: the options that need counters, the missing thing `what`, and the cure."""
     return (
         f"cohort.assignment: dynamic and evaluate.overlap need {what}; set cohort.assignment: balanced and evaluate.overlap: false"
     )
 
 
 def addresses() -> list[str]:
-    """This machine's IPv4 addresses, one an interface, but for the loopback's."""
-    found = []
+    """This machine's IPv4 addresses, one per network interface, without the loopback address."""
+    all_addresses = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
-            with suppress(OSError):  # has none
+            with suppress(OSError):  # the interface has no address
                 answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                found.append(socket.inet_ntoa(answer[20:24]))
-    return [address for address in found if not address.startswith("127.")]
+                all_addresses.append(socket.inet_ntoa(answer[20:24]))
+    return [address for address in all_addresses if not address.startswith("127.")]

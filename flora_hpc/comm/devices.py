@@ -33,31 +33,31 @@ def pick(launch: Launch, config: CommConfig) -> torch.device:
 
 
 def share_cores(comm: Communicator, launch: Launch) -> int:
-    """Set and return the number of threads of this rank: its cores, divided among the ranks that may use the same ones.
+    """Set and return this rank's number of threads: its cores, divided by the number of ranks with the same cores.
 
-    A launcher that binds ranks gives each its own cores; one that does not gives all ranks of a node the same set. Upper bounds are
+    A launcher that binds ranks gives each rank its own cores. Otherwise all ranks of a node have the same cores. Upper bounds are
     a rank's share of the control groups' quotas, Slurm's --cpus-per-task, and the user's OMP_NUM_THREADS.
     """
-    cores, here, quotas = sorted(os.sched_getaffinity(0)), machine(), quota.quotas()
-    sent = comm.allgather(json.dumps([here, cores, quotas]).encode())
-    everyone: list[tuple[str, list[int], dict[str, float]]] = [json.loads(text) for text in sent]
-    sharing = sum(there == here and theirs == cores for there, theirs, _ in everyone)
-    num_threads = max(1, len(cores) // sharing)
-    limit = quota.share(here, [(there, theirs) for there, _, theirs in everyone], quotas)
-    if limit is not None:  # a thread that the quota stops keeps the others waiting
+    cores, node, quotas = sorted(os.sched_getaffinity(0)), machine(), quota.quotas()
+    texts = comm.allgather(json.dumps([node, cores, quotas]).encode())
+    ranks: list[tuple[str, list[int], dict[str, float]]] = [json.loads(text) for text in texts]
+    num_sharing = sum(rank_node == node and rank_cores == cores for rank_node, rank_cores, _ in ranks)
+    num_threads = max(1, len(cores) // num_sharing)
+    limit = quota.share(node, [(rank_node, rank_quotas) for rank_node, _, rank_quotas in ranks], quotas)
+    if limit is not None:  # the other threads wait for a thread that the quota stops
         num_threads = max(1, min(num_threads, int(limit)))
     if launch.launcher == "slurm" and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
         num_threads = min(num_threads, int(os.environ["SLURM_CPUS_PER_TASK"]))
-    num_threads = min(num_threads, wished_threads(launch) or num_threads)
+    num_threads = min(num_threads, threads_of_user(launch) or num_threads)
     torch.set_num_threads(num_threads)
     return num_threads
 
 
-def wished_threads(launch: Launch, environ: Mapping[str, str] = os.environ, parent: Path | None = None) -> int | None:
+def threads_of_user(launch: Launch, environ: Mapping[str, str] = os.environ, parent: Path | None = None) -> int | None:
     """OMP_NUM_THREADS where the user has set it; None otherwise.
 
-    torchrun sets it to 1 for every rank when there are several and nobody else has. Then the variable is missing from the
-    environment with which torchrun itself, the `parent`, was started.
+    torchrun itself sets the variable to 1 when it starts several ranks and the user has not set it. In this case the environment
+    of torchrun, the `parent` process, lacks the variable.
     """
     text = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if not text.isdigit() or int(text) == 0:
@@ -70,12 +70,12 @@ def wished_threads(launch: Launch, environ: Mapping[str, str] = os.environ, pare
 
 
 def machine() -> str:
-    """This machine, for comparing: its name and when it was started, since containers on different nodes may have equal names."""
+    """An identifier of this machine: host name and boot id, since containers on different nodes may have one host name."""
     return f"{socket.gethostname()} {_read(Path('/proc/sys/kernel/random/boot_id'))}"
 
 
 def gpu(device: torch.device) -> str:
-    """The GPU behind `device`, for comparing: two ranks may each call another one cuda:0. Empty for the CPU."""
+    """An identifier of the GPU behind `device`, since two ranks may call different GPUs cuda:0. Empty for the CPU."""
     if device.type != "cuda":
         return ""
     return f"{machine()} {getattr(torch.cuda.get_device_properties(device), 'uuid', device)}"
@@ -83,44 +83,44 @@ def gpu(device: torch.device) -> str:
 
 def sharing(comm: Communicator, device: torch.device) -> int:
     """How many ranks compute on this rank's GPU; 1 for the CPU. All ranks call this."""
-    mine = gpu(device).encode()
-    everyone = comm.allgather(mine)
-    return everyone.count(mine) if mine else 1
+    own_gpu = gpu(device).encode()
+    all_gpus = comm.allgather(own_gpu)
+    return all_gpus.count(own_gpu) if own_gpu else 1
 
 
 class Room(NamedTuple):
-    """Memory that a group of clients may take, and whether it is a GPU's."""
+    """Memory that a group of clients may take, and whether it is GPU memory."""
 
     num_bytes: int
     gpu: bool
 
 
 def room(device: torch.device, num_sharing: int = 1) -> Room:
-    """Half of this rank's part of a GPU's memory, which `num_sharing` ranks share.
+    """Half of this rank's share of the GPU's memory, when `num_sharing` ranks use the GPU.
 
-    Or half of what the node has for each core, so that it holds whatever the number of ranks.
+    On the CPU: half of the node's memory per core, which does not depend on the number of ranks.
     """
     if device.type == "cuda":
         return Room(torch.cuda.get_device_properties(device).total_memory // 2 // num_sharing, gpu=True)
     return Room(memory_per_core() // 2, gpu=False)
 
 
-def least_room(comm: Communicator, mine: Room) -> Room:
-    """The smallest of all ranks, on every rank."""
-    rooms = [Room(*json.loads(text)) for text in comm.allgather(json.dumps(mine).encode())]
-    return Room(min(one.num_bytes for one in rooms), gpu=any(one.gpu for one in rooms))
+def least_room(comm: Communicator, rank_room: Room) -> Room:
+    """The smallest room of all ranks, on every rank."""
+    rooms = [Room(*json.loads(text)) for text in comm.allgather(json.dumps(rank_room).encode())]
+    return Room(min(room.num_bytes for room in rooms), gpu=any(room.gpu for room in rooms))
 
 
 def memory_per_core(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of the node for each of its cores, or of a control group (version 2) around this process where that is less.
+    """Bytes of memory per core: of the node, or of a control group (version 2) around this process where that is less.
 
-    A job that has a part of the node's memory usually has as large a part of its cores, and is measured by these.
+    A job with a share of the node's memory usually has the same share of its cores. So the ratio fits the job, too.
     """
     cores = os.cpu_count() or 1
     total = next(int(line.split()[1]) * 1024 for line in (proc / "meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     shares = [total // cores]
-    within = [line[len("0::/") :] for line in (proc / "self" / "cgroup").read_text().splitlines() if line.startswith("0::/")]
-    for path in within:
+    paths = [line[len("0::/") :] for line in (proc / "self" / "cgroup").read_text().splitlines() if line.startswith("0::/")]
+    for path in paths:
         group = groups / path
         for folder in [group, *group.parents][: len(group.parts) - len(groups.parts) + 1]:
             limit = _read(folder / "memory.max")
@@ -130,7 +130,7 @@ def memory_per_core(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgr
 
 
 def _read(file: Path) -> str:
-    """A short file's text; nothing where there is no such file."""
+    """A short file's text; empty where there is no such file."""
     try:
         return file.read_text().strip()
     except OSError:
@@ -138,14 +138,14 @@ def _read(file: Path) -> str:
 
 
 def _count(ranges: str) -> int:
-    """'0-3,8' -> 5."""
+    """The number of cores in a list of ranges: '0-3,8' -> 5."""
     ends = [part.split("-") for part in ranges.split(",") if part]
     return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
 
 
 @dataclass(frozen=True)
 class RankPlace:
-    """Where one rank runs, and on what."""
+    """The host, the device and the number of threads of one rank."""
 
     rank: int
     host: str
@@ -157,10 +157,10 @@ class RankPlace:
 def places(comm: Communicator, launch: Launch, device: torch.device, num_threads: int) -> list[RankPlace]:
     """Every rank's place, by rank, on every rank."""
     name = f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"
-    mine = RankPlace(comm.rank, socket.gethostname(), launch.local_rank, name, num_threads)
-    everyone = [json.loads(text) for text in comm.allgather(json.dumps([asdict(mine), gpu(device)]).encode())]
-    used = [each[1] for each in everyone if each[1]]
+    own_place = RankPlace(comm.rank, socket.gethostname(), launch.local_rank, name, num_threads)
+    rows = [json.loads(text) for text in comm.allgather(json.dumps([asdict(own_place), gpu(device)]).encode())]
+    all_gpus = [row_gpu for _, row_gpu in rows if row_gpu]
     return [
-        replace(place, device=f"{place.device} shared by {used.count(on)} ranks") if used.count(on) > 1 else place
-        for place, on in ((RankPlace(**fields), on) for fields, on in everyone)
+        replace(place, device=f"{place.device} shared by {count} ranks") if count > 1 else place
+        for place, count in ((RankPlace(**fields), all_gpus.count(row_gpu)) for fields, row_gpu in rows)
     ]

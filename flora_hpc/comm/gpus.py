@@ -1,4 +1,4 @@
-"""Which GPU a rank takes: pure functions of numbers and variables, so that they can be tested, and told, without a GPU."""
+"""Choose the GPU of a rank: pure functions of numbers and variables, so that tests and messages need no GPU."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ from flora_hpc.comm.launch import Launch
 
 
 def index(num_visible: int, local_rank: int, local_size: int) -> int | None:
-    """The number, among the GPUs that this rank sees, of the one it takes; None when there is none.
+    """The index of this rank's GPU, among the GPUs that the rank sees; None when it sees none.
 
-    As many GPUs as ranks of the node (--gpus-per-node): each rank its own. Fewer: ranks take them in turn. A rank that sees one GPU
-    (--gpus-per-task=1) takes it, whatever its local rank.
+    As many GPUs as ranks of the node (--gpus-per-node): each rank has its own GPU. Fewer GPUs: ranks share them in turn. A rank
+    that sees one GPU (--gpus-per-task=1) takes that GPU, whatever its local rank.
     """
     if not 0 <= local_rank < local_size:
         raise ValueError(f"local rank {local_rank} of {local_size}")
@@ -23,7 +23,7 @@ def one_each(num_visible: int, launch: Launch, environ: Mapping[str, str]) -> bo
 
 
 def named(environ: Mapping[str, str]) -> list[str] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES names; None when it is not set. As in CUDA, what follows an invalid one is not seen."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names; None when it is not set. Like CUDA, this ends at the first invalid name."""
     if "CUDA_VISIBLE_DEVICES" not in environ:
         return None
     names = []
@@ -35,8 +35,8 @@ def named(environ: Mapping[str, str]) -> list[str] | None:
 
 
 def unseen(launch: Launch, environ: Mapping[str, str]) -> str:
-    """What to say on a rank whose launcher gave it a GPU that PyTorch does not see; nothing when it gave none."""
-    taken = index(len(named(environ) or []), launch.local_rank, launch.local_size)
-    if taken is None:
+    """A message for a rank whose launcher gave it a GPU that PyTorch does not see; empty when the launcher gave no GPU."""
+    number = index(len(named(environ) or []), launch.local_rank, launch.local_size)
+    if number is None:
         return ""
-    return f"cuda:{taken} by CUDA_VISIBLE_DEVICES={environ['CUDA_VISIBLE_DEVICES']}, but PyTorch sees no GPU"
+    return f"cuda:{number} by CUDA_VISIBLE_DEVICES={environ['CUDA_VISIBLE_DEVICES']}, but PyTorch sees no GPU"

@@ -1,4 +1,4 @@
-"""Who am I? One table says which variables each launcher sets; the first launcher present answers every question."""
+"""Find this process's rank: a table has the variables of each launcher, and the first launcher present counts."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from flora_hpc.errors import UserError
 
 @dataclass(frozen=True)
 class Variables:
-    """The environment variables by which a launcher tells a process its place. `marker` is set by this launcher alone."""
+    """The environment variables of one launcher. Only this launcher sets `marker`."""
 
     launcher: str
     marker: str
@@ -20,8 +20,8 @@ class Variables:
     local_size: str
 
 
-# In this order: processes under mpirun or torchrun inside a Slurm job also carry SLURM_* of their parent, so Slurm comes last.
-# SLURM_STEP_ID is the marker because a batch shell carries SLURM_PROCID=0 without being a step.
+# Slurm comes last: under mpirun or torchrun inside a Slurm job, processes inherit SLURM_* from their parent.
+# Slurm's marker is SLURM_STEP_ID: a batch shell has SLURM_PROCID=0, but is no step.
 TABLE = (
     Variables("torchrun", "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     Variables(
@@ -39,7 +39,7 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher says: `rank` of `size` processes, `local_rank` of `local_size` on this node."""
+    """This process according to the launcher: `rank` of `size` processes, `local_rank` of `local_size` on this node."""
 
     launcher: str = "none"
     rank: int = 0
@@ -71,7 +71,7 @@ def detect(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 def origin(environ: Mapping[str, str] = os.environ) -> str:
-    """The variables, with their values, that say who this process is."""
+    """The variables that give this process's rank, with their values."""
     row = _row(environ)
     if row is None:
         return "no launcher's variables"
@@ -85,7 +85,7 @@ def _row(environ: Mapping[str, str]) -> Variables | None:
 
 
 def _tasks_on_this_node(text: str, node: str) -> str:
-    """Slurm's '2,1(x3)' means 2, 1, 1, 1 tasks; the entry of node number `node`."""
+    """The entry of node number `node` in Slurm's list of tasks: '2,1(x3)' means 2, 1, 1, 1 tasks."""
     counts: list[str] = []
     for count, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
         counts += [count] * int(repeat or 1)
@@ -102,7 +102,7 @@ ADVICE = {
 
 
 def check_world(launch: Launch, backend: str, size: int) -> None:
-    """The communicator must be as large as the launcher said, or every process would be a rank 0 of its own."""
+    """Raise UserError unless the communicator has the launcher's size; otherwise every process might be a rank 0."""
     if size != launch.size:
         started = f"{launch.launcher} started {launch.size} processes" if launch.launcher != "none" else "one process was started"
         advice = "set comm.backend: auto" if backend == "serial" else ADVICE[launch.launcher]

@@ -1,12 +1,12 @@
-"""Where the ranks of torch.distributed meet: a port of rank 0's host that answers with a token of this job.
+"""Connect the ranks of torch.distributed at an endpoint: a port of rank 0's host that answers with a token of this job.
 
     rank 0                                            rank 1, 2, ...
-    opens the first free port of `ports`              looks up `hosts`; none is known: gives up at once
-    answers 'flora_hpc <token> <port of its store>'   asks each port in turn; another answer or none: another program's
-    waits until every rank is in the store   <----    writes 'rank 1' into the store, waits for word from rank 0
-    'go', or who did not come                ---->    goes on, or ends with the same sentence
+    opens the first free port of `ports`              resolves `hosts`; without any address it ends at once
+    answers 'flora_hpc <token> <port of its store>'   asks each port in turn; skips ports of other programs
+    waits until every rank is in the store   <----    writes 'rank 1' into the store, waits for rank 0's verdict
+    writes 'go', or names the missing ranks  ---->    continues, or ends with the same sentence
 
-A store of torch's alone would wait for half an hour in each of these cases, or take another program for rank 0.
+A store of torch alone would wait for half an hour in each of these failures, or take another program for rank 0.
 """
 
 import os
@@ -25,14 +25,14 @@ from flora_hpc.errors import UserError, reason
 
 MEET_SECONDS = 300.0  # the slowest node of a large job needs minutes to load PyTorch from a busy file system
 ASK_SECONDS = 2.0  # for an answer of an open port
-STRANGER_SECONDS = 8.0  # that a port may belong to another program, such as an earlier job that still ends
+STRANGER_SECONDS = 8.0  # tolerated while a port belongs to another program, such as an earlier job that is still ending
 PAUSE_SECONDS = 0.1
 CURE = "check that every rank runs and reaches it, or name another: export MASTER_ADDR=<host of rank 0> MASTER_PORT=<a free port>"
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """The names or addresses of rank 0's host, the ports that it may take, and what tells this job from others."""
+    """The names or addresses of rank 0's host, the ports that rank 0 may open, and the token of this job."""
 
     hosts: tuple[str, ...]
     ports: tuple[int, ...]
@@ -40,7 +40,7 @@ class Meeting:
 
     @property
     def place(self) -> str:
-        """For people."""
+        """Ports and host, for a message."""
         ports = " or ".join(map(str, self.ports))
         return f"port {ports} of {self.hosts[0]}"
 
@@ -53,7 +53,7 @@ def port_number(text: str) -> int:
 
 
 def check_hosts(hosts: tuple[str, ...]) -> None:
-    """Raise UserError when this machine can look up none of `hosts`."""
+    """Raise UserError when this machine can resolve none of `hosts`."""
     reasons = []
     for host in hosts:
         try:
@@ -69,14 +69,14 @@ def check_hosts(hosts: tuple[str, ...]) -> None:
 
 
 def meet(launch: Launch, meeting: Meeting, limit_seconds: float) -> TCPStore:
-    """The store of this job, once all ranks are there. Raises UserError, on every rank that is there, when some do not come."""
+    """The store of this job, once all ranks are connected. Raises UserError, on every connected rank, when a rank is missing."""
     check_hosts(meeting.hosts)
     limit = min(limit_seconds, MEET_SECONDS)
     return receive(launch, meeting, limit, limit_seconds) if launch.rank == 0 else join(launch, meeting, limit, limit_seconds)
 
 
 def receive(launch: Launch, meeting: Meeting, limit: float, later_limit: float) -> TCPStore:
-    """Rank 0's store, once every rank has come within `limit` seconds; afterwards it waits for `later_limit` seconds."""
+    """Rank 0's store, once every rank has connected, within `limit` seconds. Later calls wait `later_limit` seconds."""
     listener = listen(meeting)
     try:
         store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=later_limit))
@@ -92,15 +92,15 @@ def receive(launch: Launch, meeting: Meeting, limit: float, later_limit: float) 
             time.sleep(PAUSE_SECONDS if missing else 0)
     finally:
         with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)  # else the thread that accepts keeps the port open
+            listener.shutdown(socket.SHUT_RDWR)  # otherwise the thread in `accept` keeps the port open
         listener.close()
     sentence = ""
     if missing:
         some = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
         sentence = f"rank {some} of {launch.size} did not come to {meeting.place} within {limit:g} s; {CURE}"
-    store.set("word", sentence or "go")
+    store.set("verdict", sentence or "go")
     if sentence:
-        time.sleep(1)  # the store ends with this process; the others read the word first
+        time.sleep(1)  # the store ends with this process; the other ranks read the verdict first
         raise UserError(sentence)
     return store
 
@@ -111,7 +111,7 @@ def listen(meeting: Meeting) -> socket.socket:
     for port in meeting.ports:
         try:
             if socket.has_dualstack_ipv6():
-                with suppress(OSError):  # compiled in, but switched off on this machine; or taken, which IPv4 then says, too
+                with suppress(OSError):  # IPv6 is switched off on this machine; or the port is in use, and IPv4 fails, too
                     return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
             return socket.create_server(("", port), backlog=1024)
         except OSError as error:
@@ -123,7 +123,7 @@ def listen(meeting: Meeting) -> socket.socket:
 
 
 def serve(listener: socket.socket, answer: bytes) -> None:
-    """Send `answer` to whoever connects, until the listener is closed."""
+    """Send `answer` to every program that connects, until the listener is closed."""
     while True:
         try:
             connection, _ = listener.accept()
@@ -134,24 +134,24 @@ def serve(listener: socket.socket, answer: bytes) -> None:
 
 
 def join(launch: Launch, meeting: Meeting, limit: float, later_limit: float) -> TCPStore:
-    """The way of another rank to rank 0's store."""
-    address, port = find(meeting, limit)
+    """Another rank's connection to rank 0's store, once rank 0 has written its verdict."""
+    address, port = find_store(meeting, limit)
     try:
         store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2 * limit + 10))
         store.set(f"rank {launch.rank}", "")
-        word = store.get("word").decode()
+        verdict = store.get("verdict").decode()
     except (OSError, RuntimeError) as error:
         raise UserError(f"rank 0 at {meeting.place} left before all ranks were there ({reason(error)}); see its message") from None
-    if word != "go":
-        raise UserError(word)
+    if verdict != "go":
+        raise UserError(verdict)
     store.set_timeout(timedelta(seconds=later_limit))
     return store
 
 
-def find(meeting: Meeting, limit: float, clock: Callable[[], float] = time.monotonic) -> tuple[str, int]:
-    """The address and the port of rank 0's store. Raises UserError when nobody answers in time, or others do at every port."""
+def find_store(meeting: Meeting, limit: float, clock: Callable[[], float] = time.monotonic) -> tuple[str, int]:
+    """The address and the port of rank 0's store. Raises UserError without an answer in time, or when all answers are wrong."""
     begin = clock()
-    since = begin  # when a port was last closed or gave the right answer
+    since = begin  # the last time that a port was closed: rank 0 may open it next
     while True:
         answers = {(host, port): ask(host, port) for host in meeting.hosts for port in meeting.ports}
         for address, text in answers.values():
@@ -169,7 +169,7 @@ def find(meeting: Meeting, limit: float, clock: Callable[[], float] = time.monot
 
 
 def ask(host: str, port: int) -> tuple[str, str | None]:
-    """The address that `host` leads to, and what its port answers. None for a port that is closed; '' for one that is silent."""
+    """The address of `host`, and the answer of its port. None for a closed port; '' for a port without an answer."""
     try:
         with socket.create_connection((host, port), ASK_SECONDS) as connection:
             connection.settimeout(ASK_SECONDS)

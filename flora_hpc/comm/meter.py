@@ -1,4 +1,4 @@
-"""Wraps any Communicator: counts bytes and seconds, without messages of its own."""
+"""Measures any Communicator: counts bytes and seconds, and sends no messages of its own."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,24 +9,24 @@ from flora_hpc.comm.communicator import Array, Communicator
 
 
 class Lap(NamedTuple):
-    """A stretch of one rank's timeline."""
+    """The measurements between two calls of `lap` on one rank."""
 
     seconds: dict[str, float]  # by phase
-    collectives: list[float]  # seconds of each, in order; `records.known.tell_apart` finds the waiting in them
-    total: float  # seconds, also those of no phase
-    num_bytes: int  # handed to collectives
+    collectives: list[float]  # seconds of each, in order; `records.known.tell_apart` computes the waiting time from them
+    total: float  # seconds, time outside of phases included
+    num_bytes: int  # given to collectives
 
 
 class Meter:
-    """A Communicator that keeps a timeline. A rank's seconds since the last `lap` are split into named phases and collectives.
+    """A Communicator that measures time. It divides a rank's seconds since the last `lap` into named phases and collectives.
 
-    `idle` returns when the device has nothing left to do, so that work is charged to the phase that asked for it.
+    `idle` returns when the device has finished its work, so that each phase is charged for the work that it started.
     """
 
     def __init__(self, comm: Communicator, clock: Callable[[], float] = time.perf_counter, idle: Callable[[], None] = lambda: None):
         self._comm, self.clock, self._idle = comm, clock, idle
         self.name, self.rank, self.size = comm.name, comm.rank, comm.size
-        self.inside_since: float | None = None  # when the collective that it is in began
+        self.inside_since: float | None = None  # start of the current collective; None outside of one
         self.num_entered = 0  # collectives
         self._begin()
 
@@ -36,14 +36,14 @@ class Meter:
         self._collectives: list[float] = []
 
     def lap(self) -> Lap:
-        """What happened since the last one; the next one starts now."""
+        """The measurements since the last lap; a new lap begins."""
         lap = Lap(self._seconds, self._collectives, self.clock() - self._began, self._num_bytes)
         self._begin()
         return lap
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Charge what happens inside to `name`; phases do not nest, and a collective is none."""
+        """Charge the time inside to phase `name`. Phases do not nest; a collective is not a phase."""
         started = self.clock()
         yield
         self._idle()

@@ -1,6 +1,6 @@
-"""Which MPI library mpi4py loads, and whether it understands the launcher; found out without initialising MPI.
+"""Identify the MPI library that mpi4py loads, and check, before MPI is initialised, that the library understands the launcher.
 
-A library that does not understand its launcher starts N worlds of one rank, ends the process with an error of its own, or hangs.
+Otherwise the library would start N worlds of one rank, end the process with its own error, or hang.
 """
 
 import os
@@ -14,10 +14,10 @@ from flora_hpc import extras
 from flora_hpc.comm.launch import Launch
 from flora_hpc.errors import UserError
 
-# Launchers tell ranks of each other through one of two protocols, PMI (1 or 2) and PMIx, or not at all ("none").
+# A launcher connects its ranks through one of two protocols, PMI (1 or 2) or PMIx, or through none ("none").
 SRUN_FLAG = {"pmi": "pmi2", "pmix": "pmix", "none": "none"}
 OTHERWISE = " (brings mpiexec), or 'flora-hpc[mpi]' beside your cluster's MPI, or set comm.backend: gloo"  # without mpi4py
-FAMILIES = (  # what the version text holds, the name for people, the protocol that the library's builds usually have
+FAMILIES = (  # pattern in the version text, the library's name, the usual protocol of its builds
     (r"Open MPI v(\S+?),", "Open MPI", "pmix"),
     (r"CRAY MPICH version (\S+)", "Cray MPICH", ""),
     (r"MPICH Version:\s*(\S+)", "MPICH", "pmi"),
@@ -27,11 +27,11 @@ FAMILIES = (  # what the version text holds, the name for people, the protocol t
 
 
 class Library(NamedTuple):
-    """An MPI library. `understands` is empty where that cannot be known from outside."""
+    """An MPI library."""
 
     family: str
     version: str
-    understands: frozenset[str]
+    understands: frozenset[str]  # protocols; empty where they cannot be known from outside
     usual: str  # the protocol to advise; empty where there is no rule
 
     @property
@@ -48,7 +48,7 @@ def module() -> Any:
 
         mpi4py.rc(initialize=False, finalize=True)
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # what versions of mpi4py raise when there is no libmpi
+    except (ImportError, RuntimeError) as error:  # without libmpi, versions of mpi4py raise different errors
         raise UserError(
             f"backend 'mpi': mpi4py found no MPI library ({' '.join(str(error).split())}); load your cluster's MPI module, "
             "set MPI4PY_LIBMPI=/path/to/libmpi.so, or pip install 'flora-hpc[mpich]'"
@@ -63,21 +63,21 @@ def loaded() -> Library:
 
 
 def identify(text: str, files: list[Path]) -> Library:
-    """The library with this version text, given the files that are mapped into the process."""
+    """The library with this version text. `files` are mapped into the process."""
     for pattern, family, usual in FAMILIES:
-        if found := re.search(pattern, text):
-            has_pmix = any(file.name.startswith("libpmix.so") for file in files)
+        if match := re.search(pattern, text):
+            version, has_pmix = match[1], any(file.name.startswith("libpmix.so") for file in files)
             if family == "Open MPI":
-                old = found[1].startswith(("1.", "2.", "3.", "4."))
-                return Library(family, found[1], frozenset({"pmix", "pmi"} if old and speaks_pmi(files) else {"pmix"}), "pmix")
+                old = version.startswith(("1.", "2.", "3.", "4."))
+                return Library(family, version, frozenset({"pmix", "pmi"} if old and has_slurm_pmi(files) else {"pmix"}), "pmix")
             if family == "MPICH":
-                return Library(family, found[1], frozenset({"pmi", "pmix"} if has_pmix else {"pmi"}), "pmix" if has_pmix else "pmi")
-            return Library(family, found[1], frozenset(), usual)
+                return Library(family, version, frozenset({"pmi", "pmix"} if has_pmix else {"pmi"}), "pmix" if has_pmix else "pmi")
+            return Library(family, version, frozenset(), usual)
     return Library(" ".join(text.split("\n")[0].split()) or "an unknown MPI library", "", frozenset(), "")
 
 
-def speaks_pmi(files: list[Path]) -> bool:
-    """Whether an Open MPI before 5 was, or may have been, built with Slurm's PMI; its parts lie in a folder beside libmpi."""
+def has_slurm_pmi(files: list[Path]) -> bool:
+    """Whether an Open MPI before version 5 has, or may have, Slurm's PMI; its plugins are in a folder beside libmpi."""
     parts = {
         part.name
         for file in files
@@ -88,7 +88,7 @@ def speaks_pmi(files: list[Path]) -> bool:
     return not parts or bool(parts & {"mca_pmix_s1.so", "mca_pmix_s2.so"})
 
 
-def offered(launch: Launch, environ: Mapping[str, str] = os.environ) -> str:
+def offered_protocol(launch: Launch, environ: Mapping[str, str] = os.environ) -> str:
     """The protocol that the launcher offers to this process: pmi, pmix or none."""
     kind = environ.get("SLURM_MPI_TYPE", "") if launch.launcher == "slurm" else ""
     if kind.startswith("pmix"):
@@ -101,54 +101,56 @@ def offered(launch: Launch, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def check(launch: Launch, library: Library, environ: Mapping[str, str] = os.environ) -> None:
-    """Raise UserError with the cure when it is certain that `library` does not understand this launcher."""
-    offer = offered(launch, environ)
+    """Raise UserError with the cure when `library` certainly does not understand this launcher."""
+    offer = offered_protocol(launch, environ)
     if launch.launcher == "torchrun" and launch.size > 1:
-        raise UserError(misfit(launch, library, "has no part in that"))
+        raise UserError(mismatch(launch, library, "has no part in that"))
     if launch.launcher == "none" or launch.size == 1 or not library.understands or offer in library.understands:
         return
     if launch.launcher == "slurm" and offer != "none":
-        raise UserError(misfit(launch, library, f"does not understand --mpi={environ.get('SLURM_MPI_TYPE', SRUN_FLAG[offer])}"))
-    raise UserError(misfit(launch, library, "sees a world of 1"))
+        raise UserError(mismatch(launch, library, f"does not understand --mpi={environ.get('SLURM_MPI_TYPE', SRUN_FLAG[offer])}"))
+    raise UserError(mismatch(launch, library, "sees a world of 1"))
 
 
 def prepare(launch: Launch, library: Library, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Tell MPICH under its own mpiexec which protocol is meant: in a Slurm step of type pmix it finds two and gives up."""
+    """Choose PMI 1 for MPICH under its own mpiexec: in a Slurm step of type pmix, MPICH finds two protocols and gives up."""
     if library.family == "MPICH" and launch.launcher == "mpich" and "PMIX_NAMESPACE" in environ:
         environ.setdefault("MPIR_CVAR_PMI_VERSION", "1")
 
 
 def abort_early(launch: Launch, code: int, environ: Mapping[str, str] = os.environ) -> None:
-    """End all ranks before MPI is initialised: until then MPICH's mpiexec does not mind that one ends, and the others wait for it.
+    """End all ranks before MPI is initialised.
 
-    This is the command that MPI_Abort sends in the protocol PMI-1.
+    Until then MPICH's mpiexec ignores the end of a rank, and the other ranks wait. The command is that of MPI_Abort in PMI-1.
     """
     if launch.launcher == "mpich" and environ.get("PMI_FD", "").isdigit():
-        with suppress(OSError):  # it has ended the job already
+        with suppress(OSError):  # mpiexec has ended the job already
             os.write(int(environ["PMI_FD"]), f"cmd=abort exitcode={code}\n".encode())
 
 
-def wants_own_heap(launch: Launch, library: Library, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether MPI must be initialised in a new thread, which allocates from memory that nobody has written to.
+def needs_fresh_heap(launch: Launch, library: Library, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether MPI must be initialised in a new thread, whose heap is still all zeros.
 
-    MPICH 5 over UCX sends 4096 bytes from the place of its address, which is far shorter, and so whatever lies behind it. Runs of
-    zeros are abbreviated; the rest is sent in lines, and Slurm's plugin for PMI cuts these at 1024 bytes. In the heap of a program
-    that has imported PyTorch there are too few zeros at times, and MPI_Init fails or hangs.
+        memory that MPICH 5 over UCX sends:   | address | bytes behind the address ................ |   4096 bytes
+        the text for PMI:                       runs of zeros are abbreviated, other bytes are written out
+        Slurm's plugin for PMI:                 cuts each line at 1024 bytes
+
+    After an import of PyTorch, too few zeros may follow the address. Then the text is cut, and MPI_Init fails or hangs.
     """
-    return library.family == "MPICH" and launch.launcher == "slurm" and offered(launch, environ) == "pmi"
+    return library.family == "MPICH" and launch.launcher == "slurm" and offered_protocol(launch, environ) == "pmi"
 
 
 def check_size(launch: Launch, library: Library, size: int) -> None:
-    """Raise UserError with the cure when the initialised library's world is not as large as the launcher said."""
+    """Raise UserError with the cure when the world of the initialised library has another size than the launcher's."""
     if size != launch.size:
-        raise UserError(misfit(launch, library, f"sees a world of {size}"))
+        raise UserError(mismatch(launch, library, f"sees a world of {size}"))
 
 
 STARTERS = {"slurm": "srun", "torchrun": "torchrun", "openmpi": "Open MPI's mpiexec", "mpich": "MPICH's mpiexec"}
 
 
-def misfit(launch: Launch, library: Library, what: str) -> str:
-    """One sentence: who started how many, what the library makes of it, and the cure by name."""
+def mismatch(launch: Launch, library: Library, what: str) -> str:
+    """One sentence: the launcher and its number of processes, the library's view `what`, and the cure."""
     gloo = "set comm.backend: gloo"
     if launch.launcher == "none":
         return f"one process was started, but {library.name} {what}: start it with mpiexec or srun, or set comm.backend: serial"

@@ -1,4 +1,4 @@
-"""What the machine of this rank is: processor, cores, memory."""
+"""Describe the machine of this rank: processor, cores, memory."""
 
 import os
 import platform
@@ -15,12 +15,12 @@ class Node:
 
     processor: str
     num_cores: int
-    memory_bytes: int | None  # of the machine; None where it does not say
-    memory_limit_bytes: int | None  # of the control groups around the process, where that is lower
+    memory_bytes: int | None  # of the machine; None where Linux does not give it
+    memory_limit_bytes: int | None  # of the control groups around the process, where it is lower
 
 
 def node(proc: Path = PROC, groups: Path = GROUPS) -> Node:
-    """This machine. Nothing that is missing or unreadable raises: it is left out."""
+    """This machine. A missing or unreadable file raises no error: its value is left out."""
     total, limit = memory(proc), quota.memory_limit(proc, groups)
     lower = limit if limit is not None and (total is None or limit < total) else None
     return Node(processor(proc), os.cpu_count() or 1, total, lower)
@@ -36,7 +36,7 @@ def memory(proc: Path = PROC) -> int | None:
 
 
 def processor(proc: Path = PROC) -> str:
-    """The model's name as Linux gives it; on processors that have none, what kind of machine it is."""
+    """The name of the processor model in /proc/cpuinfo; where that has none, the kind of machine."""
     for line in text_of(proc / "cpuinfo").splitlines():
         name, _, text = line.partition(":")
         if name.strip() in ("model name", "cpu model", "cpu", "Model") and text.strip():

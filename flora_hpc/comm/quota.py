@@ -1,6 +1,6 @@
-"""How many cores and how much memory the control groups around this process let it use.
+"""Read the limits of cores and memory that control groups set for this process.
 
-A quota of half a core is no set of cores: affinity has all.
+The affinity of a process does not show a quota: with half a core, it still lists all cores.
 """
 
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from pathlib import Path
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 V1_MOUNTS = {"cpu": ("cpu,cpuacct", "cpu", "cpuacct,cpu"), "memory": ("memory",)}  # by controller
-NO_LIMIT = 2**60  # bytes, from which version 1 means that there is none
+NO_LIMIT = 2**60  # bytes: version 1 writes a number from here on for no limit
 
 
 def quotas(proc: Path = PROC, groups: Path = GROUPS) -> dict[str, float]:
-    """Cores by the folder of each control group that has a quota, of version 1 or 2, from this process's own group up to the root.
+    """Cores by folder, for each control group (version 1 or 2) with a quota, from this process's group up to the root.
 
-    A container may see the path that its group has outside, where that does not exist inside; then the root counts alone.
+    A container may see the outside path of its group, which does not exist inside. Then only the root counts.
     """
     cores = {}
     for folder in folders(proc, groups, "cpu"):
@@ -25,13 +25,13 @@ def quotas(proc: Path = PROC, groups: Path = GROUPS) -> dict[str, float]:
 
 
 def _name(folder: Path) -> str:
-    """A folder's name and number: containers see other groups under one name."""
+    """A folder's name and inode: in two containers one name may mean different groups."""
     facts = folder.stat()
     return f"{folder} {facts.st_dev}:{facts.st_ino}"
 
 
 def memory_limit(proc: Path = PROC, groups: Path = GROUPS) -> int | None:
-    """Bytes: the least limit of this process's control groups, of version 1 or 2, up to the root. None without one."""
+    """The lowest limit of this process's control groups (version 1 or 2) up to the root, in bytes. None without a limit."""
     files = (folder / name for folder in folders(proc, groups, "memory") for name in ("memory.max", "memory.limit_in_bytes"))
     limits = [int(text) for text in map(text_of, files) if text.isascii() and text.isdecimal()]
     return min((limit for limit in limits if 0 < limit < NO_LIMIT), default=None)
@@ -51,35 +51,36 @@ def folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
 
 
 def of_version_2(folder: Path) -> float | None:
-    """cpu.max holds microseconds and a period, or 'max' and a period."""
+    """Cores by cpu.max, which holds microseconds and a period, or 'max' and a period."""
     return cores_of(text_of(folder / "cpu.max").split())
 
 
 def of_version_1(folder: Path) -> float | None:
-    """cpu.cfs_quota_us holds microseconds, or -1 for none."""
+    """Cores by cpu.cfs_quota_us, which holds microseconds, or -1 for no quota."""
     return cores_of([text_of(folder / "cpu.cfs_quota_us"), text_of(folder / "cpu.cfs_period_us")])
 
 
 def cores_of(words: list[str]) -> float | None:
-    """['50000', '100000'] -> 0.5."""
+    """Microseconds divided by the period: ['50000', '100000'] -> 0.5."""
     if len(words) != 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
         return None
     return int(words[0]) / int(words[1])
 
 
-def share(machine: str, everyone: list[tuple[str, dict[str, float]]], own: dict[str, float]) -> float | None:
-    """Cores that one rank may use: the least quota around it, divided by the ranks within the same group. None without a quota.
+def share(machine: str, ranks: list[tuple[str, dict[str, float]]], quotas: dict[str, float]) -> float | None:
+    """Cores that one rank may use: each of its `quotas` divided by the ranks in that group, and the least of these.
 
-    `everyone` has the machine and the quotas of each rank, this one among them.
+    `ranks` has the machine and the quotas of every rank, this rank included. None without a quota.
     """
     shares = [
-        cores / max(1, sum(there == machine and group in theirs for there, theirs in everyone)) for group, cores in own.items()
+        cores / max(1, sum(rank_machine == machine and group in rank_quotas for rank_machine, rank_quotas in ranks))
+        for group, cores in quotas.items()
     ]
     return min(shares, default=None)
 
 
 def text_of(file: Path) -> str:
-    """A short file's text; nothing where it cannot be read."""
+    """A short file's text; empty where it cannot be read."""
     try:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Signals that ask a job to stop: noted at once, acted on where all ranks agree."""
+"""Signals that ask a job to stop. A rank notes a signal at once; all ranks stop together, after the same round."""
 
 import signal
 import socket
@@ -18,10 +18,10 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # before a time limit, if the job as
 _early: list[str] = []  # signals that came before a `Stop` listened
 
 
-def expect() -> None:
-    """Note USR1 from now on, for a `Stop` that will listen: it would end a rank that still imports or connects.
+def note_early() -> None:
+    """Note USR1 from now on, for a later `Stop`. Otherwise USR1 would end a rank that still imports or connects.
 
-    TERM does end such a rank: a launcher sends it when another rank cannot connect.
+    TERM still ends such a rank: a launcher sends TERM when another rank cannot connect.
     """
     _early.clear()
     if threading.current_thread() is threading.main_thread():
@@ -29,29 +29,29 @@ def expect() -> None:
 
 
 class Stop:
-    """Whether this rank was asked to stop. A handler only notes it: a rank may be in a collective that others are yet to enter."""
+    """Whether a signal asked this rank to stop. The handler only notes the signal: the rank may be inside a collective."""
 
     def __init__(self, abandon: bool = False, ends_process: bool = True) -> None:
         self.asked_by = ""  # the signal's name
-        self._abandon, self._ends_process, self._came = abandon, ends_process, False
-        self._woken: socket.socket | None = None  # Python writes a signal's number to the other end at once
+        self._abandon, self._ends_process, self._received = abandon, ends_process, False
+        self._wakeup: socket.socket | None = None  # Python writes a signal's number to the other end at once
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals while inside. Python allows that in the main thread alone; elsewhere nothing is noted.
+        """Note signals while inside. Python allows signal handlers in the main thread alone; other threads note nothing.
 
-        Once the job is stopped they mean nothing more where the process ends with it: srun sends TERM to the other ranks when the
-        first one leaves, and a rank that it ended would hide their exit code.
+        After a stop, signals are ignored where the process ends with the job. Reason: srun sends TERM to the other ranks when the
+        first rank exits, and a rank ended by TERM would hide the exit code of the job.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
         self.asked_by = self.asked_by or "".join(_early[:1])
-        self._woken, woken = socket.socketpair()
-        for end in (self._woken, woken):
+        self._wakeup, written = socket.socketpair()
+        for end in (self._wakeup, written):
             end.setblocking(False)
-        wakes = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+        former_fd = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
         try:
             yield
         except StoppedError:
@@ -59,45 +59,48 @@ class Stop:
                 before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
             raise
         finally:
-            signal.set_wakeup_fd(wakes)
-            for end in (self._woken, woken):
+            signal.set_wakeup_fd(former_fd)
+            for end in (self._wakeup, written):
                 end.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def came(self) -> bool:
-        """Whether a signal came, for other threads: also one that is not noted yet, since the main thread waits in a collective."""
-        with suppress(OSError):  # nothing came, or it listens no more
-            while self._woken and (numbers := self._woken.recv(64)):
-                self._came = self._came or bool(set(numbers) & set(SIGNALS))
-        return self._came or bool(self.asked_by)
+    def received(self) -> bool:
+        """Whether a signal to stop was received; for other threads.
+
+        The handler runs in the main thread, which may wait in a collective. Therefore this method reads the wakeup socket, too.
+        """
+        with suppress(OSError):  # the socket is empty or closed
+            while self._wakeup and (numbers := self._wakeup.recv(64)):
+                self._received = self._received or bool(set(numbers) & set(SIGNALS))
+        return self._received or bool(self.asked_by)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked_by = signal.Signals(number).name
 
     @property
     def abandons(self) -> bool:
-        """Whether the round that is played is given up."""
+        """Whether this rank abandons the current round."""
         return self._abandon and bool(self.asked_by)
 
     def agreed(self, comm: Communicator) -> bool:
-        """Whether any rank was asked; the same answer on every rank."""
-        ranks = np.array([bool(self.asked_by)], np.int64)
-        comm.allreduce(ranks)
-        return bool(ranks[0])
+        """Whether any rank was asked to stop; the same answer on every rank."""
+        num_asked = np.array([bool(self.asked_by)], np.int64)
+        comm.allreduce(num_asked)
+        return bool(num_asked[0])
 
     def agreed_to_abandon(self, comm: Communicator) -> bool:
-        """Whether the round that is played is given up, since any rank was asked; the same answer on every rank."""
+        """Whether all ranks abandon the current round, since any rank was asked to stop; the same answer on every rank."""
         return self._abandon and self.agreed(comm)
 
 
 @contextmanager
 def exiting() -> Iterator[None]:
-    """Let a signal that ends a process raise SystemExit while inside, so that files in progress are removed on the way out."""
+    """Raise SystemExit for a signal that would end the process, while inside: so unfinished files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [number for number in (signal.SIGHUP, *SIGNALS) if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores one
+    numbers = [number for number in (signal.SIGHUP, *SIGNALS) if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores HUP
     for number in numbers:
         signal.signal(number, _exit)
     try:
@@ -108,11 +111,11 @@ def exiting() -> Iterator[None]:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one would break off the removal
-    raise SystemExit(128 + number)  # the code that a shell gives
+    signal.signal(number, signal.SIG_IGN)  # a second signal would interrupt the removal
+    raise SystemExit(128 + number)  # a shell's exit code for a signal
 
 
 def ignore() -> None:
-    """Let signals mean nothing any more: a job that is done and waits to leave would be told to have failed."""
+    """Ignore further signals: Slurm would report a finished job, whose ranks wait to exit, as failed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

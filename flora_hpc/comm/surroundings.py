@@ -1,4 +1,4 @@
-"""Checks of the machine that cost nothing and run at every start: each names the variable at fault and the cure."""
+"""Check the machine at every start, at no cost: each message names the wrong variable and the cure."""
 
 import os
 import socket
@@ -10,13 +10,13 @@ from flora_hpc.comm.mpilibrary import Library
 from flora_hpc.errors import UserError
 
 SHM = Path("/dev/shm")
-MPICH_BYTES = 1_100_000  # of shared memory that MPICH 5 maps for each rank; it ends with 'Bus error' where there is less
-UCX_BYTES = 6 * 2**20  # that MPICH 5 and UCX use together for each rank; with less, UCX ends with 'Segmentation fault' at times
+MPICH_BYTES = 1_100_000  # of shared memory, mapped by MPICH 5 for each rank; with less, MPICH ends with 'Bus error'
+UCX_BYTES = 6 * 2**20  # of shared memory, used by MPICH 5 and UCX for each rank; with less, UCX at times ends with SIGSEGV
 UCX_SPARE_BYTES = 8 * 2**20
 
 
 def check(launch: Launch, backend: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Raise UserError for a variable of the environment with which no job can start, or would not do what it says."""
+    """Raise UserError for an environment variable that stops every job, or that would have no effect."""
     check_threads(environ)
     if launch.size > 1 and backend in ("gloo", "nccl"):
         check_interfaces(f"{backend.upper()}_SOCKET_IFNAME", environ, [name for _, name in socket.if_nameindex()])
@@ -32,17 +32,17 @@ def check_threads(environ: Mapping[str, str]) -> None:
 
 
 def check_interfaces(variable: str, environ: Mapping[str, str], interfaces: list[str]) -> None:
-    """Raise UserError when the variable names network interfaces, and this machine has none of them.
+    """Raise UserError when the variable names network interfaces that this machine does not have.
 
-    Gloo takes whole names. NCCL takes the beginnings of names, whole names behind `=`, and names to leave out behind `^`.
+    Gloo takes whole names. NCCL takes the beginnings of names, whole names behind `=`, and excluded names behind `^`.
     """
     text = environ.get(variable, "")
     if not text or text.startswith("^"):
         return
     exact = variable.startswith("GLOO") or text.startswith("=")
     names = [name.partition(":")[0] for name in text.removeprefix("=").split(",") if name]
-    hits = [any(each == name or (not exact and each.startswith(name)) for each in interfaces) for name in names]
-    if all(hits) if variable.startswith("GLOO") else any(hits):
+    exists = [any(each == name or (not exact and each.startswith(name)) for each in interfaces) for name in names]
+    if all(exists) if variable.startswith("GLOO") else any(exists):
         return
     raise UserError(
         f"{variable} is {text!r}, but {socket.gethostname()} has the network interfaces {', '.join(interfaces)}; "
@@ -51,7 +51,7 @@ def check_interfaces(variable: str, environ: Mapping[str, str], interfaces: list
 
 
 def check_shared_memory(launch: Launch, library: Library, folder: Path = SHM) -> None:
-    """Raise UserError when MPICH would not find room in shared memory for the ranks of this node."""
+    """Raise UserError when shared memory is too small for MPICH with the ranks of this node."""
     if library.family != "MPICH" or launch.local_size == 1:
         return
     size, free = room(folder)
@@ -67,21 +67,21 @@ def check_shared_memory(launch: Launch, library: Library, folder: Path = SHM) ->
 def spare_shared_memory(
     launch: Launch, library: Library, environ: MutableMapping[str, str] = os.environ, folder: Path = SHM
 ) -> None:
-    """Tell UCX, through which MPICH sends, to leave shared memory alone where that is small; MPICH's own part stays in use."""
+    """Forbid UCX, which sends MPICH's messages, to use small shared memory. MPICH itself still uses it."""
     needs = UCX_BYTES * launch.local_size + UCX_SPARE_BYTES
     if library.family == "MPICH" and launch.local_size > 1 and room(folder)[0] < needs:
         environ.setdefault("UCX_TLS", "^posix")
 
 
 def room(folder: Path) -> tuple[int, int]:
-    """Bytes of a file system, and how many of them are free; as if it had no limit where there is no such folder."""
+    """Total and free bytes of a file system; 2^63 for both where there is no such folder."""
     try:
-        facts = os.statvfs(folder)
+        status = os.statvfs(folder)
     except OSError:
         return 2**63, 2**63
-    return facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
+    return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
 
 
 def mib(num_bytes: int) -> str:
-    """1100000 -> '1.0'."""
+    """Bytes in MiB, as text: 1100000 -> '1.0'."""
     return f"{num_bytes / 2**20:.1f}"

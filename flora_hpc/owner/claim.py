@@ -1,10 +1,10 @@
-"""A run directory has one owner: the living process that writes its files.
+"""Claim a run directory: one living process owns it and writes its files.
 
     owner-000001.json    the first owner, which ended or died
     owner-000002.json    the owner that took over from it: the highest number counts
 
-A number is given once: its file is made only where there is none, and no lock is needed. Its owner touches the file every few
-seconds. The age of that sign is told by the file system's own clock, since the clocks of two hosts may differ.
+A process becomes the owner when it creates the next file. Only one process can create it, so no lock is needed. As a heartbeat, the
+owner touches its file every few seconds. The file system's clock gives the heartbeat's age, since clocks of two hosts may differ.
 """
 
 import json
@@ -22,158 +22,158 @@ from flora_hpc.errors import UserError, reason
 from flora_hpc.owner import living
 from flora_hpc.owner.living import Owner
 
-BEAT_SECONDS = 5.0  # between two signs of life
+HEARTBEAT_SECONDS = 5.0
 NAME = re.compile(r"owner-(\d+)\.json")
 
 
 class Claim:
-    """The ownership of a run directory, from `take` until the end of the `with` block. It is an observer, too: the first one.
+    """The ownership of a run directory, from `take` until the end of the `with` block. It also is the run's first observer.
 
-    `say` is told when the directory must be waited for, and, once the run goes on, that it was taken over from a dead owner.
+    `say` prints a sentence: when `take` must wait, and, once the run starts, that it takes over from a dead owner.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = lambda sentence: None) -> None:
         self.folder, self._say = folder, say
         self.owner = Owner()
-        self._number = 0  # 0 while the directory is not taken
-        self._made: list[Path] = []  # folders that were not there before, the innermost first
+        self._number = 0  # of this process's owner file; 0 before `take`
+        self._new_folders: list[Path] = []  # created by this claim, the innermost first
         self._writes = False
-        self._unwritable = ""
-        self._takes_over = ""  # from whom, and when that owner died
-        self._lost = ""
-        self._looked = 0.0
+        self._unwritable = ""  # why no file can be written
+        self._takes_over = ""  # a sentence with the former owner, and when it died
+        self._new_owner = ""  # the process that has taken over from this one
+        self._checked_at = 0.0
         self._end = threading.Event()
-        self._beats: threading.Thread | None = None
+        self._heartbeat: threading.Thread | None = None
 
     def take(self, saved: Callable[[], int] = lambda: -1) -> None:
-        """Become the owner, unless this process is it already. `saved` tells the newest round that has a checkpoint.
+        """Become the owner, unless this process already is the owner. `saved` returns the newest round with a checkpoint.
 
-        Raises UserError where a living process owns the directory. Where nothing can be written, `require` says so.
+        Raises UserError where a living process owns the directory. Where nothing can be written, only `require` raises.
         """
         if self._number or self._unwritable:
             return
         try:
             self._take(saved)
         except OSError as error:
-            full = "make room on its disk, or make it writable"
-            cure = full if (self.folder / "run.h5").exists() else "choose a directory that can"
+            is_run = (self.folder / "run.h5").exists()
+            cure = "make room on its disk, or make it writable" if is_run else "choose a directory that can"
             self._unwritable = f"--out {self.folder}: cannot be written ({reason(error)}); {cure}"
 
     def require(self) -> None:
-        """Raise UserError when the directory could not be taken, since nothing can be written there."""
+        """Raise UserError when `take` failed because nothing can be written in the directory."""
         if self._unwritable:
             raise UserError(self._unwritable)
 
     def _take(self, saved: Callable[[], int]) -> None:
-        own = living.me()
-        part = self.folder / f".owner-{own.id}"
+        process = living.this_process()
+        part = self.folder / f".owner-{process.id}"
         try:
             while not self._number:
                 self._make_folders()
                 try:
-                    self._number = self._try(own, part, saved)
+                    self._number = self._try(process, part, saved)
                 except FileNotFoundError:  # another process removed the folder or took over at this moment
                     time.sleep(0.01)
         except BaseException:
             with suppress(OSError):
-                part.unlink()  # a folder that holds it cannot be removed
+                part.unlink()  # first: only an empty folder can be removed
             self._remove_folders()
             raise
         finally:
             with suppress(OSError):
                 part.unlink()
-        self._looked = _now()
-        self._beats = threading.Thread(target=self._beat, name="owner", daemon=True)
-        self._beats.start()
+        self._checked_at = _now()
+        self._heartbeat = threading.Thread(target=self._send_heartbeats, name="owner", daemon=True)
+        self._heartbeat.start()
 
-    def _try(self, own: Owner, part: Path, saved: Callable[[], int]) -> int:
-        """The number that this process has become the owner with, 0 where another one was faster."""
+    def _try(self, process: Owner, part: Path, saved: Callable[[], int]) -> int:
+        """The number of this process's owner file; 0 where another process was faster."""
         part.write_text("")
         number = newest(self.folder)
-        before, age = None, 0.0
+        former, age = None, 0.0
         if number:
-            before = read(self.folder, number)
-            age = self._wait_for_death(before, number, part)
+            former = read(self.folder, number)
+            age = self._wait_for_death(former, number, part)
         newest_saved = saved()
-        own = replace(own, saved=newest_saved, idle=_idle(own, before, newest_saved))
-        part.write_text(json.dumps(asdict(own)))
+        process = replace(process, saved=newest_saved, idle=_count_idle_starts(process, former, newest_saved))
+        part.write_text(json.dumps(asdict(process)))
         if not _link(part, path(self.folder, number + 1)):
             return 0
-        self.owner = own
-        if before is not None and not before.ended:
-            self._takes_over = f"takes over {self.folder} from {before}, which died; its last sign was {age:.0f} s ago"
+        self.owner = process
+        if former is not None and not former.ended:
+            self._takes_over = f"takes over {self.folder} from {former}, which died; its last sign was {age:.0f} s ago"
         return number + 1
 
     def _wait_for_death(self, owner: Owner, number: int, part: Path) -> float:
-        """Return the age of the owner's sign once the owner is known to be gone. Raises UserError when it lives."""
+        """Return the age of the owner's last heartbeat once the owner is dead. Raises UserError when the owner lives."""
         first, waits = None, False
         while True:
             os.utime(part)
-            sign, now = _touched(path(self.folder, number)), part.stat().st_mtime
-            first = sign if first is None else first
-            alive = living.lives(owner, now - sign)
+            heartbeat, now = _touched(path(self.folder, number)), part.stat().st_mtime
+            first = heartbeat if first is None else first
+            age = now - heartbeat
+            alive = living.lives(owner, age)
             if alive is False:
-                return now - sign
-            if alive or sign > first:
+                return age
+            if alive or heartbeat > first:
                 job = f" (scancel {owner.job})" if owner.job else f" (kill {owner.pid}, on {owner.host})"
                 raise UserError(
-                    f"--out {self.folder}: belongs to a run that goes on: {owner}, last sign of life {max(0.0, now - sign):.0f} s "
+                    f"--out {self.folder}: belongs to a run that goes on: {owner}, last sign of life {max(0.0, age):.0f} s "
                     f"ago; wait for its end, stop it{job}, or choose another directory"
                 )
             if not waits:
                 waits = True
-                self._say(
-                    f"{self.folder} belongs to {owner}; waits up to {living.DEAD_SECONDS - (now - sign):.0f} s for a sign of life"
-                )
-            time.sleep(min(1.0, BEAT_SECONDS / 5))
+                self._say(f"{self.folder} belongs to {owner}; waits up to {living.DEAD_SECONDS - age:.0f} s for a sign of life")
+            time.sleep(min(1.0, HEARTBEAT_SECONDS / 5))
 
     def _make_folders(self) -> None:
         missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._made = self._made or missing
+        self._new_folders = self._new_folders or missing
 
     def _remove_folders(self) -> None:
-        """Remove the folders that this claim made, as far as they are empty."""
+        """Remove the folders that this claim created, as long as they are empty."""
         with suppress(OSError):
-            for folder in self._made:
+            for folder in self._new_folders:
                 folder.rmdir()
 
-    def _beat(self) -> None:
-        while not self._end.wait(BEAT_SECONDS) and not self._lost:
-            with suppress(OSError):  # the next sign may pass
-                self._look()
+    def _send_heartbeats(self) -> None:
+        while not self._end.wait(HEARTBEAT_SECONDS) and not self._new_owner:
+            with suppress(OSError):  # the next heartbeat may succeed
+                self._check_owner()
                 os.utime(path(self.folder, self._number))
 
-    def _look(self) -> None:
+    def _check_owner(self) -> None:
         """Note when another process has become the owner."""
         number = newest(self.folder)
         if number > self._number:
-            self._lost = "another process"
-            self._lost = str(read(self.folder, number))
-        self._looked = _now()
+            self._new_owner = "another process"  # in case the file cannot be read
+            self._new_owner = str(read(self.folder, number))
+        self._checked_at = _now()
 
     def check(self) -> None:
-        """Raise UserError when this process is the owner no more; call it before anything is written."""
+        """Raise UserError when this process no longer owns the directory; call it before each write."""
         if not self._number:
             return
-        if _now() - self._looked > 2 * BEAT_SECONDS:  # the process was suspended, or its disk hangs
+        if _now() - self._checked_at > 2 * HEARTBEAT_SECONDS:  # the process was suspended, or its disk hangs
             with suppress(OSError):
-                self._look()
-        if self._lost:
+                self._check_owner()
+        if self._new_owner:
             raise UserError(
-                f"{self.folder}: now belongs to {self._lost}, since this process gave no sign of life for long; it writes no more"
+                f"{self.folder}: now belongs to {self._new_owner}, since this process gave no sign of life for long; "
+                "it writes no more"
             )
 
     def started(self, info: object) -> None:
-        """The first files of the run are about to be written: earlier owners' files go."""
+        """Remove the files of earlier owners; the run is about to write its first files."""
         self.check()
         self._writes = True
-        if self._takes_over:  # said here, since a configuration may be refused before
+        if self._takes_over:  # printed only now, since the configuration may be refused before
             self._say(self._takes_over)
         if self._number:
             former = [path(self.folder, number) for number in _numbers(self.folder) if number < self._number]
-            for file in (*former, *self.folder.glob(".owner-*")):  # of starts that were killed; a living one writes its own again
-                with suppress(OSError):  # another user's
+            for file in (*former, *self.folder.glob(".owner-*")):  # left by killed starts; a living start writes its file again
+                with suppress(OSError):  # another user's file
                     file.unlink(missing_ok=True)
 
     def round(self, record: object) -> None:
@@ -185,15 +185,15 @@ class Claim:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave the directory: as it was where nothing was written, otherwise with a file that says that its owner has ended."""
+        """Release the directory: mark its owner as ended. Where the run wrote nothing, remove the owner file and new folders."""
         self._end.set()
         if not self._number:
             return
-        if self._beats is not None:
-            self._beats.join()
+        if self._heartbeat is not None:
+            self._heartbeat.join()
         file = path(self.folder, self._number)
         with suppress(OSError):  # a full disk
-            if self._lost:
+            if self._new_owner:
                 return
             if self._writes:
                 part = self.folder / f".owner-{self.owner.id}"
@@ -216,21 +216,21 @@ def newest(folder: Path) -> int:
 
 
 def read(folder: Path, number: int) -> Owner:
-    """An owner; of a file that cannot be understood, one of whom nothing is known. Raises FileNotFoundError."""
+    """The owner in a file; an unknown owner, `Owner()`, for a file with other content. Raises FileNotFoundError."""
     try:
-        facts: dict[str, Any] = json.loads(path(folder, number).read_bytes())
-        values = {field.name: facts[field.name] for field in fields(Owner) if field.name in facts}
+        content: dict[str, Any] = json.loads(path(folder, number).read_bytes())
+        values = {field.name: content[field.name] for field in fields(Owner) if field.name in content}
         fit = all(type(value) is type(getattr(Owner(), name)) for name, value in values.items())
         return Owner(**values) if fit else Owner()
-    except (ValueError, TypeError):  # half written, where there are no hard links
+    except (ValueError, TypeError):  # a half-written file, on a file system without hard links
         return Owner()
 
 
-def _idle(own: Owner, before: Owner | None, saved: int) -> int:
+def _count_idle_starts(process: Owner, former: Owner | None, saved: int) -> int:
     """How many starts of this job in a row have saved no new round."""
-    if before is None or (before.job, before.saved) != (own.job, saved) or not before.restarts < own.restarts:
+    if former is None or (former.job, former.saved) != (process.job, saved) or not former.restarts < process.restarts:
         return 0
-    return before.idle + 1
+    return former.idle + 1
 
 
 def _numbers(folder: Path) -> list[int]:
@@ -238,12 +238,12 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _link(part: Path, file: Path) -> bool:
-    """Give a written file its name unless that is taken. Returns whether it was free."""
+    """Give the file `part` the name `file`, unless that name is in use. Returns whether it was free."""
     try:
         os.link(part, file)
         return True
     except FileExistsError:
-        return part.stat().st_nlink == 2  # NFS may do it and say that it was done before
+        return part.stat().st_nlink == 2  # NFS may create the link and yet report that it existed before
     except FileNotFoundError:
         raise
     except OSError:  # a file system without hard links
@@ -256,14 +256,14 @@ def _link(part: Path, file: Path) -> bool:
 
 
 def _touched(file: Path) -> float:
-    """When a file was touched last; opened, since NFS asks its server then."""
-    opened = os.open(file, os.O_RDONLY)
+    """The time of the last touch of a file. The file is opened first, since NFS then asks its server."""
+    descriptor = os.open(file, os.O_RDONLY)
     try:
-        return os.fstat(opened).st_mtime
+        return os.fstat(descriptor).st_mtime
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def _now() -> float:
-    """Seconds, those in which this machine or process slept included."""
+    """Seconds since the start of the machine, including the time while the machine or the process was suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,4 +1,4 @@
-"""A process that owns a run directory, and whether it lives: told by its pid, by its signs of life, or by Slurm."""
+"""Decide whether the process that owns a run directory lives: by its pid, its heartbeat or Slurm."""
 
 import os
 import socket
@@ -10,25 +10,25 @@ from pathlib import Path
 
 from flora_hpc.errors import UserError
 
-DEAD_SECONDS = 60.0  # without a sign, and unknown to Slurm
+DEAD_SECONDS = 60.0  # without a heartbeat, and unknown to Slurm: dead
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that owns a run directory, as its file describes it."""
+    """A process that owns a run directory; the content of its owner file."""
 
     id: str = ""
     host: str = "?"
-    boot: str = ""  # changes with every start of a machine
-    pid_namespace: str = ""  # a pid means something within it alone
+    boot: str = ""  # boot id of the machine; changes with every start of the machine
+    pid_namespace: str = ""  # a pid is valid only inside its namespace
     pid: int = 0
-    started: str = ""  # when the process began: a pid is used again
-    job: str = ""  # Slurm's
+    started: str = ""  # start time of the process, since the system reuses pids
+    job: str = ""  # Slurm's job id
     step: str = ""
-    restarts: int = 0  # times that Slurm started the job again
+    restarts: int = 0  # number of times that Slurm has restarted the job
     time: str = ""
     saved: int = -1  # newest round with a checkpoint when the process took the directory
-    idle: int = 0  # starts of this job before it, in a row, that saved no new round
+    idle: int = 0  # earlier starts of this job, in a row, that saved no new round
     ended: bool = False
 
     def __str__(self) -> str:
@@ -38,8 +38,8 @@ class Owner:
         return f"process {self.pid} on host {self.host}{job}"
 
 
-def me() -> Owner:
-    """This process."""
+def this_process() -> Owner:
+    """This process as an owner."""
     task = [os.environ.get(f"SLURM_ARRAY_{name}", "") for name in ("JOB_ID", "TASK_ID")]
     job, step = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_STEP_ID", "")
     return Owner(
@@ -57,34 +57,34 @@ def me() -> Owner:
 
 
 def restarts() -> int:
-    """How many times Slurm has started this job again by itself."""
+    """How many times Slurm has restarted (requeued) this job."""
     text = os.environ.get("SLURM_RESTART_COUNT", "")
     return int(text) if text.isdigit() else 0
 
 
 def lives(owner: Owner, age: float) -> bool | None:
-    """Whether an owner lives whose last sign is `age` seconds old; None where only the next signs can tell."""
-    here = me()
-    if owner.ended or (owner.job and owner.job == here.job and owner.restarts < here.restarts):
-        return False  # Slurm starts a job again only when its processes have gone
-    if owner.boot and (owner.boot, owner.pid_namespace) == (here.boot, here.pid_namespace):
+    """Whether an owner lives whose last heartbeat is `age` seconds old; None where only the next heartbeats can decide."""
+    current = this_process()
+    if owner.ended or (owner.job and owner.job == current.job and owner.restarts < current.restarts):
+        return False  # Slurm restarts a job only after all its processes have ended
+    if owner.boot and (owner.boot, owner.pid_namespace) == (current.boot, current.pid_namespace):
         state, started = _process(owner.pid)
         return state not in ("", "Z", "X") and started in ("", owner.started)
-    if owner.host == here.host and owner.boot and age >= time.clock_gettime(time.CLOCK_BOOTTIME):
-        return False  # this machine has started again since
+    if owner.host == current.host and owner.boot and age >= time.clock_gettime(time.CLOCK_BOOTTIME):
+        return False  # this machine has restarted since the last heartbeat
     if age < DEAD_SECONDS:
         return None
     return known_to_slurm(owner)
 
 
 def known_to_slurm(owner: Owner) -> bool:
-    """Whether Slurm says that an owner still runs. Raises UserError when Slurm is there and does not answer."""
-    if not owner.job or (not owner.step and owner.job == me().job):  # of its own allocation Slurm knows no process
+    """Whether Slurm reports that an owner still runs. Raises UserError when Slurm is installed and does not answer."""
+    if not owner.job or (not owner.step and owner.job == this_process().job):  # Slurm knows jobs and steps, not processes
         return False
-    which = ["--steps", owner.step] if owner.step else ["--jobs", owner.job, "--states", "RUNNING,SUSPENDED"]
+    selection = ["--steps", owner.step] if owner.step else ["--jobs", owner.job, "--states", "RUNNING,SUSPENDED"]
     try:
-        words = ["squeue", "--noheader", "--format=%i", *which]
-        result = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        command = ["squeue", "--noheader", "--format=%i", *selection]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except OSError:  # no Slurm here
         return False
     except subprocess.TimeoutExpired:
@@ -96,15 +96,15 @@ def known_to_slurm(owner: Owner) -> bool:
 
 
 def _process(pid: int) -> tuple[str, str]:
-    """The state of a process and when it began, empty for none; ('?', '') of one that may not be looked at."""
-    text = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    if text:
-        return text[0], text[19]
+    """State and start time of a process; empty where there is none; ('?', '') for a process that this user may not see."""
+    values = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if values:
+        return values[0], values[19]
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return "", ""
-    except OSError:  # another user's
+    except OSError:  # another user's process
         return "?", ""
     return "?", ""
 

@@ -131,7 +131,7 @@ def test_an_export_that_a_signal_ends_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_export_left_goes_with_the_next_one(tmp_path: Path) -> None:
-    me = living.me()
+    me = living.this_process()
     owners = {
         "dead": replace(me, started="1"),
         "lives": me,

@@ -64,7 +64,7 @@ def test_starts_that_are_killed_before_they_can_say_anything(start: Start, tmp_p
     out = tmp_path / "run"
     out.mkdir()
     for number, idle in ((1, 0), (2, 1)):
-        owner = replace(living.me(), started="1", job="7", restarts=number - 1, idle=idle)
+        owner = replace(living.this_process(), started="1", job="7", restarts=number - 1, idle=idle)
         claim.path(out, number).write_text(json.dumps(asdict(owner)))
     code, error = start(2)
     assert (code, ENDS in error) == (2, True)

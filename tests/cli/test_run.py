@@ -74,7 +74,7 @@ def test_rank_0_alone_says_the_first_line(words: list[str], flora: Flora, mpiexe
 
 def own(out: Path, number: int, **more: object) -> None:
     out.mkdir(exist_ok=True)
-    owner = replace(living.me(), host="node7", **more)  # type: ignore[arg-type]
+    owner = replace(living.this_process(), host="node7", **more)  # type: ignore[arg-type]
     claim.path(out, number).write_text(json.dumps(asdict(owner)))
 
 
@@ -126,7 +126,7 @@ def test_an_owner_that_finds_another_one_writes_no_more(
     def suspended(setup, site, state, number):  # type: ignore[no-untyped-def]
         if number == 2:
             own(out, 2)
-            monkeypatch.setattr(claim, "BEAT_SECONDS", 0)
+            monkeypatch.setattr(claim, "HEARTBEAT_SECONDS", 0)
         return play(setup, site, state, number)
 
     monkeypatch.setattr(loop, "play", suspended)

@@ -132,7 +132,7 @@ def test_a_rank_that_sees_only_its_own_gpu_takes_it(gpus: Gpus) -> None:
 
 @pytest.fixture
 def properties(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every GPU has 1,000 bytes, and a number of its own for each index."""
+    """Every GPU has 1,000 bytes and a uuid that follows from its index."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000, uuid=f"uuid{device.index}")
@@ -140,7 +140,7 @@ def properties(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_rank_learns_every_place(properties: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 1 is asked; rank 0 says of itself what rank 1 says, but for the rank and the GPU."""
+    """The test runs rank 1; rank 0 sends the same values with another rank and GPU."""
     monkeypatch.setattr(socket, "gethostname", lambda: "node2")
     launch = Launch("slurm", rank=1, size=2, local_rank=0, local_size=1)
 
@@ -156,16 +156,16 @@ def test_every_rank_learns_every_place(properties: None, monkeypatch: pytest.Mon
 
 
 def test_ranks_that_share_a_gpu_are_told_so(properties: None) -> None:
-    """The GPU counts, not its number: two ranks may each call another one cuda:0."""
+    """The GPU counts, not its index: two ranks may call different GPUs cuda:0."""
     comm = SimpleNamespace(rank=0, allgather=lambda data: [data, data, data.replace(b"uuid0", b"uuid7")])
-    told = [place.device for place in devices.places(comm, Launch(), torch.device("cuda:0"), 4)]
-    assert told == ["cuda:0 Some GPU shared by 2 ranks"] * 2 + ["cuda:0 Some GPU"]
+    names = [place.device for place in devices.places(comm, Launch(), torch.device("cuda:0"), 4)]
+    assert names == ["cuda:0 Some GPU shared by 2 ranks"] * 2 + ["cuda:0 Some GPU"]
     assert devices.sharing(comm, torch.device("cuda:0")) == 2
     assert devices.sharing(comm, torch.device("cpu")) == 1
 
 
 def test_the_same_name_on_another_machine_is_another_machine(num_threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Containers on two nodes may have equal names; the machines were not started at the same time."""
+    """Containers on two nodes may have one host name; the boot ids of the machines differ."""
     starts = iter(["a", "b"] * 2)
     monkeypatch.setattr(devices, "_read", lambda file: next(starts))
     assert num_threads(("node", range(8)), ("node", range(8))) == [8, 8]
@@ -193,8 +193,8 @@ def test_what_torchrun_sets_is_not_the_users_wish(
 ) -> None:
     (tmp_path / "environ").write_text("HOME=/root\0MY_OMP_NUM_THREADS=1\0" + before)
     torchrun = Launch("torchrun", 0, 2, 0, local_size)
-    assert devices.wished_threads(torchrun, {"OMP_NUM_THREADS": value}, tmp_path / "environ") == wished
-    assert devices.wished_threads(torchrun, {}, tmp_path / "environ") is None
+    assert devices.threads_of_user(torchrun, {"OMP_NUM_THREADS": value}, tmp_path / "environ") == wished
+    assert devices.threads_of_user(torchrun, {}, tmp_path / "environ") is None
 
 
 # --- memory for a group of clients

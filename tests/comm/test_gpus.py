@@ -1,4 +1,4 @@
-"""GPUs without a GPU: numbers and variables alone."""
+"""The choice of GPUs, tested without a GPU: by numbers and variables alone."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_visible_gpus_are_read_as_cuda_reads_them(text: str, names: list[str]) -
 
 def test_a_gpu_that_pytorch_does_not_see_is_told() -> None:
     second = Launch("slurm", 1, 2, 1, 2)
-    told = "cuda:1 by CUDA_VISIBLE_DEVICES=0,1, but PyTorch sees no GPU"
-    assert gpus.unseen(second, {"CUDA_VISIBLE_DEVICES": "0,1"}) == told
+    message = "cuda:1 by CUDA_VISIBLE_DEVICES=0,1, but PyTorch sees no GPU"
+    assert gpus.unseen(second, {"CUDA_VISIBLE_DEVICES": "0,1"}) == message
     assert gpus.unseen(second, {"CUDA_VISIBLE_DEVICES": "1"}).startswith("cuda:0 by")
     assert gpus.unseen(second, {"CUDA_VISIBLE_DEVICES": ""}) == gpus.unseen(second, {}) == ""

@@ -1,4 +1,4 @@
-"""The variables are those that real launchers were seen to set, eight processes at most."""
+"""The rank from a launcher's variables; the values come from real launchers with up to eight processes."""
 
 import pytest
 
@@ -91,9 +91,9 @@ def test_every_launcher_is_known_by_its_variables(environ: dict[str, str], launc
 def test_inside_a_slurm_job_the_launcher_nearest_to_the_process_counts(
     environ: dict[str, str], launcher: str, rank: int, size: int, job: dict[str, str]
 ) -> None:
-    """SLURM_* are stale there: those of the batch shell, or of the step in which the launcher runs its own helpers."""
-    found = detect(job | environ)
-    assert (found.launcher, found.rank, found.size) == (launcher, rank, size)
+    """SLURM_* are wrong there: they belong to the batch shell, or to the step of the launcher's helpers."""
+    result = detect(job | environ)
+    assert (result.launcher, result.rank, result.size) == (launcher, rank, size)
 
 
 def test_the_variables_that_decide_are_named_with_their_values() -> None:
@@ -104,7 +104,7 @@ def test_the_variables_that_decide_are_named_with_their_values() -> None:
 
 @pytest.mark.parametrize("shell", [BATCH_SHELL, SALLOC_SHELL], ids=["sbatch", "salloc"])
 def test_plain_python_in_a_slurm_shell_is_a_world_of_one(shell: dict[str, str]) -> None:
-    """A batch shell carries SLURM_PROCID=0 and SLURM_NTASKS=4, although nobody started four processes."""
+    """A batch shell carries SLURM_PROCID=0 and SLURM_NTASKS=4, although there is one process."""
     assert detect(shell) == Launch("none", 0, 1, 0, 1)
 
 
@@ -175,7 +175,7 @@ def test_a_world_of_the_launchers_size_is_right() -> None:
     ],
 )
 def test_eight_worlds_of_one_are_refused_with_the_cure(launcher: str, backend: str, cure: str) -> None:
-    """Else eight processes would each be rank 0 and write the same files."""
+    """Otherwise eight processes would all be rank 0 and write the same files."""
     with pytest.raises(UserError) as error:
         check_world(Launch(launcher, 3, 8, 1, 2), backend, 1)
     assert str(error.value).startswith(f"{launcher} started 8 processes, but backend '{backend}' sees a world of 1: ")

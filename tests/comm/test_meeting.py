@@ -1,4 +1,4 @@
-"""Real sockets and stores, with threads as ranks and other programs at the port."""
+"""The meeting point on real sockets and stores, with threads as ranks and as other programs at the port."""
 
 import re
 import socket
@@ -36,7 +36,7 @@ def stranger(port: int, answer: bytes = b"") -> Iterator[None]:
 
 
 def outcome(rank: int, size: int, place: Meeting, limit: float) -> object:
-    """Rank 0's or another rank's store, or the sentence with which the rank gives up."""
+    """Rank 0's or another rank's store, or the message of the rank's error."""
     try:
         return meeting.meet(Launch("slurm", rank, size, rank, size), place, limit)
     except UserError as error:
@@ -48,7 +48,7 @@ Meet = Callable[..., list[object]]
 
 @pytest.fixture
 def meet(monkeypatch: pytest.MonkeyPatch) -> Meet:
-    """`meet(meeting, ranks, size, limit)`: what becomes of these ranks, each a thread."""
+    """`meet(meeting, ranks, size, limit)`: the outcome of each of these ranks, each in a thread."""
     monkeypatch.setattr(meeting, "STRANGER_SECONDS", 0.3)
     monkeypatch.setattr(meeting, "ASK_SECONDS", 0.3)
 
@@ -116,7 +116,7 @@ def test_a_host_that_cannot_be_looked_up_ends_every_rank_at_once(meet: Meet, hos
 
 
 def test_one_known_host_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under an MPI launcher rank 0 tells its name and its addresses; other nodes may not know the name."""
+    """Under an MPI launcher rank 0 sends its name and its addresses; other nodes may not resolve the name."""
     real = socket.getaddrinfo
 
     def known(name: str, *more: object, **others: object) -> object:

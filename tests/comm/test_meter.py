@@ -1,4 +1,4 @@
-"""Time stands still but for what each test lets take time, in whole seconds."""
+"""The meter with a fake clock: only the steps of a test take time, in whole seconds."""
 
 from typing import NoReturn
 
@@ -17,7 +17,7 @@ class Clock:
 
 
 class SlowComm:
-    """Rank 1 of 4: a collective takes 2 seconds, and others arrive at a barrier 5 seconds later."""
+    """Rank 1 of 4: a collective takes 2 seconds, and the other ranks arrive at a barrier 5 seconds later."""
 
     name, rank, size = "slow", 1, 4
 

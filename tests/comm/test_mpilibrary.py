@@ -1,4 +1,4 @@
-"""Libraries by the texts they were seen to give, launchers by the variables they were seen to set; no MPI is loaded."""
+"""MPI libraries by their real version texts, launchers by their real variables; no MPI is loaded."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_an_older_open_mpi_with_slurms_pmi_is_known_by_its_parts(tmp_path: Path,
     ],
 )
 def test_what_a_launcher_offers_is_read_from_its_variables(launcher: str, environ: dict[str, str], offer: str) -> None:
-    assert mpilibrary.offered(Launch(launcher, 0, 2, 0, 2), environ) == offer
+    assert mpilibrary.offered_protocol(Launch(launcher, 0, 2, 0, 2), environ) == offer
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_mpich_is_told_which_protocol_its_own_mpiexec_means() -> None:
 
 
 def test_only_mpich_under_slurms_pmi_is_initialised_in_a_thread() -> None:
-    assert mpilibrary.wants_own_heap(SRUN, MPICH, PMI2)
-    assert not mpilibrary.wants_own_heap(SRUN, OPENMPI, PMIX)
-    assert not mpilibrary.wants_own_heap(SRUN, CRAY, PMI2)
-    assert not mpilibrary.wants_own_heap(Launch("mpich", 1, 4, 1, 2), MPICH, {"PMI_SIZE": "4"})
+    assert mpilibrary.needs_fresh_heap(SRUN, MPICH, PMI2)
+    assert not mpilibrary.needs_fresh_heap(SRUN, OPENMPI, PMIX)
+    assert not mpilibrary.needs_fresh_heap(SRUN, CRAY, PMI2)
+    assert not mpilibrary.needs_fresh_heap(Launch("mpich", 1, 4, 1, 2), MPICH, {"PMI_SIZE": "4"})

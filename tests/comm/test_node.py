@@ -1,4 +1,4 @@
-"""What a machine is, from files that tests make in place of /proc and /sys/fs/cgroup."""
+"""The description of a machine, from test files in place of /proc and /sys/fs/cgroup."""
 
 import os
 import platform
@@ -21,9 +21,9 @@ def seen(folder: Path, meminfo: str | None, cpuinfo: str | None, limit: str | No
     for file, text in ((proc / "meminfo", meminfo), (proc / "cpuinfo", cpuinfo), (groups / "memory.max", limit)):
         if text is not None:
             file.write_text(text)
-    found = node(proc, groups)
-    assert found.num_cores == os.cpu_count()
-    return found.processor, found.memory_bytes, found.memory_limit_bytes
+    machine = node(proc, groups)
+    assert machine.num_cores == os.cpu_count()
+    return machine.processor, machine.memory_bytes, machine.memory_limit_bytes
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_what_is_missing_or_no_number_is_left_out(
 
 
 def test_where_there_is_no_proc(tmp_path: Path) -> None:
-    found = node(tmp_path / "proc", tmp_path / "groups")
-    assert (found.processor, found.memory_bytes, found.memory_limit_bytes) == (WITHOUT_NAME, None, None)
+    machine = node(tmp_path / "proc", tmp_path / "groups")
+    assert (machine.processor, machine.memory_bytes, machine.memory_limit_bytes) == (WITHOUT_NAME, None, None)
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:

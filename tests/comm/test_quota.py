@@ -1,4 +1,4 @@
-"""Control groups of both versions, as files that tests make."""
+"""Limits of control groups of both versions, from test files."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def write(folder: Path, cgroup: str, files: dict[str, str]) -> None:
 
 
 def quotas_of(folder: Path, cgroup: str, files: dict[str, str]) -> dict[str, float]:
-    """What is read where /proc/self/cgroup is `cgroup`, by path below /sys/fs/cgroup."""
+    """The quotas by path below /sys/fs/cgroup, when /proc/self/cgroup is `cgroup`."""
     write(folder, cgroup, files)
     proc, groups = folder / "proc", folder / "groups"
     named = {name.rpartition(" ")[0]: cores for name, cores in quota.quotas(proc, groups).items()}

@@ -1,4 +1,4 @@
-"""A real store of torch's, as torchrun's agent has one, and what is at its port otherwise."""
+"""The first rank to ask a real store, like the store of torchrun's agent, and the cases without such a store."""
 
 import socket
 import time

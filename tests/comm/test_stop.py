@@ -1,4 +1,4 @@
-"""Signals to stop: noted while a run listens, and without effect once it is stopped."""
+"""Signals to stop: noted while a run listens, and ignored after the stop."""
 
 import hashlib
 import os
@@ -61,19 +61,19 @@ def test_a_job_that_was_stopped_leaves_with_its_own_exit_code() -> None:
 
 
 def test_a_signal_is_seen_by_other_threads_while_the_main_one_is_in_a_library() -> None:
-    """Python notes it afterwards; a collective that a lost rank does not enter has no afterwards."""
-    stop, seen = Stop(), []
+    """The handler runs after the collective, which does not end when a lost rank does not enter it."""
+    stop, states = Stop(), []
 
-    def look() -> None:
-        before = stop.came()
+    def signal_and_check() -> None:
+        before = stop.received()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.2)  # the main thread takes it, when its turn comes
-        seen.append((before, stop.came(), stop.asked_by))
+        states.append((before, stop.received(), stop.asked_by))
 
     with stop.listening():
-        looking = threading.Timer(0.1, look)
-        looking.start()
+        thread = threading.Timer(0.1, signal_and_check)
+        thread.start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # no Python runs in it, for a second or more
-        looking.join()
-    assert seen == [(False, True, "")]
-    assert (stop.came(), stop.asked_by) == (True, "SIGTERM")
+        thread.join()
+    assert states == [(False, True, "")]
+    assert (stop.received(), stop.asked_by) == (True, "SIGTERM")

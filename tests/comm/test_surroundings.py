@@ -1,4 +1,4 @@
-"""What is wrong around a job is told before it starts, by its variable and with the cure."""
+"""A wrong environment is refused before the job starts, with the variable and the cure."""
 
 import os
 from pathlib import Path

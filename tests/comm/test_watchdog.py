@@ -9,8 +9,8 @@ from flora_hpc.comm.meter import Meter
 from flora_hpc.comm.watchdog import Watchdog
 
 
-class Board(dict[str, str]):
-    """A store that answers until it is told not to."""
+class Answering(dict[str, str]):
+    """A store that answers while `answers` is true."""
 
     answers = True
 
@@ -26,94 +26,94 @@ class Board(dict[str, str]):
 
 
 class Stuck:
-    """Rank 1 of 4, in a collective that ends when it is let go."""
+    """Rank 1 of 4, in a collective that ends when it is released."""
 
     name, rank, size = "stuck", 1, 4
 
     def __init__(self) -> None:
-        self.let_go = threading.Event()
+        self.released = threading.Event()
 
     def allreduce(self, array: Array) -> None:
-        assert self.let_go.wait(30)
+        assert self.released.wait(30)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(watchdog, "MERCY_SECONDS", 0.0)
+    monkeypatch.setattr(watchdog, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(watchdog, "ANSWER_SECONDS", 0.2)
 
 
 HOSTS = ["a", "b", "c", "d"]
 
 
-def wait_with(board: Board | None, limit_seconds: float = 0.2, told_to_stop: bool = False) -> str:
-    """What rank 1 says, which is in its first collective, before that is let go."""
-    comm, said = Stuck(), []
+def wait_with(store: Answering | None, limit_seconds: float = 0.2, stop_requested: bool = False) -> str:
+    """What rank 1 prints while it waits in its first collective."""
+    comm, messages = Stuck(), []
     meter = Meter(comm)  # type: ignore[arg-type]
 
     def end(why: str) -> None:
-        said.append(why)
-        comm.let_go.set()
+        messages.append(why)
+        comm.released.set()
 
-    with Watchdog(meter, HOSTS, limit_seconds, board, end, lambda: told_to_stop):
+    with Watchdog(meter, HOSTS, limit_seconds, store, end, lambda: stop_requested):
         meter.allreduce(np.zeros(1, np.int64))
-    (why,) = said
+    (why,) = messages
     return why
 
 
-def test_who_entered_fewer_collectives_did_not_come() -> None:
-    board = Board({"at 0": "1 9", "at 2": "0 9", "at 3": "0 2"})
-    assert wait_with(board) == (
+def test_a_rank_that_entered_fewer_collectives_is_late() -> None:
+    store = Answering({"at 0": "1 9", "at 2": "0 9", "at 3": "0 2"})
+    assert wait_with(store) == (
         "waited 0.2 s (comm.timeout_seconds) in a collective for rank 2 on c, rank 3 on d; the job ends here"
     )
-    assert board["at 1"].split()[0] in "01"
+    assert store["at 1"].split()[0] in "01"
 
 
 def test_a_rank_that_is_silent_when_a_signal_asks_to_stop_is_lost() -> None:
-    """srun tells the others to stop when it lost a rank, which does not write any more."""
+    """srun signals the other ranks when it lost a rank, which sends no heartbeat any more."""
 
-    class Writing(Board):
+    class Writing(Answering):
         def multi_get(self, keys: list[str]) -> list[bytes]:
             self.update({f"at {rank}": f"1 {int(self[f'at {rank}'].split()[1]) + 1}" for rank in (0, 3)})
             return super().multi_get(keys)
 
-    board = Writing({"at 0": "1 9", "at 2": "1 9", "at 3": "1 2"})
-    said = wait_with(board, limit_seconds=20, told_to_stop=True)
-    assert said == "a signal asks the job to stop, and no sign of life comes from rank 2 on c; the job ends here"
+    store = Writing({"at 0": "1 9", "at 2": "1 9", "at 3": "1 2"})
+    message = wait_with(store, limit_seconds=20, stop_requested=True)
+    assert message == "a signal asks the job to stop, and no sign of life comes from rank 2 on c; the job ends here"
 
 
 def test_nobody_is_lost_while_all_write_or_when_no_signal_came() -> None:
-    class Writing(Board):
+    class Writing(Answering):
         def multi_get(self, keys: list[str]) -> list[bytes]:
             self.update({f"at {rank}": f"0 {int(self[f'at {rank}'].split()[1]) + 1}" for rank in (0, 2, 3)})
             return super().multi_get(keys)
 
-    assert "waited" in wait_with(Writing({"at 0": "0 9", "at 2": "0 9", "at 3": "0 2"}), told_to_stop=True)
-    assert "waited" in wait_with(Board({"at 0": "0 9", "at 2": "0 9", "at 3": "0 2"}))
+    assert "waited" in wait_with(Writing({"at 0": "0 9", "at 2": "0 9", "at 3": "0 2"}), stop_requested=True)
+    assert "waited" in wait_with(Answering({"at 0": "0 9", "at 2": "0 9", "at 3": "0 2"}))
 
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_signal_alone_ends_nothing_while_the_board_is_too_busy_to_answer(gone: bool) -> None:
-    """A server that is gone is rank 0's end; one that does not answer in time may serve a thousand ranks."""
+    """Without a server rank 0 has ended; a server that does not answer in time may be busy with a thousand ranks."""
 
-    class Unanswering(Board):
+    class Unanswering(Answering):
         def multi_get(self, keys: list[str]) -> list[bytes]:
             if not gone:
                 threading.Event().wait(1)
             raise RuntimeError
 
-    said = wait_with(Unanswering(), limit_seconds=2, told_to_stop=True)
-    assert said.startswith("a signal asks the job to stop, and no sign of life comes from rank 0" if gone else "waited 2 s")
+    message = wait_with(Unanswering(), limit_seconds=2, stop_requested=True)
+    assert message.startswith("a signal asks the job to stop, and no sign of life comes from rank 0" if gone else "waited 2 s")
 
 
 def test_without_an_answer_it_is_rank_0() -> None:
-    """Whether it says so or does not say anything."""
-    board = Board()
-    board.answers = False
-    assert "in a collective for rank 0 on a;" in wait_with(board)
+    """The store may refuse the request or not answer at all."""
+    store = Answering()
+    store.answers = False
+    assert "in a collective for rank 0 on a;" in wait_with(store)
 
-    class Silent(Board):
+    class Silent(Answering):
         def multi_get(self, keys: list[str]) -> list[bytes]:
             threading.Event().wait(1)
             raise RuntimeError
@@ -122,36 +122,36 @@ def test_without_an_answer_it_is_rank_0() -> None:
 
 
 def test_a_rank_that_never_wrote_is_named() -> None:
-    assert "for rank 2 on c;" in wait_with(Board({"at 0": "1 9", "at 3": "1 9"}))
+    assert "for rank 2 on c;" in wait_with(Answering({"at 0": "1 9", "at 3": "1 9"}))
 
 
-def test_without_a_board_nobody_is_named() -> None:
+def test_without_a_store_no_rank_is_named() -> None:
     assert "in a collective for another rank;" in wait_with(None)
 
 
 def test_when_all_have_come_nobody_is_named() -> None:
-    assert "for another rank;" in wait_with(Board({f"at {rank}": "1 9" for rank in (0, 2, 3)}))
+    assert "for another rank;" in wait_with(Answering({f"at {rank}": "1 9" for rank in (0, 2, 3)}))
 
 
 def test_a_collective_that_ends_in_time_ends_nothing() -> None:
     comm = Stuck()
-    comm.let_go.set()
+    comm.released.set()
     meter = Meter(comm)  # type: ignore[arg-type]
-    with Watchdog(meter, HOSTS, 0.05, Board(), lambda why: pytest.fail(why)):
+    with Watchdog(meter, HOSTS, 0.05, Answering(), lambda why: pytest.fail(why)):
         for _ in range(3):
             meter.allreduce(np.zeros(1, np.int64))
         threading.Event().wait(0.3)  # computing is no collective
 
 
-def test_a_broken_connection_is_told_with_the_ranks_that_are_silent() -> None:
-    """Rank 3 still writes; 0 and 2 do not."""
+def test_a_broken_connection_names_the_silent_ranks() -> None:
+    """Rank 3 sends heartbeats; ranks 0 and 2 do not."""
 
-    class Alive(Board):
-        beats = 0
+    class Alive(Answering):
+        num_heartbeats = 0
 
         def multi_get(self, keys: list[str]) -> list[bytes]:
-            self.beats += 1
-            self["at 3"] = f"1 {self.beats}"
+            self.num_heartbeats += 1
+            self["at 3"] = f"1 {self.num_heartbeats}"
             return super().multi_get(keys)
 
     class Broken(Stuck):
@@ -169,7 +169,7 @@ def test_a_broken_connection_is_told_with_the_ranks_that_are_silent() -> None:
 
 def test_other_errors_are_left_alone() -> None:
     meter = Meter(Stuck())  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError) as error, Watchdog(meter, HOSTS, 30, Board(), lambda why: pytest.fail(why)):
+    with pytest.raises(RuntimeError) as error, Watchdog(meter, HOSTS, 30, Answering(), lambda why: pytest.fail(why)):
         raise RuntimeError("outside of a collective")
     assert not hasattr(error.value, "__notes__")
 

@@ -17,7 +17,7 @@ from flora_hpc.owner.living import Owner
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(living, "DEAD_SECONDS", 0.6)
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID", "SLURM_ARRAY_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -30,7 +30,7 @@ def write(folder: Path, owner: Owner, number: int = 1) -> Path:
 
 
 def elsewhere(**more: object) -> Owner:
-    return replace(living.me(), host="node7", pid=41, boot="another", **more)  # type: ignore[arg-type]
+    return replace(living.this_process(), host="node7", pid=41, boot="another", **more)  # type: ignore[arg-type]
 
 
 def names(folder: Path) -> list[str]:
@@ -72,21 +72,20 @@ def test_one_of_many_that_start_at_the_same_moment_gets_it(tmp_path: Path) -> No
 
 
 def test_a_dead_owner_is_taken_over_at_once_and_that_is_said(tmp_path: Path) -> None:
-    said: list[str] = []
-    write(tmp_path, replace(living.me(), started="1", job="5"))
-    with Claim(tmp_path, said.append) as claim:
+    sentences: list[str] = []
+    write(tmp_path, replace(living.this_process(), started="1", job="5"))
+    with Claim(tmp_path, sentences.append) as claim:
         claim.take()
         assert names(tmp_path) == ["owner-000001.json", "owner-000002.json"]
-        assert said == [], "the run may still be refused"
+        assert sentences == [], "the run may still be refused"
         claim.started(None)
         assert names(tmp_path) == ["owner-000002.json"]
-    (sentence,) = said
-    assert sentence.startswith(
-        f"takes over {tmp_path} from process {os.getpid()} on host {living.me().host}, Slurm job 5, which died; its last sign was "
-    )
-    with Claim(tmp_path, said.append) as later:
+    (sentence,) = sentences
+    owner = f"process {os.getpid()} on host {living.this_process().host}, Slurm job 5"
+    assert sentence.startswith(f"takes over {tmp_path} from {owner}, which died; its last sign was ")
+    with Claim(tmp_path, sentences.append) as later:
         later.take()
-    assert len(said) == 1, "an owner that ended is nobody to take over from"
+    assert len(sentences) == 1, "an owner that ended is nobody to take over from"
 
 
 def test_an_owner_elsewhere_that_shows_signs_lives(tmp_path: Path) -> None:
@@ -108,24 +107,24 @@ def test_an_owner_elsewhere_that_shows_signs_lives(tmp_path: Path) -> None:
 def test_an_owner_elsewhere_without_a_sign_is_dead_after_a_while_whatever_this_hosts_clock_says(
     clock: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    sentences: list[str] = []
     write(tmp_path, elsewhere())
     monkeypatch.setattr(claims.time, "time", lambda: 1e9 + clock)
-    with Claim(tmp_path, said.append) as claim:
+    with Claim(tmp_path, sentences.append) as claim:
         claim.take()
         claim.started(None)
-    assert said[0].startswith(f"{tmp_path} belongs to process 41 on host node7; waits up to ")
-    assert ", which died; its last sign was " in said[1]
+    assert sentences[0].startswith(f"{tmp_path} belongs to process 41 on host node7; waits up to ")
+    assert ", which died; its last sign was " in sentences[1]
 
 
 def test_an_owner_that_was_suspended_for_long_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "BEAT_SECONDS", 1000)  # its thread does not run either
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 1000)  # its thread does not run either
     with Claim(tmp_path) as slow:
         slow.take()
         slow.started(None)
         write(tmp_path, elsewhere(), 2)
         slow.check()
-        monkeypatch.setattr(claims, "BEAT_SECONDS", 0)
+        monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0)
         with pytest.raises(UserError, match="now belongs to process 41 on host node7, since this process gave no sign"):
             slow.round(None)
     assert claims.read(tmp_path, 2).host == "node7"
@@ -164,7 +163,7 @@ def test_what_cannot_be_written_is_told_when_it_is_needed(path: str, tmp_path: P
 
 
 def test_starts_of_a_requeued_job_that_save_nothing_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each one is killed: it leaves its file and cannot say anything."""
+    """Each start is killed: its owner file stays, without the mark `ended`."""
 
     def start(restarts: int, saved: int, job: str = "7") -> int:
         monkeypatch.setenv("SLURM_JOB_ID", job)

@@ -22,18 +22,18 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def elsewhere(**more: object) -> Owner:
-    """An owner on another host, whose pid means nothing here."""
-    return replace(living.me(), host="node7", boot="another", pid_namespace="pid:[1]", **more)  # type: ignore[arg-type]
+    """An owner on another host, whose pid is not valid on this host."""
+    return replace(living.this_process(), host="node7", boot="another", pid_namespace="pid:[1]", **more)  # type: ignore[arg-type]
 
 
 def test_this_process_lives_however_old_its_sign_is() -> None:
-    assert living.lives(living.me(), 1e6) is True
-    assert living.lives(replace(living.me(), host="another name of this machine"), 1e6) is True
+    assert living.lives(living.this_process(), 1e6) is True
+    assert living.lives(replace(living.this_process(), host="another name of this machine"), 1e6) is True
 
 
 def test_a_dead_process_is_known_at_once() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        owner = replace(living.me(), pid=process.pid, started=living._process(process.pid)[1])
+        owner = replace(living.this_process(), pid=process.pid, started=living._process(process.pid)[1])
         assert living.lives(owner, 0) is True
         process.kill()
         deadline = time.monotonic() + 20
@@ -44,21 +44,21 @@ def test_a_dead_process_is_known_at_once() -> None:
 
 
 def test_a_pid_that_is_used_again_is_another_process() -> None:
-    assert living.lives(replace(living.me(), started="1"), 0) is False
+    assert living.lives(replace(living.this_process(), started="1"), 0) is False
 
 
 def test_a_pid_of_another_namespace_says_nothing() -> None:
-    """A container with the host's name and boot id has processes of its own."""
-    inside = replace(living.me(), pid_namespace="pid:[1]", pid=2**22 + 1)
+    """A container may share host name and boot id with the host, but not its pids."""
+    inside = replace(living.this_process(), pid_namespace="pid:[1]", pid=2**22 + 1)
     assert living.lives(inside, 10) is None
     assert living.lives(inside, living.DEAD_SECONDS) is False
 
 
 def test_this_machine_has_started_again_since() -> None:
-    before = replace(living.me(), boot="earlier")
+    earlier_start = replace(living.this_process(), boot="earlier")
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
-    assert living.lives(before, uptime + 10) is False
-    assert living.lives(before, min(uptime, living.DEAD_SECONDS) - 1) is None, "it is another machine of the same name"
+    assert living.lives(earlier_start, uptime + 10) is False
+    assert living.lives(earlier_start, min(uptime, living.DEAD_SECONDS) - 1) is None, "it is another machine of the same name"
 
 
 def test_slurm_starts_a_job_again_when_its_processes_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_slurm_starts_a_job_again_when_its_processes_have_gone(monkeypatch: pyte
 def test_a_task_of_an_array_is_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"JOB_ID": "12", "ARRAY_JOB_ID": "10", "ARRAY_TASK_ID": "3", "STEP_ID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert (living.me().job, living.me().step) == ("10_3", "12.0")
+    assert (living.this_process().job, living.this_process().step) == ("10_3", "12.0")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,6 @@ def test_a_slurm_that_does_not_answer_says_nothing_about_its_jobs(tmp_path: Path
 
 
 def test_an_allocation_of_ones_own_is_no_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run without a step, killed on another node of the allocation in which it is started again."""
+    """A run without a step was killed on another node; the new run starts in the same allocation."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert living.lives(elsewhere(job="7"), living.DEAD_SECONDS) is False

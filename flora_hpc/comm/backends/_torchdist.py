@@ -1,4 +1,4 @@
-"""torch.distributed behind the Communicator's face; `gloo` and `nccl` differ in where the tensors lie."""
+"""A Communicator that uses torch.distributed; `gloo` and `nccl` differ in the device of the tensors."""
 
 import os
 import re
@@ -26,7 +26,7 @@ NO_MEETING_POINT = (
     "torch.distributed needs to know where its ranks meet: export MASTER_ADDR=<host of rank 0> MASTER_PORT=<a free port>"
 )
 NUM_PORTS, PORT_STEP = 4, 4001
-LATER_SECONDS = 30  # than the watchdog, which can say who did not come
+LATER_SECONDS = 30  # after the watchdog's time limit: the watchdog can name the missing ranks
 
 
 class TorchDist:
@@ -35,7 +35,7 @@ class TorchDist:
     def __init__(self, name: str, launch: Launch, config: CommConfig, device: torch.device) -> None:
         self.name, self._device = name, device
         limit = timedelta(seconds=config.timeout_seconds + LATER_SECONDS)
-        if launch.launcher == "torchrun":  # its agent has the store
+        if launch.launcher == "torchrun":  # torchrun's agent has the store
             meeting.port_number(os.environ.get("MASTER_PORT", ""))
             meeting.check_hosts((os.environ.get("MASTER_ADDR", ""),))
             dist.init_process_group(name, rank=launch.rank, world_size=launch.size, timeout=limit)
@@ -55,7 +55,7 @@ class TorchDist:
         self._fetch(tensor, array)
 
     def _fetch(self, tensor: torch.Tensor, array: Array) -> None:
-        """Copy a result from the device; on a CPU the tensor is the array's own memory."""
+        """Copy a result from the device into `array`; on a CPU both share one memory."""
         if self._device.type != "cpu":
             array[...] = tensor.cpu().numpy()
 
@@ -71,8 +71,8 @@ class TorchDist:
         return [part[:size].cpu().numpy().tobytes() for part, size in zip(received, sizes, strict=True)]
 
     def gather(self, data: bytes) -> list[bytes] | None:
-        everything = self.allgather(data)  # gloo and nccl gather only equal lengths, and records are small
-        return everything if self.rank == 0 else None
+        parts = self.allgather(data)  # gloo and nccl gather only equal lengths, and records are small
+        return parts if self.rank == 0 else None
 
     def barrier(self) -> None:
         dist.barrier()
@@ -85,9 +85,9 @@ class TorchDist:
 
 
 def place(launch: Launch, environ: Mapping[str, str] = os.environ) -> Meeting:
-    """Where the ranks meet: at MASTER_ADDR and MASTER_PORT where the user has set them, else where all ranks can work it out.
+    """The meeting point of the ranks: MASTER_ADDR and MASTER_PORT, or values that every rank can compute.
 
-    Under Slurm rank 0 takes the first free one of a few ports that follow from job and step.
+    Under Slurm, job id and step id give a few ports, and rank 0 opens the first free port.
     """
     host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
     hosts: tuple[str, ...] = (host,) if host else ()
@@ -105,16 +105,16 @@ def place(launch: Launch, environ: Mapping[str, str] = os.environ) -> Meeting:
             world = mpi.load(launch).COMM_WORLD
         except UserError as error:
             raise UserError(f"{NO_MEETING_POINT} (MPI, which could tell them, does not help: {error})") from None
-        own = ((socket.gethostname(), *addresses()), (_free_port(),), secrets.token_hex(8))
-        all_hosts, all_ports, token = world.bcast(own, root=0)
-        hosts, ports = hosts or all_hosts, ports or all_ports
+        rank_place = ((socket.gethostname(), *addresses()), (_free_port(),), secrets.token_hex(8))
+        root_hosts, root_ports, token = world.bcast(rank_place, root=0)
+        hosts, ports = hosts or root_hosts, ports or root_ports
     if not (hosts and ports):
         raise UserError(NO_MEETING_POINT)
     return Meeting(hosts, ports, token)
 
 
 def first_node(nodes: str) -> str:
-    """The first host of Slurm's list: 'node[03-05,8],login' -> 'node03'. Containers often lack scontrol."""
+    """The first host of Slurm's list: 'node[03-05,8],login' -> 'node03'. (Containers often lack scontrol.)"""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     if first is None:
         raise UserError(f"SLURM_STEP_NODELIST is {nodes!r}; {NO_MEETING_POINT}")

@@ -67,7 +67,7 @@ def _split(received: Array, lengths: Array) -> list[bytes]:
 
 
 def available() -> bool:
-    """Whether mpi4py is installed; its library is only found out by loading it."""
+    """Whether mpi4py is installed; whether it finds an MPI library is known only after loading it."""
     return extras.installed("mpi4py")
 
 
@@ -77,7 +77,9 @@ def load(launch: Launch) -> Any:
     Raises UserError when mpi4py or its library is missing, or when the library does not understand the launcher.
     """
     if launch.local_size > len(os.sched_getaffinity(0)):
-        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # else Open MPI's waiting ranks starve the working ones
+        os.environ.setdefault(
+            "OMPI_MCA_mpi_yield_when_idle", "1"
+        )  # otherwise Open MPI's waiting ranks take the working ranks' cores
     mpi = mpilibrary.module()
     if not mpi.Is_initialized():
         library = mpilibrary.loaded()
@@ -85,7 +87,7 @@ def load(launch: Launch) -> Any:
         mpilibrary.prepare(launch, library)
         surroundings.check_shared_memory(launch, library)
         surroundings.spare_shared_memory(launch, library)
-        if mpilibrary.wants_own_heap(launch, library):
+        if mpilibrary.needs_fresh_heap(launch, library):
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(mpi.Init_thread).result()
         else:

@@ -12,18 +12,18 @@ from flora_hpc.errors import UserError
 
 
 def available(launch: Launch, config: CommConfig) -> bool:
-    """Whether every rank of this node has a GPU of its own and is meant to use it."""
-    seen = torch.cuda.device_count() if config.device != "cpu" else 0
-    return seen > 0 and gpus.one_each(seen, launch, os.environ)
+    """Whether every rank of this node has a GPU of its own, and the configuration allows GPUs."""
+    num_visible = torch.cuda.device_count() if config.device != "cpu" else 0
+    return num_visible > 0 and gpus.one_each(num_visible, launch, os.environ)
 
 
 def unfit(launch: Launch, config: CommConfig) -> str:
     """Why NCCL cannot be used here."""
     if config.device == "cpu":
         return "comm.device is cpu"
-    if (seen := torch.cuda.device_count()) == 0:
+    if (num_visible := torch.cuda.device_count()) == 0:
         return "PyTorch sees no GPU"
-    return f"{launch.local_size} ranks share {seen} GPU{'s' * (seen > 1)}, and NCCL needs one for each"
+    return f"{launch.local_size} ranks share {num_visible} GPU{'s' * (num_visible > 1)}, and NCCL needs one for each"
 
 
 def build(launch: Launch, config: CommConfig) -> TorchDist:

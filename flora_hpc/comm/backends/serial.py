@@ -14,10 +14,10 @@ class Serial:
     name, rank, size = "serial", 0, 1
 
     def allreduce(self, array: Array) -> None:
-        """The sum over one rank is there already."""
+        """The array already is the sum over one rank."""
 
     def broadcast(self, array: Array) -> None:
-        """Rank 0 has it already."""
+        """Rank 0 already has the array."""
 
     def allgather(self, data: bytes) -> list[bytes]:
         return [data]
@@ -26,7 +26,7 @@ class Serial:
         return [data]
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """There is no other rank."""
 
     def abort(self, code: int) -> NoReturn:
         os._exit(code)
