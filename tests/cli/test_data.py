@@ -384,7 +384,7 @@ def test_a_picture_of_another_kind_is_refused_before_anything_long(
 
 def test_inspect_names_damaged_images(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those beyond the first block."""
-    monkeypatch.setattr(cli_data, "AT_ONCE", 2)
+    monkeypatch.setattr(cli_data, "BATCH", 2)
     lines = [
         f"{damaged}/train/oak/1.png: it is no image that can be decoded",
         f"{damaged}/test/elm_tree/0.png: it is empty",

@@ -45,7 +45,7 @@ NAMES = {  # of the first three classes, as the data or torchvision have them
     "caltech101": ("Faces", "Faces_easy", "water_lilly"),
     "food101": ("apple_pie", "baby_back_ribs", "waffles"),
     "country211": ("AD", "US", "XK"),
-    "sun397": ("abbey", "apartment_building/outdoor", "elevator/endpoint"),
+    "sun397": ("abbey", "apartment_building/outdoor", "elevator/door"),
     "rendered_sst2": ("negative", "positive"),
 }
 CAPTIONS = {
@@ -91,7 +91,7 @@ CAPTIONS = {
         "a photo of waffles, a type of food.",
     ),
     "country211": ("a photo i took in Andorra.", "a photo i took in United States.", "a photo i took in Kosovo."),
-    "sun397": ("a photo of a abbey.", "a photo of a outdoor apartment building.", "a photo of a elevator endpoint."),
+    "sun397": ("a photo of a abbey.", "a photo of a outdoor apartment building.", "a photo of a elevator door."),
     "rendered_sst2": ("a negative review of a movie.", "a positive review of a movie."),
 }
 

@@ -63,7 +63,7 @@ def test_the_tower_sees_parts_of_a_block_and_none_of_two(num_threads: int, monke
     """Blocks of five images, two at once; the last block holds one image."""
     monkeypatch.setattr(features, "BLOCK", 5)
     tower = Tower()
-    blocks = list(features.encode(numbers(4, 5), [0, 1, 2], tower, 2, preprocess, CPU, num_threads, at_once=2))
+    blocks = list(features.encode(numbers(4, 5), [0, 1, 2], tower, 2, preprocess, CPU, num_threads, batch=2))
     assert tower.seen == [[0, 1], [2, 3], [0], [0, 6], [7, 8], [9], [10]]  # a damaged one is blank
     assert [number for number, _, _ in blocks] == [0, 1, 2]
     found = torch.cat([values for _, values, _ in blocks])

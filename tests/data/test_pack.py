@@ -71,7 +71,7 @@ def left(path: Path) -> list[str]:
 @pytest.mark.parametrize("pixels", [COLOUR, COLOUR[:, :, :, :1], COLOUR[:, :, :, 0]], ids=["colour", "one channel", "gray"])
 def test_pixels_of_one_shape_stay_pixels(path: Path, pixels: Any) -> None:
     packed = pack(animals(list(pixels)), path)
-    assert (packed.num_train, packed.num_test, packed.encoding, packed.damaged, packed.without) == (3, 3, "raw", (), ())
+    assert (packed.num_train, packed.num_test, packed.encoding, packed.damaged, packed.dropped_columns) == (3, 3, "raw", (), ())
     same(load(path), animals(list(pixels)))
     assert left(path) == ["packed.h5"]
 
@@ -137,7 +137,7 @@ def test_other_columns_are_left_out_and_told(path: Path) -> None:
         "": LABELS,
         "n": LABELS,
     }
-    assert pack(animals(list(COLOUR), **other), path).without == ("", "a/b", "half", "labels", "nul", "pair")
+    assert pack(animals(list(COLOUR), **other), path).dropped_columns == ("", "a/b", "half", "labels", "nul", "pair")
     assert sorted(load(path).images.columns) == ["n"]
 
 
