@@ -17,7 +17,7 @@ def images(*raws: Raw) -> Images:
     return Images(np.zeros(len(raws), np.int64), raw, lambda row: f"image {row}")
 
 
-def seen(*raws: Raw) -> Inspection:
+def inspected(*raws: Raw) -> Inspection:
     return inspect(images(*raws), range(len(raws)), num_threads=2)
 
 
@@ -48,18 +48,18 @@ def shades(low: int, high: int) -> np.ndarray:
     ],
 )
 def test_pictures_in_which_nothing_can_be_seen(raw: Raw, faint: bool) -> None:
-    assert seen(raw).faint == ((0,) if faint else ())
+    assert inspected(raw).faint == ((0,) if faint else ())
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_pictures_of_several_frames(form: str) -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    assert seen(stored(form, first), stored(form, first, second)).animated == (1,)
+    assert inspected(stored(form, first), stored(form, first, second)).animated == (1,)
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_a_file_that_is_cut_off_after_its_first_frame(form: str) -> None:
-    """Wherever it is cut: the look ends, and the frame that is whole is used."""
+    """For any length of the cut file: the inspection ends, and the whole frame is used."""
     rng = np.random.default_rng(0)
     frames = [Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)) for _ in range(3)]
     whole = stored(form, *frames)
@@ -71,13 +71,13 @@ def test_a_file_that_is_cut_off_after_its_first_frame(form: str) -> None:
 
 def test_a_photo_with_a_preview_is_no_animation() -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    assert seen(stored("MPO", first, second)).animated == ()
+    assert inspected(stored("MPO", first, second)).animated == ()
 
 
 def test_damage_is_told_beside_the_rest_whatever_thread_meets_it() -> None:
     raws: list[Raw] = [shades(0, 200)] * 30
     raws[9], raws[29] = b"", shades(3, 4)
-    assert seen(*raws) == Inspection(30, {9: "it is empty"}, (29,), ())
+    assert inspected(*raws) == Inspection(30, {9: "it is empty"}, (29,), ())
 
 
 def test_sentences_name_three() -> None:
