@@ -278,7 +278,7 @@ def warnings(experiment: Experiment, num_threads: int) -> list[str]:
     """Sentences that a user must read before round 0, from a few pictures themselves and from the features of all."""
     dataset = experiment.dataset
     rows = look.sample(np.concatenate([dataset.train, dataset.test]))
-    sentences = look.look(dataset.images, rows, num_threads).warnings(dataset.images, MANY)
+    sentences = look.inspect(dataset.images, rows, num_threads).warnings(dataset.images, MANY)
     same = twins.warnings(dataset, experiment.features.values) if experiment.setup.method.sees == "features" else []
     return [*sentences, *same]
 

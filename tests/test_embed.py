@@ -1,4 +1,4 @@
-"""Features are computed once, by all ranks together, and never read wrongly, whoever is killed when."""
+"""Features are computed once, by all ranks, and never read wrongly, whenever a job is killed."""
 
 import errno
 import os
@@ -82,20 +82,20 @@ def test_half_the_size(work: embed.Work) -> None:
 @pytest.mark.skipif(not NATIVE_BF16 & processor_flags(), reason="this processor does not multiply in bfloat16")
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_an_image_tower_in_bf16_gives_other_features_which_are_kept_apart(work: embed.Work, num_threads: int) -> None:
-    """Close to those in fp32, the same on one thread and two; the tower is what it was afterwards."""
+    """Features in bf16 are close to fp32, and equal on one and two threads. The tower is unchanged afterwards."""
     whole = embed.embed(noise(), "noise", work)
     low = replace(work, config=work.config.model_copy(update={"compute": "bf16"}))
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
-    found = embed.embed(noise(), "noise", low)
+    embedded = embed.embed(noise(), "noise", low)
     torch.set_num_threads(before)
-    assert (found.num_computed, found.facts["computed in"]) == (NUM_IMAGES, "bf16")
-    assert found.values.dtype == torch.float32
-    error = float((found.values - whole.values).norm() / whole.values.norm())
+    assert (embedded.num_computed, embedded.facts["computed in"]) == (NUM_IMAGES, "bf16")
+    assert embedded.values.dtype == torch.float32
+    error = float((embedded.values - whole.values).norm() / whole.values.norm())
     assert 1e-4 < error < 0.02
     assert embed.embed(noise(), "noise", low).num_computed == 0
     fresh = embed.embed(noise(), "noise", replace(low, config=low.config.model_copy(update={"store": "none"})))
-    assert fresh.values.equal(found.values)
+    assert fresh.values.equal(embedded.values)
     assert embed.embed(noise(), "noise", replace(work, config=FeaturesConfig(store="none"))).values.equal(whole.values)
 
 
@@ -110,19 +110,19 @@ def test_another_image_another_order_or_another_number_is_computed(work: embed.W
 def test_another_model_or_preprocessing_is_another_tower(clip: Clip) -> None:
     other = load(ModelConfig(), 0, torch.device("cpu"))
     assert identity.image_tower(other) == identity.image_tower(clip)
-    found = {identity.image_tower(clip)}
+    towers = {identity.image_tower(clip)}
     other.model.visual.preprocess_cfg = {**other.model.visual.preprocess_cfg, "interpolation": "nearest"}
-    found.add(identity.image_tower(other))
+    towers.add(identity.image_tower(other))
     other.model.visual.ln_post.eps *= 2
-    found.add(identity.image_tower(other))
+    towers.add(identity.image_tower(other))
     other.model.visual.transformer.resblocks[0].mlp.gelu = torch.nn.GELU("tanh")
-    found.add(identity.image_tower(other))
+    towers.add(identity.image_tower(other))
     with torch.no_grad():
         next(other.model.visual.parameters()).view(-1)[0] += 1e-3
-    found.add(identity.image_tower(other))
+    towers.add(identity.image_tower(other))
     other.model.token_embedding.weight = torch.nn.Parameter(torch.zeros(2, 2))  # of the other tower
-    found.add(identity.image_tower(other))
-    assert len(found) == 5
+    towers.add(identity.image_tower(other))
+    assert len(towers) == 5
 
 
 def test_what_an_interrupted_job_computed_is_not_computed_again(work: embed.Work) -> None:
@@ -139,10 +139,10 @@ def test_what_an_interrupted_job_computed_is_not_computed_again(work: embed.Work
 
 def test_progress_ends_with_all_images(work: embed.Work) -> None:
     for store in (work.config.store, "none"):
-        told: list[tuple[int, int]] = []
-        work = replace(work, config=FeaturesConfig(store=store), progress=lambda done, total, told=told: told.append((done, total)))
+        steps: list[tuple[int, int]] = []
+        work = replace(work, config=FeaturesConfig(store=store), progress=lambda *step, steps=steps: steps.append(step))
         embed.embed(noise(), "noise", work)
-        assert told == [(256, 600), (512, 600), (600, 600)]
+        assert steps == [(256, 600), (512, 600), (600, 600)]
 
 
 # --- which images these are
@@ -172,10 +172,10 @@ class Ranks:
     """Communicators of ranks that are threads of this process."""
 
     def __init__(self, size: int) -> None:
-        self.size, self._barrier, self._told = size, threading.Barrier(size, timeout=60), [b""] * size
+        self.size, self._barrier, self._data = size, threading.Barrier(size, timeout=60), [b""] * size
 
     def run(self, work: Callable[[Any], Any]) -> list[Any]:
-        """What each rank's `work` returns, or the UserError it raises."""
+        """Run `work` on every rank: the result of each, or its UserError."""
 
         def one(rank: int) -> Any:
             comm: Any = SimpleNamespace(
@@ -190,15 +190,15 @@ class Ranks:
             return list(pool.map(one, range(self.size)))
 
     def _allgather(self, rank: int, data: bytes) -> list[bytes]:
-        self._told[rank] = data
+        self._data[rank] = data
         self._barrier.wait()
-        told = list(self._told)
+        gathered = list(self._data)
         self._barrier.wait()
-        return told
+        return gathered
 
 
 def on_nodes(work: embed.Work, *images: Images) -> list[Any]:
-    """The digest that each rank finds, each on a node of its own with its own images."""
+    """`digest_of` on one rank for each of `images`, each rank on its own node."""
     store = stores.Store(Path(work.config.store))
     return Ranks(len(images)).run(lambda comm: embed.digest_of(images[comm.rank], store, replace(work, comm=comm)))
 
@@ -213,7 +213,7 @@ def test_ranks_of_one_file_system_share_the_reading(work: embed.Work) -> None:
 
 
 def test_nodes_with_copies_of_their_own_each_read_theirs(work: embed.Work) -> None:
-    """The times of their files differ, so their bytes may, too."""
+    """The times of the files differ, so the bytes may differ, too."""
     first, second = noise(stamp=lambda: "here"), noise(stamp=lambda: "there")
     digest, again = on_nodes(work, first, second)
     assert digest == again == embed.digest_of(noise(), stores.Store(Path(work.config.store)), work)
@@ -221,18 +221,18 @@ def test_nodes_with_copies_of_their_own_each_read_theirs(work: embed.Work) -> No
 
 def test_nodes_with_different_images_are_told_and_nothing_is_remembered(work: embed.Work) -> None:
     stale, fresh = noise(0, stamp=lambda: "here"), noise(1, stamp=lambda: "there")
-    for found in on_nodes(work, stale, fresh):
-        assert "the nodes have different images" in str(found)
+    for error in on_nodes(work, stale, fresh):
+        assert "the nodes have different images" in str(error)
     store = stores.Store(Path(work.config.store))
     assert not (store.folder / "images").exists()
     alone = [embed.digest_of(images, store, work) for images in (stale, fresh)]  # each node by itself
     assert len(set(alone)) == 2
-    for found in on_nodes(work, stale, fresh):
-        assert "the nodes have different images" in str(found), "also when both are known"
+    for error in on_nodes(work, stale, fresh):
+        assert "the nodes have different images" in str(error), "also when both are known"
 
 
 def test_some_ranks_see_features_before_others(work: embed.Work) -> None:
-    """On NFS a node may learn late of a file that another has written; that is no reason to compute it again."""
+    """On NFS a node may see a file of another node late; it must not compute the features again."""
     embed.embed(noise(), "noise", work)
     late = stores.Store.find
     looks: list[int] = []
@@ -243,8 +243,8 @@ def test_some_ranks_see_features_before_others(work: embed.Work) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stores.Store, "find", find)
-        found = Ranks(2).run(lambda comm: embed.embed(noise(), "noise", replace(work, comm=comm)))
-    assert [one.num_computed for one in found] == [0, 0]
+        by_rank = Ranks(2).run(lambda comm: embed.embed(noise(), "noise", replace(work, comm=comm)))
+    assert [one.num_computed for one in by_rank] == [0, 0]
 
 
 # --- damage
@@ -261,9 +261,9 @@ def test_a_file_system_that_fails_for_a_moment_leaves_no_damage(work: embed.Work
     failing = replace(images, raw=raw)
     with pytest.raises(UserError, match=r"noise 7 cannot be read now \(Stale file handle\)"):
         embed.embed(failing, "noise", work)
-    found = embed.embed(failing, "noise", work)
-    assert found.damaged == {}
-    assert not found.values.isnan().any()
+    embedded = embed.embed(failing, "noise", work)
+    assert embedded.damaged == {}
+    assert not embedded.values.isnan().any()
 
 
 @pytest.mark.parametrize("place", ["store", "none"])
@@ -275,10 +275,10 @@ def test_damaged_images_are_told_now_and_later(work: embed.Work, place: str) -> 
     if place == "none":
         work = replace(work, config=FeaturesConfig(store="none"))
     for _ in range(2):
-        found = embed.embed(images, "noise", work)
-        assert found.damaged == {7: "it is empty", 300: "it is empty"}
-        assert np.flatnonzero(found.values.isnan().any(1)).tolist() == [7, 300]
-        assert embed.find_damage(images, work) == found.damaged
+        embedded = embed.embed(images, "noise", work)
+        assert embedded.damaged == {7: "it is empty", 300: "it is empty"}
+        assert np.flatnonzero(embedded.values.isnan().any(1)).tolist() == [7, 300]
+        assert embed.find_damage(images, work) == embedded.damaged
 
 
 def test_damage_is_looked_for_once(work: embed.Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +341,7 @@ def start(pictures: Path, tmp_path: Path) -> Iterator[Callable[[], tuple[int, Ca
 def test_a_killed_job_leaves_nothing_that_is_read_wrongly(
     start: Callable[[], tuple[int, Callable[[], int]]], clip: Clip, pictures: Path, tmp_path: Path
 ) -> None:
-    """Twenty jobs on one store, killed at random moments; then one that is left alone. Its features are those of a fresh store."""
+    """Twenty jobs on one store are killed at random moments. Then one job ends, with the features of a fresh store."""
     seed = int(time.time())
     store, moments = tmp_path / "store", np.random.default_rng(seed)
     started = time.monotonic()
@@ -351,7 +351,7 @@ def test_a_killed_job_leaves_nothing_that_is_read_wrongly(
     (expected,) = (store / "features").glob("*.safetensors")
     values = stores.read(expected)
     assert values is not None
-    wanted, killed, complete = values[0].clone(), 0, 0
+    expected_values, killed, complete = values[0].clone(), 0, 0
     for _ in range(20):
         if moments.random() < 0.3:  # now and then from the start; otherwise on top of what the last one left
             shutil.rmtree(store, ignore_errors=True)
@@ -360,16 +360,16 @@ def test_a_killed_job_leaves_nothing_that_is_read_wrongly(
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
         killed += wait() == signal.SIGKILL
-        found = stores.read(expected)
-        if found is not None:
+        content = stores.read(expected)
+        if content is not None:
             complete += 1
-            assert found[0].equal(wanted), f"seed {seed}"
+            assert content[0].equal(expected_values), f"seed {seed}"
             expected.unlink()
     assert killed >= 10
     _, wait = start()
     assert wait() == 0
-    found = stores.read(expected)
-    assert found is not None
-    assert found[0].equal(wanted)
+    content = stores.read(expected)
+    assert content is not None
+    assert content[0].equal(expected_values)
     assert stores.is_sound(expected)
     assert [path for path in (store / "features").iterdir() if path != expected and not path.name.startswith(".")] == []

@@ -207,7 +207,7 @@ def test_damaged_pictures_of_several_frames(form: str) -> None:
         images = Images(np.zeros(1, np.int64), lambda rows, content=bytes(content): [content], lambda row: "picture")
         ((found,),) = [decode(images, [0])]
         decoded += isinstance(found, Image.Image)
-        animated += "several frames" in str(look.look(images, [0], 1).warnings(images, 0.1))
+        animated += "several frames" in str(look.inspect(images, [0], 1).warnings(images, 0.1))
     assert 5 < decoded < 60
     assert 5 < animated <= decoded
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from flora_hpc.data.datasets import imagefolder
 from flora_hpc.data.datasets._walk import is_hidden
-from flora_hpc.data.look import look
+from flora_hpc.data.look import inspect
 from flora_hpc.errors import UserError
 
 WORDS = "cat|dog|train|Test|val|a b|-x|%s{}|é|e\u0301|名|x.jpg|[red]|~|a\nb|\x1b[31m|\t|.hidden|__MACOSX|..x|con|*|'|\\"
@@ -120,7 +120,7 @@ def test_a_folder_is_read_or_refused_in_one_sentence(tmp_path: Path) -> None:
         assert len(paths) + sum(dataset.left_out.values()) >= num_files(root), "every file is an image or is counted"
         rows = range(len(paths))
         lines = [*dataset.left_out, *map(dataset.images.where, rows), *dataset.captions]
-        lines += look(dataset.images, rows, num_threads=2).damaged.values()
+        lines += inspect(dataset.images, rows, num_threads=2).damaged.values()
         assert not [line for line in lines if b"\n" in line.encode()], "one line, in UTF-8"
         dataset.images.stamp()  # type: ignore[misc]
     for sentence in refused:

@@ -1,6 +1,7 @@
-"""`flora-hpc data cache`: the features that are kept for later runs."""
+"""`flora-hpc data cache`: list, check and remove the stored features."""
 
 import json
+import math
 import sys
 import time
 from datetime import datetime
@@ -17,7 +18,7 @@ from flora_hpc.cli._args import AsJson
 from flora_hpc.config import FeaturesConfig
 from flora_hpc.errors import UserError, did_you_mean, reason
 
-UNFINISHED_SECONDS = 3600.0  # features that nobody has added to for this long are no longer under way
+UNFINISHED_SECONDS = 3600.0  # an incomplete set without a new block for this long has no living writer
 
 
 def cache(
@@ -42,14 +43,15 @@ def cache(
         raise UserError(f"--store: there is no folder {folder}")
     entries = features.Store(folder).entries() if folder.is_dir() else []
     now = time.time()
-    old = [entry for entry in entries if unused_days is not None and now - entry.used > max(unused_days * 86400, busy(entry))]
-    gone = {entry.path: entry for entry in [*old, *chosen(entries, remove or [])]}
-    for entry in gone.values():
+    unused_seconds = math.inf if unused_days is None else unused_days * 86400
+    unused = [entry for entry in entries if now - entry.used > max(unused_seconds, grace_seconds(entry))]
+    removed = {entry.path: entry for entry in [*unused, *matching(entries, remove or [])]}
+    for entry in removed.values():
         try:
             features.remove(entry)
-        except OSError as error:  # another user's
+        except OSError as error:  # the file of another user
             raise UserError(f"{entry.path}: cannot be removed ({reason(error)}); ask whose it is") from None
-    kept = [entry for entry in entries if entry.path not in gone]
+    kept = [entry for entry in entries if entry.path not in removed]
     rows = [
         {
             "key": entry.key,
@@ -64,11 +66,11 @@ def cache(
         for entry in kept
     ]
     if as_json:
-        freed = sum(entry.num_bytes for entry in gone.values())
+        freed = sum(entry.num_bytes for entry in removed.values())
         json.dump(
             {
                 "store": str(folder),
-                "removed": sorted({entry.key for entry in gone.values()}),
+                "removed": sorted({entry.key for entry in removed.values()}),
                 "freed_bytes": freed,
                 "features": rows,
             },
@@ -77,32 +79,32 @@ def cache(
         print()
         return
     show(Console(highlight=False), str(folder), rows)
-    if gone:
-        print(f"removed {len(gone)}, {decimal(sum(entry.num_bytes for entry in gone.values()))}")
+    if removed:
+        print(f"removed {len(removed)}, {decimal(sum(entry.num_bytes for entry in removed.values()))}")
     elif unused_days is not None:
         print(f"removed nothing: all of it was used in the last {unused_days:g} days")
 
 
-def busy(entry: Any) -> float:
-    """For how many seconds features may still be under way, though nothing is written."""
+def grace_seconds(entry: Any) -> float:
+    """For how many seconds without a new block features may still be computed."""
     return 0.0 if entry.complete else UNFINISHED_SECONDS
 
 
-def chosen(entries: list[Any], wanted: list[str]) -> list[Any]:
-    """The entries whose keys begin so. Raises UserError for a beginning that none or several have."""
-    found = []
-    for start in wanted:
+def matching(entries: list[Any], prefixes: list[str]) -> list[Any]:
+    """The entries whose keys begin with one of `prefixes`. Raises UserError for a prefix of no key, or of several."""
+    result = []
+    for start in prefixes:
         fitting = [entry for entry in entries if entry.key.startswith(start)]
         if len({entry.key for entry in fitting}) != 1 or not start:
             nearest = did_you_mean(start, [entry.key for entry in entries])
             many = f"{len(fitting)} features begin so; give more letters" if fitting else f"there are no such features{nearest}"
             raise UserError(f"--remove {start}: {many}")
-        found += fitting
-    return found
+        result += fitting
+    return result
 
 
 def state(entry: Any, is_sound: Any) -> str:
-    """Whether features are complete and, if `is_sound` may read them, as they were written."""
+    """'unfinished' or 'complete'; with `is_sound`, which reads all features, 'sound' or 'DAMAGED' for a complete set."""
     if not entry.complete:
         return "unfinished"
     if is_sound is None:
@@ -119,7 +121,7 @@ def ago(seconds: float) -> str:
 
 
 def show(console: Console, folder: str, rows: list[dict[str, Any]]) -> None:
-    """The features as a table."""
+    """Print the sets of features as a table."""
     table = Table(title=Text(f"features in {folder}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("key", "dataset", "model", "images", "size", "used", "state"):
         table.add_column(heading, justify="right" if heading in ("images", "size", "used") else "left", no_wrap=heading != "model")
@@ -127,7 +129,7 @@ def show(console: Console, folder: str, rows: list[dict[str, Any]]) -> None:
         model = ", ".join(filter(None, [row["model"] or "?", "" if row["precision"] == "fp32" else row["precision"]]))
         images = f"{row['images']:,}" if row["images"] else "?"
         used = ago(time.time() - datetime.fromisoformat(row["used"]).timestamp())
-        names = Text(row["dataset"] or "?"), Text(model)  # brackets in them are no markup
+        names = Text(row["dataset"] or "?"), Text(model)  # as Text, since brackets in names are no markup
         table.add_row(row["key"][:12], *names, images, decimal(row["bytes"]), used, row["state"])
     if rows:
         console.print(table)

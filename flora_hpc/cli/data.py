@@ -1,4 +1,4 @@
-"""`flora-hpc data`: fetch, pack and look at datasets; compute and manage the features of their images."""
+"""`flora-hpc data`: fetch, pack and inspect datasets; compute and manage the features of their images."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from flora_hpc.comm import launch, stop
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 
-AT_ONCE = 256  # images that are decoded between two moves of the bar
+BATCH = 256  # images decoded between two steps of the progress bar
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -53,7 +53,7 @@ def embed(config: ConfigFile, overrides: Overrides = None, plugin: Plugins = Non
     with job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
         from flora_hpc import jobs  # torch and open_clip take seconds to import
 
-        bar = Bar("features", live=sys.stderr.isatty() and me.launcher != "openmpi")  # its ranks always have a terminal
+        bar = Bar("features", live=sys.stderr.isatty() and me.launcher != "openmpi")  # whose ranks always have a terminal
         try:
             dataset, embedded = jobs.embed_all(resolved, comm, me, bar)
         finally:
@@ -96,7 +96,7 @@ def inspect(
     from flora_hpc.data.mix import mix_of
     from flora_hpc.report import split, words
 
-    if picture is not None:  # a wrong name must not be told after an hour of decoding
+    if picture is not None:  # refuse a wrong name now, not after an hour of decoding
         split.check(picture)
     if rows is not None:
         tables.check(rows, replace)
@@ -104,27 +104,27 @@ def inspect(
         raise UserError("--clients: says of how many clients --rows writes the images; give --rows FILE, too")
     dataset = plugins.member("datasets", resolved.data.name).build(resolved.data)
     skips = resolved.data.damaged == "skip"  # type: ignore[attr-defined]
-    seen = look_at_all(dataset) if check or skips else None
-    where = None if seen is None else {row: f"{dataset.images.where(row)}: {why}" for row, why in sorted(seen.damaged.items())}
-    if where and skips:
-        dataset = dataset.drop(list(where))
+    inspection = inspect_all(dataset) if check or skips else None
+    damage = {} if inspection is None else inspection.damaged
+    damaged = None if inspection is None else [f"{dataset.images.where(row)}: {why}" for row, why in sorted(damage.items())]
+    if damage and skips:
+        dataset = dataset.drop(sorted(damage))
     dataset = checks.checked(dataset)
-    damaged = None if where is None else list(where.values())
     partition: Any = resolved.partition
     holders = holdings.make(partition, dataset.images, dataset.train, resolved.seed, dataset.test)
-    warnings = [*dataset.warnings, *holders.warnings, *(seen.warnings(dataset.images) if seen else ())]
+    warnings = [*dataset.warnings, *holders.warnings, *(inspection.warnings(dataset.images) if inspection else ())]
     unit = "caption" if dataset.paired else "class"
     mix = mix_of(holders, dataset.images.labels, dataset.train, dataset.wordings, unit=unit)
     options = resolved.partition.model_dump(exclude={"name", "num_clients"}, exclude_none=True)
-    told = (f"{name.replace('_', ' ')} {value}" for name, value in options.items() if (name, value) != ("min_examples", 1))
-    rule = ", ".join([resolved.partition.name, *told])
+    settings = (f"{name.replace('_', ' ')} {value}" for name, value in options.items() if (name, value) != ("min_examples", 1))
+    rule = ", ".join([resolved.partition.name, *settings])
     if as_json:
-        found = words.numbers(mix) | {"dataset": dataset.name, "partition": rule, "num_test": len(dataset.test)}
-        found |= {"left_out": dict(dataset.left_out), "warnings": warnings}
-        json.dump(found if damaged is None else found | {"damaged": damaged}, sys.stdout)
+        numbers = words.numbers(mix) | {"dataset": dataset.name, "partition": rule, "num_test": len(dataset.test)}
+        numbers |= {"left_out": dict(dataset.left_out), "warnings": warnings}
+        json.dump(numbers if damaged is None else numbers | {"damaged": damaged}, sys.stdout)
         print()
     else:
-        say(dataset, mix, rule, warnings, damaged, skips)
+        print_split(dataset, mix, rule, warnings, damaged, skips)
     if picture is not None:
         split.figure(mix, picture, f"{dataset.name} over {mix.num_clients:,} clients: {rule}")
         print(f"drawn: {picture}", file=sys.stderr)
@@ -135,8 +135,8 @@ def inspect(
         raise typer.Exit(2)
 
 
-def say(dataset: Any, mix: Any, rule: str, warnings: Sequence[str], damaged: Sequence[str] | None, skips: bool) -> None:
-    """Print a split, and what a user must know of its images; `damaged`, which it may skip, is None where nobody looked."""
+def print_split(dataset: Any, mix: Any, rule: str, warnings: Sequence[str], damaged: Sequence[str] | None, skips: bool) -> None:
+    """Print a split with warnings and damaged images. `damaged` is None if no image was decoded; `skips`: a run drops them."""
     from flora_hpc.records.views import count
     from flora_hpc.report import split
 
@@ -150,26 +150,26 @@ def say(dataset: Any, mix: Any, rule: str, warnings: Sequence[str], damaged: Seq
     for line, style in lines:
         console.print(line, style=style, markup=False, soft_wrap=True)
     if damaged is not None:
-        told = f"all {len(dataset.images):,} images can be decoded"
+        sentence = f"all {len(dataset.images):,} images can be decoded"
         if damaged:
-            told = f"{len(damaged):,} of {len(dataset.images):,} images cannot be decoded"
-            told += "" if skips else "; a run refuses them: mend or remove them, or set data.damaged: skip to leave them out"
-        console.print(told, soft_wrap=True)
+            sentence = f"{len(damaged):,} of {len(dataset.images):,} images cannot be decoded"
+            sentence += "" if skips else "; a run refuses them: mend or remove them, or set data.damaged: skip to leave them out"
+        console.print(sentence, soft_wrap=True)
 
 
-def look_at_all(dataset: Any) -> Any:
-    """Decode every image: those that cannot be decoded, that show hardly anything, and that have several frames."""
+def inspect_all(dataset: Any) -> Any:
+    """Decode and inspect every image, with a progress bar: a `look.Inspection`."""
     from flora_hpc.data import look
 
-    images, bar, seen = dataset.images, Bar("decoding"), look.Look()
+    images, bar, inspection = dataset.images, Bar("decoding"), look.Inspection()
     try:
-        for start in range(0, len(images), AT_ONCE):
-            rows = range(start, min(start + AT_ONCE, len(images)))
-            seen += look.look(images, rows, len(os.sched_getaffinity(0)))
+        for start in range(0, len(images), BATCH):
+            rows = range(start, min(start + BATCH, len(images)))
+            inspection += look.inspect(images, rows, len(os.sched_getaffinity(0)))
             bar(rows.stop, len(images))
     finally:
         bar.close()
-    return seen
+    return inspection
 
 
 def list_(
@@ -183,10 +183,10 @@ def list_(
     from flora_hpc.data import fetch as fetching
     from flora_hpc.data.datasets._catalog import CATALOG
 
-    rows = [(facts, fetching.missing(name, root)) for name, facts in sorted(CATALOG.items())]
+    rows = [(card, fetching.missing(name, root)) for name, card in sorted(CATALOG.items())]
     if as_json:
-        found = {facts.name: {"here": missing is None, "images": facts.num_images, "missing": missing} for facts, missing in rows}
-        json.dump(found, sys.stdout)
+        entries = {card.name: {"here": missing is None, "images": card.num_images, "missing": missing} for card, missing in rows}
+        json.dump(entries, sys.stdout)
         print()
         return
     console = Console(highlight=False)
@@ -194,12 +194,12 @@ def list_(
     for heading in ("", "name", "images", "classes", "download"):
         table.add_column(heading, justify="right" if heading in ("images", "classes", "download") else "left", no_wrap=True)
     table.add_column("what it is", no_wrap=True, overflow="ellipsis", max_width=max(20, console.width - 58))
-    for facts, missing in rows:
-        here = "[green]here[/]" if missing is None else "fetch" if facts.archives else "[yellow]by hand[/]"
-        table.add_row(here, facts.name, f"{facts.num_images:,}", f"{facts.num_classes}", decimal(facts.download_bytes), facts.about)
+    for card, missing in rows:
+        state = "[green]here[/]" if missing is None else "fetch" if card.archives else "[yellow]by hand[/]"
+        table.add_row(state, card.name, f"{card.num_images:,}", f"{card.num_classes}", decimal(card.download_bytes), card.about)
     console.print(table)
-    for facts, missing in rows:
-        if missing is not None and not facts.archives:
+    for card, missing in rows:
+        if missing is not None and not card.archives:
             console.print(missing, style="yellow", markup=False, soft_wrap=True)
     console.print("fetch: `flora-hpc data fetch NAME`, where there is a network; `flora-hpc list datasets` says what each is")
     console.print(f"nothing to fetch for: {', '.join(name for name in plugins.members('datasets') if name not in CATALOG)}")
@@ -240,7 +240,7 @@ def pack(
     dataset = plugins.member("datasets", options.name).build(options)
     bar = Bar(f"packing {dataset.name}")
     try:
-        with stop.exiting():  # what is written up to then is removed
+        with stop.exiting():  # removes the unfinished file
             packed = packing.pack(
                 dataset,
                 out,
@@ -253,7 +253,7 @@ def pack(
         bar.close()
     for text in packed.damaged:
         print(f"left out: {text}")
-    for name in packed.without:
+    for name in packed.dropped_columns:
         print(f"note: column {name} is neither numbers nor texts, and is not in the file")
     images = f"{packed.num_train:,} training and {packed.num_test:,} test images"
     print(f"{out}: {images} as {packed.encoding}, {decimal(out.stat().st_size)}")

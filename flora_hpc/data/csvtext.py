@@ -1,4 +1,4 @@
-"""Tables as text: a header, then rows, whose cells commas, tabs, semicolons or bars divide."""
+"""Read tables of text: a header and rows, with cells divided by commas, tabs, semicolons or bars."""
 
 import csv
 import re
@@ -9,15 +9,15 @@ from flora_hpc.data.texts import shown
 from flora_hpc.errors import UserError, reason
 from flora_hpc.filekinds import kind
 
-CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is meant for guessing at files
-DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}  # what may divide cells, the likeliest first
-SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # what Excel writes above the header
+CELL = 2**31 - 1  # most characters of a cell; csv's default is 131,072
+DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}  # between cells, the likeliest first
+SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # a line that Excel writes above the header
 
 
 def lines(key: str, path: Path, purpose: str, errors: str = "strict") -> Iterator[str]:
-    """The lines of a text file in UTF-8, with their ends. Option `key` names the file; `purpose` says what comes from such text.
+    """The lines of a UTF-8 text file, with line ends. Messages name the option `key` of the file, and start a hint with `purpose`.
 
-    With `errors="surrogateescape"` bytes that are not UTF-8 are kept. Otherwise they raise UserError.
+    `errors="surrogateescape"` keeps bytes that are not UTF-8. Otherwise they raise UserError.
     """
     if (what := kind(path)) is not None:
         raise UserError(f"{key}: {path} is {what}; {purpose} text in UTF-8")
@@ -37,19 +37,19 @@ def lines(key: str, path: Path, purpose: str, errors: str = "strict") -> Iterato
 def rows(
     key: str, path: Path, columns_used: Sequence[str], purpose: str, errors: str = "strict"
 ) -> Generator[tuple[int, list[str]], None, None]:
-    """The header and then each row, with the line on which it begins. All have as many cells. Arguments are those of `lines`.
+    """The header and then each row, with its line number. All rows have as many cells as the header. See `lines` for the arguments.
 
-    The delimiter is the first one that gives the header all `columns_used`. Close it where not all rows are taken, since it lifts
-    the limit that `csv` has for the length of cells.
+    The delimiter is the first one that gives the header all `columns_used`. Close the generator if you do not read all rows: it
+    raises the limit that `csv` has for the length of cells until then.
     """
     texts = lines(key, path, purpose, errors)
-    before, first, line = csv.field_size_limit(CELL), 1, 1
+    old_limit, first, line = csv.field_size_limit(CELL), 1, 1
     try:
-        text, given = next(texts, ""), None
+        text, separator = next(texts, ""), None
         while text and (not text.strip() or SEPARATOR.fullmatch(text)):
-            given = SEPARATOR.fullmatch(text) or given
+            separator = SEPARATOR.fullmatch(text) or separator
             text, first = next(texts, ""), first + 1
-        delimiter, header = _header(text, [given[1]] if given else DELIMITERS, columns_used)
+        delimiter, header = _header(text, [separator[1]] if separator else DELIMITERS, columns_used)
         if twice := [name for name in header if name and header.count(name) > 1]:
             raise UserError(f"{key}: {path}: the header has the column {shown(twice[0])} twice; give each column a name of its own")
         yield first, header
@@ -69,11 +69,11 @@ def rows(
         )
         raise UserError(f"{key}: {path}: line {line} cannot be read ({error}); {cure}") from None
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(old_limit)
 
 
 def _header(text: str, delimiters: Iterable[str], columns_used: Sequence[str]) -> tuple[str, list[str]]:
-    """What divides cells, and the header's cells: the first delimiter that makes the columns that are used, else most cells."""
+    """The delimiter and the header's cells: the first delimiter that gives all used columns, else the one with most cells."""
     headers = {sign: [cell.strip() for cell in next(csv.reader([text], delimiter=sign), [])] for sign in delimiters}
     fitting = [sign for sign, header in headers.items() if set(columns_used) <= set(header)]
     best = fitting[0] if fitting else max(headers, key=lambda sign: len(headers[sign]))

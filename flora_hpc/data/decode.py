@@ -1,4 +1,4 @@
-"""Stored images become RGB ones, many at a time; what cannot be decoded is told with the reason, never skipped in silence."""
+"""Decode stored images to RGB, in several threads. A damaged image gives a DamagedError with the reason, never silence."""
 
 import errno
 import io
@@ -17,8 +17,8 @@ from flora_hpc.data import kinds
 from flora_hpc.data.images import Images, Raw
 from flora_hpc.errors import UserError, reason
 
-# PIL remarks on large images and odd metadata. Switched off here, once: filters belong to the process, and threads that each
-# switch them off and on again leave them as another thread had them.
+# PIL warns of large images and odd metadata. Warnings are switched off here, once: filters belong to the process, and threads
+# that switch them off and on again disturb each other.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 LASTING = {
@@ -29,8 +29,8 @@ LASTING = {
     errno.ENOTDIR,
     errno.ELOOP,
     errno.ENAMETOOLONG,
-}  # what a stamp sees
-MOST_STRETCHED = 1000  # how much longer than wide an image may be: its shorter side is scaled to the model's, the other with it
+}  # errors that last: the stamp of the files changes when one of them is mended
+MOST_STRETCHED = 1000  # longest side of an image / shortest: preprocessing scales the shorter one to the model's size
 TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,10 +40,10 @@ TURNS: dict[Any, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes the image upright; 1 is upright
-ABOUT = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where PIL finds an orientation
-GRAY_STEPS = {"L;2": 85, "L;4": 17}  # PNG of 2 and 4 bits: from one level to the next
-STRETCH = 8  # images that one thread reads at once
-AHEAD = 2  # stretches for each thread that are read and decoded while a block is computed
+ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where PIL finds an orientation
+GRAY_STEPS = {"L;2": 85, "L;4": 17}  # PNG of 2 and 4 bits: step between two levels in 8 bits
+STRETCH = 8  # neighbouring images that one thread reads at once
+AHEAD = 2  # stretches a thread that are read and decoded ahead, while the caller computes on a block
 
 
 class DamagedError(Exception):
@@ -54,17 +54,17 @@ Decoded = list[torch.Tensor | DamagedError]
 
 
 def rgb(raw: Raw) -> Image.Image:
-    """An 8-bit RGB image as people see it, from an image file's bytes or from uint8 pixels (height, width[, 1 or 3]).
+    """Decode an image file's bytes, or uint8 pixels (height, width[, 1 or 3]), to an upright 8-bit RGB image.
 
-    EXIF orientation is applied, and transparent pixels lie on white. Gray, palette and CMYK images become RGB as PIL converts them.
-    Of 16 bits the upper 8 are kept (PIL would clip them to white). Of several frames the first is taken. Raises DamagedError for
-    what is no image, is truncated, or holds numbers without a known range.
+    EXIF orientation is applied. Transparent pixels become white. PIL converts gray, palette and CMYK images to RGB. 16-bit images
+    keep their upper 8 bits (PIL would clip them to white). Images of several frames give their first frame. Raises DamagedError for
+    bytes that are no image or are truncated, and for pixels without a known range.
     """
     try:
         image = _convert(raw)
     except UnidentifiedImageError:
         raise DamagedError(kinds.unknown(raw) if isinstance(raw, bytes) else "it is no image that can be decoded") from None
-    except Exception as error:  # PIL lets anything through on broken files: SyntaxError, struct.error, EOFError, IndexError, ...
+    except Exception as error:  # PIL raises anything on broken files: SyntaxError, struct.error, EOFError, IndexError, ...
         raise DamagedError(" ".join(str(error).split()) or type(error).__name__) from None
     if min(image.size) == 0 or max(image.size) > MOST_STRETCHED * min(image.size):
         raise DamagedError(f"it is {image.width} x {image.height} pixels, which no preprocessing can make a square of")
@@ -72,6 +72,7 @@ def rgb(raw: Raw) -> Image.Image:
 
 
 def _convert(raw: Raw) -> Image.Image:
+    """Decode to RGB; raises whatever PIL raises."""
     if isinstance(raw, OSError):
         raise raw
     if isinstance(raw, np.ndarray):
@@ -96,7 +97,7 @@ def _convert(raw: Raw) -> Image.Image:
 
 
 def _transparent_colour(image: Image.Image) -> Any:
-    """What stands for transparent, in the levels that PIL decodes to. PNG notes it in those of the file, and so does PIL."""
+    """The colour that means transparent, in decoded levels. PNG and PIL state it in the levels of the file."""
     key = image.info.get("transparency")
     stored = image.tile[0][3] if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
     if stored == "RGB;16B" and isinstance(key, tuple):
@@ -105,26 +106,26 @@ def _transparent_colour(image: Image.Image) -> Any:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How a decoded image must be turned to stand upright. PIL has turned a TIFF already. Broken EXIF says nothing."""
-    if not ABOUT & image.info.keys():
+    """The transposition that makes a decoded image upright. PIL has turned a TIFF already. Broken EXIF is ignored."""
+    if not ORIENTATION_KEYS & image.info.keys():
         return None
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # PIL lets anything through here, too
+    except Exception:  # PIL raises anything here, too
         return None
 
 
 def fetch(images: Images, rows: Sequence[int]) -> list[Raw]:
-    """These images as they are stored. Raises UserError when one cannot be read now but may be later: that is no damage."""
-    found = images.raw(rows)
-    for row, raw in zip(rows, found, strict=True):
+    """Read these images as they are stored. Raises UserError for an image that may be readable later: that is no damage."""
+    raws = images.raw(rows)
+    for row, raw in zip(rows, raws, strict=True):
         if isinstance(raw, OSError) and raw.errno is not None and raw.errno not in LASTING:
             raise UserError(f"{images.where(row)} cannot be read now ({reason(raw)}); look after the file system, try again")
-    return found
+    return raws
 
 
 def decode(images: Images, rows: Sequence[int]) -> list[Image.Image | DamagedError]:
-    """These images, or why they cannot be decoded. Raises UserError like `fetch`."""
+    """Read and decode these images; a DamagedError stands for a damaged image. Raises UserError like `fetch`."""
     result: list[Image.Image | DamagedError] = []
     for raw in fetch(images, rows):
         try:
@@ -135,7 +136,7 @@ def decode(images: Images, rows: Sequence[int]) -> list[Image.Image | DamagedErr
 
 
 class Loader:
-    """Reads, decodes and preprocesses images in `num_threads` threads: files, PIL and torchvision work outside Python's lock.
+    """Reads, decodes and preprocesses images in `num_threads` threads; files, PIL and torchvision release Python's lock.
 
     `preprocess` makes (3, height, width) float32 from an RGB image.
     """
@@ -146,32 +147,32 @@ class Loader:
         self._ahead = AHEAD * max(1, num_threads)
 
     def blocks(self, blocks: Iterable[Sequence[int]]) -> Iterator[tuple[Sequence[int], Decoded]]:
-        """Each block of rows with its preprocessed images, or why one cannot be decoded; the next ones are under way."""
-        coming: deque[tuple[Sequence[int], list[Future[Decoded]]]] = deque()
+        """Each block of rows with its preprocessed images or DamagedErrors, while the threads work on the next blocks."""
+        pending: deque[tuple[Sequence[int], list[Future[Decoded]]]] = deque()
         for block in blocks:
             stretches = [block[start : start + STRETCH] for start in range(0, len(block), STRETCH)]
-            coming.append((block, [self._pool.submit(self._some, stretch) for stretch in stretches]))
-            while sum(len(stretches) for _, stretches in coming) - len(coming[0][1]) >= self._ahead:
-                yield _finished(*coming.popleft())
-        while coming:
-            yield _finished(*coming.popleft())
+            pending.append((block, [self._pool.submit(self._load, stretch) for stretch in stretches]))
+            while sum(len(stretches) for _, stretches in pending) - len(pending[0][1]) >= self._ahead:
+                yield _wait(*pending.popleft())
+        while pending:
+            yield _wait(*pending.popleft())
 
-    def _some(self, rows: Sequence[int]) -> Decoded:
+    def _load(self, rows: Sequence[int]) -> Decoded:
         result: Decoded = []
         for image in decode(self._images, rows):
             result.append(image if isinstance(image, DamagedError) else self._preprocess(image))
         return result
 
     def close(self) -> None:
-        """End the threads; what is under way is given up."""
+        """End the threads; pending images are cancelled."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def one_core() -> None:
-    """Keep PyTorch's operators in this thread to this thread: each would bring a team of its own."""
-    torch.get_num_threads()  # from now on PyTorch leaves this thread's team as it is
+    """Make PyTorch's operators use one core in this thread: each thread would start an OpenMP team of its own."""
+    torch.get_num_threads()  # after this call PyTorch no longer sets the team size of this thread
     threadpool_limits(1, "openmp")
 
 
-def _finished(rows: Sequence[int], stretches: list[Future[Decoded]]) -> tuple[Sequence[int], Decoded]:
+def _wait(rows: Sequence[int], stretches: list[Future[Decoded]]) -> tuple[Sequence[int], Decoded]:
     return rows, [image for stretch in stretches for image in stretch.result()]

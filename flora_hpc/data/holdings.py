@@ -1,4 +1,4 @@
-"""Which images each client holds: a true partition, or a population whose clients draw their own."""
+"""The images that each client holds: a partition of all images, or a population whose clients draw their examples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from flora_hpc.plugins import BaseOptions
 
 
 class PartitionOptions(BaseOptions):
-    """What every partitioner lets one choose."""
+    """Options of every partitioner."""
 
     num_clients: int = Field(10, ge=1, le=10**12, description="registered clients")
     examples_per_client: int | None = Field(
@@ -26,15 +26,15 @@ class PartitionOptions(BaseOptions):
 
 
 class Partitioner(NamedTuple):
-    """A rule for a given set of training images, in its two forms.
+    """A rule for a given set of training images: `split` makes a partition, `draw` makes a population.
 
-    `split(num_clients, rng)` gives the client (num_examples,) int64 of each example, 0..num_clients-1, or -1 for nobody's; every
-    client gets an example. It raises UserError where the examples do not suffice.
-    `draw(num_drawn, rng)` gives one client's examples (num_drawn,) int64, none twice.
-    `size(mean, rng)` gives the number of examples that one client of a population draws, 1 or more; all draw `mean` without it.
-    `draw_many(num_drawn, streams, clients)` gives, faster, what `draw` gives for each of `clients` (n,): (n, num_drawn) int64.
-    `num_clients` is the number of clients where the rule itself decides it. `order` (num_examples,) int64 is the order in which
-    clients hold their examples where the rule decides it; it is random otherwise. `warnings` are sentences for the user.
+    `split(num_clients, rng)` gives the client (num_examples,) int64 of each example, 0..num_clients-1, or -1 for no client. Every
+    client gets an example. `split` raises UserError where there are too few examples.
+    `draw(num_drawn, rng)` gives the examples (num_drawn,) int64 of one client, none twice.
+    `size(mean, rng)` gives the number of examples that one client of a population draws, 1 or more; without it all draw `mean`.
+    `draw_many(num_drawn, streams, clients)` gives, faster, the examples of `draw` for each of `clients` (n,): (n, num_drawn) int64.
+    `num_clients` is set where the rule decides the number of clients. `order` (num_examples,) int64 is set where the rule decides
+    the order in which clients hold their examples; otherwise it is random. `warnings` are sentences for the user.
     """
 
     split: Callable[[int, np.random.Generator], Ints]
@@ -47,11 +47,11 @@ class Partitioner(NamedTuple):
 
 
 class Holdings(Protocol):
-    """Client -> images."""
+    """Client -> rows of its images."""
 
     @property
     def num_clients(self) -> int:
-        """How many clients are registered."""
+        """Number of registered clients."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class Holdings(Protocol):
 
     @property
     def largest(self) -> int:
-        """No client has more examples."""
+        """Upper bound of the number of examples of a client."""
 
     def sizes(self, clients: Ints) -> Ints:
         """Number of examples of each of `clients` (n,) int64 -> (n,) int64."""
@@ -68,12 +68,12 @@ class Holdings(Protocol):
         """Rows (num_examples,) int64 of the dataset that one client trains on."""
 
     def examples_of(self, clients: Ints) -> tuple[Ints, Ints]:
-        """The examples of `clients` (n,), one client after the other, a copy; and how many each has (n,) int64."""
+        """The examples of `clients` (n,), one client after the other, as a copy; and the number of examples of each (n,) int64."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """No image belongs to two clients: `order[starts[i] : starts[i + 1]]` are those of client i."""
+    """Each image belongs to one client at most: `order[starts[i] : starts[i + 1]]` are the images of client i."""
 
     order: Ints
     starts: Ints
@@ -101,13 +101,13 @@ class Partition:
 
 @dataclass(frozen=True)
 class Population:
-    """Every client draws its own examples when asked, from the seed: nothing is kept, however many clients there are."""
+    """Every client draws its examples from the seed, each time it is asked: memory does not grow with the number of clients."""
 
     num_clients: int
     examples_per_client: int
     seed: int
     partitioner: Partitioner
-    rows: Ints  # of the dataset, among which clients draw
+    rows: Ints  # rows of the dataset from which clients draw
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -150,20 +150,20 @@ class Population:
 
 
 def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test: Ints | None = None) -> Holdings:
-    """Holdings of the images `rows` (num_examples,), which clients may train on. Raises UserError when there are too few.
+    """Give the training images `rows` (num_examples,) to clients. Raises UserError when there are too few images.
 
     `test` (num_test,) int64 are the rows of test images, none by default.
     """
     origin = Origin(images, rows, np.zeros(0, np.int64) if test is None else test)
     training = replace(images.take(rows), origin=origin)
     partitioner: Partitioner = plugins.member("partitioners", options.name).build(options, training)
-    wanted = options.examples_per_client
-    if wanted is not None:
-        if wanted > len(rows):
+    num_drawn = options.examples_per_client
+    if num_drawn is not None:
+        if num_drawn > len(rows):
             raise UserError(
-                f"partition.examples_per_client: {wanted} examples for each client, but there are only {len(rows)}; lower it"
+                f"partition.examples_per_client: {num_drawn} examples for each client, but there are only {len(rows)}; lower it"
             )
-        return Population(options.num_clients, wanted, seed, partitioner, rows)
+        return Population(options.num_clients, num_drawn, seed, partitioner, rows)
     num_clients = options.num_clients if partitioner.num_clients is None else partitioner.num_clients
     if num_clients > len(rows):
         raise UserError(
@@ -172,8 +172,8 @@ def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test:
         )
     rng = seeds.generator(seed, "partition")
     clients = partitioner.split(num_clients, rng)
-    mixed = rng.permutation(len(rows)) if partitioner.order is None else partitioner.order  # a client's examples are in this order
+    mixed = rng.permutation(len(rows)) if partitioner.order is None else partitioner.order  # the order of a client's examples
     order = mixed[np.argsort(clients[mixed], kind="stable")]
     counts = np.bincount(clients + 1, minlength=num_clients + 1)
-    nobodys = counts[0]  # they come first
-    return Partition(rows[order[nobodys:]], np.cumsum(counts) - nobodys, partitioner.warnings)
+    num_unassigned = counts[0]  # examples of no client (-1) come first
+    return Partition(rows[order[num_unassigned:]], np.cumsum(counts) - num_unassigned, partitioner.warnings)

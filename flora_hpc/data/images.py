@@ -1,4 +1,4 @@
-"""What a dataset is: images in a fixed order, which of them train and which test, and a caption for each class."""
+"""A dataset: images in a fixed order, rows for training, rows for testing, and a caption for each class."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,73 +19,78 @@ from flora_hpc.plugins import BaseOptions
 
 Ints = npt.NDArray[np.int64]
 Column = npt.NDArray[Any]
-Raw = bytes | npt.NDArray[np.uint8] | OSError  # an image file's bytes; pixels (height, width[, channels]); or why it cannot be read
+Raw = bytes | npt.NDArray[np.uint8] | OSError  # an image file's bytes; pixels (height, width[, channels]); or a read error
 
-LOOKERS = 8  # threads that ask for the times of files
-CAPTION = "a photo of a {}."  # of datasets that have none of their own
+LOOKERS = 8  # threads that read the times or the first bytes of files
+CAPTION = "a photo of a {}."  # of datasets without a caption
 
 
 class Origin(NamedTuple):
-    """The dataset that training images were taken from, for a partitioner that is told of images by number or by name."""
+    """The dataset of the training images, for a partitioner whose file names images by number or path."""
 
-    images: "Images"  # all of the dataset's
+    images: "Images"  # all images of the dataset
     train: Ints  # (num_train,) int64, rows of the training images
-    test: Ints  # (num_test,) int64; images in neither part are left out, because they cannot be decoded
+    test: Ints  # (num_test,) int64; images in neither part are dropped, because they cannot be decoded
 
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images in a fixed order. Nothing is read before it is asked for, and nothing is decoded here."""
+    """Labelled images in a fixed order. Images are read on request, and not decoded."""
 
     labels: Ints  # (num_images,) int64, indices into the class names
-    raw: Callable[[Sequence[int]], list[Raw]]  # the images of these indices as they are stored
-    where: Callable[[int], str]  # where image i lies, for people: its path, and its index within a file
-    columns: Mapping[str, Callable[[], Column]] = field(default_factory=dict)  # (num_images,) each; texts as Python's own objects
-    stamp: Callable[[], str] | None = None  # changes whenever a file does, and is quick; None where nothing is on disk
-    origin: Origin | None = None  # of images that a partitioner splits
+    raw: Callable[[Sequence[int]], list[Raw]]  # rows -> the images as they are stored
+    where: Callable[[int], str]  # row -> the place of the image, for messages: its path, and its index within a file
+    columns: Mapping[str, Callable[[], Column]] = field(default_factory=dict)  # (num_images,) each; texts are Python objects
+    stamp: Callable[[], str] | None = None  # a text that changes whenever a file changes, cheap to make; None for images in memory
+    origin: Origin | None = None  # set for images that a partitioner splits
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: Ints) -> "Images":
-        """These images alone, in this order."""
-        columns = {name: partial(_some, read, rows) for name, read in self.columns.items()}
-        whole = self.stamp
+        """The images of `rows`, in this order."""
+        columns = {name: partial(_take, read, rows) for name, read in self.columns.items()}
+        stamp_of_all = self.stamp
+
+        def stamp_of_rows() -> str:
+            assert stamp_of_all is not None
+            return f"{stamp_of_all()}, of which {hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()}"
+
         return Images(
             self.labels[rows],
-            lambda wanted: self.raw([int(rows[i]) for i in wanted]),
+            lambda indices: self.raw([int(rows[i]) for i in indices]),
             lambda i: self.where(int(rows[i])),
             columns,
-            None if whole is None else lambda: f"{whole()}, of which {hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()}",
+            None if stamp_of_all is None else stamp_of_rows,
         )
 
     def column(self, name: str, key: str) -> Column:
-        """A column (num_images,) by name. Raises UserError, naming the option `key` that asked for it, when there is none."""
+        """Read a column (num_images,). Raises UserError, with the option `key` that names the column, when there is none."""
         if name not in self.columns:
-            known = f"it has {', '.join(sorted(self.columns))}" if self.columns else "it has none"
-            raise UserError(f"{key}: the data has no column '{name}'{did_you_mean(name, self.columns)} ({known})")
+            names = f"it has {', '.join(sorted(self.columns))}" if self.columns else "it has none"
+            raise UserError(f"{key}: the data has no column '{name}'{did_you_mean(name, self.columns)} ({names})")
         return self.columns[name]()
 
 
-def _some(read: Callable[[], Column], rows: Ints) -> Column:
+def _take(read: Callable[[], Column], rows: Ints) -> Column:
     return read()[rows]
 
 
-def _all(reads: Sequence[Callable[[], Column]]) -> Column:
+def _concatenate(reads: Sequence[Callable[[], Column]]) -> Column:
     return np.concatenate([read() for read in reads])
 
 
 def join(parts: Sequence[Images]) -> Images:
-    """Several sets one after the other. Columns are those that all of them have."""
+    """Concatenate images of several parts. The result has the columns that all parts have."""
     starts = np.cumsum([0, *map(len, parts)])
 
     def raw(rows: Sequence[int]) -> list[Raw]:
-        of = np.searchsorted(starts, np.asarray(rows, np.int64), "right") - 1
+        numbers = np.searchsorted(starts, np.asarray(rows, np.int64), "right") - 1  # of the parts
         result: list[Raw] = [b""] * len(rows)
-        for number in set(of.tolist()):
-            places = np.flatnonzero(of == number)
-            found = parts[number].raw([rows[place] - int(starts[number]) for place in places.tolist()])
-            for place, image in zip(places.tolist(), found, strict=True):
+        for number in set(numbers.tolist()):
+            places = np.flatnonzero(numbers == number)
+            raws = parts[number].raw([rows[place] - int(starts[number]) for place in places.tolist()])
+            for place, image in zip(places.tolist(), raws, strict=True):
                 result[place] = image
         return result
 
@@ -94,26 +99,27 @@ def join(parts: Sequence[Images]) -> Images:
         return parts[number].where(row - int(starts[number]))
 
     shared = set.intersection(*(set(part.columns) for part in parts))
-    columns = {name: partial(_all, [part.columns[name] for part in parts]) for name in sorted(shared)}
+    columns = {name: partial(_concatenate, [part.columns[name] for part in parts]) for name in sorted(shared)}
     stamps = [part.stamp for part in parts if part.stamp is not None]
-    together = (lambda: "\n".join(each() for each in stamps)) if len(stamps) == len(parts) else None
-    return Images(np.concatenate([part.labels for part in parts]), raw, where, columns, together)
+    joined_stamp = (lambda: "\n".join(stamp() for stamp in stamps)) if len(stamps) == len(parts) else None
+    return Images(np.concatenate([part.labels for part in parts]), raw, where, columns, joined_stamp)
 
 
 def _times(file: Path) -> str:
+    """Size and times of a file, as a text."""
     try:
-        facts = file.stat()
-        return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
-    except OSError as error:  # told when the image is read
+        status = file.stat()
+        return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    except OSError as error:  # reported when the image is read
         return type(error).__name__
 
 
 def stamp(files: Iterable[Path], also: str = "") -> str:
-    """A digest of the places, sizes and times of files, and of `also`: it changes whenever one of them is written or lost."""
+    """A digest of paths, sizes and times of files, and of `also`: it changes whenever a file is written or lost."""
     digest = hashlib.blake2b(also.encode(), digest_size=16)
-    with ThreadPoolExecutor(LOOKERS, "stat") as lookers:  # most of the time goes into waiting for the file system
-        for file, known in lookers.map(lambda file: (file, _times(file)), files):
-            digest.update(f"\0{file.absolute()}\0{known}".encode(errors="surrogateescape"))
+    with ThreadPoolExecutor(LOOKERS, "stat") as lookers:  # the file system takes most of the time
+        for file, times in lookers.map(lambda file: (file, _times(file)), files):
+            digest.update(f"\0{file.absolute()}\0{times}".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -123,23 +129,23 @@ class Dataset:
 
     name: str
     class_names: tuple[str, ...]
-    wordings: tuple[str, ...]  # the names as captions say them
+    wordings: tuple[str, ...]  # the names as captions write them
     captions: tuple[str, ...]  # one per class
     images: Images
     train: Ints
     test: Ints
-    paired: bool = False  # whether every image has a caption of its own; the "classes" are then the distinct captions
+    paired: bool = False  # every image has its own caption; the "classes" are then the distinct captions
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files that are no images of the dataset
-    warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0: the data can be used, but may not be meant so
+    warnings: tuple[str, ...] = ()  # sentences for the user before round 0: usable data that may not be meant so
 
     def drop(self, rows: Sequence[int]) -> "Dataset":
-        """The dataset without these images, which stay where they are but belong to nobody."""
-        gone = np.asarray(rows, np.int64)
-        return replace(self, train=np.setdiff1d(self.train, gone), test=np.setdiff1d(self.test, gone))
+        """Remove these images from training and testing; `images` keeps their rows."""
+        dropped = np.asarray(rows, np.int64)
+        return replace(self, train=np.setdiff1d(self.train, dropped), test=np.setdiff1d(self.test, dropped))
 
 
 class DatasetOptions(BaseOptions):
-    """What every dataset lets one choose."""
+    """Options of every dataset."""
 
     caption: str | None = Field(
         None, description="caption of an image, {} stands for the name of its class; by default the dataset's own"
@@ -169,10 +175,10 @@ def assemble(
     test: Images | None,
     caption: str = CAPTION,
 ) -> Dataset:
-    """A dataset from its official parts, with a caption of its own.
+    """Make a dataset from its official parts; `caption` is its template unless `options` gives another.
 
-    Test images are drawn where `test` is None or `options` asks for a new split: from every class alike, and without regard to the
-    seed of a run, so that every run has the same ones.
+    Test images are drawn where `test` is None or `options` asks for a new split: the same share of every class. They do not depend
+    on the seed of a run, so every run has the same test images.
     """
     images = train if test is None else join([train, test])
     if test is not None and options.split == "official":
@@ -184,7 +190,7 @@ def assemble(
 
 
 def draw_test(labels: Ints, fraction: float, name: str) -> npt.NDArray[np.bool_]:
-    """Which images (num_images,) are kept for testing: `fraction` of every class, but at least one and never all of it."""
+    """Draw test images (num_images,) bool: `fraction` of every class, at least one and never all of a class."""
     order = seeds.generator(0, f"{name}: test images").permutation(len(labels))
     is_test = np.zeros(len(labels), bool)
     mixed = labels[order]

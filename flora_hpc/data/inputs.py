@@ -1,4 +1,4 @@
-"""What a training step is fed: the features of images, or their pixels."""
+"""The inputs of a training step: features of images, or their pixels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from flora_hpc.data.decode import DamagedError, Loader
 from flora_hpc.data.images import Images
 from flora_hpc.errors import UserError
 
-MAX_KEPT_BYTES = 2**30  # of preprocessed pixels; more than this is read again whenever it is needed
+MAX_KEPT_BYTES = 2**30  # of preprocessed pixels; larger data are read again for every step
 
 
 class Inputs(Protocol):
-    """Images by index."""
+    """Row -> features or pixels of an image."""
 
     @property
     def block(self) -> int:
-        """Images scored at once; fixed, because the shape of a matrix product may decide its last bits."""
+        """Images scored in one matrix product; fixed, because its shape may decide the last bits."""
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Indices (...) int64 -> what a method sees of these images, (..., *shape) float32."""
+        """Rows (...) int64 -> features or pixels of these images, (..., *shape) float32."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of all images (num_images, embed_dim), float32 or bfloat16: on the device that trains, or mapped from a file.
+    """Features of all images (num_images, embed_dim), float32 or bfloat16, on the training device or mapped from a file.
 
-    Those that lie on the host of a GPU, because they do not fit into it, are fetched by number, which makes the host wait.
+    Features that do not fit into a GPU stay on its host. Each step then copies its rows to the GPU, and the host waits.
     """
 
     values: torch.Tensor
@@ -36,7 +36,7 @@ class Features:
 
     @classmethod
     def near(cls, values: torch.Tensor, device: torch.device) -> "Features":
-        """On `device` when they take at most half of what is free there, else where they are."""
+        """Move the features to `device` if they take at most half of its free memory; else leave them."""
         if device.type == "cuda" and values.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
             return cls(values)
         return cls(values.to(device))
@@ -49,7 +49,7 @@ class Features:
 
 
 class Pixels:
-    """Preprocessed pixels, read by `num_threads` threads when first needed, and kept if all of them fit into a gibibyte."""
+    """Preprocessed pixels, read by `num_threads` threads on first use; kept in memory if all fit into a gibibyte."""
 
     block = 256
 
@@ -65,24 +65,25 @@ class Pixels:
 
         Raises UserError for an image that has been damaged since the run began.
         """
-        wanted = rows.flatten().tolist()
+        requested = rows.flatten().tolist()
         kept = self._kept or {}
-        read = self._read(sorted({row for row in wanted if row not in kept}))
+        read = self._read(sorted({row for row in requested if row not in kept}))
         if self._kept is None and read:
             size = next(iter(read.values())).nbytes * len(self._images)
             self._kept = {} if size <= MAX_KEPT_BYTES else None
         if self._kept is not None:
             self._kept.update(read)
-        pixels = torch.stack([kept[row] if row in kept else read[row] for row in wanted])
+        pixels = torch.stack([kept[row] if row in kept else read[row] for row in requested])
         return pixels.to(self._device).view(*rows.shape, *pixels.shape[1:])
 
     def _read(self, missing: list[int]) -> dict[int, torch.Tensor]:
-        found = {}
+        """Read, decode and preprocess the images `missing`. Raises UserError for a damaged one."""
+        pixels = {}
         for rows, images in self._loader.blocks([missing] if missing else []):
             for row, image in zip(rows, images, strict=True):
                 if isinstance(image, DamagedError):
                     raise UserError(
                         f"{self._images.where(row)} can no longer be decoded: {image}; the data must not change in a run"
                     )
-                found[row] = image
-        return found
+                pixels[row] = image
+        return pixels

@@ -1,4 +1,4 @@
-"""What the first bytes of a file say: whether it is an image, of which format, and whether Pillow can decode it here."""
+"""Recognise image formats by the first bytes of a file, and know which of them Pillow can decode here."""
 
 import importlib
 import re
@@ -8,7 +8,7 @@ from PIL import Image, features
 
 from flora_hpc.filekinds import HEAD_BYTES, kind_of
 
-with suppress(ImportError):  # photos of phones, where a decoder is installed
+with suppress(ImportError):  # HEIF, the format of photos of phones, if a decoder is installed
     importlib.import_module("pillow_heif").register_heif_opener()
 
 FORMATS = {
@@ -18,7 +18,7 @@ FORMATS = {
         "PNG": rb"\x89PNG\r\n\x1a\n",
         "GIF": rb"GIF8[79]a",
         "WEBP": rb"RIFF.{4}WEBP",
-        "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0{3}",  # with the size of its second header: "BM" begins words
+        "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0{3}",  # the size of the second header, since "BM" begins words, too
         "TIFF": rb"II[*+]\0|MM\0[*+]",
         "PPM": rb"P[1-6][\s#]",
         "JPEG2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
@@ -35,12 +35,12 @@ CURES = {"HEIF": "pip install pillow-heif"}
 
 
 def image_format(start: bytes) -> str | None:
-    """The format of an image file that begins so; None for anything else."""
+    """The image format of a file that begins with `start`, or None."""
     return next((name for name, begins in FORMATS.items() if begins.match(start)), None)
 
 
 def no_decoder(name: str) -> str | None:
-    """Why images of this format cannot be decoded here, with the cure; None where they can."""
+    """Why images of format `name` cannot be decoded here, with the cure; None if they can."""
     Image.init()
     if name not in Image.OPEN or (name in DECODERS and not features.check(DECODERS[name])):
         return f"{name} images, for which no decoder is installed ({CURES.get(name, 'install a newer Pillow')})"
@@ -48,7 +48,7 @@ def no_decoder(name: str) -> str | None:
 
 
 def unknown(raw: bytes) -> str:
-    """What a file is that no decoder knows."""
+    """A clause that says what the bytes are which no decoder accepts."""
     if not raw:
         return "it is empty"
     head = raw[:HEAD_BYTES]

@@ -1,4 +1,4 @@
-"""How a split mixes the classes: counts of a few clients, and figures that stay honest for very many."""
+"""Statistics of a split: class counts of some clients, and figures that hold for any number of clients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from flora_hpc.data.images import Ints
 
 Floats = npt.NDArray[np.float64]
 
-MOST_SHOWN = 1000  # clients whose counts are kept
-MOST_EXAMINED = 10_000  # clients that are looked at
-MOST_WORK = 200_000  # where clients draw their own examples: a few seconds, see `_examined`
+MOST_SHOWN = 1000  # clients whose class counts are stored
+MOST_EXAMINED = 10_000  # clients whose examples are counted
+MOST_WORK = 200_000  # limit where clients draw their examples: a few seconds, see `_examined`
 BLOCK = 256  # clients counted at once
-MOST_WORK_OF_A_RUN = 40_000  # the same where a run only notes who holds what: at most half a second
-NUM_BY_CHANCE = 200  # clients drawn to learn what chance alone does
+MOST_WORK_OF_A_RUN = 40_000  # the same limit for a run, which stores only class counts: half a second at most
+NUM_BY_CHANCE = 200  # random clients, for the divergence that chance alone gives
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What a split looks like. Some clients are shown; more may be examined; all are registered.
+    """Statistics of a split. All clients are registered, many are examined, and some of these are shown.
 
-    Clients that are shown or examined are spread evenly over all ids. `clients` (num_shown,) int64 have `counts`
-    (num_shown, num_classes) int64 examples of each class. `sizes`, `classes` and `divergences` (num_examined,) are the number of
-    examples, the number of classes held, and how far the shares of classes are from those of all training images, 0..1.
+    Shown and examined clients are spread evenly over all ids. The shown `clients` (num_shown,) int64 have `counts`
+    (num_shown, num_classes) int64 examples of each class. For the examined clients, `sizes`, `classes` and `divergences`
+    (num_examined,) are the number of examples, the number of classes, and the divergence (0..1) from all training images.
     """
 
     clients: Ints
@@ -34,13 +34,13 @@ class Mix:
     sizes: Ints
     classes: Ints
     divergences: Floats
-    by_chance: float  # mean divergence of clients of these sizes that draw from all training images alike
+    by_chance: float  # mean divergence of clients of these sizes that draw at random from all training images
     class_names: tuple[str, ...]
     available: Ints  # (num_classes,) int64 training images of each class
-    held: Ints  # (num_classes,) int64 those of them that some client holds; that an examined client holds, unless `exact`
+    held: Ints  # (num_classes,) int64 training images that some client holds; if not `exact`, some examined client
     num_clients: int
     exact: bool  # `held` is known for all clients
-    unit: str = "class"  # or "caption": what pairs have in place of classes
+    unit: str = "class"  # or "caption" for image-caption pairs
 
     @property
     def units(self) -> str:
@@ -61,12 +61,12 @@ class Mix:
 
     @property
     def num_examples(self) -> int:
-        """Examples of all clients together, an image counted once for each that has it; from the mean unless `examined_all`."""
+        """Sum of the examples of all clients; unless `examined_all`, the mean of examined clients times all clients."""
         return round(int(self.sizes.sum()) * self.num_clients / self.num_examined)
 
     @property
     def num_nobodys(self) -> int | None:
-        """Training images that no client holds; None where too many clients draw their own to know."""
+        """Training images that no client holds; None unless `exact`."""
         return int((self.available - self.held).sum()) if self.exact else None
 
     @property
@@ -75,7 +75,7 @@ class Mix:
 
     @property
     def overlap(self) -> float:
-        """In how many of the clients examined an image is that any of them holds, in the mean: 1 where no two share one."""
+        """Mean number of examined clients that hold an image, over all images held: 1 where no two clients share one."""
         is_partition = self.exact and not self.examined_all  # `held` is then of more clients than `sizes`
         return 1.0 if is_partition else float(self.sizes.sum() / self.held.sum())
 
@@ -88,9 +88,9 @@ def mix_of(
     max_clients: int = MOST_SHOWN,
     unit: str = "class",
 ) -> Mix:
-    """The mix of a split: at most `max_clients` are shown, and as many examined as take a few seconds and little memory.
+    """Compute the statistics of a split. Shows at most `max_clients`; examines as many as take a few seconds and little memory.
 
-    `labels` (num_images,) int64 are those of the whole dataset; `train` (num_train,) int64 the rows on which clients may train.
+    `labels` (num_images,) int64 are the labels of the whole dataset; `train` (num_train,) int64 are the rows of training images.
     """
     num_classes = len(class_names)
     available = _count(labels[train], num_classes)
@@ -127,7 +127,7 @@ def mix_of(
 def counts_of(holdings: Holdings, labels: Ints, num_classes: int) -> tuple[Ints, Ints]:
     """Clients (num_shown,) int64, spread evenly over all, and their examples of each class (num_shown, num_classes) int64.
 
-    They are at most `MOST_SHOWN`, and fewer where clients draw their own examples and these have many classes.
+    At most `MOST_SHOWN` clients; fewer where clients draw their examples and there are many classes.
     """
     clients = spread(holdings.num_clients, MOST_SHOWN)
     if not isinstance(holdings, Partition):
@@ -138,9 +138,10 @@ def counts_of(holdings: Holdings, labels: Ints, num_classes: int) -> tuple[Ints,
 
 
 def divergence(counts: Ints, available: Ints) -> Floats:
-    """Jensen-Shannon divergence in bits, 0 (alike) to 1 (nothing in common), of the shares in each row from those of `available`.
+    """Jensen-Shannon divergence in bits, 0 (equal) to 1 (nothing in common), between class shares of clients and of all images.
 
-    `counts` (num_clients, num_classes) -> (num_clients,). With m = (p + q) / 2 it is (KL(p || m) + KL(q || m)) / 2 (Lin,
+    `counts` (num_clients, num_classes) -> (num_clients,); `available` (num_classes,) counts all training images. With the shares p
+    and q, and m = (p + q) / 2, it is (KL(p || m) + KL(q || m)) / 2 (Lin,
     "Divergence Measures Based on the Shannon Entropy", 1991).
     """
     p, q = counts / counts.sum(1, keepdims=True), available / available.sum()
@@ -157,20 +158,20 @@ def _relative_entropy(p: Floats, m: Floats) -> Floats:
 
 
 def spread(num: int, most: int) -> Ints:
-    """0..num-1, or `most` of them in order: one from each of `most` equal stretches, always the same ones.
+    """Choose at most `most` of 0..num-1: one number at random from each of `most` equal intervals, the same in every run.
 
-    It is not the first of each stretch, since classes often go round the clients in turn, and a constant step could meet one only.
+    A constant step would be wrong: where classes alternate over the clients, it could meet a single class.
     """
     if num <= most:
         return np.arange(num)
     ends = np.arange(most + 1) * num // most
-    within = seeds.generator(0, "spread of clients").random(most)
-    chosen: Ints = ends[:-1] + np.floor(within * np.diff(ends)).astype(np.int64)
+    fractions = seeds.generator(0, "spread of clients").random(most)
+    chosen: Ints = ends[:-1] + np.floor(fractions * np.diff(ends)).astype(np.int64)
     return chosen
 
 
 def _examined(holdings: Holdings, num_classes: int) -> Ints:
-    """Ids of the clients to look at."""
+    """Ids of the clients to examine."""
     clients = spread(holdings.num_clients, MOST_EXAMINED)
     if isinstance(holdings, Partition):
         return clients
@@ -180,10 +181,10 @@ def _examined(holdings: Holdings, num_classes: int) -> Ints:
 
 
 def _by_chance(sizes: Ints, available: Ints) -> float:
-    """Mean divergence (0..1) of clients of these sizes whose examples are drawn from all training images alike."""
+    """Mean divergence (0..1) of clients of these sizes that draw at random from all training images."""
     rng = seeds.generator(0, "mixes by chance")
-    drawn = [rng.multivariate_hypergeometric(available, size) for size in sizes[spread(len(sizes), NUM_BY_CHANCE)].tolist()]
-    return float(divergence(np.stack(drawn), available).mean())
+    counts = [rng.multivariate_hypergeometric(available, size) for size in sizes[spread(len(sizes), NUM_BY_CHANCE)].tolist()]
+    return float(divergence(np.stack(counts), available).mean())
 
 
 def _count(labels: Ints, num_classes: int) -> Ints:

@@ -1,4 +1,4 @@
-"""Any dataset into one HDF5 file: a single file is what shared file systems read fast, and what travels well."""
+"""Write any dataset into one HDF5 file: shared file systems read one file fast, and it is easy to copy."""
 
 import io
 import json
@@ -22,28 +22,28 @@ from flora_hpc.errors import UserError, reason
 from flora_hpc.spill import Spill
 
 BLOCK = 128  # images in memory at once
-CHUNK_BYTES = 2**20  # of pixels compressed together: reading one image reads all of its chunk
+CHUNK_BYTES = 2**20  # of pixels in a compressed chunk; reading one image reads its whole chunk
 MAX_CHUNK = 256
-MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}  # how files of one format begin
-OWN = ("images", "labels", "", ".")  # names that no column can have
-NAMED = 10  # damaged images that are named one by one
+MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}  # first bytes of files of a format
+RESERVED = ("images", "labels", "", ".")  # names that no column can have
+NAMED = 10  # most damaged images that a message names
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written."""
+    """The content of the written file."""
 
     num_train: int
     num_test: int
     encoding: str
-    damaged: tuple[str, ...]  # images left out: where they lie and why
-    without: tuple[str, ...]  # columns that are neither numbers nor texts, or have a name of the format's own
+    damaged: tuple[str, ...]  # images that were dropped: place and reason
+    dropped_columns: tuple[str, ...]  # neither numbers nor texts, or with a reserved name
 
 
 class _OtherShapeError(Exception):
-    """Not all images are arrays of one shape."""
+    """The images are not arrays of one shape."""
 
 
 def pack(
@@ -58,9 +58,9 @@ def pack(
 ) -> Packed:
     """Write training and test images, labels, names and columns to `path`, as docs/data-format.md describes.
 
-    Every image is decoded once on the way; `damaged` ones are refused together, or left out. `caption` is the template to store,
-    by default the one that the dataset's captions follow. `progress` is told how many images of all are done. Nothing is left at
-    `path` unless all went well. Raises UserError.
+    Every image is decoded once. Damaged images are refused in one message, or dropped (`damaged`). `caption` is the template to
+    store; by default it is found from the dataset's captions. `progress` gets (images done, images in all). The file appears at
+    `path` only when it is complete. Raises UserError.
     """
     if dataset.paired:
         raise UserError(f"{dataset.name}: the format has no place for a caption of each image; keep pairs as they are")
@@ -88,7 +88,7 @@ def pack(
 
 
 def template(dataset: Dataset) -> str:
-    """The caption that all classes share, with {} where their names go. Raises UserError when they share none."""
+    """The template of all captions, with {} in place of the name. Raises UserError when the captions have no common one."""
     caption, wording = dataset.captions[0], dataset.wordings[0]
     for start in range(len(caption)):
         if caption.startswith(wording, start):
@@ -99,77 +99,77 @@ def template(dataset: Dataset) -> str:
 
 
 @dataclass
-class _Told:
-    """What is found out on the way."""
+class _Log:
+    """Damaged images, formats and dropped columns met while writing, and images done."""
 
     damaged: list[str] = field(default_factory=list)
     formats: set[str] = field(default_factory=set)
-    without: set[str] = field(default_factory=set)
+    dropped_columns: set[str] = field(default_factory=set)
     done: int = 0
 
 
 def _write(dataset: Dataset, path: Path, as_pixels: bool, caption: str, skip: bool, pool: Executor, progress: Progress) -> Packed:
-    """Write a whole file, or raise _OtherShapeError where the images are no pixels of one shape."""
-    told, total = _Told(), len(dataset.train) + len(dataset.test)
+    """Write a whole file. Raises _OtherShapeError if `as_pixels` and the images are not pixels of one shape."""
+    log, total = _Log(), len(dataset.train) + len(dataset.test)
 
-    def note(done: int) -> None:
+    def advance(done: int) -> None:
         disk.check()
         progress(done, total)
 
     with Spill(path) as disk:
         with h5py.File(disk, "w") as file:
-            kept = [
-                _part(file.create_group(name), dataset.images, rows, as_pixels, pool, told, note)
+            counts = [
+                _write_part(file.create_group(name), dataset.images, rows, as_pixels, pool, log, advance)
                 for name, rows in (("train", dataset.train), ("test", dataset.test))
             ]
-            if told.damaged and not skip:
-                more = [f"and {len(told.damaged) - NAMED} more"] if len(told.damaged) > NAMED else []
+            if log.damaged and not skip:
+                more = [f"and {len(log.damaged) - NAMED} more"] if len(log.damaged) > NAMED else []
                 raise UserError(
-                    f"{len(told.damaged)} of {total} images of {dataset.name} cannot be decoded; "
-                    "mend or remove them, or set data.damaged=skip:\n  " + "\n  ".join(told.damaged[:NAMED] + more)
+                    f"{len(log.damaged)} of {total} images of {dataset.name} cannot be decoded; "
+                    "mend or remove them, or set data.damaged=skip:\n  " + "\n  ".join(log.damaged[:NAMED] + more)
                 )
-            for name, num_images in zip(("training", "test"), kept, strict=True):
+            for name, num_images in zip(("training", "test"), counts, strict=True):
                 if not num_images:
                     raise UserError(f"{dataset.name} has no {name} images that can be decoded; a file needs some of both kinds")
-            encoding = "raw" if as_pixels else told.formats.pop() if len(told.formats) == 1 else "files"
+            encoding = "raw" if as_pixels else log.formats.pop() if len(log.formats) == 1 else "files"
             names, wordings = json.dumps(dataset.class_names), json.dumps(dataset.wordings)
             file.attrs.update(name=dataset.name, class_names=names, prompt_names=wordings, caption=caption, encoding=encoding)
         disk.sync()
-    return Packed(kept[0], kept[1], encoding, tuple(told.damaged), tuple(sorted(told.without)))
+    return Packed(counts[0], counts[1], encoding, tuple(log.damaged), tuple(sorted(log.dropped_columns)))
 
 
-def _part(
-    group: h5py.Group, images: Images, rows: Ints, as_pixels: bool, pool: Executor, told: _Told, progress: Callable[[int], None]
+def _write_part(
+    group: h5py.Group, images: Images, rows: Ints, as_pixels: bool, pool: Executor, log: _Log, progress: Callable[[int], None]
 ) -> int:
-    """Write the training or the test images, block by block; how many could be decoded."""
-    kept: list[int] = []
+    """Write the training or the test images, block by block; returns how many could be decoded."""
+    written: list[int] = []
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK].tolist()
         raws = fetch(images, block)
-        good: list[Raw] = []
+        sound: list[Raw] = []
         for row, raw, damage in zip(block, raws, pool.map(_damage, raws), strict=True):
             if damage is None:
-                good.append(raw)
-                kept.append(row)
+                sound.append(raw)
+                written.append(row)
             else:
-                told.damaged.append(f"{images.where(row)}: {damage}")
-        if good:
-            told.formats |= _append_pixels(group, good) if as_pixels else _append_files(group, good)
-        told.done += len(block)
-        progress(told.done)
-    order = np.array(kept, np.int64)
+                log.damaged.append(f"{images.where(row)}: {damage}")
+        if sound:
+            log.formats |= _append_pixels(group, sound) if as_pixels else _append_files(group, sound)
+        log.done += len(block)
+        progress(log.done)
+    order = np.array(written, np.int64)
     group["labels"] = images.labels[order]
     for name, read in images.columns.items():
-        values = None if name in OWN or "/" in name else _storable(read()[order])
+        values = None if name in RESERVED or "/" in name else _storable(read()[order])
         if values is None:
-            told.without.add(name)
+            log.dropped_columns.add(name)
         else:
             group.create_dataset(name, data=values, dtype=h5py.string_dtype() if values.dtype == object else values.dtype)
-    return len(kept)
+    return len(written)
 
 
 def _damage(raw: Raw) -> str | None:
-    """Why an image cannot be decoded."""
+    """Why an image cannot be decoded; None if it can."""
     try:
         rgb(raw)
     except DamagedError as damage:
@@ -178,6 +178,7 @@ def _damage(raw: Raw) -> str | None:
 
 
 def _append_pixels(group: h5py.Group, raws: list[Raw]) -> set[str]:
+    """Append pixels; no format. Raises _OtherShapeError unless all are arrays of the shape of the table."""
     shapes = {raw.shape if isinstance(raw, np.ndarray) else () for raw in raws}
     shape = shapes.pop()
     if shapes or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3)):
@@ -192,11 +193,11 @@ def _append_pixels(group: h5py.Group, raws: list[Raw]) -> set[str]:
 
 
 def _append_files(group: h5py.Group, raws: list[Raw]) -> set[str]:
-    """Add the bytes of image files as they are, and pixels as PNG; the formats of all of them."""
+    """Append the bytes of image files as they are, and pixels as PNG; returns their formats."""
     files = [raw if isinstance(raw, bytes) else _png(raw) for raw in raws]
     if "images" not in group:
         group.create_dataset("images", (0,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(BLOCK,))
-    for file in files:  # one by one, since h5py takes files of one length for a table of numbers
+    for file in files:  # one at a time, since h5py takes several files of one length for a table of numbers
         _append(group["images"], [np.frombuffer(file, np.uint8)])
     return {next((name for name, start in MAGIC.items() if file.startswith(start)), "files") for file in files}
 
@@ -213,12 +214,12 @@ def _png(raw: Any) -> bytes:
 
 
 def _storable(values: Column) -> Column | None:
-    """Numbers as they are, texts as objects, and None for anything else."""
+    """The values to store: numbers as they are, texts as objects, None for anything else."""
     if values.dtype.kind in "biuf":
         return values
     texts = values.tolist()
     if not all(isinstance(text, str) for text in texts):
         return None
     joined = "".join(texts)
-    fits = "\0" not in joined and not any("\ud800" <= sign <= "\udfff" for sign in joined)  # what HDF5's texts cannot hold
+    fits = "\0" not in joined and not any("\ud800" <= sign <= "\udfff" for sign in joined)  # texts that HDF5 cannot hold
     return np.array(texts, object) if fits else None

@@ -1,4 +1,4 @@
-"""Who holds what, as a table that any program reads: client, image, part, label and where the image lies."""
+"""A table of all images: client, row, part, label and path of each image."""
 
 import csv
 import os
@@ -12,16 +12,16 @@ from flora_hpc.data.holdings import Holdings, Partition
 from flora_hpc.data.images import Column, Dataset, Ints
 from flora_hpc.errors import UserError, reason
 
-MOST_ROWS = 10_000_000  # of clients that draw their own images
+MOST_ROWS = 10_000_000  # of a table where clients draw their own images
 NOBODY = -1
 
 
 @dataclass(frozen=True)
 class Table:
-    """A row for each image of each client, then test images and images that nobody holds. Columns are (num_rows,)."""
+    """A row for each image of each client, then images of no client, then test images. Columns are (num_rows,)."""
 
     client: Ints  # NOBODY for images that no client holds
-    row: Ints  # of the dataset: its training part, then its test part
+    row: Ints  # number of the image in the dataset
     split: Column  # train or test
     label: Ints
     classes: Sequence[str]  # names by label
@@ -29,7 +29,7 @@ class Table:
 
 
 def check(path: Path, replace: bool = False) -> None:
-    """Refuse a file that cannot become a table, and one that is there unless `replace`, before anything long is done."""
+    """Refuse a path that cannot become a table, or that exists unless `replace`, before any long work."""
     if path.suffix.lower() not in (".npz", ".csv"):
         raise UserError(f"--rows: {path} is neither a .npz nor a .csv file; give one of these")
     if not path.parent.is_dir():
@@ -39,19 +39,19 @@ def check(path: Path, replace: bool = False) -> None:
 
 
 def table(dataset: Dataset, holdings: Holdings, num_clients: int | None = None) -> Table:
-    """The table of the first `num_clients` clients, by default of all. A client's images come in the order in which it holds them.
+    """Make the table of the first `num_clients` clients, by default of all. A client's images keep their order.
 
-    Raises UserError where clients that draw their own images would make more rows than a file should have.
+    Raises UserError where clients that draw their own images would make more than `MOST_ROWS` rows.
     """
     clients = np.arange(min(num_clients or holdings.num_clients, holdings.num_clients))
     if not isinstance(holdings, Partition):
         _check_size(holdings, len(clients))
-    held = [holdings.examples(client) for client in clients.tolist()]
-    of_clients = np.concatenate([*held, np.zeros(0, np.int64)])
-    nobodys = np.setdiff1d(dataset.train, of_clients) if len(clients) == holdings.num_clients else np.zeros(0, np.int64)
-    rows = np.concatenate([of_clients, nobodys, dataset.test])
+    examples = [holdings.examples(client) for client in clients.tolist()]
+    of_clients = np.concatenate([*examples, np.zeros(0, np.int64)])
+    unassigned = np.setdiff1d(dataset.train, of_clients) if len(clients) == holdings.num_clients else np.zeros(0, np.int64)
+    rows = np.concatenate([of_clients, unassigned, dataset.test])
     client = np.full(len(rows), NOBODY, np.int64)
-    client[: len(of_clients)] = np.repeat(clients, [len(each) for each in held])
+    client[: len(of_clients)] = np.repeat(clients, list(map(len, examples)))
     split = np.full(len(rows), "train")
     split[len(rows) - len(dataset.test) :] = "test"
     read = dataset.images.columns.get("path")
@@ -59,6 +59,7 @@ def table(dataset: Dataset, holdings: Holdings, num_clients: int | None = None) 
 
 
 def _check_size(holdings: Holdings, num_clients: int) -> None:
+    """Refuse a table that would get more than `MOST_ROWS` rows, by the mean of the first 1000 clients."""
     mean = float(holdings.sizes(np.arange(min(num_clients, 1000))).mean())
     if num_clients * mean > MOST_ROWS:
         raise UserError(
@@ -68,7 +69,7 @@ def _check_size(holdings: Holdings, num_clients: int) -> None:
 
 
 def write(path: Path, table: Table) -> None:
-    """Write the table as .npz (NumPy) or .csv, whole or not at all. Raises UserError where that cannot be."""
+    """Write the table as .npz (NumPy) or .csv, whole or not at all. Raises UserError when writing fails."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         if path.suffix.lower() == ".npz":
@@ -87,12 +88,12 @@ def _write_npz(path: Path, table: Table) -> None:
     columns["classes"] = np.array(table.classes, str)
     if table.place is not None:
         columns["path"] = table.place.astype(str)
-    with path.open("wb") as file:  # by its name NumPy would add a suffix
+    with path.open("wb") as file:  # given a name, NumPy would add a suffix
         np.savez_compressed(file, **columns)
 
 
 def _write_csv(path: Path, table: Table) -> None:
-    """Names of files whose bytes are not UTF-8 keep their bytes."""
+    """Write a CSV file; file names that are not UTF-8 keep their bytes."""
     names = np.array(table.classes, object)[table.label]
     places = np.full(len(table.row), "", object) if table.place is None else table.place
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -1,15 +1,15 @@
-"""Texts that come with data: what no file or tokenizer can take, and captions with a place for the name of a class."""
+"""Check texts that come with data: characters that files and tokenizers refuse, and caption templates."""
 
 import json
 import unicodedata
 from typing import Any
 
 PLACE = "{}"
-LONGEST = 80  # characters of a value that a message shows
+LONGEST = 80  # most characters of a value in a message
 
 
 def fault(text: str) -> str | None:
-    """What makes a text unusable, in a few words; None for a good one."""
+    """What makes a text unusable, in a few words; None for a usable text."""
     if "\0" in text:
         return "a NUL character"
     try:
@@ -20,13 +20,13 @@ def fault(text: str) -> str | None:
 
 
 def name_fault(name: str) -> str | None:
-    """What makes the name of a class or dataset unusable, in a few words; None for a good one. It is printed on one line."""
+    """What makes the name of a class or dataset unusable, in a few words; None for a usable one. Names must fit on one line."""
     control = next((sign for sign in name if unicodedata.category(sign) == "Cc"), None)
     return fault(name) or (None if control is None else f"the control character {control!a}")
 
 
 def template_fault(caption: str) -> str | None:
-    """Why a caption is no template, in one clause; None when it has {} once and no other braces."""
+    """Why a caption is no template, in one clause; None if it has {} once and no other braces."""
     if caption.count(PLACE) != 1 or set("{}") & set(caption.replace(PLACE, "")):
         return f"needs {{}} once, where the name of the class goes, and no other braces, not {shown(caption)}"
     sign = fault(caption)
@@ -34,13 +34,13 @@ def template_fault(caption: str) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut where it is long."""
+    """A value for a message, cut to `LONGEST` characters."""
     text = ascii(value) if isinstance(value, str) and fault(value) else repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def from_json(text: str) -> Any:
-    """What a JSON text says. Raises ValueError where it is none, or has a key twice."""
+    """Parse a JSON text. Raises ValueError for other texts, and for an object with a key twice."""
     try:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError:

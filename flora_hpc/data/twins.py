@@ -1,4 +1,4 @@
-"""Images that look the same to the model: test images that clients have trained on, and sets of one picture."""
+"""Find images with equal features: test images equal to training images, and training images all equal."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,13 +6,13 @@ import torch
 
 from flora_hpc.data.images import Dataset
 
-AT_ONCE = 4096  # features that are hashed at once
-SEEN = 128  # numbers of a feature that tell two pictures apart
+BATCH = 4096  # features hashed in one matrix product
+COMPARED = 128  # leading numbers of a feature that are compared
 
 
 def warnings(dataset: Dataset, features: torch.Tensor) -> list[str]:
-    """Warnings about images that have one feature, so that the model sees the same picture. A few such images may be missed."""
-    numbers = marks(features[:, :SEEN])
+    """Warnings about images with equal features, which the model cannot distinguish. A few such images may be missed."""
+    numbers = marks(features[:, :COMPARED])
     train, test = numbers[dataset.train], numbers[dataset.test]
     if len(train) > 1 and len(np.unique(train)) == 1:
         return [
@@ -28,8 +28,8 @@ def warnings(dataset: Dataset, features: torch.Tensor) -> list[str]:
 
 
 def marks(rows: torch.Tensor) -> npt.NDArray[np.uint64]:
-    """A number (num_rows,) for each row (num_rows, length) of 2 or 4 bytes a value: the same for the same bits, else another."""
+    """Hash rows (num_rows, length), 2 or 4 bytes a value, to numbers (num_rows,): equal for equal bits, else different."""
     words = torch.int32 if rows.element_size() == 4 else torch.int16
     factors = np.random.default_rng(0).integers(2**63, size=rows.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    parts = [part.contiguous().view(words).numpy().astype(np.uint64) @ factors for part in torch.split(rows, AT_ONCE)]
+    parts = [part.contiguous().view(words).numpy().astype(np.uint64) @ factors for part in torch.split(rows, BATCH)]
     return np.concatenate(parts)

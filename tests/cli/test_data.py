@@ -1,4 +1,4 @@
-"""What `flora-hpc data` does with miniatures on disk, a few PNG files, and a store of features of our own."""
+"""`flora-hpc data` on miniatures of datasets, a few PNG files, and a small store of features."""
 
 import json
 import os
@@ -39,7 +39,7 @@ DAY = 86400.0
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command as users do: the one sentence on standard error that it is answered with. It must end with 2."""
+    """Run a command that must fail with exit code 2: its sentence on standard error."""
 
     def answer(*arguments: object) -> str:
         code, error = call(["data", *map(str, arguments)], monkeypatch, capsys)
@@ -53,14 +53,14 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def wide(*arguments: object, code: int = 0) -> Result:
-    """A command in a terminal so wide that nothing is folded; standard output and standard error apart."""
+    """Run a command in a terminal that folds no line, with standard output and standard error apart."""
     result = CliRunner(env={"COLUMNS": "250"}).invoke(app, ["data", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result
 
 
 def cells(line: str) -> list[str]:
-    """The cells of a line of a table; two spaces or more stand between them."""
+    """The cells of a line of a table, divided by two spaces or more."""
     return re.split(" {2,}", line.strip())
 
 
@@ -70,7 +70,7 @@ def set_(*overrides: str) -> list[str]:
 
 @pytest.fixture
 def trees(tmp_path: Path) -> Path:
-    """Three training images and one test image of each of two classes. The brackets mean something to rich."""
+    """Three training images and one test image of each of two classes. Their names have brackets, which are markup to rich."""
     folder = tmp_path / "[old] trees"
     for number, name in enumerate(("elm_tree", "oak")):
         for part, count in (("train", 3), ("test", 1)):
@@ -83,7 +83,7 @@ def trees(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def damaged(trees: Path) -> Path:
-    """The same trees; one training image and one test image cannot be decoded. Six remain."""
+    """The trees, with one training image and one test image that cannot be decoded. Six images remain."""
     (trees / "train" / "oak" / "1.png").write_bytes(b"no image")
     (trees / "test" / "elm_tree" / "0.png").write_bytes(b"")
     (trees / "test" / "elm_tree" / "1.png").write_bytes((trees / "train" / "elm_tree" / "0.png").read_bytes())
@@ -91,7 +91,7 @@ def damaged(trees: Path) -> Path:
 
 
 def of(folder: Path, *more: str) -> list[str]:
-    """The overrides that make a configuration's dataset this folder, shared evenly among two clients."""
+    """Overrides for this folder as the dataset, split evenly between two clients."""
     return set_("data.name=imagefolder", f"data.path={folder}", "partition.name=iid", "partition.num_clients=2", *more)
 
 
@@ -100,7 +100,7 @@ def of(folder: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tiny ImageNet can be had at an address of this machine: 3 training and 4 test images. Returns an empty root."""
+    """Offer Tiny ImageNet, 3 training and 4 test images, at an address of this machine. Returns an empty root."""
     miniatures.write("tiny_imagenet", tmp_path / "laid", monkeypatch)
     archive = Path(shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path / "laid"))
     facts = replace(CATALOG["tiny_imagenet"], train={"train": 3}, test={"val": 4})
@@ -113,8 +113,8 @@ def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_list_says_what_is_here_and_how_to_get_the_rest(offered: Path) -> None:
     (offered / "fer2013").mkdir()
     (offered / "fer2013" / "fer2013.csv").touch()
-    told = wide("list", "--root", offered).stdout.splitlines()
-    rows = {row[1]: row for row in map(cells, told) if len(row) == 6}
+    message = wide("list", "--root", offered).stdout.splitlines()
+    rows = {row[1]: row for row in map(cells, message) if len(row) == 6}
     assert rows["fer2013"][:5] == ["here", "fer2013", "35,887", "7", "300.0 MB"]
     assert rows["cars"][:5] == ["by hand", "cars", "16,185", "196", "2.0 GB"]
     assert rows["tiny_imagenet"][:4] == ["fetch", "tiny_imagenet", "7", "3"]
@@ -123,23 +123,23 @@ def test_list_says_what_is_here_and_how_to_get_the_rest(offered: Path) -> None:
 
 
 def test_list_tells_what_to_do_by_hand_once_and_in_one_line(tmp_path: Path) -> None:
-    """An address that is folded cannot be clicked at, and brackets in a folder's name are no markup."""
+    """Users cannot click a folded address, and brackets in a folder's name are no markup."""
     root = tmp_path / "[data]"
-    told = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["data", "list", "--root", str(root)]).stdout.splitlines()
-    (fer,) = [line for line in told if line.startswith("fer2013: ")]
+    message = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["data", "list", "--root", str(root)]).stdout.splitlines()
+    (fer,) = [line for line in message if line.startswith("fer2013: ")]
     assert fer.startswith(f"fer2013: there is no fer2013/fer2013.csv or fer2013/icml_face_data.csv in {root}; ")
     assert "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge" in fer
-    assert sum(line.startswith("cars: ") for line in told) == 1
-    assert "flora-hpc data fetch NAME" in "".join(told[-3:])
-    assert told[-1].startswith("nothing to fetch for: digits")
+    assert sum(line.startswith("cars: ") for line in message) == 1
+    assert "flora-hpc data fetch NAME" in "".join(message[-3:])
+    assert message[-1].startswith("nothing to fetch for: digits")
 
 
 def test_list_for_programs(offered: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLORA_HPC_DATA", str(offered))
-    found = json.loads(invoke("data", "list", "--json"))
-    assert found.keys() == CATALOG.keys()
-    assert found["tiny_imagenet"]["here"] is False
-    assert found["tiny_imagenet"]["missing"].startswith(f"tiny_imagenet: there is no tiny-imagenet-200/wnids.txt in {offered}; ")
+    output = json.loads(invoke("data", "list", "--json"))
+    assert output.keys() == CATALOG.keys()
+    assert output["tiny_imagenet"]["here"] is False
+    assert output["tiny_imagenet"]["missing"].startswith(f"tiny_imagenet: there is no tiny-imagenet-200/wnids.txt in {offered}; ")
     invoke("data", "fetch", "tiny_imagenet")
     assert json.loads(invoke("data", "list", "--json"))["tiny_imagenet"] == {"here": True, "images": 7, "missing": None}
     elsewhere = json.loads(invoke("data", "list", "--json", "--root", offered.parent))
@@ -149,8 +149,8 @@ def test_list_for_programs(offered: Path, invoke: Invoke, monkeypatch: pytest.Mo
 def test_fetch_brings_a_dataset_and_says_what_is_here(offered: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     counting = "tiny_imagenet: counting its images\n"
     here = "tiny_imagenet: 3 training and 4 test images of 3 classes are here\n"
-    told = invoke("data", "fetch", "tiny_imagenet", "--root", offered)
-    assert told == f"tiny_imagenet: unpacking\n{counting}{here}"
+    message = invoke("data", "fetch", "tiny_imagenet", "--root", offered)
+    assert message == f"tiny_imagenet: unpacking\n{counting}{here}"
     assert (offered / "tiny-imagenet-200" / "wnids.txt").is_file()
     gone = replace(CATALOG["tiny_imagenet"], archives=(Archive("http://127.0.0.1:9/", "gone.zip", None),))
     monkeypatch.setitem(CATALOG, "tiny_imagenet", gone)
@@ -162,14 +162,14 @@ def test_fetch_of_what_needs_none(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_fetch_knows_no_such_name(refused: Refused, tmp_path: Path) -> None:
-    told = refused("fetch", "cifar11", "--root", tmp_path)
-    assert told.startswith("no dataset 'cifar11' that can be fetched; did you mean 'cifar10'? (aircraft, ")
+    message = refused("fetch", "cifar11", "--root", tmp_path)
+    assert message.startswith("no dataset 'cifar11' that can be fetched; did you mean 'cifar10'? (aircraft, ")
 
 
 def test_fetch_of_what_must_be_got_by_hand_says_how(refused: Refused, tmp_path: Path) -> None:
-    told = refused("fetch", "cars", "--root", tmp_path)
-    assert told.startswith(f"cars: there is no stanford_cars/cars_train in {tmp_path}; ")
-    assert told.count("\n") == 0
+    message = refused("fetch", "cars", "--root", tmp_path)
+    assert message.startswith(f"cars: there is no stanford_cars/cars_train in {tmp_path}; ")
+    assert message.count("\n") == 0
 
 
 def test_fetch_without_a_network(offered: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +179,9 @@ def test_fetch_without_a_network(offered: Path, refused: Refused, monkeypatch: p
         monkeypatch.delenv(variable, raising=False)
     facts = replace(CATALOG["tiny_imagenet"], archives=(Archive(url, "a.zip", None),))
     monkeypatch.setitem(CATALOG, "tiny_imagenet", facts)
-    told = refused("fetch", "tiny_imagenet", "--root", offered)
-    assert told.startswith(f"{url} cannot be reached (")
-    assert told.endswith("); fetch on a machine with a network, such as a login node, and share data.root")
+    message = refused("fetch", "tiny_imagenet", "--root", offered)
+    assert message.startswith(f"{url} cannot be reached (")
+    assert message.endswith("); fetch on a machine with a network, such as a login node, and share data.root")
     assert list(offered.iterdir()) == []
 
 
@@ -191,15 +191,15 @@ def test_fetch_without_a_network(offered: Path, refused: Refused, monkeypatch: p
 def test_a_dataset_with_a_name_is_packed(offered: Path, invoke: Invoke, tmp_path: Path) -> None:
     invoke("data", "fetch", "tiny_imagenet", "--root", offered)
     out = tmp_path / "tiny.h5"
-    told = invoke("data", "pack", "tiny_imagenet", *set_(f"data.root={offered}"), "--out", out).splitlines()
-    assert told[0].startswith(f"{out}: 3 training and 4 test images as jpeg, ")
-    assert told[1:] == [f"use it: -s data.name=hdf5 -s data.path={out}"]
+    message = invoke("data", "pack", "tiny_imagenet", *set_(f"data.root={offered}"), "--out", out).splitlines()
+    assert message[0].startswith(f"{out}: 3 training and 4 test images as jpeg, ")
+    assert message[1:] == [f"use it: -s data.name=hdf5 -s data.path={out}"]
     with h5py.File(out) as file:
         assert (file["train/labels"][()].tolist(), file["test/labels"][()].tolist()) == ([0, 1, 2], [0, 1, 2, 1])
 
 
 def test_the_data_of_a_configuration_is_packed(trees: Path, invoke: Invoke, tmp_path: Path) -> None:
-    """Its other sections do not matter; an override goes before the file."""
+    """Other sections of the file do not matter; an override replaces a value of the file."""
     config, out = tmp_path / "some.yaml", tmp_path / "some.h5"
     config.write_text(f"data: {{name: imagefolder, path: nowhere, caption: 'a {{}}!'}}\nmodel: {{name: {tmp_path}/gone}}\n")
     invoke("data", "pack", config, *set_(f"data.path={trees}"), "--out", out)
@@ -209,11 +209,11 @@ def test_the_data_of_a_configuration_is_packed(trees: Path, invoke: Invoke, tmp_
 
 
 def test_a_packed_folder_runs(trees: Path, invoke: Invoke, tmp_path: Path) -> None:
-    """With the very words that are printed."""
+    """With exactly the printed options."""
     out = tmp_path / "trees.h5"
-    told = invoke("data", "pack", "imagefolder", *set_(f"data.path={trees}"), "--out", out).splitlines()
-    assert told[0].startswith(f"{out}: 6 training and 2 test images as png, ")
-    words = told[-1].removeprefix("use it: ").split()
+    message = invoke("data", "pack", "imagefolder", *set_(f"data.path={trees}"), "--out", out).splitlines()
+    assert message[0].startswith(f"{out}: 6 training and 2 test images as png, ")
+    words = message[-1].removeprefix("use it: ").split()
     few = set_("partition.name=iid", "partition.num_clients=2", "rounds=1", "features.store=none")
     invoke("run", CONFIG, *words, *few, "--out", tmp_path / "run")
     with h5py.File(tmp_path / "run" / "run.h5") as file:
@@ -237,20 +237,20 @@ def test_damaged_images_are_not_packed_unless_skipped(damaged: Path, invoke: Inv
         f"{damaged}/train/oak/1.png: it is no image that can be decoded",
         f"{damaged}/test/elm_tree/0.png: it is empty",
     ]
-    told = refused("pack", "imagefolder", *data, "--out", out).splitlines()
-    assert told[0].startswith(f"2 of 9 images of {damaged.name} cannot be decoded; ")
-    assert [line.strip() for line in told[1:]] == lines
+    message = refused("pack", "imagefolder", *data, "--out", out).splitlines()
+    assert message[0].startswith(f"2 of 9 images of {damaged.name} cannot be decoded; ")
+    assert [line.strip() for line in message[1:]] == lines
     assert [path.name for path in tmp_path.iterdir()] == [damaged.name]
-    told = invoke("data", "pack", "imagefolder", *data, *set_("data.damaged=skip"), "--out", out).splitlines()
-    assert told[:2] == [f"left out: {line}" for line in lines]
-    assert told[2].startswith(f"{out}: 5 training and 2 test images as png, ")
+    message = invoke("data", "pack", "imagefolder", *data, *set_("data.damaged=skip"), "--out", out).splitlines()
+    assert message[:2] == [f"left out: {line}" for line in lines]
+    assert message[2].startswith(f"{out}: 5 training and 2 test images as png, ")
 
 
 def test_a_column_that_hdf5_cannot_hold_is_named(trees: Path, invoke: Invoke, tmp_path: Path) -> None:
-    """A file's name need not be text."""
+    """The name of a file need not be UTF-8."""
     (trees / "train" / "oak" / "0.png").rename(os.fsdecode(os.fsencode(trees / "train" / "oak") + b"/\xff.png"))
-    told = invoke("data", "pack", "imagefolder", *set_(f"data.path={trees}"), "--out", tmp_path / "trees.h5")
-    assert told.splitlines()[0] == "note: column path is neither numbers nor texts, and is not in the file"
+    message = invoke("data", "pack", "imagefolder", *set_(f"data.path={trees}"), "--out", tmp_path / "trees.h5")
+    assert message.splitlines()[0] == "note: column path is neither numbers nor texts, and is not in the file"
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,9 @@ def test_a_column_that_hdf5_cannot_hold_is_named(trees: Path, invoke: Invoke, tm
     ],
 )
 def test_mistakes_in_what_is_packed(what: str, overrides: list[str], message: str, refused: Refused, tmp_path: Path) -> None:
-    told = refused("pack", what, *set_(*overrides), "--out", tmp_path / "out.h5")
-    assert told.startswith(message)
-    assert told.count("\n") == 0
+    error = refused("pack", what, *set_(*overrides), "--out", tmp_path / "out.h5")
+    assert error.startswith(message)
+    assert error.count("\n") == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,15 +304,15 @@ def test_pack_must_be_told_where_to(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_inspect_shows_who_holds_what(squares: Path) -> None:
-    """Ten images of ten classes over two clients, so that each class is with one of them.
+    """Ten images of ten classes over two clients, so one client holds each class.
 
     The Jensen-Shannon divergence of 5 x 0.2 from 10 x 0.1, whose mean is 5 x 0.15 and 5 x 0.05, is in bits
     (log2(4/3) + log2(2/3) / 2 + log2(2) / 2) / 2 = (0.415 - 0.292 + 0.5) / 2 = 0.31.
     """
     data = set_("data.name=hdf5", f"data.path={squares}", "partition.name=iid", "partition.num_clients=2")
-    told = wide("inspect", CONFIG, *data).stdout
-    assert "note: partition.name=iid: dropped beta, known to 'dirichlet' only\n" in told
-    lines = reversed(told.replace("│", "  ").splitlines())  # the key below has numbers too: the first line of a name counts
+    message = wide("inspect", CONFIG, *data).stdout
+    assert "note: partition.name=iid: dropped beta, known to 'dirichlet' only\n" in message
+    lines = reversed(message.replace("│", "  ").splitlines())  # the key below has numbers too: the first line of a name counts
     rows = {row[0]: row[1:] for row in map(cells, lines)}
     assert [rows[client][0] for client in ("all", "0", "1")] == ["10", "5", "5"]
     assert [rows[client][-2:] for client in ("0", "1")] == [["5", "0.31"], ["5", "0.31"]]
@@ -321,45 +321,46 @@ def test_inspect_shows_who_holds_what(squares: Path) -> None:
     assert rows["classes per client"] == ["5 of 10 (median 5)"]
     assert rows["divergence"][0].startswith("0.31 in the mean, 0.31 at worst; ")
     assert rows["nobody's"] == ["none"]
-    assert told.splitlines()[-1] == "Too few examples to tell from chance: every client holds 5 of 10 classes; each has 5 examples."
+    last_line = message.splitlines()[-1]
+    assert last_line == "Too few examples to tell from chance: every client holds 5 of 10 classes; each has 5 examples."
 
 
 def test_inspect_keeps_to_a_narrow_terminal(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    told = invoke("data", "inspect", CONFIG, *set_("partition.num_clients=200", "partition.examples_per_client=20"))
-    assert max(map(len, told.splitlines())) <= 80
+    message = invoke("data", "inspect", CONFIG, *set_("partition.num_clients=200", "partition.examples_per_client=20"))
+    assert max(map(len, message.splitlines())) <= 80
 
 
 def test_inspect_for_programs_prints_nothing_but_json(trees: Path, invoke: Invoke) -> None:
-    """Two clients with one image of each of the two classes: as even as can be. Notes would spoil it."""
-    found = json.loads(
+    """Two clients with one image of each of two classes. Notes would break the JSON."""
+    output = json.loads(
         invoke("data", "inspect", CONFIG, *of(trees), *set_("partition.name=fewshot", "partition.shots=1"), "--json")
     )
-    assert found["sentence"] == "IID: every client holds all 2 classes; each has 2 examples."
-    assert (found["dataset"], found["partition"], found["num_test"]) == (trees.name, "fewshot, shots 1", 2)
-    assert (found["classes"], found["clients"], found["counts"]) == (["elm tree", "oak"], [0, 1], [[1, 1], [1, 1]])
-    assert (found["num_examples"], found["num_nobodys"], found["divergence_mean"]) == (4, 2, 0)
-    assert "damaged" not in found
+    assert output["sentence"] == "IID: every client holds all 2 classes; each has 2 examples."
+    assert (output["dataset"], output["partition"], output["num_test"]) == (trees.name, "fewshot, shots 1", 2)
+    assert (output["classes"], output["clients"], output["counts"]) == (["elm tree", "oak"], [0, 1], [[1, 1], [1, 1]])
+    assert (output["num_examples"], output["num_nobodys"], output["divergence_mean"]) == (4, 2, 0)
+    assert "damaged" not in output
 
 
 def test_few_shots_leave_images_to_nobody(trees: Path) -> None:
-    told = wide("inspect", CONFIG, *of(trees), *set_("partition.name=fewshot", "partition.shots=1")).stdout
-    assert re.search(r"nobody's +│ *2 of 6 training images", told)
+    message = wide("inspect", CONFIG, *of(trees), *set_("partition.name=fewshot", "partition.shots=1")).stdout
+    assert re.search(r"nobody's +│ *2 of 6 training images", message)
 
 
 def test_a_population_is_larger_than_its_data(squares: Path) -> None:
-    """1,000 clients draw 4 of 10 images each: 4,000 in all, and each image 400 times in the mean."""
+    """1,000 clients draw 4 of 10 images each: 4,000 in all, and each image 400 times on average."""
     data = set_("data.name=hdf5", f"data.path={squares}", "partition.name=iid", "partition.num_clients=1000")
-    told = wide("inspect", CONFIG, *data, *set_("partition.examples_per_client=4")).stdout
-    assert "30 of 1,000 clients, spread evenly from the largest to the smallest" in told
-    assert "4,000, drawn by each client from 10 images; one that is held is in 400.0 clients in the mean" in told
-    assert "examples per client 4" in told
+    message = wide("inspect", CONFIG, *data, *set_("partition.examples_per_client=4")).stdout
+    assert "30 of 1,000 clients, spread evenly from the largest to the smallest" in message
+    assert "4,000, drawn by each client from 10 images; one that is held is in 400.0 clients in the mean" in message
+    assert "examples per client 4" in message
 
 
 def test_inspect_needs_no_model() -> None:
-    """Not even one that exists, which `run` asks for; see MISTAKES in test_bad_input."""
-    told = wide("inspect", CONFIG, *set_("model.name=ViT-B-33")).stdout
-    assert told.splitlines()[-1].startswith("Skewed: clients hold 6 to 9 of 10 classes; ")
+    """No model is needed, not even one that exists. `run` needs it; see MISTAKES in test_bad_input."""
+    message = wide("inspect", CONFIG, *set_("model.name=ViT-B-33")).stdout
+    assert message.splitlines()[-1].startswith("Skewed: clients hold 6 to 9 of 10 classes; ")
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG\r\n\x1a\n"), ("a.svg", b"<?xml")])
@@ -376,22 +377,22 @@ def test_a_picture_of_another_kind_is_refused_before_anything_long(
     def never(*_: Any) -> NoReturn:
         raise AssertionError("hours of decoding")
 
-    monkeypatch.setattr(look, "look", never)
-    told = refused("inspect", CONFIG, *of(trees), "--check", "--picture", tmp_path / "a.jpg")
-    assert told.startswith(f"{tmp_path}/a.jpg: a picture is a .png or a .svg file, not '.jpg'; ")
+    monkeypatch.setattr(look, "inspect", never)
+    message = refused("inspect", CONFIG, *of(trees), "--check", "--picture", tmp_path / "a.jpg")
+    assert message.startswith(f"{tmp_path}/a.jpg: a picture is a .png or a .svg file, not '.jpg'; ")
     assert not (tmp_path / "a.jpg").exists()
 
 
 def test_inspect_names_damaged_images(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those beyond the first block."""
-    monkeypatch.setattr(cli_data, "AT_ONCE", 2)
+    """Damaged images after the first block are named, too."""
+    monkeypatch.setattr(cli_data, "BATCH", 2)
     lines = [
         f"{damaged}/train/oak/1.png: it is no image that can be decoded",
         f"{damaged}/test/elm_tree/0.png: it is empty",
     ]
-    told = wide("inspect", CONFIG, *of(damaged), "--check", code=2).stdout
-    assert told.splitlines()[-3:-1] == [f"cannot be decoded: {line}" for line in lines]
-    assert told.splitlines()[-1] == (
+    message = wide("inspect", CONFIG, *of(damaged), "--check", code=2).stdout
+    assert message.splitlines()[-3:-1] == [f"cannot be decoded: {line}" for line in lines]
+    assert message.splitlines()[-1] == (
         "2 of 9 images cannot be decoded; a run refuses them: mend or remove them, or set data.damaged: skip to leave them out"
     )
     assert json.loads(wide("inspect", CONFIG, *of(damaged), "--check", "--json", code=2).stdout)["damaged"] == lines
@@ -400,12 +401,12 @@ def test_inspect_names_damaged_images(damaged: Path, monkeypatch: pytest.MonkeyP
 
 def test_inspect_tells_what_is_left_out_and_what_shows_nothing(trees: Path) -> None:
     (trees / "train" / "oak" / "[notes].txt").write_text("text")
-    told = wide("inspect", CONFIG, *of(trees), "--check").stdout
-    assert "\nleft out: 1 file: no image, by its first bytes, such as train/oak/[notes].txt\n" in told
-    assert "\nwarning: 8 of 8 images looked at show hardly anything, " in told
-    found = json.loads(wide("inspect", CONFIG, *of(trees), "--json").stdout)
-    assert found["left_out"] == {"no image, by its first bytes, such as train/oak/[notes].txt": 1}
-    assert found["warnings"] == [], "pictures are looked at by --check alone"
+    message = wide("inspect", CONFIG, *of(trees), "--check").stdout
+    assert "\nleft out: 1 file: no image, by its first bytes, such as train/oak/[notes].txt\n" in message
+    assert "\nwarning: 8 of 8 images looked at show hardly anything, " in message
+    output = json.loads(wide("inspect", CONFIG, *of(trees), "--json").stdout)
+    assert output["left_out"] == {"no image, by its first bytes, such as train/oak/[notes].txt": 1}
+    assert output["warnings"] == [], "pictures are looked at by --check alone"
 
 
 def test_inspect_writes_who_holds_what(trees: Path, tmp_path: Path, refused: Refused) -> None:
@@ -449,22 +450,22 @@ def test_features_are_computed_once(trees: Path, invoke: Invoke, tmp_path: Path)
 
 
 def test_features_that_nobody_would_keep_are_not_computed(refused: Refused) -> None:
-    told = refused("embed", CONFIG, *set_("features.store=none"))
-    assert told.startswith("features.store: is none, so that nothing would be kept; ")
+    message = refused("embed", CONFIG, *set_("features.store=none"))
+    assert message.startswith("features.store: is none, so that nothing would be kept; ")
 
 
 def test_damaged_images_are_named_and_the_others_kept(damaged: Path, invoke: Invoke, refused: Refused, tmp_path: Path) -> None:
     arguments = [CONFIG, *of(damaged, f"features.store={tmp_path}/store")]
-    told = refused("embed", *arguments)
+    message = refused("embed", *arguments)
     for part in (
         "2 of 9 images cannot be decoded (",
         f"{damaged}/train/oak/1.png: it is no image that can be decoded",
         f"{damaged}/test/elm_tree/0.png: it is empty",
         "set data.damaged: skip",
     ):
-        assert told.count(part) == 1
-    told = invoke("data", "embed", *arguments, *set_("data.damaged=skip"))
-    assert told.splitlines()[-3:-1] == [
+        assert message.count(part) == 1
+    message = invoke("data", "embed", *arguments, *set_("data.damaged=skip"))
+    assert message.splitlines()[-3:-1] == [
         f"{damaged.name} through flora-tiny: 9 images, 0 of them computed now",
         "left out: 2 images that cannot be decoded; their features are NaN",
     ]
@@ -493,7 +494,7 @@ def test_two_ranks_share_the_work(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """`abc1`, used two hours ago; `abd2`, of another precision, 5 days ago; `fff3`, of which only one block was written, now."""
+    """`abc1`, used two hours ago; `abd2`, of another precision, 5 days ago; `fff3`, an incomplete set with one block, now."""
     opened = Store(tmp_path / "[store]")
     for key, days, facts in (
         ("abc1", 1 / 12, {"dataset": "[old] trees", "model": "flora-tiny", "images": "1234", "precision": "fp32"}),
@@ -507,13 +508,13 @@ def store(tmp_path: Path) -> Path:
 
 
 def age(path: Path, days: float) -> None:
-    """Let a file, or all files of a folder, have been used so long ago."""
+    """Set the times of a file, or of all files of a folder, to so long ago."""
     for each in [*path.iterdir()] if path.is_dir() else [path]:
         os.utime(each, (time.time() - days * DAY - 5,) * 2)
 
 
 def keys(invoke: Invoke, store: Path, *arguments: object) -> list[str]:
-    """Which features are listed after a command."""
+    """The keys that are listed after a command."""
     return [row["key"] for row in json.loads(invoke("data", "cache", "--store", store, "--json", *arguments))["features"]]
 
 
@@ -522,21 +523,21 @@ def size(store: Path, key: str) -> int:
 
 
 def test_cache_lists_what_was_used_last_first(store: Path) -> None:
-    told = wide("cache", "--store", store).stdout.splitlines()
-    assert told[0].rstrip() == f"features in {store}"
-    rows = [cells(line) for line in told if re.search("complete|unfinished", line)]
+    message = wide("cache", "--store", store).stdout.splitlines()
+    assert message[0].rstrip() == f"features in {store}"
+    rows = [cells(line) for line in message if re.search("complete|unfinished", line)]
     assert [(row[0], row[1], row[2], row[3], row[5], row[6]) for row in rows] == [
         ("fff3", "?", "?", "?", "just now", "unfinished"),
         ("abc1", "[old] trees", "flora-tiny", "1,234", "2 h ago", "complete"),
         ("abd2", "digits", "ViT-B-16, openai, bf16", "2", "5 days ago", "complete"),
     ]
-    assert told[-1].startswith("3 sets of features, ")
+    assert message[-1].startswith("3 sets of features, ")
 
 
 def test_cache_for_programs(store: Path, invoke: Invoke) -> None:
-    found = json.loads(invoke("data", "cache", "--store", store, "--json"))
-    assert (found["store"], found["removed"], found["freed_bytes"]) == (str(store), [], 0)
-    row = found["features"][1]
+    output = json.loads(invoke("data", "cache", "--store", store, "--json"))
+    assert (output["store"], output["removed"], output["freed_bytes"]) == (str(store), [], 0)
+    row = output["features"][1]
     assert row.pop("used").startswith("20")
     assert row == {
         "key": "abc1",
@@ -550,11 +551,11 @@ def test_cache_for_programs(store: Path, invoke: Invoke) -> None:
 
 
 def test_features_go_by_their_first_letters(store: Path, invoke: Invoke) -> None:
-    """Also those that are not complete, however young."""
+    """Incomplete sets are removed, too, whatever their age."""
     freed = size(store, "abd2") + sum(path.stat().st_size for path in next((store / "features").glob("fff3.*.blocks")).iterdir())
-    found = json.loads(invoke("data", "cache", "--store", store, "--remove", "abd", "--remove", "f", "--json"))
-    assert (found["removed"], found["freed_bytes"]) == (["abd2", "fff3"], freed)
-    assert [row["key"] for row in found["features"]] == ["abc1"]
+    output = json.loads(invoke("data", "cache", "--store", store, "--remove", "abd", "--remove", "f", "--json"))
+    assert (output["removed"], output["freed_bytes"]) == (["abd2", "fff3"], freed)
+    assert [row["key"] for row in output["features"]] == ["abc1"]
     assert [path.name for path in (store / "features").iterdir()] == ["abc1.safetensors"]
 
 
@@ -574,7 +575,7 @@ def test_cache_says_what_it_removed(store: Path) -> None:
     ],
 )
 def test_features_that_are_not_meant_for_certain_stay(store: Path, start: str, message: str, refused: Refused) -> None:
-    """Nor do others go that were named beside them."""
+    """Other sets named in the same command stay, too."""
     assert refused("cache", "--store", store, "--remove", "fff3", "--remove", start) == message
     assert len(list((store / "features").iterdir())) == 3
 
@@ -584,15 +585,15 @@ def test_features_of_another_user(store: Path, refused: Refused, monkeypatch: py
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(stores, "remove", deny)
-    told = refused("cache", "--store", store, "--remove", "abc")
-    assert told == f"{store}/features/abc1.safetensors: cannot be removed (Permission denied); ask whose it is"
+    message = refused("cache", "--store", store, "--remove", "abc")
+    assert message == f"{store}/features/abc1.safetensors: cannot be removed (Permission denied); ask whose it is"
 
 
 @pytest.mark.parametrize(
     ("days", "kept"), [(6, ["fff3", "abc1", "abd2"]), (5, ["fff3", "abc1"]), (0.1, ["fff3", "abc1"]), (0, ["fff3"])]
 )
 def test_what_is_not_used_goes(store: Path, days: float, kept: list[str], invoke: Invoke) -> None:
-    """Not what may still be under way, though nothing is older than 0 days."""
+    """A set that may still be computed stays, although every set is older than 0 days."""
     assert keys(invoke, store, "--unused-days", days) == kept
     assert keys(invoke, store) == kept
 
@@ -618,8 +619,8 @@ def test_one_wrong_bit_is_found_by_a_check(store: Path, invoke: Invoke) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    found = json.loads(invoke("data", "cache", "--store", store, "--check", "--json"))["features"]
-    assert {row["key"]: row["state"] for row in found} == {"fff3": "unfinished", "abc1": "sound", "abd2": "DAMAGED: remove it"}
+    output = json.loads(invoke("data", "cache", "--store", store, "--check", "--json"))["features"]
+    assert {row["key"]: row["state"] for row in output} == {"fff3": "unfinished", "abc1": "sound", "abd2": "DAMAGED: remove it"}
     assert "DAMAGED" not in wide("cache", "--store", store).stdout, "not looked for unless asked"
     assert cells(wide("cache", "--store", store, "--check").stdout.splitlines()[4])[-1] == "DAMAGED: remove it"
 
@@ -635,10 +636,10 @@ def test_a_file_that_was_cut_is_listed_and_can_go(store: Path, invoke: Invoke) -
 
 
 def test_an_empty_store(tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store is where $FLORA_HPC_CACHE says unless one is given."""
+    """Without --store, the store is the folder $FLORA_HPC_CACHE."""
     monkeypatch.setenv("FLORA_HPC_CACHE", str(tmp_path))
-    found = json.loads(invoke("data", "cache", "--json"))
-    assert found == {"store": str(tmp_path), "removed": [], "freed_bytes": 0, "features": []}
+    output = json.loads(invoke("data", "cache", "--json"))
+    assert output == {"store": str(tmp_path), "removed": [], "freed_bytes": 0, "features": []}
     assert "nothing is kept here" in wide("cache").stdout
 
 

@@ -1,6 +1,6 @@
-"""Tiny copies of datasets in the layouts that their real archives have; torchvision's own loaders read them.
+"""Tiny copies of datasets in the layouts of their real archives; torchvision's loaders read them.
 
-Every image is of one shade of gray, by which it is known again. Every class has an image in every official part.
+Every image has one shade of gray, which identifies it. Every class has an image in every official part.
 """
 
 import csv
@@ -28,9 +28,9 @@ TEST: Pairs = [(0, 70), (1, 80), (2, 90), (1, 100)]
 NO_VAL = ("fmnist", "cifar10", "cifar100", "tiny_imagenet", "pets", "aircraft", "cars", "fer2013", "food101")
 NO_SPLIT = ("eurosat", "caltech101", "sun397")
 IN_MEMORY = ("fmnist", "cifar10", "cifar100", "fer2013")
-NUM_CLASSES = {"fmnist": 10, "flowers102": 102, "fer2013": 7, "rendered_sst2": 2}  # told by torchvision; the others have 3
+NUM_CLASSES = {"fmnist": 10, "flowers102": 102, "fer2013": 7, "rendered_sst2": 2}  # fixed by torchvision; other miniatures have 3
 
-NAMES = {  # of the first three classes, as the data or torchvision have them
+NAMES = {  # names of the first three classes in the data or in torchvision
     "fmnist": ("T-shirt/top", "Trouser", "Pullover"),
     "cifar10": ("airplane", "automobile", "bird"),
     "cifar100": ("apple", "aquarium_fish", "maple_tree"),
@@ -45,7 +45,7 @@ NAMES = {  # of the first three classes, as the data or torchvision have them
     "caltech101": ("Faces", "Faces_easy", "water_lilly"),
     "food101": ("apple_pie", "baby_back_ribs", "waffles"),
     "country211": ("AD", "US", "XK"),
-    "sun397": ("abbey", "apartment_building/outdoor", "elevator/endpoint"),
+    "sun397": ("abbey", "apartment_building/outdoor", "elevator/door"),
     "rendered_sst2": ("negative", "positive"),
 }
 CAPTIONS = {
@@ -91,7 +91,7 @@ CAPTIONS = {
         "a photo of waffles, a type of food.",
     ),
     "country211": ("a photo i took in Andorra.", "a photo i took in United States.", "a photo i took in Kosovo."),
-    "sun397": ("a photo of a abbey.", "a photo of a outdoor apartment building.", "a photo of a elevator endpoint."),
+    "sun397": ("a photo of a abbey.", "a photo of a outdoor apartment building.", "a photo of a elevator door."),
     "rendered_sst2": ("a negative review of a movie.", "a positive review of a movie."),
 }
 

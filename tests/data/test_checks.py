@@ -35,13 +35,13 @@ def test_a_single_class_is_refused() -> None:
 
 
 def test_training_images_of_one_class_are_refused() -> None:
-    """Test images of others do not help."""
+    """Test images of other classes do not help."""
     assert "all 3 training images of zoo have the class 'dog', so nothing can be learned" in mistake(zoo([1, 1, 1, 0, 1, 2]))
     assert "have the caption 'cat'" in mistake(zoo([0, 0, 0, 0, 1, 2], paired=True))
 
 
 def test_no_test_image_is_refused() -> None:
-    """As where every class has one image, none of which can be kept for testing."""
+    """An example: every class has one image, so no image can be drawn for testing."""
     assert "zoo has no test image; of a class with one image none is left for testing: add" in mistake(zoo([0, 1, 2], num_test=0))
     assert "zoo has no test image; add test images" in mistake(zoo([0, 1, 1], num_test=0))
 

@@ -1,4 +1,4 @@
-"""Choices of many clients at once, against NumPy's own."""
+"""Choices for many clients at once equal NumPy's choices, client by client."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_they_are_numpys(seed: int, num_items: int, num_drawn: int) -> None:
 
 @pytest.mark.parametrize(("num_items", "num_drawn"), [(2, 1), (40, 39), (65, 64), (1438, 32), (20_000, 64), (3 * 2**30, 5)])
 def test_the_steps_themselves_are_numpys(num_items: int, num_drawn: int) -> None:
-    """But for clients who draw anew, as a quarter of those who draw below 3 * 2^30 do, at each number."""
+    """A quarter of the draws below 3 * 2^30 must be repeated; NumPy itself chooses for these clients."""
     assert num_drawn <= MOST_DRAWN
     streams = Streams(0, "population")
     chosen, drawn_anew = _choice._choose(streams.raw(CLIENTS, num_drawn), num_items, num_drawn)

@@ -70,7 +70,7 @@ def test_palette_with_and_without_transparency(transparency: Any, second: list[i
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
 def test_what_is_transparent_lies_on_white(form: str) -> None:
-    """Half of a half transparent pixel is seen: (40 * 128 + 255 * 127) / 255 = 147."""
+    """A half transparent pixel on white: (40 * 128 + 255 * 127) / 255 = 147."""
     colours = np.array([[[0, 0, 0, 0], [40, 40, 40, 128], [40, 40, 40, 255], [255, 0, 0, 0]]], np.uint8)
     assert pixels(file(Image.fromarray(colours), form, **({"lossless": True, "exact": True} if form == "WEBP" else {}))) == gray(
         255, 147, 40, 255
@@ -118,7 +118,7 @@ def png(bits: int, colours: int, row: bytes, width: int, transparent: bytes = b"
     ],
 )
 def test_a_transparent_level_is_of_the_files_own_depth(bits: int, row: int, key: int, seen: list[int]) -> None:
-    """Of the two levels of 16 bits that look alike only one is transparent."""
+    """Two levels of 16 bits have the same upper 8 bits; only one of them is transparent."""
     stored = row.to_bytes(len(seen) * bits // 8)
     assert pixels(png(bits, 0, stored, len(seen), struct.pack(">H", key))) == gray(*seen)
 
@@ -130,7 +130,7 @@ def test_a_transparent_colour_of_sixteen_bits() -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_an_opaque_image_keeps_every_bit(mode: str) -> None:
-    """All 256 levels beside an alpha of 255."""
+    """All 256 levels with an alpha of 255."""
     image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB").convert(mode)
     np.testing.assert_array_equal(np.asarray(rgb(file(image, "PNG"))), np.asarray(image.convert("RGB")))
 
@@ -151,7 +151,7 @@ STORED = {  # orientation -> how the upright image lies in the file, from the st
 
 
 def turned(orientation: int, form: str, mode: str = "RGB", **options: Any) -> bytes:
-    """The upright corners, each 8 pixels wide, as a camera stores them that is held so."""
+    """The pixels that a camera in this orientation stores for upright corners, each 8 pixels wide."""
     blocks = np.kron(STORED[orientation], np.ones((8, 8), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -194,7 +194,7 @@ def test_an_orientation_that_does_not_exist_says_nothing(orientation: int) -> No
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
 def test_upright_opaque_pixels_are_what_pil_decodes(form: str) -> None:
-    """Bit by bit, as they were before orientation and transparency counted."""
+    """The same bits as PIL's conversion, without orientation and transparency."""
     stored = file(Image.fromarray(NOISE), form)
     expected = Image.open(io.BytesIO(stored)).convert("RGB")
     np.testing.assert_array_equal(np.asarray(rgb(stored)), np.asarray(expected))
@@ -218,8 +218,8 @@ def test_one_bit_is_black_and_white() -> None:
 )
 def test_cmyk_jpeg(ink: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """No ink is white; magenta and yellow are red; black is black."""
-    found = pixels(file(Image.new("CMYK", (8, 8), ink), "JPEG", quality=100))
-    np.testing.assert_allclose(found, np.broadcast_to(expected, (8, 8, 3)), atol=2)
+    loaded = pixels(file(Image.new("CMYK", (8, 8), ink), "JPEG", quality=100))
+    np.testing.assert_allclose(loaded, np.broadcast_to(expected, (8, 8, 3)), atol=2)
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
@@ -264,7 +264,7 @@ def test_truncated_files(form: str, share: float) -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF", "BMP"])
 def test_whatever_is_wrong_it_is_told_as_damage(form: str) -> None:
-    """Files with some wrong bytes decode or are damaged; PIL's own assortment of exceptions does not come through."""
+    """Files with some wrong bytes decode or raise DamagedError; no exception of PIL gets through."""
     whole, rng, num_damaged = file(Image.fromarray(NOISE), form), np.random.default_rng(1), 0
     for _ in range(200):
         wrong = bytearray(whole)
@@ -306,7 +306,7 @@ def test_a_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_large_image_is_decoded_without_a_remark() -> None:
-    """Between PIL's limit and twice that, PIL warns. In a process of its own, where warnings are not errors."""
+    """Between its limit and twice the limit, PIL warns. Runs in another process, where warnings are not errors."""
     code = (
         "import io; from PIL import Image; from flora_hpc.data.decode import rgb\n"
         "buffer = io.BytesIO(); Image.new('L', (15, 10)).save(buffer, 'PNG'); Image.MAX_IMAGE_PIXELS = 100\n"
@@ -317,7 +317,7 @@ def test_a_large_image_is_decoded_without_a_remark() -> None:
 
 
 def test_decoding_leaves_the_processes_warnings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while it works: filters belong to all threads."""
+    """The filters stay the same during decoding, too, since all threads share them."""
     before, seen = list(warnings.filters), []
     original = Image.open
 
@@ -346,9 +346,9 @@ def tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).copy()).float()
 
 
-def level(found: torch.Tensor | DamagedError) -> float:
-    assert isinstance(found, torch.Tensor)
-    return float(found[0, 0, 0])
+def level(image: torch.Tensor | DamagedError) -> float:
+    assert isinstance(image, torch.Tensor)
+    return float(image[0, 0, 0])
 
 
 def test_decode_keeps_the_order_and_tells_damage_in_place() -> None:
@@ -360,10 +360,10 @@ def test_decode_keeps_the_order_and_tells_damage_in_place() -> None:
 def test_blocks_come_in_order_with_damage_in_its_place() -> None:
     loader = Loader(numbered(100, damaged=[21, 40]), tensor, num_threads=4)
     blocks = [list(range(start, start + 10))[::-1] for start in range(0, 100, 10)]
-    found = list(loader.blocks(blocks))
+    loaded = list(loader.blocks(blocks))
     loader.close()
-    assert [rows for rows, _ in found] == blocks
-    for rows, tensors in found:
+    assert [rows for rows, _ in loaded] == blocks
+    for rows, tensors in loaded:
         for row, one in zip(rows, tensors, strict=True):
             if row in (21, 40):
                 assert isinstance(one, DamagedError)
@@ -378,7 +378,7 @@ def test_no_blocks() -> None:
 
 
 def test_images_are_decoded_in_several_threads_at_once() -> None:
-    """Each of three threads waits for the other two at the first image of its stretch."""
+    """Each of three threads waits for the other two at the first image of its part."""
     together = threading.Barrier(3, timeout=30)
     stretches = range(0, 3 * STRETCH, STRETCH)
 
@@ -388,13 +388,13 @@ def test_images_are_decoded_in_several_threads_at_once() -> None:
         return tensor(image)
 
     loader, rows = Loader(numbered(3 * STRETCH), preprocess, num_threads=3), list(range(3 * STRETCH))
-    [(_, found)] = list(loader.blocks([rows]))
+    [(_, loaded)] = list(loader.blocks([rows]))
     loader.close()
-    assert [level(one) for one in found] == rows
+    assert [level(one) for one in loaded] == rows
 
 
 def test_only_some_blocks_are_read_ahead() -> None:
-    """However many there are: the one computed and, of one image each, those under way for two threads."""
+    """The number of blocks read ahead is limited: the block in use, and the pending blocks of one image for two threads."""
     read: list[int] = []
     images = numbered(50)
 
@@ -445,7 +445,7 @@ def test_mistakes_of_a_preprocessing_are_not_taken_for_damage() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 2000, 3), (0, 5, 3), (2000, 1)])
 def test_what_no_preprocessing_can_make_a_square_of(shape: tuple[int, ...]) -> None:
-    """A thread at 224 pixels of width would be 448,000 long."""
+    """A thread-like image 224 pixels wide would be 448,000 pixels long."""
     with pytest.raises(DamagedError):
         rgb(np.zeros(shape, np.uint8))
     rgb(np.zeros((2, 2000, 3), np.uint8))
@@ -453,7 +453,7 @@ def test_what_no_preprocessing_can_make_a_square_of(shape: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE])
 def test_what_cannot_be_read_now_is_no_damage(number: int) -> None:
-    """A later run may read it: it must not be remembered as damaged."""
+    """A later run may be able to read it, so it must not be stored as damaged."""
     images = Images(np.zeros(1, np.int64), lambda rows: [OSError(number, os.strerror(number))], lambda row: "folder/a.png")
     with pytest.raises(UserError, match=r"folder/a\.png cannot be read now \(.*\); look after the file system, try again"):
         decode.decode(images, [0])

@@ -22,21 +22,21 @@ def all_images(images: Images, rows: Ints) -> list[Image.Image]:
 
 
 def counts(dataset: Dataset) -> list[int]:
-    """Of each digit, the number of test images."""
+    """Number of test images of each digit."""
     return np.bincount(dataset.images.labels[dataset.test]).tolist()
 
 
 def test_train_and_test_together_are_scikit_learns_digits_each_once(dataset: Dataset) -> None:
     """Pixels 0..16 become 0..255, so that dividing by 255 / 16 gives scikit-learn's numbers back."""
-    found = []
+    pairs = []
     for rows in (dataset.train, dataset.test):
         for image, label in zip(all_images(dataset.images, rows), dataset.images.labels[rows], strict=True):
             pixels = np.asarray(image)[:, :, 0] * (16 / 255)
-            found.append((int(label), np.round(pixels).astype(int).tobytes()))
+            pairs.append((int(label), np.round(pixels).astype(int).tobytes()))
     data = load_digits()
     expected = [(int(label), pixels.astype(int).tobytes()) for pixels, label in zip(data.images, data.target, strict=True)]
-    assert len(found) == 1797
-    assert sorted(found) == sorted(expected)
+    assert len(pairs) == 1797
+    assert sorted(pairs) == sorted(expected)
 
 
 def test_where_the_file_lies_elsewhere_scikit_learns_loader_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_an_image_is_told_by_its_number(dataset: Dataset) -> None:
 
 
 def test_a_fifth_of_each_digit_is_for_testing(dataset: Dataset) -> None:
-    """Of 178, 182, 177, 183, 181, 182, 181, 179, 174 and 180 images, to the nearest."""
+    """A fifth of 178, 182, 177, 183, 181, 182, 181, 179, 174 and 180 images, rounded."""
     assert counts(dataset) == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
 
 

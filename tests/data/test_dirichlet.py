@@ -1,4 +1,4 @@
-"""How much clients differ. In Dir(beta, ..., beta) over n, a share has mean 1/n and variance (1/n) (1 - 1/n) / (n beta + 1)."""
+"""Class mixes by a Dirichlet distribution. A share of n has mean 1/n and variance (1/n) (1 - 1/n) / (n beta + 1)."""
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +24,19 @@ def variance(beta: float, n: int) -> float:
 
 
 def standard_error(samples: Floats) -> float:
-    """Of the mean of independent samples (num_samples,)."""
+    """Standard error of the mean of independent samples (num_samples,)."""
     return float(samples.std(ddof=1) / np.sqrt(len(samples)))
 
 
 def split_shares(beta: float) -> Floats:
-    """Shares (400 classes, 10 clients): how much of each class, of 500 examples, each client got."""
+    """Shares (400 classes, 10 clients) of the 500 examples of each class."""
     labels = np.repeat(np.arange(400), 500)
     clients = build(beta, labels).split(10, np.random.default_rng(0))
     return np.bincount(labels * 10 + clients, minlength=4000).reshape(400, 10) / 500
 
 
 def drawn_shares(beta: float) -> Floats:
-    """Shares (500 clients, 10 classes): how much of each client's 100 examples is of each class, all classes being as large."""
+    """Shares (500 clients, 10 classes) of classes in a client's 100 examples; all classes have the same size."""
     labels = np.arange(10_000) % 10
     partitioner = build(beta, labels)
     clients = [partitioner.draw(100, np.random.default_rng(client)) for client in range(500)]
@@ -59,18 +59,18 @@ def test_split_favours_no_client(beta: float) -> None:
 
 
 def test_split_deals_out_the_examples_of_a_class_at_random() -> None:
-    """Not the first ones to the first client."""
+    """The first examples do not all go to the first client."""
     clients = build(100.0, np.zeros(100)).split(2, np.random.default_rng(0)).tolist()
     assert clients != sorted(clients)
 
 
 def test_a_large_beta_is_nearly_iid() -> None:
-    """Every client has its tenth of every class, within five standard deviations (0.047)."""
+    """Every client has a tenth of every class, within five standard deviations (0.047)."""
     np.testing.assert_allclose(split_shares(100.0), 0.1, atol=5 * np.sqrt(variance(100.0, 10)))
 
 
 def test_a_small_beta_gives_most_of_a_class_to_one_client() -> None:
-    """At beta 0.001 the second largest share is next to nothing."""
+    """At beta 0.001 the second largest share is nearly 0."""
     assert np.median(split_shares(0.001).max(1)) > 0.99
 
 
@@ -95,7 +95,7 @@ def test_every_client_gets_the_least(labels: list[int], beta: float, least: int,
 
 
 def test_what_is_missing_comes_from_the_largest_alone() -> None:
-    """With and without a minimum of 30 of 1000 for ten clients: who had 30 keeps all, or is cut to one level with the largest."""
+    """Ten clients, 1000 examples, with and without a minimum of 30: a client with 30 keeps all, or is cut to the common level."""
     labels = np.zeros(1000)
     before, after = (np.bincount(build(0.3, labels, least).split(10, np.random.default_rng(2)), minlength=10) for least in (1, 30))
     assert before.min() < 30  # otherwise this tests nothing
@@ -120,14 +120,14 @@ def test_a_minimum_that_cannot_be_reached() -> None:
 
 @pytest.mark.parametrize("beta", [0.1, 100.0])
 def test_draw_mixes_classes_as_unequally_as_beta_says(beta: float) -> None:
-    """On top of the shares' variance v comes that of drawing 100 examples: (E p - E p^2) / 100, with E p^2 = v + 1/100."""
+    """The variance v of the shares, plus the variance of drawing 100 examples: (E p - E p^2) / 100, with E p^2 = v + 1/100."""
     v = variance(beta, 10)
     squared = ((drawn_shares(beta) - 0.1) ** 2).mean(1)
     assert squared.mean() == pytest.approx(v + (0.1 - v - 0.01) / 100, abs=5 * standard_error(squared))
 
 
 def test_draw_favours_no_class() -> None:
-    """500 clients know each class's mean share to sqrt(0.0455 / 500)."""
+    """The mean share of a class over 500 clients has the standard error sqrt(0.0455 / 500)."""
     np.testing.assert_allclose(drawn_shares(0.1).mean(0), 0.1, atol=5 * np.sqrt(0.0455 / 500))
 
 
@@ -142,7 +142,7 @@ def test_draw_weighs_classes_by_their_size(beta: float) -> None:
 
 
 def test_a_class_that_runs_out_is_made_up_for_by_others() -> None:
-    """Whatever the mix, 90 of 100 examples need 40 of each class of 50 at least."""
+    """With two classes of 50, any 90 of 100 examples contain at least 40 of each class."""
     labels = np.repeat([0, 1], 50)
     partitioner = build(0.01, labels)
     for client in range(20):
@@ -180,7 +180,7 @@ def test_cut_gives_what_is_left_over_at_random() -> None:
 
 
 def test_raised() -> None:
-    """Two are missing from the second and come from the first."""
+    """The second lacks two, which come from the first."""
     assert raised(np.array([9, 0, 3]), 2, np.random.default_rng(0)).tolist() == [7, 2, 3]
 
 

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 class Tower:
-    """Gives (v, v^2, -v) for an image whose first pixel is v, and notes which images it saw together."""
+    """Encodes an image with first pixel v as (v, v^2, -v), and records the images of each call."""
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
@@ -63,11 +63,11 @@ def test_the_tower_sees_parts_of_a_block_and_none_of_two(num_threads: int, monke
     """Blocks of five images, two at once; the last block holds one image."""
     monkeypatch.setattr(features, "BLOCK", 5)
     tower = Tower()
-    blocks = list(features.encode(numbers(4, 5), [0, 1, 2], tower, 2, preprocess, CPU, num_threads, at_once=2))
+    blocks = list(features.encode(numbers(4, 5), [0, 1, 2], tower, 2, preprocess, CPU, num_threads, batch=2))
     assert tower.seen == [[0, 1], [2, 3], [0], [0, 6], [7, 8], [9], [10]]  # a damaged one is blank
     assert [number for number, _, _ in blocks] == [0, 1, 2]
-    found = torch.cat([values for _, values, _ in blocks])
-    assert found[:, 0].nan_to_num(-1).tolist() == [0, 1, 2, 3, -1, -1, 6, 7, 8, 9, 10]
+    all_values = torch.cat([values for _, values, _ in blocks])
+    assert all_values[:, 0].nan_to_num(-1).tolist() == [0, 1, 2, 3, -1, -1, 6, 7, 8, 9, 10]
     assert [list(damaged) for _, _, damaged in blocks] == [[4], [5], []]
 
 
@@ -109,8 +109,8 @@ def test_a_digest_tells_where_an_image_ends() -> None:
         return features.digests(images, [0])[0]
 
     pixels = np.zeros((2, 3), np.uint8)
-    found = [
+    digests = [
         digest(b"ab", b"c"), digest(b"a", b"bc"), digest(b"abc", b""), digest(OSError("gone"), b""),
         digest(pixels, b""), digest(pixels.T, b""), digest(pixels.tobytes(), b""),
     ]  # fmt: skip
-    assert len(set(found)) == len(found)
+    assert len(set(digests)) == len(digests)

@@ -1,4 +1,4 @@
-"""Downloads from a server of our own, which can do without ranges and break off."""
+"""Downloads from a local server, which may lack ranges and may break the connection."""
 
 import gzip
 import hashlib
@@ -25,7 +25,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server:
-    """Serves `files`. It knows ranges or not, and closes each connection after `cut` bytes where that is given."""
+    """Serves `files`, with or without ranges; closes each connection after `cut` bytes if set."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"file": CONTENT}
@@ -86,10 +86,10 @@ def part(path: Path) -> Path:
 
 def test_a_file_arrives_whole_and_progress_is_told(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "CHUNK_BYTES", 2048)
-    told: list[tuple[int, int | None]] = []
-    fetch.download(f"{server.url}/file", path, MD5, lambda done, total: told.append((done, total)))
+    steps: list[tuple[int, int | None]] = []
+    fetch.download(f"{server.url}/file", path, MD5, lambda done, total: steps.append((done, total)))
     assert path.read_bytes() == CONTENT
-    assert told == [(0, 5120), (2048, 5120), (4096, 5120), (5120, 5120)]
+    assert steps == [(0, 5120), (2048, 5120), (4096, 5120), (5120, 5120)]
     assert not part(path).exists()
 
 
@@ -112,10 +112,10 @@ def test_a_broken_connection_is_told_and_the_next_call_goes_on_there(server: Ser
         fetch.download(f"{server.url}/file", path, MD5)
     assert "the connection broke after 3,000 of 5,120 bytes; run the same command again, and it goes on" in str(error.value)
     assert not path.exists()
-    told: list[tuple[int, int | None]] = []
-    fetch.download(f"{server.url}/file", path, MD5, lambda done, total: told.append((done, total)))
+    steps: list[tuple[int, int | None]] = []
+    fetch.download(f"{server.url}/file", path, MD5, lambda done, total: steps.append((done, total)))
     assert server.asked == [None, "bytes=3000-"]
-    assert (told[0], told[-1]) == ((3000, 5120), (5120, 5120))
+    assert (steps[0], steps[-1]) == ((3000, 5120), (5120, 5120))
     assert path.read_bytes() == CONTENT
     assert not part(path).exists()
 
@@ -131,9 +131,9 @@ def test_a_server_without_ranges_starts_over(server: Server, path: Path) -> None
 
 def test_a_server_that_does_not_tell_the_length(server: Server, path: Path) -> None:
     server.length = False
-    told: list[tuple[int, int | None]] = []
-    fetch.download(f"{server.url}/file", path, MD5, lambda done, total: told.append((done, total)))
-    assert told == [(0, None), (5120, None)]
+    steps: list[tuple[int, int | None]] = []
+    fetch.download(f"{server.url}/file", path, MD5, lambda done, total: steps.append((done, total)))
+    assert steps == [(0, None), (5120, None)]
     assert path.read_bytes() == CONTENT
 
 
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_made_is_told(server: Server, tmp_path: Path) ->
 
 
 def packed(folder: Path, kind: str) -> bytes:
-    """An archive of everything in a folder."""
+    """An archive of all files in a folder."""
     path = folder.parent / f"archive.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as file:
@@ -212,7 +212,7 @@ def packed(folder: Path, kind: str) -> bytes:
 
 @pytest.fixture
 def offer(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Lets the server offer a miniature, `contents` by the names of its archives; all numbers become the miniature's."""
+    """Make the server offer a miniature: archive name -> content. The catalog gets the numbers of the miniature."""
 
     def make(name: str, contents: dict[str, bytes], **numbers: int) -> None:
         facts = CATALOG[name]
@@ -243,7 +243,7 @@ def laid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def offer_archive(
     name: str, kind: str, below: str, tmp_path: Path, offer: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> str:
-    """Offer a set that is one archive of the folder `below` the root; torchvision checks for the same sum as we do."""
+    """Offer a dataset of one archive with the folder `below` the root; torchvision checks the same MD5 sum."""
     content = packed(laid(name, tmp_path, monkeypatch) / below, kind)
     offer(name, {Path(archive.path).name: content for archive in CATALOG[name].archives})
     return hashlib.md5(content).hexdigest()
@@ -260,10 +260,10 @@ def test_cifar10_is_fetched_and_unpacked(
     sentence = fetch.missing("cifar10", root)
     assert sentence is not None
     assert sentence.startswith("cifar10: there is no ")
-    told: list[tuple[int, int | None]] = []
-    dataset = fetch.fetch("cifar10", root, lambda done, total: told.append((done, total)))
+    steps: list[tuple[int, int | None]] = []
+    dataset = fetch.fetch("cifar10", root, lambda done, total: steps.append((done, total)))
     assert (len(dataset.train), len(dataset.test)) == (3, 4)
-    assert told[-1][0] == told[-1][1]
+    assert steps[-1][0] == steps[-1][1]
     assert fetch.missing("cifar10", root) is None
     fetch.fetch("cifar10", root)
     assert server.asked == [None]  # nothing was downloaded twice, and torchvision asked for nothing
@@ -343,7 +343,7 @@ def test_an_archive_that_cannot_be_unpacked_is_told(offer: Callable[..., None], 
 def test_what_was_unpacked_in_part_before_is_told(
     offer: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchvision takes the folder alone for the whole set and unpacks nothing."""
+    """torchvision takes an existing folder for the whole dataset and unpacks nothing."""
     from torchvision.datasets import Food101
 
     md5 = offer_archive("food101", "tar.gz", "", tmp_path, offer, monkeypatch)

@@ -46,7 +46,7 @@ def test_exactly_so_many_or_a_refusal(labels: list[int], shots: int, num_clients
 
 
 def test_any_example_may_be_taken() -> None:
-    """One of 20 by one of two clients, in 300 splits: each example by each client in 15 +- sqrt(300 x 0.05 x 0.95)."""
+    """Each of two clients gets one of 20 examples, in 300 splits: each example in 15 +- sqrt(300 x 0.05 x 0.95) of them."""
     partitioner = build(np.zeros(20), 1)
     taken = np.array([partitioner.split(2, np.random.default_rng(seed)) for seed in range(300)])
     for client in (0, 1):

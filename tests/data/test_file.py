@@ -1,4 +1,4 @@
-"""Clients are those of a table: `partition: {name: file, path: clients.csv}`."""
+"""Clients come from a table: `partition: {name: file, path: clients.csv}`."""
 
 import errno
 import os
@@ -39,13 +39,13 @@ def make(table: Path, images: Images = IMAGES, train: Ints = TRAIN, test: Ints =
     return holdings.make(file.Options(name="file", path=table, **options), images, train, 0, test)
 
 
-def held(table: Path, **options: Any) -> list[list[int]]:
+def examples_of(table: Path, **options: Any) -> list[list[int]]:
     made = make(table, **options)
     return [made.examples(client).tolist() for client in range(made.num_clients)]
 
 
 def refused(table: Path, **options: Any) -> str:
-    """What is said of a table, without the key and the path with which it begins."""
+    """The message about a table, without the key and the path at its beginning."""
     with pytest.raises(UserError) as error:
         make(table, **options)
     start = f"partition.path: {table}"
@@ -60,47 +60,47 @@ def test_each_client_holds_the_rows_of_its_lines_in_their_order(table: Path) -> 
     made = make(write(table, "1,2", "0,4", "1,0", "0,1"))
     assert isinstance(made, Partition)
     assert (made.num_clients, made.warnings) == (2, ())
-    assert held(table) == [[4, 1], [2, 0]]
+    assert examples_of(table) == [[4, 1], [2, 0]]
 
 
 def test_numbers_are_in_numeric_order(table: Path) -> None:
-    assert held(write(table, "10,0", "9,1", "07,2", "7.0,4")) == [[2, 4], [1], [0]]
+    assert examples_of(write(table, "10,0", "9,1", "07,2", "7.0,4")) == [[2, 4], [1], [0]]
 
 
 def test_texts_are_in_the_order_in_which_they_appear(table: Path) -> None:
-    assert held(write(table, "ben,0", "10,1", "anna,2", "ben ,4")) == [[0, 4], [1], [2]]
+    assert examples_of(write(table, "ben,0", "10,1", "anna,2", "ben ,4")) == [[0, 4], [1], [2]]
 
 
 def test_names_may_be_quoted_and_columns_may_stand_in_any_order(table: Path) -> None:
     lines = ['0,"Smith, Ann",x', "1,Ørsted,y", "", '2,"the ""old""\nman",z', '4,"Smith, Ann",w']
-    assert held(write(table, *lines, header="row,client,note")) == [[0, 4], [1], [2]]
+    assert examples_of(write(table, *lines, header="row,client,note")) == [[0, 4], [1], [2]]
 
 
 @pytest.mark.parametrize("sign", ["\t", ";", "|"])
 def test_cells_may_be_divided_otherwise(table: Path, sign: str) -> None:
-    assert held(write(table, *(f"a{sign}{row}" for row in TRAIN), header=f"client{sign}row")) == [TRAIN.tolist()]
+    assert examples_of(write(table, *(f"a{sign}{row}" for row in TRAIN), header=f"client{sign}row")) == [TRAIN.tolist()]
 
 
 def test_a_file_of_a_spreadsheet(table: Path) -> None:
     table.write_bytes("\ufeffclient;row\r\nJürgen;0\r\nJürgen;1\r\n\r\nzoé;2\r\nzoé;4\r\n".encode())
-    assert held(table) == [[0, 1], [2, 4]]
+    assert examples_of(table) == [[0, 1], [2, 4]]
 
 
 def test_images_by_name(table: Path) -> None:
     lines = ["a,cat/2.png", 'b,"dog, big/2.png"', "a, cat/1.png", "-1,dog/1.png"]
-    assert held(write(table, *lines, header="client,image")) == [[1, 0], [4]]
+    assert examples_of(write(table, *lines, header="client,image")) == [[1, 0], [4]]
 
 
 def test_names_of_files_may_have_bytes_that_are_not_utf_8(table: Path) -> None:
     table.write_bytes(b"client,image\na,cat/\xff.png\n")
-    assert held(table) == [[2]]
+    assert examples_of(table) == [[2]]
 
 
 def test_pairs_of_one_image_stay_together(table: Path) -> None:
-    """Rows 0, 2 and 3 are captions of one image; another file of that name is for testing, row 4."""
+    """Rows 0, 2 and 3 are captions of one image; row 4, a test image, is another file of the same name."""
     images = made(np.arange(5), path=np.array(["a", "b", "a", "a", "a"], object))
     options: dict[str, Any] = {"images": images, "train": np.arange(4), "test": np.array([4])}
-    assert held(write(table, "x,b", "y,a", header="client,image"), **options) == [[1], [0, 2, 3]]
+    assert examples_of(write(table, "x,b", "y,a", header="client,image"), **options) == [[1], [0, 2, 3]]
 
 
 def test_the_seed_changes_nothing(table: Path) -> None:
@@ -122,13 +122,13 @@ def test_a_warning_says_how_many_belong_to_nobody(table: Path) -> None:
     ):
         (warning,) = make(write(table, *lines)).warnings
         assert warning == f"{num} of 4 {begins.format(table)}{why}"
-        assert held(table) == [[0]]
+        assert examples_of(table) == [[0]]
 
 
 def test_images_that_cannot_be_decoded_are_nobodys(table: Path) -> None:
-    """Rows 2 and 5 are left out of training and test images; the file may name them."""
+    """Rows 2 and 5 are neither training nor test images; the file may name them."""
     options: dict[str, Any] = {"train": np.array([0, 1, 4]), "test": np.array([3])}
-    assert held(write(table, "a,0", "a,2", "b,1", "b,4", "-1,5"), **options) == [[0], [1, 4]]
+    assert examples_of(write(table, "a,0", "a,2", "b,1", "b,4", "-1,5"), **options) == [[0], [1, 4]]
     sentence = "line 3: no image of client 'b' can be decoded; mend one, or take the lines of this client out"
     assert refused(write(table, "a,0", "b,2"), **options) == sentence
 
@@ -229,8 +229,8 @@ def test_what_is_wrong_is_named_with_its_line_and_a_cure(table: Path, header: st
 
 
 def test_lines_are_counted_as_editors_count_them(table: Path) -> None:
-    told = refused(write(table, '"two\nlines",0', "", ",1"))
-    assert told.startswith("line 5 has no client")
+    message = refused(write(table, '"two\nlines",0', "", ",1"))
+    assert message.startswith("line 5 has no client")
 
 
 def test_files_that_are_not_utf_8(table: Path) -> None:
@@ -264,8 +264,8 @@ def test_a_file_that_cannot_be_read(table: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_images_without_paths(table: Path) -> None:
-    told = refused(write(table, "a,x.png", header=IMAGE), images=made(np.zeros(6)))
-    assert told == "names images, but those of this dataset have no paths; give their numbers as 'row'"
+    message = refused(write(table, "a,x.png", header=IMAGE), images=made(np.zeros(6)))
+    assert message == "names images, but those of this dataset have no paths; give their numbers as 'row'"
 
 
 # --- the configuration
@@ -280,12 +280,12 @@ def test_the_number_of_clients_is_that_of_the_file(table: Path) -> None:
     assert make(table, num_clients=3).num_clients == 3
     with pytest.raises(UserError) as error:
         make(table, num_clients=500)
-    told = f"partition.num_clients: 500 clients, but {table} has 3; leave it away (null), or set it to 3"
-    assert str(error.value) == told
+    message = f"partition.num_clients: 500 clients, but {table} has 3; leave it away (null), or set it to 3"
+    assert str(error.value) == message
 
 
 def test_a_round_cannot_have_more_clients_than_the_file(table: Path) -> None:
-    """The file is not read when the configuration is."""
+    """Checking the configuration does not read the file."""
     assert config(table).cohort_fault(2) is None
     fault = "cohort.size: 2 clients a round, but only 1 are registered; lower cohort.size"
     assert config(table).cohort_fault(1) == fault

@@ -55,11 +55,11 @@ def pixels(dataset: Dataset) -> Any:
 
 
 def damage(dataset: Dataset) -> dict[str, str]:
-    """Which test images are damaged: where they lie, and why."""
-    found = {
+    """The damaged test images: place -> reason."""
+    decoded = {
         dataset.images.where(row): image for row, image in zip(dataset.test, decode(dataset.images, dataset.test), strict=True)
     }
-    return {where: str(image) for where, image in found.items() if isinstance(image, DamagedError)}
+    return {where: str(image) for where, image in decoded.items() if isinstance(image, DamagedError)}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def mistake(path: Path, **options: object) -> str:
-    """The message that refuses the file; it names it."""
+    """The message that refuses the file, with its path."""
     with pytest.raises(UserError) as caught:
         build(path, **options)
     assert str(path) in str(caught.value)
@@ -92,11 +92,11 @@ def test_png_rows(path: Path) -> None:
 
 
 def test_jpeg_rows_some_of_them_gray(path: Path) -> None:
-    """Of one even colour each, which JPEG keeps."""
+    """Images of one colour each, which JPEG keeps."""
     even = np.repeat([10, 20, 30, 40, 50, 60], 8 * 8).reshape(6, 8, 8).astype(np.uint8)
     rows = np.concatenate([encode(even[:3], "JPEG"), encode(np.repeat(even[3:, :, :, None], 3, axis=3), "JPEG")])
-    found = pixels(build(write(path, rows, dtype=h5py.vlen_dtype(np.uint8), encoding="jpeg")))
-    np.testing.assert_allclose(found, np.repeat(even[:, :, :, None], 3, axis=3), atol=1)
+    decoded = pixels(build(write(path, rows, dtype=h5py.vlen_dtype(np.uint8), encoding="jpeg")))
+    np.testing.assert_allclose(decoded, np.repeat(even[:, :, :, None], 3, axis=3), atol=1)
 
 
 def test_train_and_test_have_their_own_labels(path: Path) -> None:
@@ -120,7 +120,7 @@ def test_files_of_any_kind_as_they_are(path: Path) -> None:
 
 
 def test_other_tables_as_long_are_columns(path: Path) -> None:
-    """Of both parts; `note` is in one only, `mean` has another length."""
+    """Columns of both parts; `note` is in one part only, and `mean` has another length."""
     with h5py.File(write(path), "r+") as file:
         file["train/client"], file["test/client"] = np.arange(4), np.arange(6) + 10
         file["train/place"], file["test/place"] = ["a", "b", "ç", ""], ["x"] * 6
@@ -172,7 +172,7 @@ def test_the_name_is_the_attribute_or_else_the_files(path: Path) -> None:
 
 
 def test_attributes_may_be_strings_of_fixed_length(path: Path) -> None:
-    """Other tools than h5py write those."""
+    """Tools other than h5py write such attributes."""
     names = np.bytes_(json.dumps(NAMES).encode())
     dataset = build(write(path, name=np.bytes_(b"zoo"), encoding=np.bytes_(b"raw"), class_names=names))
     assert (dataset.name, dataset.class_names) == ("zoo", ("cat", "dog", "owl"))
@@ -265,9 +265,9 @@ def test_damaged_compression_is_told_like_a_damaged_image(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(where.byte_offset)
         file.write(b"\0" * where.size)
-    found = damage(build(path))
-    assert list(found) == [f"{path}: test/images[{row}]" for row in range(6)]
-    assert "filter returned failure" in found[f"{path}: test/images[0]"]
+    reasons = damage(build(path))
+    assert list(reasons) == [f"{path}: test/images[{row}]" for row in range(6)]
+    assert "filter returned failure" in reasons[f"{path}: test/images[0]"]
 
 
 # --- captions

@@ -1,4 +1,4 @@
-"""HDF5 files from elsewhere: whatever is odd about them ends in the right labels or in one sentence."""
+"""HDF5 files of other tools: an odd file gives the right labels, or one sentence."""
 
 import json
 import os
@@ -166,14 +166,14 @@ def test_objects_of_another_kind(tmp_path: Path, change: Change, expected: str) 
 
 
 def test_pixels_in_a_file_beside_that_is_gone(tmp_path: Path) -> None:
-    """Told once, and not as four damaged images."""
+    """One message, not four damaged images."""
     change = put("train/images", None, shape=(4, 2, 3, 3), dtype="u1", external=str(tmp_path / "gone.raw"))
     message = mistake(write(tmp_path / "a.h5", change))
     assert f"train/images lies in {tmp_path / 'gone.raw'}, which cannot be read (No such file or directory); bring it" in message
 
 
 def test_a_half_written_dataset(tmp_path: Path) -> None:
-    """Its first block is there; HDF5 gives zeros for the second."""
+    """The first block exists; HDF5 reads zeros for the second."""
 
     def change(file: h5py.File) -> None:
         put("train/images", None, shape=(4, 2, 3, 3), dtype="u1", chunks=(2, 2, 3, 3))(file)
@@ -183,7 +183,7 @@ def test_a_half_written_dataset(tmp_path: Path) -> None:
 
 
 def test_a_virtual_dataset_needs_its_source(tmp_path: Path) -> None:
-    """HDF5 gives zeros where the source is missing. With it, its times are part of the stamp."""
+    """HDF5 reads zeros where the source is missing. If the source exists, its times are part of the stamp."""
 
     def change(file: h5py.File) -> None:
         del file["train/images"]
@@ -205,7 +205,7 @@ def test_a_virtual_dataset_needs_its_source(tmp_path: Path) -> None:
 
 @pytest.fixture
 def unreadable() -> Iterator[Path]:
-    """A folder, the files of which are written by this user and read by another one, where this one is root."""
+    """A folder whose files this user writes and, if this user is root, another user reads."""
     with TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)

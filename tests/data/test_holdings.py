@@ -20,7 +20,7 @@ CHOSEN: dict[str, dict[str, Any]] = {"natural": {"column": "writer"}}
 
 
 def make(name: str = "iid", seed: int = 0, **options: Any) -> Holdings:
-    """Holdings of the images ROWS, two shots where they are split by shots."""
+    """Holdings of the images ROWS; few-shot partitioners give two shots."""
     shots = {"shots": 2} if name in SHOTS and "examples_per_client" not in options else {}
     chosen = plugins.member("partitioners", name).Options(name=name, **CHOSEN.get(name, {}), **shots, **options)
     return holdings.make(chosen, IMAGES, ROWS, seed)
@@ -42,22 +42,22 @@ def test_a_client_holds_the_stretch_between_two_starts() -> None:
 
 @pytest.mark.parametrize("name", PARTITIONERS)
 def test_a_partition_gives_rows_to_one_client_each(name: str) -> None:
-    """All rows, except few-shot ones: with 40 to 60 examples of each of four classes, they can give two to each of 12 clients."""
+    """All rows are held, except by few-shot clients: 12 clients get two of each class, which has 40 to 60 examples."""
     made = make(name, num_clients=12)
-    held = everything(made, 12)
+    examples_by_client = everything(made, 12)
     assert made.num_clients == 12
-    given = sorted(row for rows in held for row in rows)
+    all_rows = sorted(row for rows in examples_by_client for row in rows)
     if name in SHOTS:
-        assert len(given) == len(set(given)) == 12 * 2 * {"fewshot": 4, "fewshot_pathological": 2}[name]
-        assert set(given) < set(ROWS.tolist())
+        assert len(all_rows) == len(set(all_rows)) == 12 * 2 * {"fewshot": 4, "fewshot_pathological": 2}[name]
+        assert set(all_rows) < set(ROWS.tolist())
     else:
-        assert given == ROWS.tolist()
-    assert made.sizes(np.arange(12)).tolist() == [len(examples) for examples in held]
-    assert min(map(len, held)) >= 1
+        assert all_rows == ROWS.tolist()
+    assert made.sizes(np.arange(12)).tolist() == [len(examples) for examples in examples_by_client]
+    assert min(map(len, examples_by_client)) >= 1
 
 
 def test_examples_of_nobody_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of rows 7, 5, 3, 2 and 9 the second and the last are nobody's, client 1 has one and client 0 two, in any order."""
+    """Of rows 7, 5, 3, 2 and 9, no client has the second and the last; client 1 has one, client 0 two, in any order."""
 
     class Rule:
         @staticmethod
@@ -87,8 +87,8 @@ def test_columns_and_labels_are_those_of_the_rows(name: str) -> None:
         if name in ("pathological", "fewshot_pathological"):
             assert len(set(LABELS[rows].tolist())) == 2
         if name == "natural":
-            others = np.setdiff1d(ROWS, rows)
-            assert not set((rows % 60).tolist()) & set((others % 60).tolist())
+            rest = np.setdiff1d(ROWS, rows)
+            assert not set((rows % 60).tolist()) & set((rest % 60).tolist())
 
 
 def test_a_partition_depends_on_the_seed_alone() -> None:
@@ -97,7 +97,7 @@ def test_a_partition_depends_on_the_seed_alone() -> None:
 
 
 def test_a_clients_examples_are_in_random_order() -> None:
-    """Otherwise the first batch of a client that does not shuffle would hold one class."""
+    """In order, the first batch of a client that does not shuffle would hold one class."""
     (alone,) = everything(make(num_clients=1), 1)
     assert alone != sorted(alone)
 
@@ -153,7 +153,7 @@ def test_each_client_may_draw_everything() -> None:
 
 @pytest.mark.parametrize("name", PARTITIONERS)
 def test_a_million_clients_take_no_memory(name: str) -> None:
-    """One byte each would be more than is allowed here."""
+    """One byte a client would be more than this test allows."""
     make(name, num_clients=2, examples_per_client=1).examples(0)  # imports are not what is measured
     tracemalloc.start()
     try:

@@ -36,7 +36,7 @@ def mistake(path: Path, **options: object) -> str:
 
 
 def contents(dataset: Dataset, rows: np.ndarray) -> list[tuple[str, str]]:
-    """Of these images, class and content."""
+    """Class and content of these images."""
     raws = dataset.images.raw(rows.tolist())
     return [(dataset.class_names[label], raw.decode()) for label, raw in zip(dataset.images.labels[rows], raws, strict=True)]
 
@@ -67,7 +67,7 @@ def test_an_official_split(tmp_path: Path, test: str) -> None:
 
 
 def test_test_images_without_classes_are_left_alone(tmp_path: Path) -> None:
-    """As ImageNet's: val has labels, test has none."""
+    """As in ImageNet: val has labels, test has none."""
     put(tmp_path, "train/cat/a.jpg", "val/cat/b.jpg", "test/c.jpg")
     dataset = build(tmp_path)
     assert contents(dataset, dataset.test) == [("cat", "val/cat/b.jpg")]
@@ -183,7 +183,7 @@ def test_first_bytes_make_an_image_whatever_it_is_called(tmp_path: Path, name: s
 
 
 def test_what_is_no_image_is_counted_by_reason(tmp_path: Path) -> None:
-    """The example is the first by name, in whatever order a folder is listed."""
+    """The example is the first by name, for any order of the folder's listing."""
     picture(tmp_path / "cat" / "a.png")
     put(tmp_path, "cat/z.txt", "cat/notes.txt", "cat/._a.png", "dog/.DS_Store", "__MACOSX/cat/a.png", "list.csv", "beside.jpg")
     picture(tmp_path / "dog" / "sub" / "b.png")
@@ -237,7 +237,7 @@ def test_a_link_upwards_or_sideways_within_a_class_brings_nothing_twice(tmp_path
 
 
 def test_a_link_from_outside_back_into_its_own_folders_ends(tmp_path: Path) -> None:
-    """Two folders elsewhere that link to each other, and up to what contains both."""
+    """Two folders elsewhere that link to each other, and to the folder that contains both."""
     root = put(tmp_path / "root", "cat/a.jpg")
     put(tmp_path / "elsewhere", "one/b.jpg", "two/c.jpg")
     (root / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "one")
@@ -281,8 +281,8 @@ def test_a_class_that_is_a_link_to_another_class_is_refused(tmp_path: Path) -> N
 def test_test_images_that_are_training_images_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg")
     (tmp_path / "test").symlink_to("train")
-    told = "train/cat/a.jpg and test/cat/a.jpg are links to one file, which would be trained on and tested with (2 in all)"
-    assert told in mistake(tmp_path)
+    sentence = "train/cat/a.jpg and test/cat/a.jpg are links to one file, which would be trained on and tested with (2 in all)"
+    assert sentence in mistake(tmp_path)
 
 
 def test_numbers_of_files_that_are_not_unique_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_numbers_of_files_that_are_not_unique_mean_nothing(tmp_path: Path, monke
 
 
 def test_a_link_to_an_image_that_is_not_there_is_a_damaged_image(tmp_path: Path) -> None:
-    """As git-annex leaves them: not to be left out without a word of the image's class."""
+    """Broken links, as git-annex leaves them, must not be dropped silently."""
     put(tmp_path, "cat/a.jpg")
     (tmp_path / "cat" / "b.jpg").symlink_to("nowhere")
     first, second = build(tmp_path).images.raw([0, 1])
@@ -307,7 +307,7 @@ def test_a_link_to_an_image_that_is_not_there_is_a_damaged_image(tmp_path: Path)
 
 
 def test_the_order_is_that_of_torchvision(tmp_path: Path) -> None:
-    """Features that are kept, and test images that are drawn, depend on it."""
+    """Stored features and drawn test images depend on the order."""
     files = ["cat/b.jpg", "cat/a b/z.jpg", "cat/a/z.png", "cat/a.x/y.jpg", "cat/Z.jpg", "a cat/é.jpg", "cat/a/b/c.jpg"]
     put(tmp_path, *files)
     expected = DatasetFolder(str(tmp_path), loader=str, extensions=SUFFIXES).samples
@@ -463,14 +463,14 @@ def test_archives_in_place_of_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", ["cat/a.jpg", "train/cat/a.jpg"])
 def test_a_folder_around_all_folders(tmp_path: Path, inside: str) -> None:
-    """As an archive unpacks."""
+    """A layout as an archive unpacks it."""
     message = mistake(put(tmp_path, f"pets/{inside}"))
     assert message == f"data.path: {tmp_path} has a single folder, which has folders; did you mean {tmp_path}/pets?"
 
 
 @pytest.mark.parametrize(("name", "shown"), [(b"caf\xe9", r"caf\udce9"), (b"a\nb", r"a\nb")])
 def test_names_that_cannot_be_written(tmp_path: Path, name: bytes, shown: str) -> None:
-    """Of a class they are refused; of a file they are shown as escapes."""
+    """In the name of a class they are refused; in the name of a file they are shown as escapes."""
     put(tmp_path, "cat/a.jpg")
     (tmp_path / "cat" / os.fsdecode(name + b".jpg")).write_bytes(b"")
     dataset = build(tmp_path)
@@ -510,6 +510,6 @@ def test_no_file_of_names(tmp_path: Path) -> None:
 
 
 def test_a_whole_picture(tmp_path: Path) -> None:
-    """Bytes are those of the file."""
+    """The bytes are the bytes of the file."""
     file = picture(tmp_path / "cat" / "a.png")
     assert build(tmp_path).images.raw([0]) == [file.read_bytes()]

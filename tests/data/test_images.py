@@ -10,14 +10,14 @@ from flora_hpc.errors import UserError
 
 
 def images(letters: str, labels: list[int] | None = None, **columns: list[Any]) -> Images:
-    """An image for each letter: its bytes, lying at `<letters>/<letter>`."""
+    """An image for each letter, with the letter as bytes and the path `<letters>/<letter>`."""
     read = {name: (lambda values=values: np.array(values)) for name, values in columns.items()}
     numbers = np.array(labels or [0] * len(letters), np.int64)
     return Images(numbers, lambda rows: [letters[row].encode() for row in rows], lambda row: f"{letters}/{letters[row]}", read)
 
 
 def stamped(parts: list[str | None]) -> Images:
-    """Joined images of which each part has that stamp, or none."""
+    """Joined images whose parts have these stamps, or None."""
 
     def part(text: str | None) -> Images:
         nothing: list[Raw] = []
@@ -121,7 +121,7 @@ def test_official_parts_stay_as_they_are() -> None:
 
 
 def test_merged_parts_are_drawn_anew() -> None:
-    """Of five images of each class, a fifth, wherever it was."""
+    """A fifth of the five images of each class, at any place."""
     dataset = assembled(images("vwxyz", [0, 0, 0, 1, 1]), [0, 0, 1, 1, 1], split="merged")
     assert sorted([*dataset.train, *dataset.test]) == list(range(10))
     assert sorted(dataset.images.labels[dataset.test]) == [0, 1]

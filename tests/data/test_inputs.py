@@ -12,7 +12,7 @@ from flora_hpc.errors import UserError
 
 
 class Counting:
-    """Ten images whose pixels are their index; notes what is read. Image 9 can be damaged."""
+    """Ten images whose pixels are their index; records the rows read. Image 9 can be damaged."""
 
     def __init__(self, damaged: bool = False) -> None:
         self.read: list[int] = []

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flora_hpc.data.images import Images, Raw
-from flora_hpc.data.look import SAMPLE, Look, look, sample
+from flora_hpc.data.look import SAMPLE, Inspection, inspect, sample
 
 
 def images(*raws: Raw) -> Images:
@@ -17,8 +17,8 @@ def images(*raws: Raw) -> Images:
     return Images(np.zeros(len(raws), np.int64), raw, lambda row: f"image {row}")
 
 
-def seen(*raws: Raw) -> Look:
-    return look(images(*raws), range(len(raws)), num_threads=2)
+def inspected(*raws: Raw) -> Inspection:
+    return inspect(images(*raws), range(len(raws)), num_threads=2)
 
 
 def stored(form: str, *frames: Image.Image, **options: Any) -> bytes:
@@ -48,52 +48,52 @@ def shades(low: int, high: int) -> np.ndarray:
     ],
 )
 def test_pictures_in_which_nothing_can_be_seen(raw: Raw, faint: bool) -> None:
-    assert seen(raw).faint == ((0,) if faint else ())
+    assert inspected(raw).faint == ((0,) if faint else ())
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_pictures_of_several_frames(form: str) -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    assert seen(stored(form, first), stored(form, first, second)).animated == (1,)
+    assert inspected(stored(form, first), stored(form, first, second)).animated == (1,)
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_a_file_that_is_cut_off_after_its_first_frame(form: str) -> None:
-    """Wherever it is cut: the look ends, and the frame that is whole is used."""
+    """For any length of the cut file: the inspection ends, and the whole frame is used."""
     rng = np.random.default_rng(0)
     frames = [Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)) for _ in range(3)]
     whole = stored(form, *frames)
     first = len(stored(form, frames[0]))
     raws = [whole[:end] for end in range(first, len(whole), max(1, (len(whole) - first) // 60))]
-    damaged = look(images(*raws), range(len(raws)), num_threads=2).damaged
+    damaged = inspect(images(*raws), range(len(raws)), num_threads=2).damaged
     assert form != "GIF" or len(damaged) < len(raws)
 
 
 def test_a_photo_with_a_preview_is_no_animation() -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    assert seen(stored("MPO", first, second)).animated == ()
+    assert inspected(stored("MPO", first, second)).animated == ()
 
 
 def test_damage_is_told_beside_the_rest_whatever_thread_meets_it() -> None:
     raws: list[Raw] = [shades(0, 200)] * 30
     raws[9], raws[29] = b"", shades(3, 4)
-    assert seen(*raws) == Look(30, {9: "it is empty"}, (29,), ())
+    assert inspected(*raws) == Inspection(30, {9: "it is empty"}, (29,), ())
 
 
 def test_sentences_name_three() -> None:
-    (faint,) = Look(2000, {}, (4, 5, 6, 7), ()).warnings(images())
+    (faint,) = Inspection(2000, {}, (4, 5, 6, 7), ()).warnings(images())
     assert faint.startswith(
         "4 of 2,000 images looked at show hardly anything, for their pixels differ by 16 of 255 levels at most, "
     )
     assert ", such as image 4, image 5, image 6; were they scaled to 0..1 " in faint
-    (frames,) = Look(5, {}, (), (0,)).warnings(images())
+    (frames,) = Inspection(5, {}, (), (0,)).warnings(images())
     assert frames == "1 of 5 images looked at have several frames or pages, such as image 0; only the first is used"
 
 
 def test_a_few_are_no_reason_to_warn() -> None:
-    assert Look(20, {}, (1, 2), (3,)).warnings(images(), 0.1) == ()
-    assert len(Look(20, {}, (1, 2, 3), (3,)).warnings(images(), 0.1)) == 1
-    assert Look().warnings(images(), 0.1) == Look().warnings(images()) == ()
+    assert Inspection(20, {}, (1, 2), (3,)).warnings(images(), 0.1) == ()
+    assert len(Inspection(20, {}, (1, 2, 3), (3,)).warnings(images(), 0.1)) == 1
+    assert Inspection().warnings(images(), 0.1) == Inspection().warnings(images()) == ()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, SAMPLE, SAMPLE + 1, 100_000])

@@ -1,4 +1,4 @@
-"""A million examples are split among up to a million clients in memory for a few numbers each."""
+"""Splitting a million examples among up to a million clients takes memory for a few numbers each."""
 
 import tracemalloc
 from pathlib import Path

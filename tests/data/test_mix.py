@@ -16,7 +16,7 @@ TRAIN = np.arange(7)
 
 
 def small(max_clients: int = 10) -> Mix:
-    """Client 0 holds classes 0 and 1, client 1 class 2, and image 1 is nobody's."""
+    """Client 0 holds classes 0 and 1, client 1 class 2, and no client holds image 1."""
     return mix_of(Partition(np.array([0, 3, 4, 2, 5, 6]), np.array([0, 4, 6])), LABELS, TRAIN, ["a", "b", "c"], max_clients)
 
 
@@ -58,7 +58,7 @@ def test_divergence_is_that_of_scipy() -> None:
 
 
 def test_clients_of_chance_are_as_far_as_chance_puts_them() -> None:
-    """Small clients differ from the whole even where all draw alike; large ones hardly do."""
+    """Small clients differ from the whole even if all draw at random; large clients hardly do."""
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 10, 10_000)
     for num_clients in (10, 500):

@@ -42,14 +42,14 @@ def test_fewer_clients_get_whole_values_the_largest_first() -> None:
 
 
 def test_values_of_one_size_are_dealt_at_random() -> None:
-    """A pair of four values is one of three; seeds reach them all."""
+    """Four values form one of three pairings; seeds reach all of them."""
     assert {tuple(split([0, 1, 2, 3], 2, seed)) for seed in range(50)} == {(0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 0)}
 
 
 @settings(deadline=None, max_examples=60)
 @given(values=st.lists(st.integers(0, 12), min_size=1, max_size=80), num_clients=st.integers(1, 13), seed=st.integers(0, 2**32))
 def test_values_stay_whole_and_clients_balanced(values: list[int], num_clients: int, seed: int) -> None:
-    """Whoever has the most had, before its smallest value came, no more than the client that has the fewest now."""
+    """Without its smallest value, the largest client has no more than the smallest client."""
     num_clients = min(num_clients, len(set(values)))
     clients = np.array(split(values, num_clients, seed))
     loads = np.bincount(clients)
@@ -89,7 +89,7 @@ def test_a_client_draws_from_one_value_weighted_by_size() -> None:
 
 
 def test_a_client_goes_on_to_another_value_when_one_has_too_few() -> None:
-    """12 of values of 5 each: two whole ones and two of a third."""
+    """12 examples of values of 5 each: two whole values and two examples of a third."""
     values = np.repeat(np.arange(6), 5)
     partitioner = build(values)
     for client in range(20):

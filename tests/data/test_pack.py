@@ -42,7 +42,7 @@ def raws(dataset: Dataset) -> list[Any]:
 
 
 def same(packed: Dataset, dataset: Dataset) -> None:
-    """Everything but where the images lie; training rows come first, then test rows."""
+    """Everything but the places of the images; training rows come first, then test rows."""
     rows = np.concatenate([dataset.train, dataset.test])
     assert (packed.name, packed.class_names, packed.wordings) == (dataset.name, dataset.class_names, dataset.wordings)
     assert packed.captions == dataset.captions
@@ -71,7 +71,7 @@ def left(path: Path) -> list[str]:
 @pytest.mark.parametrize("pixels", [COLOUR, COLOUR[:, :, :, :1], COLOUR[:, :, :, 0]], ids=["colour", "one channel", "gray"])
 def test_pixels_of_one_shape_stay_pixels(path: Path, pixels: Any) -> None:
     packed = pack(animals(list(pixels)), path)
-    assert (packed.num_train, packed.num_test, packed.encoding, packed.damaged, packed.without) == (3, 3, "raw", (), ())
+    assert (packed.num_train, packed.num_test, packed.encoding, packed.damaged, packed.dropped_columns) == (3, 3, "raw", (), ())
     same(load(path), animals(list(pixels)))
     assert left(path) == ["packed.h5"]
 
@@ -100,7 +100,7 @@ def test_files_of_one_other_format(path: Path) -> None:
 )
 @pytest.mark.parametrize("block", [1, 128])
 def test_pixels_of_several_shapes_become_png(path: Path, odd: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which keeps them: also where the odd one is met last, in a block of its own or not."""
+    """PNG keeps the pixels, also if the image of another shape is the last, in its own block or not."""
     monkeypatch.setattr(module, "BLOCK", block)
     stored = [*COLOUR[:3], odd, *COLOUR[4:]]
     assert pack(animals(stored), path).encoding == "png"
@@ -137,15 +137,15 @@ def test_other_columns_are_left_out_and_told(path: Path) -> None:
         "": LABELS,
         "n": LABELS,
     }
-    assert pack(animals(list(COLOUR), **other), path).without == ("", "a/b", "half", "labels", "nul", "pair")
+    assert pack(animals(list(COLOUR), **other), path).dropped_columns == ("", "a/b", "half", "labels", "nul", "pair")
     assert sorted(load(path).images.columns) == ["n"]
 
 
 def test_many_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are read in blocks, each once, and every row is told of."""
+    """Rows are read in blocks, each once, and `progress` counts every row."""
     monkeypatch.setattr(module, "BLOCK", 2)
     read: list[list[int]] = []
-    told: list[tuple[int, int]] = []
+    steps: list[tuple[int, int]] = []
     stored = [file(pixels, "PNG") for pixels in COLOUR]
     dataset = animals(stored)
 
@@ -154,10 +154,10 @@ def test_many_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return [stored[row] for row in rows]
 
     watched = Images(dataset.images.labels, raw, str)
-    told_of = Dataset("zoo", dataset.class_names, dataset.wordings, dataset.captions, watched, dataset.train, dataset.test)
-    pack(told_of, path, progress=lambda done, total: told.append((done, total)), num_threads=2)
+    watched_dataset = Dataset("zoo", dataset.class_names, dataset.wordings, dataset.captions, watched, dataset.train, dataset.test)
+    pack(watched_dataset, path, progress=lambda done, total: steps.append((done, total)), num_threads=2)
     assert read == [[4], [4, 0], [2], [5, 1], [3]]  # the first one tells what kind of images they are
-    assert told == [(2, 6), (3, 6), (5, 6), (6, 6)]
+    assert steps == [(2, 6), (3, 6), (5, 6), (6, 6)]
     same(load(path), dataset)
 
 
@@ -168,7 +168,7 @@ def test_the_same_images_give_the_same_file(path: Path) -> None:
 
 
 def test_chunks_hold_about_a_megabyte(path: Path) -> None:
-    """Of 100 x 100 x 3 bytes, 34 images; of tiny ones, 256."""
+    """34 images of 100 x 100 x 3 bytes; 256 tiny images."""
     large = np.zeros((6, 100, 100, 3), np.uint8)
     pack(animals(list(large)), path)
     pack(animals(list(COLOUR)), path.with_name("tiny.h5"))
@@ -189,7 +189,7 @@ def test_digits(path: Path) -> None:
 
 
 def test_a_packed_file_packed_again(path: Path) -> None:
-    """Also onto itself."""
+    """The output may replace its own input."""
     pack(animals(list(COLOUR)), path)
     before = path.read_bytes()
     pack(load(path), path, replace=True)
@@ -207,7 +207,7 @@ def test_an_image_folder(path: Path, tmp_path: Path) -> None:
 
 
 def test_pairs_are_refused(path: Path, tmp_path: Path) -> None:
-    """As a dataset of classes they would be trained and tested otherwise."""
+    """As a dataset of classes, pairs would be trained and tested in another way."""
     (tmp_path / "1.png").write_bytes(file(COLOUR[0], "PNG"))
     (tmp_path / "2.png").write_bytes(file(COLOUR[1], "PNG"))
     (tmp_path / "pairs.csv").write_text("image,caption\n1.png,one\n2.png,two\n")
@@ -218,7 +218,7 @@ def test_pairs_are_refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_names_of_many_classes(path: Path) -> None:
-    """Far more than the 64 kB that an attribute of HDF5 may have where it is not of variable length."""
+    """More than 64 kB, the limit of an HDF5 attribute without variable length."""
     names = tuple(f"the caption with number {i}" for i in range(20_000))
     images = animals(list(COLOUR)).images
     pack(Dataset("zoo", names, names, names, images, np.array([0, 1]), np.array([2])), path)
@@ -272,7 +272,7 @@ def test_damaged_images_are_refused_together(path: Path) -> None:
 
 
 def test_only_ten_of_them_are_named(path: Path) -> None:
-    """Of 13, all of them for training but one."""
+    """13 images, all but one for training."""
     images = Images(np.zeros(14, np.int64), lambda rows: [COLOUR[0] if row == 13 else b"" for row in rows], str)
     with pytest.raises(UserError) as caught:
         pack(Dataset("x", ("a",), ("a",), ("a",), images, np.arange(12), np.array([12, 13])), path)

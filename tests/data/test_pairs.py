@@ -26,7 +26,7 @@ def mistake(path: Path, **options: object) -> str:
 
 
 def table(path: Path, text: str | bytes) -> Path:
-    """A file of pairs beside images a.jpg to j.jpg, each of which holds its own name."""
+    """A file of pairs beside images a.jpg to j.jpg; the content of each image is its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     for letter in "abcdefghij":
@@ -35,7 +35,7 @@ def table(path: Path, text: str | bytes) -> Path:
 
 
 def shard(path: Path, **members: str | bytes) -> Path:
-    """A .tar of members, `__` in whose names stands for a dot."""
+    """A .tar of members; `__` in their names stands for a dot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
@@ -115,7 +115,7 @@ def test_row_numbers_as_pandas_writes_them_are_no_column(tmp_path: Path) -> None
 
 
 def test_columns_of_json_keep_their_kind(tmp_path: Path) -> None:
-    """`list` and `maybe` are not of one word on every line."""
+    """`list` and `maybe` do not have one plain value on every line."""
     rows = [
         {"image": "a.jpg", "caption": "x", "n": 1, "size": 1, "good": True, "who": "anna", "mixed": 1, "list": [1], "maybe": 1},
         {"image": "b.jpg", "caption": "y", "n": 2, "size": 0.5, "good": False, "who": "bert", "mixed": "b", "list": [2]},
@@ -134,7 +134,7 @@ def test_columns_of_json_keep_their_kind(tmp_path: Path) -> None:
 
 
 def test_very_long_cells(tmp_path: Path) -> None:
-    """csv refuses more than 131,072 characters by itself; its setting is left as it was."""
+    """csv refuses more than 131,072 characters by default; its setting is restored."""
     import csv
 
     before = csv.field_size_limit()
@@ -168,7 +168,7 @@ def test_the_stamp_changes_with_the_table_and_with_an_image(tmp_path: Path) -> N
 
 
 def test_test_images_are_drawn_over_all_pairs(tmp_path: Path) -> None:
-    """Every caption is its own class, of which none would be drawn."""
+    """Every caption is a class of one image, so drawing by class would draw none."""
     rows = "".join(f"{letter}.jpg,caption {letter}\n" for letter in "abcdefghij")
     dataset = build(table(tmp_path / "p.csv", "image,caption\n" + rows), test_fraction=0.3)
     assert len(dataset.test) == 3
@@ -222,7 +222,7 @@ def test_a_shard(tmp_path: Path) -> None:
 
 
 def test_a_members_key_ends_at_its_first_dot(tmp_path: Path) -> None:
-    """Other members of a sample, hidden ones and folders are no images."""
+    """Other members of a sample, hidden members and folders are no images."""
     path = tmp_path / "s.tar"
     shard(
         path,
@@ -278,10 +278,10 @@ def test_a_lost_shard_is_told_in_its_place(tmp_path: Path) -> None:
         shard(tmp_path / f"{i}.tar", a__jpg=f"{i}", a__txt="x", b__jpg=f"b{i}", b__txt="y")
     dataset = build(tmp_path)
     (tmp_path / "0.tar").unlink()
-    found = dataset.images.raw([2, 0, 3, 1])
-    assert (found[0], found[2]) == (b"1", b"b1")
-    assert isinstance(found[1], FileNotFoundError)
-    assert isinstance(found[3], FileNotFoundError)
+    raws = dataset.images.raw([2, 0, 3, 1])
+    assert (raws[0], raws[2]) == (b"1", b"b1")
+    assert isinstance(raws[1], FileNotFoundError)
+    assert isinstance(raws[3], FileNotFoundError)
 
 
 # --- mistakes
@@ -389,7 +389,7 @@ def test_a_compressed_shard(tmp_path: Path) -> None:
 
 
 def test_an_image_by_two_paths_is_one_image(tmp_path: Path) -> None:
-    """Otherwise it could be trained on and tested."""
+    """Otherwise an image could be in both parts."""
     lines = [f"{way}{i}.png,caption {way}{i}" for i in range(10) for way in ("", f"../{tmp_path.name}/")]
     for i in range(10):
         PIL.Image.new("L", (2, 2), i).save(tmp_path / f"{i}.png")

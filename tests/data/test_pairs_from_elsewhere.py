@@ -1,4 +1,4 @@
-"""Tables and shards from elsewhere: what can only mean one thing is read, the rest ends in one sentence."""
+"""Tables and shards of other tools: unambiguous ones are read, the others give one sentence."""
 
 import io
 import json
@@ -184,7 +184,7 @@ def test_members_that_mean_nothing(tmp_path: Path, about: bytes, expected: str) 
 
 
 def test_a_damaged_header_does_not_end_a_shard_in_silence(tmp_path: Path) -> None:
-    """tarfile takes it for the end, so that all samples after it would be lost."""
+    """tarfile takes a broken header for the end, so all samples after it would be lost."""
     path = shard(tmp_path / "s.tar", {f"{key}{end}": b"x" for key in "abc" for end in (".jpg", ".txt")})
     content = bytearray(path.read_bytes())
     content[2 * 1024 + 100 : 2 * 1024 + 110] = b"\xff" * 10  # within the header of the third member

@@ -26,8 +26,8 @@ def build(labels: npt.ArrayLike, per_client: int, shots: int | None = None) -> P
 def table(labels: npt.ArrayLike, clients: Ints, num_clients: int) -> Ints:
     """Examples (num_clients, num_classes) of each client and class."""
     result = np.zeros((num_clients, int(np.max(labels)) + 1), np.int64)
-    held = clients >= 0
-    np.add.at(result, (clients[held], np.asarray(labels)[held]), 1)
+    is_held = clients >= 0
+    np.add.at(result, (clients[is_held], np.asarray(labels)[is_held]), 1)
     return result
 
 
@@ -72,7 +72,7 @@ def test_a_small_class_has_fewer_holders() -> None:
 def test_exactly_so_many_classes_or_a_refusal_whose_cure_works(
     labels: list[int], num_clients: int, per_client: int, shots: int | None, seed: int
 ) -> None:
-    """A split is refused where and only where no split exists, which is told from the counting condition of Gale and Ryser."""
+    """A split is refused if and only if none exists, by the counting condition of Gale and Ryser."""
     num_classes, sizes = len(set(labels)), np.bincount(labels) // (shots or 1)
     if per_client > num_classes:
         with pytest.raises(UserError, match=rf"classes_per_client: {per_client} classes .* lower it to {num_classes} at most"):
@@ -107,12 +107,12 @@ def test_exactly_so_many_classes_or_a_refusal_whose_cure_works(
 def test_any_classes_may_meet_at_a_client(num_classes: int, per_client: int) -> None:
     """Each pair of classes at as many of 3000 clients as any other. It is at a client with probability p = c (c - 1) / C (C - 1),
     so at 3000 p +- sqrt(3000 p (1 - p)) of independent clients; equal numbers of holders only make it more even."""
-    held = choose(np.full(num_classes, 3000), 3000, per_client, np.random.default_rng(0))
+    client_classes = choose(np.full(num_classes, 3000), 3000, per_client, np.random.default_rng(0))
     p = per_client * (per_client - 1) / (num_classes * (num_classes - 1))
     together = np.zeros((num_classes, num_classes))
     for column in range(per_client):
         for other in range(per_client):
-            np.add.at(together, (held[:, column], held[:, other]), 1)
+            np.add.at(together, (client_classes[:, column], client_classes[:, other]), 1)
     pairs = together[~np.eye(num_classes, dtype=bool)]
     np.testing.assert_allclose(pairs, 3000 * p, atol=5 * np.sqrt(3000 * p * (1 - p)))
 
@@ -122,8 +122,8 @@ def test_no_client_is_favoured() -> None:
     labels = np.arange(53) % 5
     partitioner = build(labels, 1)
     tables = np.array([table(labels, partitioner.split(7, np.random.default_rng(seed)), 7) for seed in range(600)])
-    held = (tables[:, :, 0] > 0).sum(0)
-    np.testing.assert_allclose(held, held.mean(), atol=5 * np.sqrt(600 * 0.2 * 0.8))
+    num_held = (tables[:, :, 0] > 0).sum(0)
+    np.testing.assert_allclose(num_held, num_held.mean(), atol=5 * np.sqrt(600 * 0.2 * 0.8))
     sizes = tables.sum(2)
     np.testing.assert_allclose(sizes.mean(0), 53 / 7, atol=5 * sizes.std() / np.sqrt(600))
 
@@ -149,7 +149,7 @@ def test_draw_takes_as_many_classes_evenly() -> None:
 
 
 def test_draw_takes_all_classes_alike() -> None:
-    """400 clients with one of four classes: 100 +- sqrt(400 x 1/4 x 3/4) for each, however large they are."""
+    """400 clients with one of four classes of any size: 100 +- sqrt(400 x 1/4 x 3/4) clients for each."""
     labels = np.repeat([0, 1, 2, 3], [20, 50, 100, 1000])
     partitioner = build(labels, 1)
     picked = [labels[partitioner.draw(5, np.random.default_rng(client))[0]] for client in range(400)]
@@ -157,7 +157,7 @@ def test_draw_takes_all_classes_alike() -> None:
 
 
 def test_draw_goes_on_to_other_classes_only_when_its_own_have_too_few() -> None:
-    """Two classes of 10 for 25 examples: both whole, and 5 of a third. For 12 of a class of 4 and one of 10: 4 and 8."""
+    """25 examples from two classes of 10: both whole, and 5 of a third. 12 from classes of 4 and 10: 4 and 8."""
     labels = np.arange(50) % 5
     counts = np.bincount(labels[build(labels, 2).draw(25, np.random.default_rng(0))], minlength=5)
     assert sorted(counts.tolist()) == [0, 0, 5, 10, 10]
@@ -181,7 +181,7 @@ def test_more_classes_for_a_client_than_there_are() -> None:
 
 
 def test_classes_without_a_holder() -> None:
-    """Three clients with two classes each hold six of ten; five hold all, and so do three with four each."""
+    """Three clients with two classes each hold six of ten classes; five clients, or four classes each, hold all."""
     assert message(np.arange(100) % 10, 3, 2) == (
         "partition.num_clients: 3 clients with 2 classes each cannot hold all 10 classes; raise it to 5 at least, "
         "or partition.classes_per_client to 4"

@@ -1,4 +1,4 @@
-"""How much sizes differ: as the shares of Dir(beta, ..., beta), and as Gamma variables in a population."""
+"""Sizes of clients are distributed as Dir(beta, ..., beta) in a split, and as Gamma variables in a population."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_split_gives_sizes_as_unequal_as_beta_says(beta: float) -> None:
 
 
 def test_split_mixes_classes_alike() -> None:
-    """Of a client with n examples, n/10 are of each class, within five standard deviations sqrt(0.09 n)."""
+    """A client with n examples has n/10 of each class, within five standard deviations sqrt(0.09 n)."""
     labels = np.arange(20_000) % 10
     clients = build(5.0, 20_000).split(5, np.random.default_rng(0))
     sizes = np.bincount(clients)
@@ -74,7 +74,7 @@ def test_sizes_of_a_population_are_as_unequal_as_beta_says(beta: float) -> None:
 
 
 def test_sizes_of_a_population_stay_within_the_least_and_all() -> None:
-    """At beta 0.01 most of the clients have next to nothing, and some would have more than there is."""
+    """At beta 0.01 most clients have nearly no examples, and some would have more than exist."""
     size = build(0.01, 50, min_examples=3).size
     assert size is not None
     sizes = [size(20, np.random.default_rng(client)) for client in range(500)]

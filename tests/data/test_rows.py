@@ -25,19 +25,19 @@ HOLDERS = Partition(np.array([2, 0, 4]), np.array([0, 2, 3]))  # client 0 holds 
 
 
 def test_clients_in_their_order_then_nobodys_then_test_images() -> None:
-    found = table(dataset(), HOLDERS)
-    assert found.client.tolist() == [0, 0, 1, NOBODY, NOBODY, NOBODY]
-    assert found.row.tolist() == [2, 0, 4, 1, 3, 5]
-    assert found.split.tolist() == ["train"] * 4 + ["test"] * 2
-    assert found.label.tolist() == [0, 0, 1, 1, 1, 0]
-    assert found.place is not None
-    assert found.place.tolist() == [PLACES[row] for row in found.row]
+    result = table(dataset(), HOLDERS)
+    assert result.client.tolist() == [0, 0, 1, NOBODY, NOBODY, NOBODY]
+    assert result.row.tolist() == [2, 0, 4, 1, 3, 5]
+    assert result.split.tolist() == ["train"] * 4 + ["test"] * 2
+    assert result.label.tolist() == [0, 0, 1, 1, 1, 0]
+    assert result.place is not None
+    assert result.place.tolist() == [PLACES[row] for row in result.row]
 
 
 def test_the_first_clients_alone() -> None:
-    """What the others hold is not nobody's."""
-    found = table(dataset(), HOLDERS, 1)
-    assert (found.client.tolist(), found.row.tolist()) == ([0, 0, NOBODY, NOBODY], [2, 0, 3, 5])
+    """Images of clients that are not in the table are not listed as unassigned."""
+    result = table(dataset(), HOLDERS, 1)
+    assert (result.client.tolist(), result.row.tolist()) == ([0, 0, NOBODY, NOBODY], [2, 0, 3, 5])
     assert table(dataset(), HOLDERS, 99).row.tolist() == table(dataset(), HOLDERS).row.tolist()
 
 
@@ -72,9 +72,9 @@ def population(num_clients: int) -> Population:
 
 
 def test_clients_that_draw_their_own_images() -> None:
-    found = table(dataset(), population(3))
-    assert found.client[:6].tolist() == [0, 0, 1, 1, 2, 2]
-    assert found.row[:2].tolist() == population(3).examples(0).tolist()
+    result = table(dataset(), population(3))
+    assert result.client[:6].tolist() == [0, 0, 1, 1, 2, 2]
+    assert result.row[:2].tolist() == population(3).examples(0).tolist()
 
 
 def test_too_many_clients_are_refused_with_a_number_that_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_too_many_clients_are_refused_with_a_number_that_would_do(monkeypatch: p
 
 
 def test_a_file_that_is_there_survives(tmp_path: Path) -> None:
-    """It may be the dataset's own table."""
+    """The existing file may be the table of the dataset itself."""
     (tmp_path / "a.csv").write_text("image,caption\n")
     with pytest.raises(UserError, match=r"^--rows: .*/a\.csv exists already; give another name, or --replace$"):
         check(tmp_path / "a.csv")

@@ -28,7 +28,7 @@ def fill(store: Store, *numbers: int, values: torch.Tensor = VALUES) -> None:
 
 
 def everything(store: Store) -> list[str]:
-    """All files but those that the store is made of."""
+    """Paths of all files of the store."""
     return sorted(str(path.relative_to(store.folder)) for path in store.folder.rglob("*") if path.is_file())
 
 
@@ -36,12 +36,12 @@ def everything(store: Store) -> list[str]:
 def test_blocks_become_features(store: Store, dtype: torch.dtype) -> None:
     fill(store, 2, 0, 1, values=VALUES.to(dtype))
     store.complete("key", SIZES, FACTS)
-    found = store.find("key", 5)
-    assert found is not None
-    assert found.values.dtype == dtype
-    assert found.values.equal(VALUES.to(dtype))
-    assert found.damaged == {4: "it is empty"}
-    assert found.facts["dataset"] == "numbers"
+    stored = store.find("key", 5)
+    assert stored is not None
+    assert stored.values.dtype == dtype
+    assert stored.values.equal(VALUES.to(dtype))
+    assert stored.damaged == {4: "it is empty"}
+    assert stored.facts["dataset"] == "numbers"
     assert everything(store) == ["features/key.safetensors"]
 
 
@@ -59,11 +59,11 @@ def test_features_are_mapped_and_not_read(store: Store) -> None:
     large = torch.zeros(4096, 512)  # 8 MiB
     store.add_block("large", 0, large, {})
     store.complete("large", [4096], FACTS)
-    found = store.find("large", 4096)
-    assert found is not None
+    stored = store.find("large", 4096)
+    assert stored is not None
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "large.safetensors" in line]
     assert mapped, "the file must be part of the address space"
-    assert float(found.values.sum()) == 0
+    assert float(stored.values.sum()) == 0
 
 
 def test_nothing_is_there_before_all_blocks_are(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_one_wrong_bit_is_found_by_a_check(store: Store) -> None:
 
 
 def test_two_jobs_at_once(store: Store) -> None:
-    """Each adds all blocks and completes them, again and again: whoever comes last finds the work done."""
+    """Each thread adds all blocks and completes them, repeatedly; the last one finds complete features."""
     failures: list[BaseException] = []
 
     def job() -> None:
@@ -131,9 +131,9 @@ def test_two_jobs_at_once(store: Store) -> None:
                 for block, values in enumerate(VALUES.split(SIZES)):
                     store.add_block(key, block, values, {})
                 store.complete(key, SIZES, FACTS)
-                found = store.find(key, 5)
-                assert found is not None
-                assert found.values.equal(VALUES)
+                stored = store.find(key, 5)
+                assert stored is not None
+                assert stored.values.equal(VALUES)
         except BaseException as error:
             failures.append(error)
 
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_who_only_reads_makes_nothing(tmp_path: Path) -> None:
-    """Features that a colleague has computed are of use to everybody who may read them."""
+    """Users without the right to write can use the features of a colleague."""
     store = Store(tmp_path / "nowhere")
     assert store.find("key", 5) is None
     assert store.digest("stamp") == ""
@@ -185,15 +185,15 @@ def test_who_only_reads_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_blocks_of_another_device_or_version_are_not_joined(store: Store) -> None:
-    """Their last bits may differ, and the facts of the file would be wrong."""
+    """The last bits may differ, and the facts in the file would be wrong."""
     fill(store, 0, 1)
     other = Store(store.folder, "a GPU")
     assert other.blocks("key", SIZES) == set()
     fill(other, 0, 1, 2, values=-VALUES)
     other.complete("key", SIZES, FACTS)
-    found = store.find("key", 5)
-    assert found is not None
-    assert found.values.equal(-VALUES)
+    stored = store.find("key", 5)
+    assert stored is not None
+    assert stored.values.equal(-VALUES)
 
 
 def test_blocks_that_a_job_left_when_it_was_killed_at_its_end_go_with_the_next_look(store: Store) -> None:
@@ -248,20 +248,20 @@ def test_features_that_are_removed_stay_with_who_has_mapped_them(store: Store) -
     fill(store, 0, 1, 2)
     store.complete("key", SIZES, FACTS)
     store.add_block("unfinished", 0, VALUES[:2], {})
-    found = store.find("key", 5)
-    assert found is not None
+    stored = store.find("key", 5)
+    assert stored is not None
     for entry in store.entries():
         stores.remove(entry)
     assert everything(store) == []
     assert store.entries() == []
-    assert found.values.equal(VALUES)
+    assert stored.values.equal(VALUES)
 
 
 def test_facts_survive_odd_texts(store: Store) -> None:
     store.add_block("key", 0, VALUES, {1: 'broken "ünicode" \n'})
     store.complete("key", [5], {"dataset": "naïve {}"})
-    found = store.find("key", 5)
-    assert found is not None
-    assert found.damaged == {1: 'broken "ünicode" \n'}
-    assert found.facts["dataset"] == "naïve {}"
-    assert json.loads(found.facts["damaged"])
+    stored = store.find("key", 5)
+    assert stored is not None
+    assert stored.damaged == {1: 'broken "ünicode" \n'}
+    assert stored.facts["dataset"] == "naïve {}"
+    assert json.loads(stored.facts["damaged"])

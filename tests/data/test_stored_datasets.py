@@ -1,4 +1,4 @@
-"""Datasets on disk, each read through torchvision's own loader (or ours) from a miniature of its real layout."""
+"""Datasets on disk: torchvision's loader, or this project's, reads a miniature of the real layout."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ Lay = Callable[[str], Path]
 
 @pytest.fixture
 def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lay:
-    """Lays a miniature out and gives the root."""
+    """Write a miniature; returns its root."""
 
     def make(name: str) -> Path:
         miniatures.write(name, tmp_path / "root", monkeypatch)
@@ -79,7 +79,7 @@ def test_merged_parts_are_all_images_each_once_with_test_images_of_every_class(n
 
 @pytest.mark.parametrize("name", miniatures.NO_SPLIT)
 def test_without_an_official_split_test_images_are_drawn(name: str, lay: Lay) -> None:
-    """A fifth of three, four and three images is one each."""
+    """A fifth of three, four and three images is one image each."""
     dataset = build(name, root=lay(name))
     assert sorted(label for label, _ in pairs(dataset, dataset.test)) == [0, 1, 2]
     assert len(dataset.train) == 7
@@ -193,7 +193,7 @@ def test_each_thing_that_can_be_missing_is_named_with_the_cure(name: str, need: 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_class_too_few_is_refused(name: str, lay: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The labels of the classes behind it would be wrong."""
+    """The labels of all later classes would be wrong."""
     root = lay(name)
     facts = CATALOG[name]
     object.__setattr__(facts, "num_classes", facts.num_classes + 1)
@@ -272,7 +272,7 @@ def test_the_other_file_of_fer2013(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["pets", "caltech101"])
 def test_what_torchvision_keeps_to_itself_is_what_it_reads(name: str, lay: Lay) -> None:
-    """Our lists of files against its own images, one by one."""
+    """The listed files equal torchvision's images, one by one."""
     root, facts = lay(name), CATALOG[name]
     for part in (*facts.train, *facts.test):
         theirs = _torchvision.load(facts, root, part)

@@ -23,7 +23,7 @@ def test_training_images_that_are_all_the_same() -> None:
 
 
 def test_images_that_differ_in_a_bit() -> None:
-    """Also in the order of their numbers, and in one of many blocks."""
+    """Also for the same numbers in another order, and in one of many blocks."""
     step = np.nextafter(np.float32(1), np.float32(2))
     features = torch.tensor([[1.0, 2], [2, 1], [3, 3], [float(step), 2], [1, 3]])
     assert warnings(ROWS, features) == []

@@ -1,4 +1,4 @@
-"""Sources of labelled images: a file each, and torchvision's in one table."""
+"""Datasets of labelled images: one file each, and one table for the datasets of torchvision."""
 
 from flora_hpc.data.datasets import _torchvision
 

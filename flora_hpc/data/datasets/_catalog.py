@@ -1,7 +1,7 @@
-"""What is known of the datasets that lie on disk: one row for each, in the words and numbers of their authors and of torchvision.
+"""A card for each dataset that is read from disk: names, sizes and addresses, as the authors and torchvision state them.
 
-Training images are all that are not for testing: where a set has official validation images, they train ("trainval"), as is usual
-with CLIP. Captions are those of CLIP's and FLoRA's authors. Sizes of downloads are approximate.
+All images that are not for testing are training images, official validation images included ("trainval"), as is usual with CLIP.
+The captions come from the authors of CLIP and FLoRA. Sizes of downloads are approximate.
 """
 
 from collections.abc import Mapping
@@ -22,31 +22,31 @@ class Archive:
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """A dataset: what it shows, how large it is, where it is had, and where it lies below the root."""
+    """A dataset: its content, its size, its source, and its files below the root."""
 
     name: str
     about: str  # one line
     caption: str  # {} stands for the wording of a class
     num_classes: int
-    train: Mapping[str, int]  # official parts that train, as torchvision calls them, and their numbers of images
-    test: Mapping[str, int]  # likewise those that test; none: there is no official split
+    train: Mapping[str, int]  # official training parts, by torchvision's names, and their numbers of images
+    test: Mapping[str, int]  # official test parts, likewise; empty: there is no official split
     download_bytes: int  # all archives together, approximate
-    terms: str  # licence or terms of use, as far as they are stated
-    needs: tuple[str, ...]  # what must lie below the root; "a or b" where either will do
+    terms: str  # licence or terms of use, if stated
+    needs: tuple[str, ...]  # paths that must exist below the root; "a or b" where either suffices
     archives: tuple[Archive, ...] = ()
-    by_hand: str = ""  # where no archive can be downloaded: how to get it, in one sentence; {root} stands for the root
-    torchvision: str = ""  # torchvision's class; none: a reader of our own
-    class_names: tuple[str, ...] = ()  # where neither the disk nor torchvision has names
+    by_hand: str = ""  # if no archive can be downloaded: how to get the files, in one sentence; {root} stands for the root
+    torchvision: str = ""  # torchvision's class; empty: this project reads the files
+    class_names: tuple[str, ...] = ()  # if neither the files nor torchvision have names
     wording: Wording = field(default=_wordings.spaced)
 
     @property
     def num_images(self) -> int:
-        """Of all parts."""
+        """Number of images of all parts."""
         return sum(self.train.values()) + sum(self.test.values())
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """That read the set, beside those that every installation has: scipy reads MATLAB's files."""
+        """Extra packages that read the dataset: scipy reads MATLAB's files."""
         return ("scipy",) if any(need.endswith(".mat") for need in self.needs) else ()
 
 
@@ -59,7 +59,7 @@ _FMNIST = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data/"
 _OPENAI = "https://openaipublic.azureedge.net/clip/data/"
 
-_ROWS = (
+_CARDS = (
     DatasetCard(
         name="fmnist",
         about="Fashion-MNIST: 70,000 gray pictures of clothes, 28 x 28 pixels, 10 kinds.",
@@ -326,4 +326,4 @@ _ROWS = (
     ),
 )
 
-CATALOG: Mapping[str, DatasetCard] = {facts.name: facts for facts in _ROWS}
+CATALOG: Mapping[str, DatasetCard] = {card.name: card for card in _CARDS}

@@ -1,4 +1,4 @@
-"""Countries by their ISO 3166 codes of two letters, in the short English form that people use; XK is Kosovo's usual code."""
+"""Short English names of countries by ISO 3166 code of two letters; XK is the usual code of Kosovo."""
 
 _TABLE = """
 AD Andorra | AE United Arab Emirates | AF Afghanistan | AG Antigua and Barbuda | AI Anguilla | AL Albania | AM Armenia | AO Angola

@@ -1,4 +1,4 @@
-"""What datasets made of image files share: which files are images, and their bytes."""
+"""Read image files and columns: helpers of all datasets that consist of image files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 from flora_hpc.data.images import Column
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
-IMAGE_SUFFIXES = (*SUFFIXES, ".gif", ".jfif", ".jpe", ".tga")  # a file that ends so and is no image is a damaged image
+IMAGE_SUFFIXES = (*SUFFIXES, ".gif", ".jfif", ".jpe", ".tga")  # a file with such a suffix that is no image is a damaged image
 
 
 def read(path: Path) -> bytes | OSError:
-    """A file's bytes, or why it cannot be read."""
+    """The bytes of a file, or the error of reading it."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -20,7 +20,7 @@ def read(path: Path) -> bytes | OSError:
 
 
 def columns(rows: Sequence[Mapping[str, object]]) -> dict[str, Column]:
-    """What every row says in one word, by name: numbers as int64 or float64, truths as bool, anything else as text."""
+    """Columns from rows, for keys with a plain value in every row: int64, float64 or bool, and text for anything else."""
     result: dict[str, Column] = {}
     for name in filter(None, rows[0] if rows else ()):  # pandas writes row numbers into a column without a name
         values = [row.get(name) for row in rows]

@@ -1,4 +1,4 @@
-"""HDF5's filters: which one a dataset needs that is not installed here."""
+"""Find an HDF5 filter that a dataset needs and that is not installed here."""
 
 from contextlib import suppress
 
@@ -18,11 +18,11 @@ NAMES = {
     32024: "SZ3",
     32026: "Blosc2",
     32028: "SPERR",
-}  # of the HDF Group's list of registered filters
+}  # from the HDF Group's list of registered filters
 
 
 def missing_filter(dataset: h5py.Dataset) -> str | None:
-    """The filter that is missing and its cure, in one clause; None when every chunk can be decoded. Nothing is decoded."""
+    """The missing filter and its cure, in one clause; None if every chunk can be decoded. Decodes nothing."""
     settings = dataset.id.get_create_plist()
     for place in range(settings.get_nfilters()):
         number = settings.get_filter(place)[0]
@@ -38,12 +38,13 @@ def missing_filter(dataset: h5py.Dataset) -> str | None:
 
 
 def _available(number: int) -> bool:
+    """Whether a filter is installed, hdf5plugin's included."""
     if not h5py.h5z.filter_avail(number):
-        with suppress(Exception):  # importing it registers its filters; built for another HDF5 it may raise anything
+        with suppress(Exception):  # the import registers its filters; if built for another HDF5, it may raise anything
             import hdf5plugin  # noqa: F401
     return bool(h5py.h5z.filter_avail(number))
 
 
 def _used(dataset: h5py.Dataset, place: int) -> bool:
-    """Whether a chunk went through the filter: an optional one is left out where a writer did not have it."""
+    """Whether a chunk went through the filter: a writer without an optional filter skips it."""
     return bool(dataset.id.chunk_iter(lambda chunk: None if chunk.filter_mask >> place & 1 else True))

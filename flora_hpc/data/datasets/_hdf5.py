@@ -1,4 +1,4 @@
-"""Objects of an HDF5 file from elsewhere, checked before they are used: kind, filters, and whether they were written."""
+"""Read objects of a user's HDF5 file. Each is checked before use: its kind, its filters, and whether it was written."""
 
 import json
 import math
@@ -26,27 +26,27 @@ NEEDS = (
 
 @dataclass(frozen=True)
 class Reader:
-    """An open HDF5 file. Every access either gives what it should or raises UserError with the file, the place and the cure."""
+    """An open HDF5 file. Every method gives a checked value, or raises UserError with file, object and cure."""
 
     path: Path
     file: h5py.File
 
     @classmethod
     def open(cls, path: Path) -> "Reader":
-        """Open a file for reading, without a lock: nobody may write it meanwhile, and some file systems have none."""
+        """Open a file for reading, without a lock, which some file systems lack. Nobody may write the file meanwhile."""
         path = file_at("data.path", path, "*.h5")
         try:
             return cls(path, h5py.File(path, "r", locking=False))
-        except Exception as error:  # HDF5 lets anything through on broken files
+        except Exception as error:  # h5py raises anything on broken files
             raise UserError(f"data.path: {path} is not an HDF5 file that can be read ({_why_closed(path, error)}") from None
 
     def mistake(self, text: str) -> UserError:
-        """The error that names this file."""
+        """A UserError that names this file."""
         return UserError(f"data.path: {self.path}: {text}")
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
-        """Turn whatever HDF5 raises on broken files into a UserError."""
+        """Turn any error of h5py, while it reads `what`, into a UserError."""
         try:
             yield
         except UserError:
@@ -55,7 +55,7 @@ class Reader:
             raise self.mistake(f"{what} cannot be read ({reason(error)}); write or fetch the file again") from None
 
     def require(self, objects: tuple[str, ...], attributes: tuple[str, ...]) -> None:
-        """Raise UserError, naming all that is missing."""
+        """Raise UserError, with all missing names, unless the file has these objects and attributes."""
         with self.reading("the list of its objects"):
             missing = [name for name in objects if self._link(name) is None]
             missing += [f"attribute {name}" for name in attributes if name not in self.file.attrs]
@@ -63,17 +63,17 @@ class Reader:
             raise UserError(f"data.path: {self.path} lacks {', '.join(missing)}; {NEEDS}")
 
     def _link(self, name: str) -> Any:
-        """The first link on the way to an object that leads nowhere, or the last one; None where there is none at all."""
-        link, at = None, ""
+        """The first broken link in the path of an object, else its last link; None where a link is missing."""
+        link, path = None, ""
         for part in name.split("/"):
-            at = f"{at}/{part}"
-            link = self.file.get(at, getlink=True)
-            if link is None or self.file.get(at) is None:
+            path = f"{path}/{part}"
+            link = self.file.get(path, getlink=True)
+            if link is None or self.file.get(path) is None:
                 break
         return link
 
     def dataset(self, name: str) -> h5py.Dataset:
-        """The dataset of this name, which can be decoded here and has been written."""
+        """The dataset `name`, after a check that it was written and can be decoded here."""
         with self.reading(name):
             table = self.file.get(name)
             if isinstance(table, h5py.Group):
@@ -88,12 +88,12 @@ class Reader:
         return table
 
     def check_storage(self, name: str, dataset: h5py.Dataset) -> None:
-        """Refuse a dataset whose values cannot be had here. HDF5 gives zeros in silence where a source or a block is missing."""
+        """Refuse a dataset with missing values. HDF5 reads zeros, without an error, where a source or a block is missing."""
         if dataset.is_virtual:
             self._check_virtual(name, dataset)
         if dataset.external is not None and dataset.size:
             try:
-                _ = dataset[(0,) * dataset.ndim]  # HDF5 looks for such files when it reads
+                _ = dataset[(0,) * dataset.ndim]  # HDF5 opens external files when it reads
             except OSError:
                 self._open_external(name, dataset)
                 raise
@@ -104,7 +104,7 @@ class Reader:
             raise self.mistake(f"parts of {name} have never been written, so they would be read as zeros; write the file again")
 
     def _check_virtual(self, name: str, dataset: h5py.Dataset) -> None:
-        """Refuse a virtual dataset if a source is missing, too small or never written, or if some of its values have no source."""
+        """Refuse a virtual dataset with a source that is missing, too small or never written, or with values without a source."""
         sizes: list[float] = []
         for source in dataset.virtual_sources():
             shown = f"{source.file_name}:{source.dset_name}"
@@ -121,22 +121,23 @@ class Reader:
             )
 
     def _check_source(self, name: str, shown: str, source: Any, place: Path) -> None:
+        """Refuse a source, in the file `place`, that is missing, too small or never written."""
         with self._source(name, shown, place) as file:
             values = file.get(source.dset_name)
             if not isinstance(values, h5py.Dataset):
                 if "%" in source.dset_name:  # a pattern of numbers
                     return
                 raise self.mistake(f"{name} is put together from {shown}, which is not there; bring that file")
-            with suppress(ValueError, RuntimeError):  # of a selection without an end
+            with suppress(ValueError, RuntimeError):  # a selection without an end has no bounds
                 last = source.src_space.get_select_bounds()[1]
-                if len(last) == values.ndim and any(at >= length for at, length in zip(last, values.shape, strict=True)):
+                if len(last) == values.ndim and any(index >= length for index, length in zip(last, values.shape, strict=True)):
                     raise self.mistake(
                         f"{name} is put together from {shown}, which is too small for it ({values.shape}); write it again"
                     )
             Reader(place, file).check_storage(source.dset_name, values)
 
     def _source(self, name: str, shown: str, place: Path) -> AbstractContextManager[h5py.File]:
-        """The open file of a virtual dataset's source."""
+        """Open the file of a virtual dataset's source."""
         if place == self.path:
             return nullcontext(self.file)
         try:
@@ -147,9 +148,9 @@ class Reader:
             ) from None
 
     def _places(self, file_name: str) -> list[Path]:
-        """The files of a virtual dataset's source: one, or those of a pattern with %b.
+        """The files of a virtual dataset's source: one file, or all files that match a pattern with %b.
 
-        HDF5 looks beside the file, then in the working folder.
+        HDF5 searches the folder of the file, then the working folder.
         """
         if file_name == ".":
             return [self.path]
@@ -164,19 +165,19 @@ class Reader:
         return []
 
     def _check_external(self, name: str, dataset: h5py.Dataset) -> None:
-        """Refuse a dataset whose values lie in files that are too short."""
+        """Refuse a dataset whose external files are too short."""
         num_bytes = dataset.size * dataset.dtype.itemsize
         for file_name, offset, size in dataset.external:
             place, size = _external(self.path, file_name), min(size, num_bytes)
-            num_there = place.stat().st_size
-            if num_there < offset + size:
+            file_bytes = place.stat().st_size
+            if file_bytes < offset + size:
                 raise self.mistake(
-                    f"{name} lies in {place}, which has {num_there:,} bytes of {offset + size:,}; copy or fetch that again"
+                    f"{name} lies in {place}, which has {file_bytes:,} bytes of {offset + size:,}; copy or fetch that again"
                 )
             num_bytes -= size
 
     def _open_external(self, name: str, dataset: h5py.Dataset) -> None:
-        """Say which file of a dataset's values cannot be opened, and why; HDF5 says neither."""
+        """Raise UserError with the external file that cannot be opened, and the reason; HDF5 tells neither."""
         for file_name, _, _ in dataset.external:
             place = _external(self.path, file_name)
             try:
@@ -186,19 +187,19 @@ class Reader:
                 raise self.mistake(f"{name} lies in {place}, which cannot be read ({why}); bring it, or make it readable") from None
 
     def sources(self, dataset: h5py.Dataset) -> list[Path]:
-        """The other files that hold a dataset's values."""
+        """The other files that hold values of a dataset."""
         places = [Path(dataset.file.filename), *(_external(self.path, name) for name, _, _ in dataset.external or ())]
         for source in dataset.virtual_sources() if dataset.is_virtual else ():
             places += self._places(source.file_name)
         return [place for place in dict.fromkeys(places) if place != self.path]
 
     def has(self, attribute: str) -> bool:
-        """Whether there is an attribute of this name."""
+        """Whether the file has an attribute of this name."""
         with self.reading(f"attribute {attribute}"):
             return attribute in self.file.attrs
 
     def text(self, attribute: str) -> str:
-        """An attribute that is one text; other tools write it as bytes or as an array of one."""
+        """An attribute that is one text. Other tools write bytes, or an array of one text."""
         with self.reading(f"attribute {attribute}"):
             value = self.file.attrs[attribute]
         if isinstance(value, np.ndarray) and value.size == 1:
@@ -234,7 +235,7 @@ class Reader:
 
 
 def _num_values(selection: Any) -> float:
-    """How many values a selection has; infinity for one without an end, for which HDF5 has no number."""
+    """Number of values of a selection; infinity for a selection without an end."""
     try:
         return float(selection.get_select_npoints())
     except RuntimeError:
@@ -242,7 +243,7 @@ def _num_values(selection: Any) -> float:
 
 
 def _external(path: Path, file_name: str) -> Path:
-    """The file of an external dataset. HDF5 looks in the working folder; where it was told another one, that is the file's own."""
+    """The path of an external file. HDF5 searches the working folder, or the folder of the file if it is set so."""
     place = Path(file_name)
     return place if place.is_file() else path.parent / place
 
@@ -253,7 +254,7 @@ def _short(value: Any) -> str:
 
 
 def _why_closed(path: Path, error: Exception) -> str:
-    """The rest of the sentence that says why a file cannot be opened, and what to do."""
+    """Why a file cannot be opened, and what to do: the rest of a sentence, with its closing bracket."""
     text = reason(error)
     if "already open for" in text or "consistency flags" in text:
         return "it is still being written, or its writer was killed); wait for the writer, or run h5clear -s on it"
@@ -271,6 +272,7 @@ def _why_closed(path: Path, error: Exception) -> str:
 
 
 def _leads_to(link: Any) -> str:
+    """What a broken link is, for a message."""
     if isinstance(link, h5py.SoftLink):
         return f"a link to {link.path}, where nothing is"
     if isinstance(link, h5py.ExternalLink):
@@ -279,14 +281,14 @@ def _leads_to(link: Any) -> str:
 
 
 def _num_blocks(dataset: h5py.Dataset) -> int:
-    """Blocks of values that a whole dataset has: its chunks, or one."""
+    """Number of blocks of a whole dataset: its chunks, or one."""
     if dataset.chunks is None:
         return 1 if dataset.size else 0
     return math.prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
 
 
 def _num_written(dataset: h5py.Dataset) -> int:
-    """Blocks of values that have been written."""
+    """Number of blocks that have been written."""
     if dataset.chunks is None:
         return 1 if dataset.id.get_storage_size() else 0
     return int(dataset.id.get_num_chunks())

@@ -1,4 +1,4 @@
-"""Labels of an HDF5 file, which may be whole numbers of any type, names of classes, or a column of either."""
+"""Read the labels of an HDF5 file: whole numbers of any type or names of classes, as a vector or a column."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from flora_hpc.errors import did_you_mean
 
 
 def read(reader: Reader, part: str, num_images: int, class_names: Sequence[str]) -> Ints:
-    """The class of each image of a part (num_images,). Raises UserError for what cannot be a label."""
+    """The class of each image of a part (num_images,) int64. Raises UserError for values that cannot be labels."""
     name = f"{part}/labels"
     table = reader.dataset(name)
     with reader.reading(name):
@@ -40,12 +40,12 @@ def read(reader: Reader, part: str, num_images: int, class_names: Sequence[str])
 
 
 def is_line(shape: tuple[int, ...] | None, length: int) -> bool:
-    """Whether a shape is (length,), or the same as a column or a row."""
+    """Whether a shape is (length,), (length, 1) or (1, length), or more axes of length 1."""
     return bool(shape) and math.prod(shape) == max(shape) == length  # type: ignore[arg-type]
 
 
 def _of_names(reader: Reader, name: str, texts: list[str], class_names: Sequence[str]) -> Ints:
-    """Labels that name their classes."""
+    """Labels from names of classes."""
     numbers = {class_name: i for i, class_name in enumerate(class_names)}
     for row, text in enumerate(texts):
         if text not in numbers:
@@ -60,7 +60,7 @@ def _of_names(reader: Reader, name: str, texts: list[str], class_names: Sequence
 
 
 def _of_numbers(reader: Reader, name: str, values: npt.NDArray[Any], dtype: np.dtype, num_classes: int) -> Ints:
-    """Labels that are whole numbers, whatever their type."""
+    """Labels from whole numbers of any type."""
     if dtype.kind not in "biuf":
         raise reader.mistake(f"{name} are of type {dtype}; labels must be whole numbers, or names of class_names")
     if dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""Files that are no images of a dataset: counts by reason, with an example of each."""
+"""Count the files that are dropped from a dataset, by reason, with an example of each."""
 
 import os
 from collections import Counter
@@ -19,26 +19,26 @@ FORBIDDEN = "must not be read by this user"
 
 @dataclass
 class LeftOut:
-    """Counts of the files below `root` that are no images of the dataset, and an example of each reason."""
+    """Counts of the dropped files below `root` by reason, and an example of each reason."""
 
     root: Path
     numbers: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, path: str, number: int = 1) -> None:
-        """Count a file. The example is the first by its name, since folders are listed in another order on every machine."""
+        """Count a file. The example is the first path by name, since every machine lists folders in another order."""
         self.numbers[reason] += number
         self.examples[reason] = min(path, self.examples.get(reason, path))
 
     def reasons(self) -> dict[str, int]:
-        """reason with an example -> number of files."""
+        """Map "reason, such as example" to the number of files."""
         return {f"{reason}, such as {self.shown(self.examples[reason])}": n for reason, n in sorted(self.numbers.items())}
 
     def shown(self, path: str) -> str:
-        """A path below the root, for people: in one line and in UTF-8."""
+        """A path relative to the root, printable on one line in UTF-8."""
         return printable(os.path.relpath(path, self.root))
 
 
 def printable(name: str) -> str:
-    """A name in which bytes that are not UTF-8, and control characters, are written as escapes."""
+    """Replace control characters, and bytes that are not UTF-8, by escapes."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name)

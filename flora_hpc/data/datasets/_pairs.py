@@ -1,4 +1,4 @@
-"""What every source of image-caption pairs tells."""
+"""The value that every source of image-caption pairs returns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ class Pairs:
     """Images in a fixed order, each with its caption."""
 
     captions: Sequence[str]
-    pictures: Sequence[str]  # what tells the images apart; one that has several captions is there as often
+    pictures: Sequence[str]  # identity of each image; an image with several captions is in several pairs
     raw: Callable[[Sequence[int]], list[Raw]]
     where: Callable[[int], str]
     columns: Mapping[str, Column]
     stamp: Callable[[], str]
-    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of members of shards that belong to no pair
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of dropped members of shards
 
     def images(self, labels: Ints) -> Images:
         columns = {name: (lambda values=values: values) for name, values in self.columns.items()}

@@ -1,4 +1,4 @@
-"""The file at a path, or why there is none."""
+"""Find the file at a path, or say why there is none."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,9 @@ from flora_hpc.filekinds import elsewhere
 
 
 def file_at(key: str, path: Path, siblings: str = "*") -> Path:
-    """The file at `path`, which option `key` gives, ~ expanded; `siblings` is a pattern of names that may be meant.
+    """The file at `path`, the value of option `key`, with ~ expanded.
 
-    Raises UserError where there is none.
+    Raises UserError where there is no file; `siblings` is a pattern of the names that it may suggest.
     """
     path = at_home(path, key=key)
     if not os.path.isfile(path):  # noqa: PTH113 -- pathlib raises for names that are too long
@@ -19,7 +19,7 @@ def file_at(key: str, path: Path, siblings: str = "*") -> Path:
 
 
 def why_absent(path: Path, siblings: str = "*") -> str:
-    """Why there is no file at a path, in one clause."""
+    """Why there is no file at `path`, in one clause."""
     if (why := elsewhere(path)) is not None:
         return f"{path} is {why}"
     if os.path.isdir(path):  # noqa: PTH112

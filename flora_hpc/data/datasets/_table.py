@@ -1,4 +1,4 @@
-"""Pairs from a table (CSV or TSV) or from lines of JSON, which name image files and their captions."""
+"""Read pairs from a table (CSV or TSV) or from lines of JSON: paths of image files with captions."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ from flora_hpc.data.texts import fault, from_json, shown
 from flora_hpc.errors import UserError, did_you_mean
 from flora_hpc.filekinds import ADDRESS, WINDOWS
 
-PROBE = 100  # when not one of so many images exists, the folder is wrong, not the images
+PROBE = 100  # if none of so many images exists, the folder is wrong
 PURPOSE = "pairs come from"
 
 Row = dict[str, Any]
 
 
 def pairs(key: str, path: Path, root: Path | None, image_column: str, caption_column: str) -> Pairs:
-    """The pairs of one file, which option `key` names; images are relative to `root`. Raises UserError for a wrong file."""
+    """Read the pairs of the file of option `key`; image paths are relative to `root`. Raises UserError for a wrong file."""
     lines, rows, columns_used = [], [], (image_column, caption_column)
     in_json = path.suffix.lower() in (".jsonl", ".ndjson")
     for line, row in _json_rows(key, path) if in_json else _table_rows(key, path, columns_used):
@@ -42,17 +42,18 @@ def pairs(key: str, path: Path, root: Path | None, image_column: str, caption_co
         )
     captions = [row.pop(caption_column).strip() for row in rows]
 
-    def raw(wanted: Sequence[int]) -> list[Raw]:
-        return [read(files[row]) for row in wanted]
+    def raw(numbers: Sequence[int]) -> list[Raw]:
+        return [read(files[number]) for number in numbers]
 
     def where(row: int) -> str:
         return f"{files[row]} (line {lines[row]} of {path.name})"
 
-    known = columns([{"path": name} | row for name, row in zip(names, rows, strict=True)])
-    return Pairs(captions, [os.path.realpath(file) for file in files], raw, where, known, lambda: stamp([path, *files]))
+    extra_columns = columns([{"path": name} | row for name, row in zip(names, rows, strict=True)])
+    return Pairs(captions, [os.path.realpath(file) for file in files], raw, where, extra_columns, lambda: stamp([path, *files]))
 
 
 def _check(place: str, name: str, row: Row) -> None:
+    """Refuse a row without a usable text in the column `name`."""
     if name not in row:
         raise UserError(
             f"{place}: there is no '{name}'{did_you_mean(name, row)} (it has {shown(', '.join(row))[1:-1]}); "
@@ -65,7 +66,7 @@ def _check(place: str, name: str, row: Row) -> None:
 
 
 def _check_place(place: str, name: str, text: str) -> None:
-    """Refuse what can be no file of this machine."""
+    """Refuse a Windows path and a URL."""
     if WINDOWS.match(text):
         raise UserError(f"{place}: '{name}' is {shown(text)}, a path of Windows; write paths relative to the table")
     if ADDRESS.match(text):
@@ -76,14 +77,14 @@ def _check_place(place: str, name: str, text: str) -> None:
 
 
 def _with_slashes(folder: Path, name: str) -> str:
-    """The path of an image, whose backslashes are those of Windows unless there is such a file."""
+    """The path of an image, with / for the \\ of Windows unless a file has that name."""
     if "\\" not in name or os.path.exists(folder / name):  # noqa: PTH110 -- pathlib raises for names that are too long
         return name
     return name.replace("\\", "/")
 
 
 def _json_rows(key: str, path: Path) -> Iterator[tuple[int, Row]]:
-    """Each line's number and object."""
+    """The number and the JSON object of each line."""
     for number, line in enumerate(csvtext.lines(key, path, PURPOSE), 1):
         if not line.strip():
             continue
@@ -97,7 +98,7 @@ def _json_rows(key: str, path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _table_rows(key: str, path: Path, columns_used: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """Each row by the names of its columns, with the line it begins on."""
+    """Each row as column -> cell, with the number of its first line."""
     rows = csvtext.rows(key, path, columns_used, PURPOSE)
     _, header = next(rows)
     if any(os.path.isfile(path.parent / cell) for cell in header):  # noqa: PTH113

@@ -1,4 +1,4 @@
-"""torchvision's datasets as members of our family: its loaders find files and labels, and we read the files."""
+"""Datasets of torchvision: its loaders find files and labels, and this project reads the files."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,40 +16,41 @@ from flora_hpc.data.images import Images
 
 
 def members() -> dict[str, ModuleType]:
-    """What a file of this folder would be, for every set that torchvision reads."""
-    return {name: member(facts) for name, facts in CATALOG.items() if facts.torchvision}
+    """A module for every dataset that torchvision reads, as if each were a file of this folder."""
+    return {name: member(card) for name, card in CATALOG.items() if card.torchvision}
 
 
-def member(facts: DatasetCard) -> ModuleType:
-    module = ModuleType(f"{__package__}.{facts.name}", facts.about)
-    vars(module).update(Options=Options, build=partial(build, facts, read))
+def member(card: DatasetCard) -> ModuleType:
+    """A module with the `Options` and `build` of one dataset."""
+    module = ModuleType(f"{__package__}.{card.name}", card.about)
+    vars(module).update(Options=Options, build=partial(build, card, read))
     return module
 
 
-def load(facts: DatasetCard, root: Path, part: str, **arguments: Any) -> Any:
-    """torchvision's own object for one official part; what it calls images are their paths where it lets us choose."""
+def load(card: DatasetCard, root: Path, part: str, **arguments: Any) -> Any:
+    """The torchvision dataset of one official part, with paths in place of images where its loader can be set."""
     from torchvision import datasets  # with torch, seconds of imports
 
-    kind = getattr(datasets, facts.torchvision)
-    known = signature(kind).parameters
-    if "split" in known:
+    kind = getattr(datasets, card.torchvision)
+    parameters = signature(kind).parameters
+    if "split" in parameters:
         arguments["split"] = part
-    elif "train" in known:
+    elif "train" in parameters:
         arguments["train"] = part == "train"
-    if "loader" in known:
+    if "loader" in parameters:
         arguments["loader"] = Path
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy's remarks on how arrays were pickled years ago
+        warnings.simplefilter("ignore")  # numpy warns of arrays that were pickled years ago
         return kind(root, **arguments)
 
 
-def read(facts: DatasetCard, root: Path, part: str) -> tuple[Images, tuple[str, ...]]:
-    """One official part: its images and the names of its classes."""
-    data = load(facts, root, part)
-    names = facts.class_names or tuple(data.categories if facts.name == "caltech101" else data.classes)
-    if facts.name == "pets":
+def read(card: DatasetCard, root: Path, part: str) -> tuple[Images, tuple[str, ...]]:
+    """Read one official part: its images and the names of its classes."""
+    data = load(card, root, part)
+    names = card.class_names or tuple(data.categories if card.name == "caltech101" else data.classes)
+    if card.name == "pets":
         return from_files(_pets(root, part), root), names
-    if facts.name == "caltech101":
+    if card.name == "caltech101":
         return from_files(_caltech(data, root), root), names
     if hasattr(data, "loader"):
         return from_files((data[i] for i in range(len(data))), root), names
@@ -58,12 +59,12 @@ def read(facts: DatasetCard, root: Path, part: str) -> tuple[Images, tuple[str, 
     else:
         images, labels = zip(*(data[i] for i in range(len(data))), strict=True)
         pixels = np.stack([np.asarray(image) for image in images])
-    files = [root / place for need in facts.needs for place in need.split(" or ") if (root / place).exists()]
+    files = [root / place for need in card.needs for place in need.split(" or ") if (root / place).exists()]
     return from_pixels(pixels, np.asarray(labels, np.int64), f"{files[0].parent}: {part}", files), names  # type: ignore[arg-type]
 
 
 def _pets(root: Path, part: str) -> Iterator[tuple[Path, int]]:
-    """torchvision keeps the paths to itself, but the list it reads is simple: image, class from 1, species, breed."""
+    """(path, label) pairs from the list of a part, since torchvision hides its paths: image, class from 1, species, breed."""
     base = root / "oxford-iiit-pet"
     for line in (base / "annotations" / f"{part}.txt").read_text().splitlines():
         name, label, *_ = line.split()
@@ -71,7 +72,7 @@ def _pets(root: Path, part: str) -> Iterator[tuple[Path, int]]:
 
 
 def _caltech(data: Any, root: Path) -> Iterator[tuple[Path, int]]:
-    """torchvision tells each image's class and its number within the class, which its file is named by."""
+    """(path, label) pairs: torchvision has the class of each image and its number within the class, which is in the file name."""
     base = root / "caltech101" / "101_ObjectCategories"
     for label, number in zip(data.y, data.index, strict=True):
         yield base / data.categories[label] / f"image_{number:04d}.jpg", label

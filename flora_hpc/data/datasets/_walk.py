@@ -1,4 +1,4 @@
-"""Every image file below folders of classes, once. What is no image of the dataset is counted by reason."""
+"""List every image file below folders of classes, once. Dropped files are counted by reason."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -39,16 +39,16 @@ class Files:
     """The image files of one part of a dataset, in the order of their folders and names."""
 
     folder: Path
-    paths: list[str]  # below `folder`, the first name is that of the class
+    paths: list[str]  # relative to `folder`; the first name is the class
     labels: Ints  # (num_files,)
-    inodes: npt.NDArray[np.uint64]  # (num_files, 2): device and number; alike for two names of one file
-    is_linked: npt.NDArray[np.bool_]  # (num_files,) whether a link leads to it
+    inodes: npt.NDArray[np.uint64]  # (num_files, 2): device and inode; equal for two names of one file
+    is_linked: npt.NDArray[np.bool_]  # (num_files,) whether the path contains a link
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, rows: Ints) -> "Files":
-        """These files alone."""
+        """The files of `rows`."""
         return Files(self.folder, [self.paths[row] for row in rows], self.labels[rows], self.inodes[rows], self.is_linked[rows])
 
 
@@ -65,16 +65,16 @@ class _File(NamedTuple):
 
 
 def walk(folder: Path, classes: Sequence[str], left_out: LeftOut) -> Files:
-    """The image files below each class's folder. Links are followed, but not upwards, and not twice into one folder.
+    """List the image files below each class's folder. Follows links, but not upwards, and not twice into one folder.
 
     Raises UserError for a folder that cannot be read.
     """
     files: list[_File] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        of_class = sorted(_images(list(_below(f"{folder}/{name}", left_out)), left_out))
-        files += of_class
-        labels += [label] * len(of_class)
+        class_files = sorted(_images(list(_below(f"{folder}/{name}", left_out)), left_out))
+        files += class_files
+        labels += [label] * len(class_files)
     start = len(str(folder)) + 1
     return Files(
         folder,
@@ -86,9 +86,9 @@ def walk(folder: Path, classes: Sequence[str], left_out: LeftOut) -> Files:
 
 
 def _below(top: str, left_out: LeftOut) -> Iterator[_File]:
-    """Every regular file below `top`, and links that end like images and lead nowhere.
+    """Every regular file below `top`, and broken links with the suffix of an image.
 
-    Real folders come before links to folders, so that a file keeps its own path.
+    Real folders come before links to folders, so that a file keeps the path without a link.
     """
     root = os.path.realpath(left_out.root)
     real = os.path.realpath(top)
@@ -120,50 +120,48 @@ def _below(top: str, left_out: LeftOut) -> Iterator[_File]:
                     heappush(links, (entry.path, target, True))
             elif kind == FILE and not entry.is_symlink():
                 yield _File(folder, entry.name, device, entry.inode(), is_linked)
-            elif kind == FILE or (
-                kind == LOST and entry.name.lower().endswith(IMAGE_SUFFIXES)
-            ):  # an image that is not there is damaged
-                facts = entry.stat(follow_symlinks=kind == FILE)
-                yield _File(folder, entry.name, facts.st_dev, facts.st_ino, True)
+            elif kind == FILE or (kind == LOST and entry.name.lower().endswith(IMAGE_SUFFIXES)):  # a missing image is damaged
+                status = entry.stat(follow_symlinks=kind == FILE)
+                yield _File(folder, entry.name, status.st_dev, status.st_ino, True)
             else:
                 left_out.add(kind, entry.path)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """What an entry is or links to: FOLDER, FILE, or the reason why it is neither."""
+    """The kind of an entry or of its link's target: FOLDER, FILE, or the reason why it is neither."""
     try:
         if entry.is_dir():
             return FOLDER
         if entry.is_file():
             return FILE
         entry.stat()
-    except OSError:  # nothing is there, or links lead in a circle
+    except OSError:  # the target is missing, or links form a circle
         return LOST
     return SPECIAL
 
 
 def _is_above(folder: str, other: str) -> bool:
-    """Whether one real folder is another one, or contains it."""
+    """Whether real folder `folder` is `other`, or contains it."""
     return other == folder or other.startswith(folder.rstrip("/") + "/")
 
 
 def folders_in(path: Path) -> list[str]:
-    """The folders in one that may be classes, by name."""
+    """The names of the folders in `path` that may be classes, sorted."""
     return [entry.name for entry in entries(path) if not is_hidden(entry.name) and _kind(entry) == FOLDER]
 
 
 def has_images(path: Path) -> bool:
-    """Whether there are files in a folder, not deeper, that end like images."""
+    """Whether a folder itself holds files with the suffix of an image."""
     return any(entry.name.lower().endswith(IMAGE_SUFFIXES) and _kind(entry) != FOLDER for entry in entries(path))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is none of the data's own, such as macOS's ._photo.jpg or thumbnails."""
+    """Whether a name belongs to the operating system, such as macOS's ._photo.jpg, and not to the data."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name. Raises UserError for one that cannot be read."""
+    """The entries of a folder, sorted by name. Raises UserError for a folder that cannot be read."""
     try:
         with os.scandir(folder) as listing:
             return sorted(listing, key=lambda entry: entry.name)
@@ -172,8 +170,8 @@ def entries(folder: str | Path) -> list[os.DirEntry[str]]:
         raise UserError(f"data.path: {printable(str(folder))} cannot be read ({why}); make it readable, or take it out") from None
 
 
-def beside(path: Path, parts: Sequence[Path], left_out: LeftOut) -> None:
-    """Count what lies beside the folders of classes, and in folders of `path` that are none of its `parts`."""
+def count_unused(path: Path, parts: Sequence[Path], left_out: LeftOut) -> None:
+    """Count the files beside the folders of classes, and in folders of `path` that are not in `parts`."""
     files = []
     for folder in dict.fromkeys([path, *parts]):
         for entry in entries(folder):
@@ -185,33 +183,33 @@ def beside(path: Path, parts: Sequence[Path], left_out: LeftOut) -> None:
                 left_out.add(kind, entry.path)
             elif folder == path and path not in parts and Path(entry.path) not in parts:
                 left_out.add(UNUSED, entry.path, sum(len(names) for _, _, names in os.walk(entry.path)))
-    for file, against in zip(files, reasons_against(files), strict=True):
-        left_out.add(against or BESIDE, file)
+    for file, why in zip(files, no_image_reasons(files), strict=True):
+        left_out.add(why or BESIDE, file)
 
 
 def _images(files: list[_File], left_out: LeftOut) -> list[_File]:
-    """Those that are images: by their names, else by their first bytes."""
+    """The files that are images by their suffix, else by their first bytes; counts the others."""
     images = []
-    for file, against in zip(files, reasons_against([file.path for file in files]), strict=True):
-        if against is None:
+    for file, why in zip(files, no_image_reasons([file.path for file in files]), strict=True):
+        if why is None:
             images.append(file)
         else:
-            left_out.add(against, file.path)
+            left_out.add(why, file.path)
     return images
 
 
-def reasons_against(paths: Sequence[str]) -> list[str | None]:
-    """Why each file is no image that can be decoded; None where it is one by its name, else by its first bytes."""
+def no_image_reasons(paths: Sequence[str]) -> list[str | None]:
+    """Why each file is no image that can be decoded; None for images by their suffix, else by their first bytes."""
     undecided = [path for path in paths if not path.lower().endswith(IMAGE_SUFFIXES)]
     if not undecided:
         return [None] * len(paths)
-    with ThreadPoolExecutor(LOOKERS, "first bytes") as lookers:  # most of the time goes into waiting for the file system
-        reasons = dict(zip(undecided, lookers.map(reason_against, undecided), strict=True))
+    with ThreadPoolExecutor(LOOKERS, "first bytes") as lookers:  # the file system takes most of the time
+        reasons = dict(zip(undecided, lookers.map(no_image_reason, undecided), strict=True))
     return [reasons.get(path) for path in paths]
 
 
-def reason_against(path: str) -> str | None:
-    """Why the first bytes of a file say that it is no image that can be decoded here."""
+def no_image_reason(path: str) -> str | None:
+    """Why a file, by its first bytes, is no image that can be decoded here; None if it is one."""
     try:
         with Path(path).open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -227,18 +225,18 @@ def reason_against(path: str) -> str | None:
     return ARCHIVE if kind is not None and kind.is_archive else NO_IMAGE
 
 
-def once(parts: Sequence[Files], left_out: LeftOut) -> list[Files]:
-    """The parts with every file once: a path without links counts, of several the first by name.
+def drop_duplicates(parts: Sequence[Files], left_out: LeftOut) -> list[Files]:
+    """Keep one path of every file: a path without links before others, then the first by name.
 
-    Raises UserError where one file has two classes, or would be trained on and tested with.
+    Raises UserError where one file has two classes, or is a training and a test image.
     """
-    of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    part_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     rows = np.concatenate([np.arange(len(part)) for part in parts])
     inodes, is_linked = (np.concatenate([getattr(part, name) for part in parts]) for name in ("inodes", "is_linked"))
-    order = np.lexsort((rows, of, is_linked, inodes[:, 1], inodes[:, 0]))
+    order = np.lexsort((rows, part_of, is_linked, inodes[:, 1], inodes[:, 0]))
     keep, conflicts = np.ones(len(order), bool), []
     for place in np.flatnonzero((inodes[order[1:]] == inodes[order[:-1]]).all(1)):
-        first, second = ((parts[of[row]], rows[row]) for row in order[place : place + 2])
+        first, second = ((parts[part_of[row]], rows[row]) for row in order[place : place + 2])
         if not _is_one_file(first, second):
             continue
         if first[0] is second[0] and first[0].labels[first[1]] == second[0].labels[second[1]]:
@@ -248,7 +246,8 @@ def once(parts: Sequence[Files], left_out: LeftOut) -> list[Files]:
             conflicts.append((first, second))
     if conflicts:
         _refuse(conflicts, left_out)
-    return [part.take(rows[(of == number) & keep]) if not keep[of == number].all() else part for number, part in enumerate(parts)]
+    is_in = [part_of == number for number in range(len(parts))]
+    return [part if keep[rows_in].all() else part.take(rows[rows_in & keep]) for part, rows_in in zip(parts, is_in, strict=True)]
 
 
 _Row = tuple[Files, int]
@@ -259,16 +258,17 @@ def _path(file: _Row) -> str:
 
 
 def _is_one_file(first: _Row, second: _Row) -> bool:
-    """Looks again, since some file systems list numbers that are not unique."""
+    """Whether two rows are one file. Calls `stat`, since some file systems list inodes that are not unique."""
     try:
-        one, other = (os.stat(_path(file)) for file in (first, second))  # noqa: PTH116
+        first_status, second_status = (os.stat(_path(file)) for file in (first, second))  # noqa: PTH116
     except OSError:
         return False
     is_linked = any(files.is_linked[row] for files, row in (first, second))
-    return os.path.samestat(one, other) and (is_linked or one.st_nlink > 1)
+    return os.path.samestat(first_status, second_status) and (is_linked or first_status.st_nlink > 1)
 
 
 def _refuse(conflicts: list[tuple[_Row, _Row]], left_out: LeftOut) -> None:
+    """Raise UserError with the first two paths of one file."""
     first, second = conflicts[0]
     what = "has two classes" if first[0] is second[0] else "would be trained on and tested with"
     raise UserError(

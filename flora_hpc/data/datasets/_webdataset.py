@@ -1,4 +1,4 @@
-"""Pairs from WebDataset shards: .tar files in which `key.jpg` is followed by its caption, `key.txt` or in `key.json`."""
+"""Read pairs from WebDataset shards: .tar files with an image `key.jpg` and its caption in `key.txt` or `key.json`."""
 
 import os
 import re
@@ -25,7 +25,7 @@ MOST_SHARDS = 1_000_000
 
 
 def shards(key: str, path: Path) -> list[Path]:
-    """The shards that `path` stands for, sorted: one, those in a folder, or those of a pattern such as `cc-{000..331}.tar`."""
+    """The sorted shards of `path`: a file, a folder, or a pattern such as `cc-{000..331}.tar`."""
     if ADDRESS.match(str(path)):
         raise UserError(f"{key}: {why_absent(path)}")
     if os.path.isdir(path):  # noqa: PTH112 -- pathlib raises for names that are too long
@@ -49,7 +49,7 @@ def shards(key: str, path: Path) -> list[Path]:
 
 
 def _braces(pattern: str) -> Iterator[str]:
-    """Every text that a pattern with `{000..331}` or `{train,val}` stands for, one after the other, for they may be many."""
+    """Expand a pattern with `{000..331}` or `{train,val}` to texts, lazily, since there may be many."""
     brace = re.search(r"\{([^{}]*)\}", pattern)
     if brace is None:
         yield pattern
@@ -61,9 +61,9 @@ def _braces(pattern: str) -> Iterator[str]:
 
 
 def pairs(key: str, path: Path, caption_column: str) -> Pairs:
-    """The pairs of all shards; each shard is read through once, for its captions and for where its images lie.
+    """Read the pairs of all shards: their captions, and the offsets of their images. Each shard is read once.
 
-    Raises UserError for a shard that is damaged and for an image without its caption.
+    Raises UserError for a damaged shard and for an image without a caption.
     """
     files = shards(key, path)
     captions, names, places, rows, left_out = [], [], [], [], LeftOut(path)
@@ -78,23 +78,23 @@ def pairs(key: str, path: Path, caption_column: str) -> Pairs:
         raise UserError(f"{key}: {path} has no pairs; its shards need members KEY.jpg with KEY.txt or KEY.json")
     shard, offsets, sizes = np.array(places, np.int64).T
 
-    def raw(wanted: Sequence[int]) -> list[Raw]:
+    def raw(numbers: Sequence[int]) -> list[Raw]:
         result: list[Raw] = []
-        for number, stretch in groupby(wanted, lambda row: int(shard[row])):
+        for number, stretch in groupby(numbers, lambda row: int(shard[row])):
             result += _read(files[number], [(int(offsets[row]), int(sizes[row])) for row in stretch])
         return result
 
     def where(row: int) -> str:
         return f"{files[shard[row]]}: {names[row]}"
 
-    real = [file.resolve() for file in files]
-    pictures = [f"{real[number]} {name}" for number, name in zip(shard, names, strict=True)]
-    known = columns([{"path": name} | row for name, row in zip(names, rows, strict=True)])
-    return Pairs(captions, pictures, raw, where, known, lambda: stamp(files), left_out.reasons())
+    real_paths = [file.resolve() for file in files]
+    pictures = [f"{real_paths[number]} {name}" for number, name in zip(shard, names, strict=True)]
+    extra_columns = columns([{"path": name} | row for name, row in zip(names, rows, strict=True)])
+    return Pairs(captions, pictures, raw, where, extra_columns, lambda: stamp(files), left_out.reasons())
 
 
 def _samples(key: str, file: Path, left_out: LeftOut) -> dict[str, dict[str, Any]]:
-    """The members of a shard by key and suffix; of those that hold texts, the text. Members of other kinds are `left_out`."""
+    """The members of a shard by key and suffix: a text, or the header of an image. Counts other members in `left_out`."""
     samples: dict[str, dict[str, Any]] = {}
     try:
         with tarfile.open(file, "r:") as tar:
@@ -116,7 +116,7 @@ def _samples(key: str, file: Path, left_out: LeftOut) -> dict[str, dict[str, Any
         raise
     except UnicodeDecodeError:
         raise UserError(f"{key}: {file}: {member.name} is not UTF-8; save it in that encoding") from None
-    except Exception as error:  # tarfile lets anything through on broken files
+    except Exception as error:  # tarfile raises anything on broken files
         what = kind(file)
         why = f"it is {what}" if what not in (None, TAR) else reason(error)
         raise UserError(f"{key}: {file} is not a whole, uncompressed .tar file ({why}); unpack or fetch it again") from None
@@ -124,7 +124,7 @@ def _samples(key: str, file: Path, left_out: LeftOut) -> dict[str, dict[str, Any
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Raise ReadError where members stop at anything but the mark of the end: tarfile takes a broken header for it, in silence."""
+    """Raise ReadError unless the members stop at the end mark: tarfile takes a broken header for the end, without an error."""
     source = tar.fileobj
     assert source is not None
     source.seek(tar.offset)
@@ -133,7 +133,7 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 
 def _pair(place: str, parts: dict[str, Any], caption_column: str) -> tuple[tarfile.TarInfo, str, dict[str, Any]]:
-    """A sample's image, its caption, and what else its JSON says."""
+    """The image of a sample, its caption, and the other entries of its JSON."""
     try:
         row = from_json(parts.get(".json", "{}"))
     except ValueError as error:
@@ -157,7 +157,7 @@ def _pair(place: str, parts: dict[str, Any], caption_column: str) -> tuple[tarfi
 
 
 def _read(file: Path, places: Sequence[tuple[int, int]]) -> list[Raw]:
-    """The bytes (offset, size) of one shard, or why they cannot be read."""
+    """Read the bytes at (offset, size) of one shard; the error for each if the shard cannot be read."""
     try:
         result: list[Raw] = []
         with file.open("rb") as tar:

@@ -1,4 +1,4 @@
-"""How a caption names a class: from the data's own name of it, with a small table where that name is not good English."""
+"""Wordings: how a caption writes the name of a class; small tables replace names that are not good English."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,24 +13,24 @@ def spaced(name: str) -> str:
 
 
 def table(words: Mapping[str, str]) -> Wording:
-    """What `words` say; names that are not in it are good but for their underscores."""
+    """A wording by table; a name that is not in `words` only loses its underscores."""
     return lambda name: words.get(name, spaced(name))
 
 
 def flower(name: str) -> str:
-    """One of torchvision's names keeps a question mark of the authors': 'pink-yellow dahlia?'."""
+    """'pink-yellow dahlia?' loses the question mark of its authors, which torchvision keeps."""
     return spaced(name).rstrip("? ")
 
 
 def scene(name: str) -> str:
-    """'apartment_building/outdoor' becomes 'outdoor apartment building', but 'elevator/endpoint' becomes 'elevator endpoint'."""
+    """'apartment_building/outdoor' becomes 'outdoor apartment building', but 'elevator/door' becomes 'elevator door'."""
     what, _, which = spaced(name).partition("/")
     if not which:
         return what
     return f"{what} {which}" if which in _PARTS_OF_SCENES else f"{which} {what}"
 
 
-_PARTS_OF_SCENES = ("endpoint", "platform", "shop", "backseat", "frontseat")
+_PARTS_OF_SCENES = ("door", "platform", "shop", "backseat", "frontseat")
 
 country = table(COUNTRIES)
 

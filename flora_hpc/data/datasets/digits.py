@@ -25,9 +25,9 @@ def build(options: Options) -> Dataset:
 
 
 def read() -> npt.NDArray[np.float64]:
-    """Rows of 64 pixels, 0 to 16, and the label -> (1797, 65) float64.
+    """Read the table (1797, 65) float64: 64 pixels, 0 to 16, and the label.
 
-    scikit-learn's file is read without scikit-learn, whose import takes seconds. Where the file is not, its loader knows the place.
+    Reads scikit-learn's file without scikit-learn, whose import takes seconds. If the file is elsewhere, its loader reads it.
     """
     extras.need("data.name: digits", "sklearn")
     package = find_spec("sklearn")

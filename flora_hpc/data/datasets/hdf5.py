@@ -28,13 +28,13 @@ CURES = {  # type or kind of images: how they become uint8
 
 
 class Options(DatasetOptions):
-    """Which file."""
+    """The file."""
 
     path: Path = Field(description="the HDF5 file")
 
 
 def build(options: Options) -> Dataset:
-    """Open the file and check its layout; images are read when they are needed. Raises UserError for a wrong file."""
+    """Open the file and check its layout; images are read on request. Raises UserError for a wrong file."""
     reader = Reader.open(options.path)
     reader.require(OBJECTS, ("class_names", "encoding"))
     class_names = reader.names("class_names")
@@ -53,7 +53,7 @@ def build(options: Options) -> Dataset:
 
 
 def _caption(reader: Reader, options: Options) -> str:
-    """The file's own template, checked unless `data.caption` takes its place."""
+    """The template of the file, checked; the default if the file has none or `data.caption` replaces it."""
     if options.caption is not None or not reader.has("caption"):
         return CAPTION
     caption = reader.text("caption")
@@ -63,18 +63,19 @@ def _caption(reader: Reader, options: Options) -> str:
 
 
 def _images(reader: Reader, part: str, class_names: Sequence[str], encoding: str) -> Images:
+    """The images of a part (train or test), after a check of their layout."""
     rows = reader.dataset(f"{part}/images")
     _check_images(reader, f"{part}/images", rows, encoding)
     labels = _labels.read(reader, part, len(rows), class_names)
 
     def raw(numbers: Sequence[int]) -> list[Raw]:
-        """In stretches of neighbours, since one read of a compressed block costs as much as one of a single row."""
+        """Read runs of neighbouring rows at once: reading a compressed block costs as much as reading a row of it."""
         result: list[Raw] = []
         for _, stretch in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
             run = [number for _, number in stretch]
             try:
                 images = rows[run[0] : run[-1] + 1]
-            except Exception:  # h5py raises other errors than OSError, too, on broken files
+            except Exception:  # h5py raises anything on broken files
                 images = [_one(rows, number) for number in run]
             result += [image.tobytes() if encoding != "raw" and isinstance(image, np.ndarray) else image for image in images]
         return result
@@ -90,7 +91,7 @@ def _images(reader: Reader, part: str, class_names: Sequence[str], encoding: str
 
 
 def _check_images(reader: Reader, name: str, rows: h5py.Dataset, encoding: str) -> None:
-    """Refuse images that the file's encoding does not describe."""
+    """Refuse images whose type or shape contradicts the encoding."""
     with reader.reading(name):
         shape, dtype, of_bytes = rows.shape, rows.dtype, h5py.check_vlen_dtype(rows.dtype) == np.uint8
     if encoding != "raw":
@@ -115,7 +116,7 @@ def _check_images(reader: Reader, name: str, rows: h5py.Dataset, encoding: str) 
 
 
 def _one(rows: h5py.Dataset, number: int) -> Raw:
-    """A single row, or why it cannot be read."""
+    """Read a single row, or return the error."""
     try:
         return rows[number]  # type: ignore[no-any-return]
     except OSError as error:
@@ -125,7 +126,7 @@ def _one(rows: h5py.Dataset, number: int) -> Raw:
 
 
 def _columns(reader: Reader, part: str, num_images: int) -> dict[str, partial[Column]]:
-    """Datasets beside the images that hold one number or one text for each of them."""
+    """Readers of the datasets that hold one number or one text for each image."""
     columns = {}
     with reader.reading(part):
         for name in reader.file[part]:
@@ -136,11 +137,12 @@ def _columns(reader: Reader, part: str, num_images: int) -> dict[str, partial[Co
 
 
 def _is_plain(dtype: np.dtype) -> bool:
+    """Whether values are numbers, truth values or texts."""
     return dtype.kind in "biufS" or h5py.check_string_dtype(dtype) is not None
 
 
 def _column(reader: Reader, name: str) -> Column:
-    """The values of a column; texts as Python's own."""
+    """Read the values of a column; texts become Python strings."""
     column = reader.dataset(name)
     with reader.reading(name):
         values: Column = (column.asstr() if h5py.check_string_dtype(column.dtype) else column)[()]

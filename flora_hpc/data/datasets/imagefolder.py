@@ -12,30 +12,20 @@ from pydantic import Field
 from flora_hpc import yamltext
 from flora_hpc.data.datasets._files import read
 from flora_hpc.data.datasets._leftout import ARCHIVE, LeftOut, printable
-from flora_hpc.data.datasets._walk import Files, beside, folders_in, has_images, once, reason_against, walk
+from flora_hpc.data.datasets._walk import Files, count_unused, drop_duplicates, folders_in, has_images, no_image_reason, walk
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, Raw, assemble, stamp
 from flora_hpc.data.texts import from_json, name_fault
 from flora_hpc.errors import UserError, at_home, did_you_mean, reason
 from flora_hpc.filekinds import elsewhere
 
 TRAINS = ("train", "training")
-TESTS = (
-    "test",
-    "testing",
-    "val",
-    "valid",
-    "validation",
-    "eval",
-    "evaluation",
-    "dev",
-    "holdout",
-)  # folders of test images; the first that is there
-
-UNLABELLED = ("unlabeled", "unlabelled", "unsup")  # folders of images without classes, beside `TRAINS`
+# names of folders of test images; the first that exists is used
+TESTS = ("test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev", "holdout")
+UNLABELLED = ("unlabeled", "unlabelled", "unsup")  # names of folders of images without classes
 
 
 class Options(DatasetOptions):
-    """Which folder, and how people write its classes."""
+    """The folder, and the names of its classes."""
 
     path: Path = Field(description="the folder; test images are those of its folder test, val or valid beside train, or are drawn")
     names: Path | None = Field(
@@ -44,23 +34,23 @@ class Options(DatasetOptions):
 
 
 def build(options: Options) -> Dataset:
-    """List the files; they are read when they are needed. Raises UserError for a folder without images in folders of classes."""
+    """List the files; images are read on request. Raises UserError for a folder without images in folders of classes."""
     path = at_home(options.path, key="data.path")
     if os.path.isfile(path):  # noqa: PTH113 -- pathlib raises for names that are too long
-        what = "an archive; unpack it" if reason_against(str(path)) == ARCHIVE else "a file"
+        what = "an archive; unpack it" if no_image_reason(str(path)) == ARCHIVE else "a file"
         raise UserError(f"data.path: {path} is {what}; give a folder, or data.name: pairs or hdf5 for a file")
     if not os.path.isdir(path):  # noqa: PTH112
         raise UserError(f"data.path: {_why_absent(path)}")
     left_out = LeftOut(path)
     train, test = _parts(path)
     folders = [train] if test is None else [train, test]
-    beside(path, folders, left_out)
+    count_unused(path, folders, left_out)
     classes = _classes(train, left_out)
     if test is not None and (other := sorted(set(classes) ^ set(_classes(test, left_out)))):
         raise UserError(
             f"data.path: {train} and {test} have other classes: {_few(other)} in one of them only; make their folders the same"
         )
-    parts = once([walk(folder, classes, left_out) for folder in folders], left_out)
+    parts = drop_duplicates([walk(folder, classes, left_out) for folder in folders], left_out)
     filled = {int(label) for part in parts for label in np.unique(part.labels)}
     if empty := [name for i, name in enumerate(classes) if i not in filled]:
         raise UserError(f"data.path: {path} has no images for {_few(empty)}; fill or remove the folders{_why(left_out)}")
@@ -76,7 +66,7 @@ def build(options: Options) -> Dataset:
 
 
 def _why_absent(path: Path) -> str:
-    """Why there is no folder at a path, in one clause."""
+    """Why there is no folder at `path`, in one clause."""
     if (why := elsewhere(path)) is not None:
         return f"{path} is {why}"
     nearby = [folder.name for folder in path.parent.glob("*/")] if os.path.isdir(path.parent) else []  # noqa: PTH112
@@ -84,9 +74,9 @@ def _why_absent(path: Path) -> str:
 
 
 def _parts(path: Path) -> tuple[Path, Path | None]:
-    """The folder of the training images and that of the test images. A class may be called train, beside others.
+    """The folder of training images, and the folder of test images or None. A class may be called train, beside other classes.
 
-    Folders of test images without folders of classes have no labels and are left out.
+    A folder of test images without folders of classes has no labels and is dropped.
     """
     folders = folders_in(path)
     trains, tests = ([name for word in words for name in folders if name.lower() == word] for words in (TRAINS, TESTS))
@@ -103,7 +93,7 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
 
 
 def _refuse_parts(path: Path, train: str, others: Sequence[str]) -> None:
-    """Raise UserError where the folder `train` and those beside it are parts, rather than classes: they hold folders, no images."""
+    """Raise UserError where `train` and the folders beside it look like parts, not classes: they hold folders, but no images."""
     are_nested = [bool(folders_in(path / name)) and not has_images(path / name) for name in (train, *others)]
     if all(are_nested) or (are_nested[0] and any(name.lower() in UNLABELLED for name in others)):
         raise UserError(
@@ -113,6 +103,7 @@ def _refuse_parts(path: Path, train: str, others: Sequence[str]) -> None:
 
 
 def _classes(path: Path, left_out: LeftOut) -> list[str]:
+    """The names of the class folders below `path`. Raises UserError for unusable names, or none."""
     classes = folders_in(path)
     if not classes:
         raise UserError(f"data.path: {path} has no folders; it needs one for each class, with its images{_why(left_out)}")
@@ -124,12 +115,13 @@ def _classes(path: Path, left_out: LeftOut) -> list[str]:
 
 
 def _why(left_out: LeftOut) -> str:
-    """What was left out, for a message that misses images."""
+    """The counts of dropped files, for a message about missing images."""
     reasons = [f"{number:,} x {why}" for why, number in left_out.reasons().items()]
     return f" (left out: {'; '.join(reasons)})" if reasons else ""
 
 
 def _images(root: Path, files: Files, nested: bool) -> Images:
+    """Images of files, with the columns `path` and, if `nested`, `folder`: the folders below the class."""
     paths = [f"{files.folder}/{file}" for file in files.paths]
     columns = {"path": lambda: np.array([Path(path).relative_to(root).as_posix() for path in paths], object)}
     if nested:
@@ -142,12 +134,13 @@ def _images(root: Path, files: Files, nested: bool) -> Images:
 
 
 def _wordings(options: Options, classes: Sequence[str]) -> list[str]:
-    """How captions write the classes."""
-    given: dict[str, str] = {} if options.names is None else _names(at_home(options.names, key="data.names"), classes)
-    return [given.get(name, name.replace("_", " ").replace("-", " ")) for name in classes]
+    """The names of the classes as captions write them."""
+    names: dict[str, str] = {} if options.names is None else _names(at_home(options.names, key="data.names"), classes)
+    return [names.get(name, name.replace("_", " ").replace("-", " ")) for name in classes]
 
 
 def _names(path: Path, classes: Sequence[str]) -> dict[str, str]:
+    """Read the file of `data.names`: folder of a class -> its name. Raises UserError for a wrong file."""
     try:
         text = yamltext.read(path)
         is_json = path.suffix.lower() == ".json"
@@ -165,4 +158,5 @@ def _names(path: Path, classes: Sequence[str]) -> dict[str, str]:
 
 
 def _few(names: Sequence[str]) -> str:
+    """At most ten names, and how many more there are."""
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

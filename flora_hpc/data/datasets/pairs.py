@@ -1,7 +1,7 @@
-"""Image-caption pairs: a CSV, TSV or JSONL file that names image files, or WebDataset shards; no classes.
+"""Image-caption pairs, without classes: a CSV, TSV or JSONL file with paths of image files, or WebDataset shards.
 
-A step scores the images of a batch against the captions of that batch. Test accuracy is retrieval: the share of test images whose
-own caption scores highest among all distinct captions of test images.
+A training step scores the images of a batch against the captions of the batch. Test accuracy is retrieval: the share of test images
+whose own caption has the highest score among all distinct captions of test images.
 """
 
 import os
@@ -22,7 +22,7 @@ TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson")
 
 
 class Options(DatasetOptions):
-    """Which files, and what they call images and captions."""
+    """The files, and their columns of images and captions."""
 
     path: Path = Field(
         description="a .csv, .tsv or .jsonl file; or .tar shards: one, their folder, or a pattern: 'cc-{000..331}.tar'"
@@ -50,13 +50,13 @@ class Options(DatasetOptions):
 
 
 def build(options: Options) -> Dataset:
-    """Read the captions and where the images lie. Raises UserError for what is no file of pairs.
+    """Read the captions and the places of the images. Raises UserError for a file that has no pairs.
 
-    Test images are drawn over all pairs at once, for each caption is a class; but an image with several captions goes with all of
-    them, so that none is trained on with one caption and tested with another.
+    Test images are drawn from all pairs at once, since each caption is a class. An image with several captions is drawn once, with
+    all its captions, so that no image is in both parts.
     """
-    given = {"data.path": options.path, "data.test_path": options.test_path}
-    parts = [_read(options, key, path) for key, path in given.items() if path is not None]
+    paths = {"data.path": options.path, "data.test_path": options.test_path}
+    parts = [_read(options, key, path) for key, path in paths.items() if path is not None]
     captions = tuple(dict.fromkeys(caption for part in parts for caption in part.captions))
     number = {caption: i for i, caption in enumerate(captions)}
     images = join([part.images(np.array([number[caption] for caption in part.captions], np.int64)) for part in parts])
@@ -69,18 +69,19 @@ def build(options: Options) -> Dataset:
             )
     else:
         pictures: dict[str, int] = {}
-        of = np.array([pictures.setdefault(picture, len(pictures)) for part in parts for picture in part.pictures])
+        picture_of = np.array([pictures.setdefault(picture, len(pictures)) for part in parts for picture in part.pictures])
         if len(pictures) == 1:
             raise UserError(
                 f"data.path: {options.path} has a single image; it needs another one for testing, or set data.test_path"
             )
-        is_test = draw_test(np.zeros(len(pictures), np.int64), options.test_fraction, name)[of]
+        is_test = draw_test(np.zeros(len(pictures), np.int64), options.test_fraction, name)[picture_of]
     train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     left_out = sum((Counter(part.left_out) for part in parts), Counter[str]())
     return Dataset(name, captions, captions, captions, images, train, test, paired=True, left_out=left_out)
 
 
 def _read(options: Options, key: str, path: Path) -> Pairs:
+    """Read the pairs of a table or of shards, by the suffix of `path`."""
     if path.suffix.lower() in TABLES:
         path = file_at(key, path)
         root = at_home(options.images_root, key="data.images_root") if options.images_root else None

@@ -14,8 +14,8 @@ def build(options: Options) -> Dataset:
     return _stored.build(CATALOG["tiny_imagenet"], read, options)
 
 
-def read(facts: DatasetCard, root: Path, part: str) -> tuple[Images, tuple[str, ...]]:
-    """One official part; the official test images have no labels, so they are left alone."""
+def read(card: DatasetCard, root: Path, part: str) -> tuple[Images, tuple[str, ...]]:
+    """Read one official part. The official test images have no labels and are not used."""
     base = root / "tiny-imagenet-200"
     label = {wnid: i for i, wnid in enumerate((base / "wnids.txt").read_text().split())}
     samples = _train(base, label) if part == "train" else _val(base, label)
@@ -40,7 +40,7 @@ def _val(base: Path, label: dict[str, int]) -> Iterator[tuple[Path, int]]:
 def _names(base: Path, wnids: list[str]) -> tuple[str, ...]:
     """The first of each class's synonyms: 'goldfish' of 'n01443537, goldfish, Carassius auratus'."""
     words = dict(line.split("\t", 1) for line in (base / "words.txt").read_text().splitlines() if line)
-    unknown = [wnid for wnid in wnids if wnid not in words]
-    if unknown:
-        raise ValueError(f"words.txt has no line for class {unknown[0]}")
+    missing = [wnid for wnid in wnids if wnid not in words]
+    if missing:
+        raise ValueError(f"words.txt has no line for class {missing[0]}")
     return tuple(words[wnid].split(",")[0].strip() for wnid in wnids)

@@ -1,1 +1,1 @@
-"""Rules that give examples to clients; one file each."""
+"""Partitioners: rules that give examples to clients; one file each."""

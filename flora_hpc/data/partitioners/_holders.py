@@ -1,4 +1,4 @@
-"""Clients that hold a few classes each: who holds which, and what each gets of them."""
+"""Clients with a few classes each: choose the classes of each client, and deal out the examples."""
 
 from bisect import bisect_left
 
@@ -9,11 +9,11 @@ from flora_hpc.data.partitioners._counts import cut, in_turn
 from flora_hpc.data.partitioners._groups import Groups
 from flora_hpc.errors import UserError
 
-TRADES = 12  # after one trade two classes of a client are together still in half of all cases at most, so 12 leave 1 in 4,000
+TRADES = 12  # one trade keeps two classes of a client together with probability 1/2 at most, 12 trades with 1/4,000
 
 
 def check_classes(per_client: int, classes: Groups) -> None:
-    """Refuse more classes for each client than there are."""
+    """Raise UserError if clients shall hold more classes than there are."""
     if per_client > len(classes):
         raise UserError(
             f"partition.classes_per_client: {per_client} classes for each client, but the training images are of {len(classes)}; "
@@ -22,7 +22,7 @@ def check_classes(per_client: int, classes: Groups) -> None:
 
 
 def most_clients(places: Ints, per_client: int) -> int:
-    """The largest number of clients that can hold `per_client` classes each, `places[g]` of them class g."""
+    """The largest number of clients that can hold `per_client` classes each, if `places[g]` clients may hold class g."""
 
     def too_many(num_clients: int) -> bool:
         return not enough(places, num_clients, per_client)
@@ -31,60 +31,67 @@ def most_clients(places: Ints, per_client: int) -> int:
 
 
 def enough(places: Ints, num_clients: int, per_client: int) -> bool:
-    """Whether so many clients can hold `per_client` different classes each, `places[g]` of them class g."""
+    """Whether `num_clients` can hold `per_client` different classes each, if `places[g]` clients may hold class g."""
     return int(np.minimum(places, num_clients).sum()) >= num_clients * per_client
 
 
 def choose(places: Ints, num_clients: int, per_client: int, rng: np.random.Generator) -> Ints:
-    """The classes of each client (num_clients, per_client) int64, drawn at random; needs `enough` places.
+    """Draw the classes of each client (num_clients, per_client) int64; `enough` must hold.
 
-    Every class is held by as many clients as every other, to within one, unless `places` allows less.
+    Every class has the same number of holders, to within one, unless `places` allows fewer. Example with 5 clients, 2 classes each,
+    and 4 classes, drawn in the order 2 0 3 1:
+
+        runs                    2 2 2 0 0 0 3 3 1 1     times: class 2 and 0 three, class 3 and 1 two
+        reshaped (2, 5)         2 2 2 0 0               a column is a client; a run is 5 long at most,
+                                0 3 3 1 1               so no client gets a class twice
+        then `TRADES` rounds of `_trade` break the pattern of neighbours
     """
     times = cut(np.minimum(places, num_clients), num_clients * per_client, rng)
     classes = rng.permutation(len(places))
-    runs = np.repeat(classes, times[classes])  # a class's run is num_clients long at most, so that it meets no client twice
-    held = rng.permutation(runs.reshape(per_client, num_clients).T)
+    runs = np.repeat(classes, times[classes])
+    client_classes = rng.permutation(runs.reshape(per_client, num_clients).T)
     if 1 < per_client < len(places):
         for _ in range(TRADES):
-            _trade(held, rng)
-    return held
+            _trade(client_classes, rng)
+    return client_classes
 
 
-def _trade(held: Ints, rng: np.random.Generator) -> None:
-    """Random pairs of clients put their classes together and deal out anew those that they do not share, in place.
+def _trade(client_classes: Ints, rng: np.random.Generator) -> None:
+    """Random pairs of clients pool the classes that only one of them holds, and deal them out anew, in place.
 
-    It is the 'curveball' of Strona et al., "A fast and unbiased procedure to randomize ecological binary matrices with fixed row
-    and column totals", Nature Communications 2014, for many pairs at once.
+    This is 'curveball' of Strona et al., "A fast and unbiased procedure to randomize ecological binary matrices with fixed row and
+    column totals", Nature Communications 2014, for many pairs at once.
     """
-    num_clients, per_client = held.shape
-    one, other = rng.permutation(num_clients)[: num_clients // 2 * 2].reshape(2, -1)
-    pool = np.sort(np.concatenate([held[one], held[other]], axis=1), axis=1)
-    twice = pool[:, 1:] == pool[:, :-1]
+    num_clients, per_client = client_classes.shape
+    first, second = rng.permutation(num_clients)[: num_clients // 2 * 2].reshape(2, -1)
+    pool = np.sort(np.concatenate([client_classes[first], client_classes[second]], axis=1), axis=1)
+    is_shared = pool[:, 1:] == pool[:, :-1]
     order = rng.random(pool.shape, np.float32)
-    order[:, :-1][twice] = -1  # the first of two goes to one client, the second to the other
-    order[:, 1:][twice] = 2
+    order[:, :-1][is_shared] = -1  # each client keeps one of two equal classes
+    order[:, 1:][is_shared] = 2
     pool = np.take_along_axis(pool, np.argsort(order, axis=1), axis=1)
-    held[one], held[other] = pool[:, :per_client], pool[:, per_client:]
+    client_classes[first], client_classes[second] = pool[:, :per_client], pool[:, per_client:]
 
 
-def deal_out(classes: Groups, held: Ints, shots: int | None, rng: np.random.Generator) -> Ints:
-    """The client (num_examples,) int64 of each example, when the holders of a class get `shots` each and the rest is nobody's.
+def deal_out(classes: Groups, client_classes: Ints, shots: int | None, rng: np.random.Generator) -> Ints:
+    """The client (num_examples,) int64 of each example: every holder of a class gets `shots` of it; other examples get -1.
 
-    Without `shots` they get all of it, in numbers equal to within one. `held` is that of `choose`.
+    Without `shots`, holders share all examples of a class, equally to within one. `client_classes` come from `choose`.
     """
-    mixed = rng.permutation(held.size)
-    holders = mixed[np.argsort(held.ravel()[mixed], kind="stable")] // held.shape[1]  # of class 0, then of class 1, ...
-    times = np.bincount(held.ravel(), minlength=len(classes))
-    order, places, of = classes.shuffled(rng), classes.places, np.repeat(np.arange(len(classes)), classes.sizes)
-    dealt = places < times[of] * shots if shots is not None else np.ones(len(order), bool)
-    order, places, of = order[dealt], places[dealt], of[dealt]
-    clients = np.full(len(classes.of), -1, np.int64)
-    clients[order] = holders[(np.cumsum(times) - times)[of] + places % times[of]]
+    mixed = rng.permutation(client_classes.size)
+    order = mixed[np.argsort(client_classes.ravel()[mixed], kind="stable")]
+    holders = order // client_classes.shape[1]  # the holders of class 0, then of class 1, ...
+    times = np.bincount(client_classes.ravel(), minlength=len(classes))  # holders of each class
+    examples, places, class_of = classes.shuffled(rng), classes.places, np.repeat(np.arange(len(classes)), classes.sizes)
+    is_dealt = places < times[class_of] * shots if shots is not None else np.ones(len(examples), bool)
+    examples, places, class_of = examples[is_dealt], places[is_dealt], class_of[is_dealt]
+    clients = np.full(len(classes.group_of), -1, np.int64)
+    clients[examples] = holders[(np.cumsum(times) - times)[class_of] + places % times[class_of]]
     return clients
 
 
 def draw(classes: Groups, per_client: int, num_drawn: int, rng: np.random.Generator) -> Ints:
-    """One client's examples (num_drawn,) int64: evenly of `per_client` random classes, and of more where these have too few."""
+    """Draw a client's examples (num_drawn,) int64 evenly from `per_client` random classes; from more if these have too few."""
     sizes, order = classes.sizes, rng.permutation(len(classes))
     chosen = order[:per_client]
     counts = np.zeros(len(classes), np.int64)

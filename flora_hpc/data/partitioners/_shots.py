@@ -1,4 +1,4 @@
-"""What few-shot partitioners share: so many examples of a class, either split or drawn."""
+"""Options of few-shot partitioners: a number of examples of a class, either split or drawn."""
 
 from typing import Self
 
@@ -9,7 +9,7 @@ from flora_hpc.errors import UserError
 
 
 class ShotsOptions(PartitionOptions):
-    """Examples of a class that a client gets."""
+    """The number of examples of a class that a client gets."""
 
     shots: int | None = Field(None, ge=1, description="examples per client of each of its classes; the others are nobody's")
 
@@ -24,7 +24,7 @@ class ShotsOptions(PartitionOptions):
 
 
 def refuse(what: str, most_shots: int, most_clients: int) -> UserError:
-    """The error for `what`, with the largest values that would do; 0 for one that cannot be lowered enough."""
+    """The error for `what`, with the largest possible values; 0 if lowering that option cannot suffice."""
     largest = {"it": most_shots, "partition.num_clients": most_clients}
     cures = [f"{key} to {most:,} at most" for key, most in largest.items() if most > 0]
     return UserError(f"partition.shots: {what}; lower {' or '.join(cures) or 'both it and partition.num_clients'}")

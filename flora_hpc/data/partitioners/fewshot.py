@@ -1,10 +1,10 @@
-"""Every client gets the same few examples of every class; the others are nobody's.
+"""Every client gets the same small number of examples of every class; other examples belong to no client.
 
-Split: `shots` examples of each class for each client, drawn at random, no two clients sharing one; it is the IID few-shot setting
-of Nguyen et al., "FLoRA: Enhancing Vision-Language Models with Parameter-Efficient Federated Learning", arXiv 2404.15182.
+Split: each client gets `shots` random examples of each class, and no two clients share one. This is the IID few-shot setting of
+Nguyen et al., "FLoRA: Enhancing Vision-Language Models with Parameter-Efficient Federated Learning", arXiv 2404.15182.
 
-Population: n = `examples_per_client` examples drawn evenly from the C classes, n / C of each, rounded down or up at random; where a
-class has too few, the others make up for it.
+Population: a client draws n = `examples_per_client` examples evenly from the C classes, n / C of each, rounded down or up at
+random. Where a class has too few examples, other classes replace them.
 """
 
 import numpy as np
@@ -25,16 +25,16 @@ def build(options: Options, images: Images) -> Partitioner:
 
     def split(num_clients: int, rng: np.random.Generator) -> Ints:
         assert options.shots is not None
-        taken = options.shots * num_clients
+        needed = options.shots * num_clients
         smallest = int(classes.sizes.argmin())
-        has = int(classes.sizes[smallest])
-        if taken > has:
-            what = f"{num_clients:,} clients with {options.shots} examples of each class need {taken:,} of class "
-            what += f"{classes.names[smallest]}, which has {has:,}"
-            raise refuse(what, has // num_clients, has // options.shots)
+        available = int(classes.sizes[smallest])
+        if needed > available:
+            what = f"{num_clients:,} clients with {options.shots} examples of each class need {needed:,} of class "
+            what += f"{classes.names[smallest]}, which has {available:,}"
+            raise refuse(what, available // num_clients, available // options.shots)
         clients = np.full(len(images), -1, np.int64)
         places = classes.places
-        clients[classes.shuffled(rng)[places < taken]] = places[places < taken] % num_clients
+        clients[classes.shuffled(rng)[places < needed]] = places[places < needed] % num_clients
         return clients
 
     def draw(num_drawn: int, rng: np.random.Generator) -> Ints:

@@ -1,9 +1,9 @@
-"""Clients are those of a file: a table (CSV) says which client holds which training image.
+"""Clients come from a file: a table (CSV) names the client of each training image.
 
-Column `client` has the name of a client, any text or number, or -1 for nobody. Column `row` has the number of an image in the
-dataset, from 0: training part, then test part, as `flora-hpc data inspect --rows` writes it. Instead of it, column `image` may have
-the path of the image, as the dataset's column `path` has it. Clients are numbered from 0: in numeric order where all their names
-are numbers, else in the order in which they appear. Each holds its images in the order of the lines. Images of nobody are left out.
+Column `client` has the name of a client, any text or number, or -1 for no client. Column `row` has the number of an image in the
+dataset, from 0: training part, then test part, as `flora-hpc data inspect --rows` writes it. A column `image` may replace it, with
+the path of the image as in the dataset's column `path`. Clients are numbered from 0: in numeric order if all names are numbers,
+else as they appear. A client holds its images in the order of the lines. Images of no client are not used.
 """
 
 from pathlib import Path
@@ -19,11 +19,11 @@ from flora_hpc.data.partitioners._clientfile import DIGITS, KEY, NOBODY, ClientF
 from flora_hpc.data.texts import shown
 from flora_hpc.errors import UserError
 
-LEFT_OUT, TEST, UNKNOWN = -1, -2, -3  # what a line names instead of training images
+LEFT_OUT, TEST, UNKNOWN = -1, -2, -3  # keys of images that are not for training
 
 
 class Options(PartitionOptions):
-    """Which file."""
+    """The file."""
 
     num_clients: int | None = Field(  # type: ignore[assignment]  # the others need a number
         None, ge=1, le=10**12, description="registered clients: those of the file, so leave it away or give the same number"
@@ -42,7 +42,7 @@ def build(options: Options, images: Images) -> Partitioner:
     origin = images.origin or Origin(images, np.arange(len(images)), np.zeros(0, np.int64))
     keys, key_of = _of_rows(table, origin) if table.by == "row" else _of_images(table, images, origin)
     _refuse_second(table, keys)
-    clients = numbered(table.names)[table.of]
+    clients = numbered(table.names)[table.client_of]
     _refuse_test(table, keys, clients)
     num_clients = int(clients.max()) + 1
     if num_clients == 0:
@@ -52,9 +52,9 @@ def build(options: Options, images: Images) -> Partitioner:
             f"partition.num_clients: {options.num_clients:,} clients, but {table.path} has {num_clients:,}; "
             f"leave it away (null), or set it to {num_clients}"
         )
-    trains = keys >= 0
+    is_train = keys >= 0
     owner, line = np.full(len(images), NOBODY), np.full(len(images), len(keys))
-    owner[keys[trains]], line[keys[trains]] = clients[trains], np.flatnonzero(trains)
+    owner[keys[is_train]], line[keys[is_train]] = clients[is_train], np.flatnonzero(is_train)
     owners = owner[key_of]
     _refuse_empty(table, clients, owners, num_clients)
 
@@ -65,11 +65,14 @@ def build(options: Options, images: Images) -> Partitioner:
         raise AssertionError("the options refuse a population")
 
     order = np.argsort(line[key_of], kind="stable")
-    return Partitioner(split, draw, num_clients=num_clients, order=order, warnings=_nobodys(table, owners, line[key_of]))
+    return Partitioner(split, draw, num_clients=num_clients, order=order, warnings=_unassigned(table, owners, line[key_of]))
 
 
 def _of_rows(table: ClientFile, origin: Origin) -> tuple[Ints, Ints]:
-    """What each line names (num_lines,) int64: the key of a training image, or LEFT_OUT or TEST; and the key of each of these."""
+    """The key of each line, and the key of each training image, for a table with a column `row`.
+
+    Keys of lines (num_lines,) int64 are keys of training images, LEFT_OUT or TEST. Keys of training images are (num_train,) int64.
+    """
     num_images = len(origin.images)
     texts = [text.strip() for text in table.images]
     for index, text in enumerate(texts):
@@ -88,7 +91,7 @@ def _of_rows(table: ClientFile, origin: Origin) -> tuple[Ints, Ints]:
 
 
 def _refuse_moved(table: ClientFile, rows: Ints, origin: Origin) -> None:
-    """Refuse rows that are of other images than they were when they were written beside the images' paths."""
+    """Refuse rows whose images now have another path than in the table: the dataset changed after the table was written."""
     if not table.places or "path" not in origin.images.columns:
         return
     paths = origin.images.column("path", KEY)[rows].tolist()
@@ -101,27 +104,27 @@ def _refuse_moved(table: ClientFile, rows: Ints, origin: Origin) -> None:
 
 
 def _of_images(table: ClientFile, images: Images, origin: Origin) -> tuple[Ints, Ints]:
-    """The same for names of images, of which pairs may have several with one name: they share a key."""
+    """The same as `_of_rows`, for a table with a column `image`. In pairs, several images may have one name; they share a key."""
     if "path" not in images.columns:
         raise UserError(f"{KEY}: {table.path} names images, but those of this dataset have no paths; give their numbers as 'row'")
-    every, keys = origin.images.column("path", KEY), dict[str, int]()
-    key_of = np.array([keys.setdefault(name, len(keys)) for name in every[origin.train].tolist()], np.int64)
-    found = [keys.get(name, UNKNOWN) for name in table.images]
-    if UNKNOWN in found:
-        known = dict.fromkeys(every.tolist(), LEFT_OUT) | dict.fromkeys(every[origin.test].tolist(), TEST) | keys
-        found = [known.get(name, known.get(name.strip(), UNKNOWN)) for name in table.images]  # spaces may be the table's
-    if UNKNOWN in found:
-        index = found.index(UNKNOWN)
-        raise UserError(f"{table.at(index)}: {_unknown(table.images[index], every.tolist())}; mend it or take the line out")
-    return np.array(found, np.int64), key_of
+    paths, keys = origin.images.column("path", KEY), dict[str, int]()
+    key_of = np.array([keys.setdefault(name, len(keys)) for name in paths[origin.train].tolist()], np.int64)
+    line_keys = [keys.get(name, UNKNOWN) for name in table.images]
+    if UNKNOWN in line_keys:
+        all_keys = dict.fromkeys(paths.tolist(), LEFT_OUT) | dict.fromkeys(paths[origin.test].tolist(), TEST) | keys
+        line_keys = [all_keys.get(name, all_keys.get(name.strip(), UNKNOWN)) for name in table.images]  # a table may add spaces
+    if UNKNOWN in line_keys:
+        index = line_keys.index(UNKNOWN)
+        raise UserError(f"{table.at(index)}: {_unknown(table.images[index], paths.tolist())}; mend it or take the line out")
+    return np.array(line_keys, np.int64), key_of
 
 
 def _unknown(name: str, names: list[str]) -> str:
-    """Why there is no image of a name, in one clause that names one that may be meant."""
+    """Why there is no image `name`, in one clause, with a similar name."""
     if not name.strip():
         return "there is no name of an image"
     last = name.strip().replace("\\", "/").rsplit("/", 1)[-1]
-    near = next((other for other in names if other.rsplit("/", 1)[-1] == last), None)
+    near = next((candidate for candidate in names if candidate.rsplit("/", 1)[-1] == last), None)
     hint = f"its images are named such as {shown(names[0])}" if near is None else f"did you mean {shown(near)}?"
     return f"the dataset has no image {shown(name)}; {hint}"
 
@@ -151,22 +154,22 @@ def _refuse_test(table: ClientFile, keys: Ints, clients: Ints) -> None:
 
 
 def _refuse_empty(table: ClientFile, clients: Ints, owners: Ints, num_clients: int) -> None:
-    """Refuse clients of which no image is left."""
-    held = np.bincount(owners + 1, minlength=num_clients + 1)[1:]
-    if len(empty := np.flatnonzero(held == 0)):
+    """Refuse clients whose images are all dropped."""
+    counts = np.bincount(owners + 1, minlength=num_clients + 1)[1:]
+    if len(empty := np.flatnonzero(counts == 0)):
         index = int(np.argmax(clients == empty[0]))
+        name = shown(table.names[table.client_of[index]])
         raise UserError(
-            f"{table.at(index)}: no image of client {shown(table.names[table.of[index]])} can be decoded; mend one, or take the "
-            "lines of this client out"
+            f"{table.at(index)}: no image of client {name} can be decoded; mend one, or take the lines of this client out"
         )
 
 
-def _nobodys(table: ClientFile, owners: Ints, line: Ints) -> tuple[str, ...]:
-    """A warning where images are left out."""
-    nobodys = owners == NOBODY
-    if not (num := int(nobodys.sum())):
+def _unassigned(table: ClientFile, owners: Ints, line: Ints) -> tuple[str, ...]:
+    """A warning about training images of no client, if there are any."""
+    is_unassigned = owners == NOBODY
+    if not (num := int(is_unassigned.sum())):
         return ()
-    absent = int((line == len(table.lines))[nobodys].sum())
+    absent = int((line == len(table.lines))[is_unassigned].sum())
     why = "none of them is in it" if absent == num else "all have the client -1"
     if 0 < absent < num:
         why = f"{absent:,} are not in it, and {num - absent:,} have the client -1"

@@ -1,4 +1,4 @@
-"""Every client's examples are drawn alike: the same mix of classes for all, sizes equal to within one."""
+"""Examples are drawn at random: every client has about the same mix of classes, and sizes are equal to within one."""
 
 import numpy as np
 

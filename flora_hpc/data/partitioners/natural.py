@@ -1,12 +1,12 @@
 """Clients are the values of a column of the data: writers, domains, stations.
 
-Split: with as many clients as values, client i is the i-th value. With fewer, values are dealt out whole, the largest first and
-always to the client with the fewest examples so far (Graham, "Bounds on Multiprocessing Timing Anomalies", SIAM Journal on Applied
-Mathematics 1969), values of one size in random order; set `num_clients` to the number of values to have one each. Such splits are
-those of LEAF (Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018).
+Split: with as many clients as values, client i holds the i-th value, as in LEAF (Caldas et al., "LEAF: A Benchmark for Federated
+Settings", 2018). With fewer clients, values are dealt out whole, the largest first, each to the client with the fewest examples so
+far (Graham, "Bounds on Multiprocessing Timing Anomalies", SIAM Journal on Applied Mathematics 1969). Values of one size come in
+random order. Set `num_clients` to the number of values for one value each.
 
-Population: a client draws its examples from one value, chosen at random weighted by its number of examples; where this has too few,
-it takes all of them and goes on to further values, chosen likewise.
+Population: a client chooses a value at random, weighted by its number of examples, and draws its examples from it. If the value has
+too few, the client takes all of them and chooses further values in the same way.
 """
 
 import heapq
@@ -20,11 +20,11 @@ from flora_hpc.data.partitioners._counts import in_turn
 from flora_hpc.data.partitioners._groups import Groups, group
 from flora_hpc.errors import UserError
 
-WORDS = {"", "nan", "none", "null"}  # that programs write for a value that is missing
+WORDS = {"", "nan", "none", "null"}  # texts that programs write for a missing value
 
 
 class Options(PartitionOptions):
-    """Which column."""
+    """The column."""
 
     column: str = Field(description="column of the data whose values are the clients, such as writer, domain or station")
 
@@ -44,7 +44,7 @@ def build(options: Options, images: Images) -> Partitioner:
                 f"partition.num_clients: {num_clients:,} clients, but column '{options.column}' of the training images has "
                 f"{len(values):,} values; lower it to {len(values):,} at most"
             )
-        return _balanced(values.sizes, num_clients, rng)[values.of]
+        return _balanced(values.sizes, num_clients, rng)[values.group_of]
 
     def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
         chosen = _weighted(values, num_drawn, rng)
@@ -56,18 +56,18 @@ def build(options: Options, images: Images) -> Partitioner:
 
 
 def _is_missing(value: object) -> bool:
-    """Whether a value of a column stands for none."""
+    """Whether a value of a column means that there is none."""
     return value.strip().lower() in WORDS if isinstance(value, str) else value != value
 
 
 def _balanced(sizes: Ints, num_clients: int, rng: np.random.Generator) -> Ints:
-    """The client (num_values,) int64 of each value. Clients are numbered by the first value that they have."""
+    """The client (num_values,) int64 of each value. Clients are numbered in the order of their first values."""
     mixed = rng.permutation(len(sizes))
     largest_first = mixed[np.argsort(-sizes[mixed], kind="stable")]
     owners = np.empty(len(sizes), np.int64)
     first, rest = largest_first[:num_clients], largest_first[num_clients:].tolist()
     owners[first] = np.arange(num_clients)
-    # a load and its client in one number take a third of the memory of a pair; sorted numbers are a heap
+    # one number for load and client takes a third of the memory of a pair; sorted numbers are a heap
     loads = np.sort(sizes[first] * num_clients + np.arange(num_clients)).tolist() if rest else []
     for value in rest:
         owners[value] = loads[0] % num_clients
@@ -79,15 +79,15 @@ def _balanced(sizes: Ints, num_clients: int, rng: np.random.Generator) -> Ints:
 
 
 def _weighted(values: Groups, num_drawn: int, rng: np.random.Generator) -> Ints:
-    """Values with `num_drawn` examples or more, in the order in which they are drawn: weighted by size, none twice.
+    """Draw values, weighted by size and none twice, until they have `num_drawn` examples or more; in the order drawn.
 
-    The values of random examples do, the first time each turns up. Should they be too few, all others follow in the order of
-    exponential clocks that run as fast as a value is large, which is the same law and costs as much as there are values.
+    The values of random examples, without repetitions, have this distribution. If they have too few examples, all other values
+    follow in the order of exponential clocks with their sizes as rates: the same distribution, at a cost of the number of values.
     """
-    drawn = values.of[rng.integers(len(values.of), size=num_drawn)]
+    drawn = values.group_of[rng.integers(len(values.group_of), size=num_drawn)]
     _, firsts = np.unique(drawn, return_index=True)
     chosen = drawn[np.sort(firsts)]
     if values.sizes[chosen].sum() >= num_drawn:
         return chosen
-    others = np.delete(np.arange(len(values)), chosen)
-    return np.concatenate([chosen, others[np.argsort(rng.exponential(size=len(others)) / values.sizes[others])]])
+    rest = np.delete(np.arange(len(values)), chosen)
+    return np.concatenate([chosen, rest[np.argsort(rng.exponential(size=len(rest)) / values.sizes[rest])]])

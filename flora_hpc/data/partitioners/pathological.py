@@ -1,12 +1,12 @@
-"""Clients hold a few classes each, and of these an even part.
+"""Clients hold a few classes each, and an equal part of each class.
 
-Split, after McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, who give
-each client two stretches of the examples sorted by class: here each of K clients holds exactly c = `classes_per_client` of the C
-classes, drawn at random, so that every class has K c / C holders, rounded down or up (fewer where it has fewer examples), and a
-class with n examples and h holders gives each of them n / h, rounded down or up.
+Split: each of K clients holds exactly c = `classes_per_client` of the C classes, drawn at random. Every class has K c / C holders,
+rounded down or up (fewer where it has fewer examples). A class with n examples and h holders gives each holder n / h, rounded down
+or up. This follows McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, who
+give each client two runs of the examples sorted by class.
 
-Population: a client picks c classes at random and draws evenly from them; where these have too few examples, it takes all of them
-and goes on to further classes.
+Population: a client chooses c classes at random and draws evenly from them. If they have too few examples, the client takes all of
+them and continues with further classes.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from flora_hpc.errors import UserError
 
 
 class Options(PartitionOptions):
-    """How few classes."""
+    """The number of classes of a client."""
 
     classes_per_client: int = Field(2, ge=1, description="classes that each client holds")
 
@@ -41,6 +41,7 @@ def build(options: Options, images: Images) -> Partitioner:
 
 
 def _check(classes: Groups, num_clients: int, per_client: int) -> None:
+    """Raise UserError where clients cannot hold all classes, or the classes have too few examples."""
     what = f"partition.num_clients: {num_clients:,} clients with {per_client} classes each"
     if num_clients * per_client < len(classes):
         raise UserError(
@@ -49,6 +50,6 @@ def _check(classes: Groups, num_clients: int, per_client: int) -> None:
         )
     if not _holders.enough(classes.sizes, num_clients, per_client):
         raise UserError(
-            f"{what} are too many for {len(classes.of):,} training examples; "
+            f"{what} are too many for {len(classes.group_of):,} training examples; "
             f"lower it to {_holders.most_clients(classes.sizes, per_client):,} at most, or lower partition.classes_per_client"
         )

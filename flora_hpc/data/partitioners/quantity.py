@@ -1,11 +1,11 @@
-"""Clients differ in their number of examples, by a Dirichlet distribution: the smaller beta, the more; classes are mixed alike.
+"""Clients differ in their number of examples, by a Dirichlet distribution: the smaller beta, the more. All have one class mix.
 
-Split: client k of K gets the share p_k of all examples, p ~ Dir(beta, ..., beta), drawn from all classes alike (Li, Diao, Chen and
-He, "Federated Learning on Non-IID Data Silos: An Experimental Study", ICDE 2022). A share has mean 1/K and variance
-(1/K) (1 - 1/K) / (K beta + 1). Then clients with less than `min_examples` get what they lack from the largest ones.
+Split: client k of K gets the share p_k of all examples, p ~ Dir(beta, ..., beta), drawn at random (Li, Diao, Chen and He,
+"Federated Learning on Non-IID Data Silos: An Experimental Study", ICDE 2022). A share has mean 1/K and variance
+(1/K) (1 - 1/K) / (K beta + 1). Then clients with fewer than `min_examples` get examples from the largest clients.
 
 Population: a client draws n = m g / beta examples, g ~ Gamma(beta), where m is `examples_per_client`; n has mean m and variance
-m^2 / beta. This is the same distribution for very many clients, whose shares are independent Gamma variables over their sum. It is
+m^2 / beta. For very many clients this is the distribution of the split, where shares are Gamma variables divided by their sum. n is
 at least `min_examples` and at most the number of examples.
 """
 
@@ -18,7 +18,7 @@ from flora_hpc.data.partitioners._counts import check_least, deal, raised
 
 
 class Options(PartitionOptions):
-    """How much sizes differ."""
+    """The degree of difference between sizes."""
 
     beta: float = Field(0.5, ge=1e-6, le=1e6, description="concentration: 0.1 is strongly skewed, 100 is nearly equal sizes")
     min_examples: int = Field(1, ge=1, description="the least that a client gets")
