@@ -19,8 +19,8 @@ from flora_hpc.records import views
 from flora_hpc.records.opened import Run as OpenRun
 from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import Rows
-from flora_hpc.records.sentences import facts
-from flora_hpc.records.summary import rank_facts, summary
+from flora_hpc.records.sentences import describe
+from flora_hpc.records.summary import rank_lines, summary
 
 MOST_ROWS = 1000  # that are printed unasked
 
@@ -70,13 +70,13 @@ def show(
 def all_facts(run: OpenRun) -> dict[str, str]:
     """How the run stands, what it was, how its ranks shared the work."""
     known, rounds = run.attributes, run.tables["rounds"]
-    told = {"status": ", ".join(views.headline(rounds, status(run), run.num_rounds)[:2])} | facts(known, run.tables["topology"])
+    told = {"status": ", ".join(views.headline(rounds, status(run), run.num_rounds)[:2])} | describe(known, run.tables["topology"])
     resumed = json.loads(known.get("resumed_after", "[]"))
     if resumed:
         told["goes on"] = "resumed after " + ", ".join(f"round {number}" if number >= 0 else "no round" for number in resumed)
     told["ranks"] += earlier_ranks(run.tables["ranks"])
     told["set up"] = views.seconds(known["setup_seconds"]) + " before round 0"
-    return told | rank_facts(run.tables["ranks"], run.tables["topology"])
+    return told | rank_lines(run.tables["ranks"], run.tables["topology"])
 
 
 def earlier_ranks(ranks: Rows) -> str:

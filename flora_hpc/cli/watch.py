@@ -11,9 +11,9 @@ from rich.live import Live
 from flora_hpc import screen
 from flora_hpc.cli._args import Run, View, has_terminal
 from flora_hpc.records import views
-from flora_hpc.records.follow import Followed, Look
-from flora_hpc.records.panel import Seen, heading, panel
-from flora_hpc.records.sentences import facts
+from flora_hpc.records.follow import Followed, Snapshot
+from flora_hpc.records.panel import PanelData, heading, panel
+from flora_hpc.records.sentences import describe
 from flora_hpc.records.summary import summary
 
 RESUMABLE = ("stopped", "interrupted", "failed")
@@ -50,13 +50,13 @@ def watch(
     console = Console(highlight=False, force_terminal=True if live else None)
     say = Sayer(console)
     try:
-        seen = looks(Followed(run), say, every, None if stay else give_up)
+        seen = snapshots(Followed(run), say, every, None if stay else give_up)
         last = show_live(console, seen) if live else show_lines(say, seen)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     ended = "given up" if last.status == "running" else last.status
     if len(last.rounds):
-        told = facts(last.attributes, last.topology)
+        told = describe(last.attributes, last.topology)
         console.print(summary(console, last.rounds, told, f"run {ended}", f"in {run}"))
     if ended == "given up":
         say(f"given up after {views.seconds(last.silent)} without a sign of life (--give-up SECONDS waits longer, --stay for ever)")
@@ -75,12 +75,12 @@ class Sayer:
         self._said = sentence
 
 
-def looks(
+def snapshots(
     followed: Followed, say: Callable[[str], None], every: float, give_up: float | None, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Look]:
+) -> Iterator[Snapshot]:
     """The run, again and again, until it ends or has been silent for `give_up` seconds; None stays until it has finished."""
     while True:
-        look = followed.look()
+        look = followed.poll()
         if look is None:
             say(f"waiting for {followed.path}, which is not there yet (Ctrl-C leaves)")
         else:
@@ -92,14 +92,14 @@ def looks(
         sleep(every)
 
 
-def show_lines(say: Sayer, seen: Iterator[Look]) -> Look:
+def show_lines(say: Sayer, seen: Iterator[Snapshot]) -> Snapshot:
     """A line a round, from the last one that is there on; returns the last look."""
     shown, doubted = -1, False
     resumed: tuple[int, ...] | None = None
     for look in seen:
         numbers = look.rounds["round"]
         if resumed is None:
-            for name, value in facts(look.attributes, look.topology).items():
+            for name, value in describe(look.attributes, look.topology).items():
                 say(f"{name}: {value}")
             shown = int(numbers.max(initial=0)) - 1
         elif look.resumed != resumed:
@@ -116,15 +116,15 @@ def show_lines(say: Sayer, seen: Iterator[Look]) -> Look:
     return look
 
 
-def show_live(console: Console, seen: Iterator[Look]) -> Look:
+def show_live(console: Console, seen: Iterator[Snapshot]) -> Snapshot:
     """The panel that `run --view live` shows, drawn anew with every look; returns the last one."""
     look = next(seen)
-    console.print(heading(facts(look.attributes, look.topology)))
+    console.print(heading(describe(look.attributes, look.topology)))
 
     def drawn() -> RenderableType:
         note = look.doubt or (f"{look.status}; it may go on (Ctrl-C leaves)" if look.status in RESUMABLE else "")
         after, since = (look.resumed or (-1,))[-1], look.silent if look.status == "running" else 0.0
-        known = Seen(look.rounds, look.num_rounds, after, since, None, note)
+        known = PanelData(look.rounds, look.num_rounds, after, since, None, note)
         return panel(known, *console.size)
 
     with Live(drawn(), console=console, auto_refresh=False) as live:

@@ -12,7 +12,7 @@ class Lap(NamedTuple):
     """A stretch of one rank's timeline."""
 
     seconds: dict[str, float]  # by phase
-    collectives: list[float]  # seconds of each, in order; `records.known.tell_apart` finds the waiting in them
+    collectives: list[float]  # seconds of each, in order; `records.known.wait_and_transfer` finds the waiting in them
     total: float  # seconds, also those of no phase
     num_bytes: int  # handed to collectives
 

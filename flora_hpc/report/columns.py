@@ -86,7 +86,7 @@ def label(run: Run) -> str:
 def settings(run: Run) -> dict[str, str]:
     """What was run, a line each: what `show` says, and all options of the method and of the split."""
     config, known = run.config, run.attributes
-    told = sentences.facts(known, run.tables["topology"])
+    told = sentences.describe(known, run.tables["topology"])
     if pretrained := config["model"].get("pretrained"):
         told["model"] += f", {pretrained}"
     told["method"] = f"{_options(config['method'])}; {sentences.update(known)}"

@@ -17,9 +17,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flora_hpc.cli import app
-from flora_hpc.cli.watch import Sayer, looks, show_lines, show_live
+from flora_hpc.cli.watch import Sayer, show_lines, show_live, snapshots
 from flora_hpc.errors import UserError
-from flora_hpc.records.follow import Look
+from flora_hpc.records.follow import Snapshot
 from flora_hpc.records.hdf5file import Writer
 from tests import forks
 from tests.conftest import ROOT
@@ -134,11 +134,11 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     assert isinstance(result.exception, UserError)
 
 
-def look(last: int, status: str = "running", resumed: Sequence[int] = (), silent: float = 0.0) -> Look:
+def look(last: int, status: str = "running", resumed: Sequence[int] = (), silent: float = 0.0) -> Snapshot:
     """A run that has played rounds 0 to `last` of 2."""
     info = run_info()
     rounds = np.concatenate([round_record(number, accuracy=0.5).row for number in range(last + 1)])
-    return Look(vars(info) | {"status": status, "resumed_after": json.dumps(resumed)}, rounds, info.topology, silent)
+    return Snapshot(vars(info) | {"status": status, "resumed_after": json.dumps(resumed)}, rounds, info.topology, silent)
 
 
 class Scripted:
@@ -146,16 +146,16 @@ class Scripted:
 
     path = Path("run.h5")
 
-    def __init__(self, *looks: Look | None) -> None:
+    def __init__(self, *looks: Snapshot | None) -> None:
         self._looks = iter(looks)
 
-    def look(self) -> Look | None:
+    def poll(self) -> Snapshot | None:
         return next(self._looks)
 
 
-def statuses(*scripted: Look | None, give_up: float | None = 600.0) -> list[str]:
+def statuses(*scripted: Snapshot | None, give_up: float | None = 600.0) -> list[str]:
     """Of every look until the watching ends."""
-    return [seen.status for seen in looks(Scripted(*scripted), lambda sentence: None, 1.0, give_up, lambda seconds: None)]
+    return [seen.status for seen in snapshots(Scripted(*scripted), lambda sentence: None, 1.0, give_up, lambda seconds: None)]
 
 
 def test_watching_ends_with_the_run_and_waits_for_it() -> None:
@@ -172,7 +172,7 @@ def test_stay_waits_for_a_job_that_goes_on() -> None:
     assert statuses(*seen, give_up=None) == ["failed", "running", "running", "finished"]
 
 
-def told(*seen: Look) -> list[str]:
+def told(*seen: Snapshot) -> list[str]:
     """What is said of rounds and of resuming; the facts come first."""
     text = io.StringIO()
     show_lines(Sayer(Console(file=text, width=200)), iter(seen))
@@ -211,7 +211,7 @@ def test_a_doubt_is_told_once_each_time() -> None:
     assert told(*seen) == ["round 1/2", doubt, "round 2/2", doubt]
 
 
-def drawn(*seen: Look) -> str:
+def drawn(*seen: Snapshot) -> str:
     """The last panel that a terminal of 80 columns is shown."""
     text = io.StringIO()
     show_live(Console(file=text, width=80, force_terminal=True, color_system=None), iter(seen))
@@ -244,6 +244,6 @@ def test_the_clock_of_a_run_that_goes_on_counts_from_there() -> None:
         (look(1, silent=120), "last written 2:00 ago; its job may have been killed"),
     ],
 )
-def test_the_panel_says_when_nothing_may_come(seen: Look, note: str) -> None:
+def test_the_panel_says_when_nothing_may_come(seen: Snapshot, note: str) -> None:
     assert note in drawn(look(1), seen)
     assert note not in drawn(seen, look(1))
