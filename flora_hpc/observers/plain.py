@@ -40,8 +40,8 @@ class Plain:
 
     def ended(self, status: str) -> None:
         if len(self._rounds):
-            told = summary(self._console, self._rounds, self._description, f"run {status}", views.ending(status, self._folder))
-            self._console.print(told)
+            table = summary(self._console, self._rounds, self._description, f"run {status}", views.ending(status, self._folder))
+            self._console.print(table)
 
 
 def build(folder: Path) -> Plain:
