@@ -65,7 +65,7 @@ def planned(config: str) -> int:
     return int(yamltext.parse(config)["rounds"])
 
 
-class Followed:
+class FollowedRun:
     """The file of a run, read again when it has changed: by its writer, or by a resumed run, which replaces the file."""
 
     def __init__(self, run: Path, clock: Callable[[], float] = time.time) -> None:

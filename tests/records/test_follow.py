@@ -7,7 +7,7 @@ import pytest
 
 from flora_hpc import yamltext
 from flora_hpc.errors import UserError
-from flora_hpc.records.follow import Followed, Snapshot
+from flora_hpc.records.follow import FollowedRun, Snapshot
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.known import Earlier
 from flora_hpc.records.schema import CLIENTS, RANKS, TOPOLOGY
@@ -15,7 +15,7 @@ from tests.contracts.known_helpers import CONFIG, round_record, run_info
 
 
 def test_nothing_is_there_before_the_run_begins(tmp_path: Path) -> None:
-    followed = Followed(tmp_path / "later")
+    followed = FollowedRun(tmp_path / "later")
     assert followed.poll() is None
     (tmp_path / "later").mkdir()
     assert followed.poll() is None
@@ -26,7 +26,7 @@ def test_nothing_is_there_before_the_run_begins(tmp_path: Path) -> None:
 
 
 def test_every_round_is_seen_and_the_end(tmp_path: Path) -> None:
-    writer, followed, seen = Writer(tmp_path / "run.h5", run_info()), Followed(tmp_path / "run.h5"), []
+    writer, followed, seen = Writer(tmp_path / "run.h5", run_info()), FollowedRun(tmp_path / "run.h5"), []
     for number in range(3):
         writer.add(round_record(number))
         seen.append(followed.poll().rounds["round"].tolist())
@@ -38,7 +38,7 @@ def test_every_round_is_seen_and_the_end(tmp_path: Path) -> None:
 def test_a_round_that_bears_the_time_of_the_one_before_is_seen(tmp_path: Path) -> None:
     """The clock of a file system has ticks, which may be longer than a round."""
     path = tmp_path / "run.h5"
-    writer, followed = Writer(path, run_info()), Followed(path)
+    writer, followed = Writer(path, run_info()), FollowedRun(path)
     for number in range(2):
         writer.add(round_record(number))
     followed.poll()
@@ -53,13 +53,13 @@ def test_the_configuration_is_parsed_once(tmp_path: Path, monkeypatch: pytest.Mo
     parsed, parse = [], yamltext.parse
     monkeypatch.setattr(yamltext, "parse", lambda text: [parsed.append(text), parse(text)][1])
     Writer(tmp_path / "run.h5", run_info(config=CONFIG + "# of this test\n"))
-    followed = Followed(tmp_path)
+    followed = FollowedRun(tmp_path)
     assert [followed.poll().num_rounds for _ in range(3)] == [2, 2, 2]
     assert len(parsed) == 1
 
 
 def test_a_run_that_goes_on_puts_a_new_file_in_its_place(tmp_path: Path) -> None:
-    writer, followed = Writer(tmp_path / "run.h5", run_info()), Followed(tmp_path)
+    writer, followed = Writer(tmp_path / "run.h5", run_info()), FollowedRun(tmp_path)
     for number in range(3):
         writer.add(round_record(number))
     assert followed.poll().resumed == ()
@@ -75,7 +75,7 @@ def test_a_silent_run_is_doubted(tmp_path: Path) -> None:
     writer.add(round_record(0))
     os.utime(tmp_path / "run.h5", (1000, 1000))
     now[0] = 1059.0
-    followed = Followed(tmp_path, lambda: now[0])
+    followed = FollowedRun(tmp_path, lambda: now[0])
     assert followed.poll().doubt == ""
     now[0] = 1200.0
     assert followed.poll().doubt == "last written 3:20 ago; its job may have been killed"
@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, 
     path = tmp_path / "run.h5"
     Writer(path, run_info()).close("stopped")
     shutil.copy(path, tmp_path / "kept")
-    followed = Followed(path)
+    followed = FollowedRun(path)
     followed.poll()
     path.write_text("half a copy")
     assert followed.poll().status == "stopped", "what was known"
@@ -126,4 +126,4 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, 
 def test_a_file_that_is_not_a_runs_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "run.h5").write_text("not a run")
     with pytest.raises(UserError, match="is not an HDF5 file"):
-        Followed(tmp_path).poll()
+        FollowedRun(tmp_path).poll()
