@@ -88,13 +88,13 @@ def run(
                 _tracker.check(track)
             if comm.rank != 0:
                 return rundir.Found()
-            found = rundir.enter(out, resolved, claim, resume)
-            if not found.finished:
-                end_of_chain(found.idle, 2)
-            return found
+            state = rundir.enter(out, resolved, claim, resume)
+            if not state.finished:
+                end_of_chain(state.idle, 2)
+            return state
 
-        found, of_rank_0 = rundir.agree(comm, together(comm, enter_run), out)
-        if found.finished:
+        state, folder = rundir.agree(comm, together(comm, enter_run), out)
+        if state.finished:
             print(f"the run in {out} has finished already")
             return
 
@@ -107,18 +107,18 @@ def run(
         observers = (hdf5, one_line if quiet else terminal if live else plain)
         try:
             options = loop.RunOptions(
-                of_rank_0,
+                folder,
                 lambda: [claim, *(each.build(out) for each in observers), _trackerthread.build(track or (), out)],
                 Bar("features", live=live) if not quiet else lambda done, total: None,
                 STARTED,
-                found.unfinished,
+                state.unfinished,
                 ends(comm),
                 claim.check,
             )
             loop.run(resolved, comm, me, options)
         except StoppedError as error:
             if error.num_rounds == 0:
-                end_of_chain(found.idle, 1)
+                end_of_chain(state.idle, 1)
             raise
         stop.ignore()
 

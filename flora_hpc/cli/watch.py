@@ -64,7 +64,7 @@ def watch(
 
 
 class Printer:
-    """Prints a sentence once, even when it is called with it several times in a row."""
+    """Prints a sentence once, however often it is called with that sentence in a row."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._last = console, ""
