@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
 
 from flora_hpc.records import hdf5file
-from flora_hpc.records.panel import Seen, heading, panel
-from flora_hpc.records.sentences import facts
+from flora_hpc.records.panel import PanelData, heading, panel
+from flora_hpc.records.sentences import describe
 
 WIDTH, HEIGHT = 92, 24
 
@@ -19,8 +19,8 @@ def main(run: Path, out: Path) -> None:
     rounds = tables["rounds"]
     place = "~/.cache/flora_hpc/features/digits.safetensors"  # where it is by default, whoever draws this
     picture = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    picture.print(heading(facts(attributes | {"features": place}, tables["topology"])))
-    picture.print(panel(Seen(rounds, int(rounds["round"].max())), WIDTH, HEIGHT))
+    picture.print(heading(describe(attributes | {"features": place}, tables["topology"])))
+    picture.print(panel(PanelData(rounds, int(rounds["round"].max())), WIDTH, HEIGHT))
     picture.save_svg(str(out), title="mpiexec -n 2 flora-hpc run configs/quickstart.yaml", theme=SVG_EXPORT_THEME)
 
 

@@ -1,1 +1,1 @@
-"""Measured parts of the program."""
+"""Benchmarks of parts of the program."""

@@ -1,7 +1,7 @@
 """Whole rounds against the plain loop that a careful user writes: cached features, cut captions, peft's LoRA, one client at a time.
 
-Both sides train the same clients on the same batches from the same adapter, in turn in one process; the adapters they end the first
-round with are compared, so that both are known to compute the same.
+Both sides train the same clients on the same batches from the same adapter, in turn in one process. The two adapters after the
+first round are compared, which shows that both sides compute the same.
 """
 
 import statistics
@@ -31,7 +31,7 @@ from flora_hpc.versions import versions
 
 
 def check(config: Config, me: Launch) -> None:
-    """Raise UserError for what the plain loop does not have."""
+    """Raise UserError for settings that the plain loop does not support."""
     extras.need("bench against", "peft")
     if me.size > 1:
         raise UserError(f"bench against: the plain loop is one process, but {me.launcher} started {me.size}; start one")
@@ -47,7 +47,7 @@ def check(config: Config, me: Launch) -> None:
 
 @dataclass(frozen=True)
 class PlainLoop:
-    """FedAvg with peft and torch.optim, as one writes it who knows that features can be kept and captions be cut."""
+    """FedAvg with peft and torch.optim, as an expert writes it: features are cached and captions are cut."""
 
     setup: Setup
     client: plain.Client
@@ -59,13 +59,13 @@ class PlainLoop:
         """For the setup of a run: `tokens` (num_classes, context_length), `features` (num_images, embed_dim) of any length."""
         if (reason := why_not(clip.model)) is not None:
             raise UserError(f"bench against: the plain loop cuts captions, but {reason}; take another model")
-        cut = tokens[:, : int(tokens.argmax(1).max()) + 1]
+        short_tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
         start = setup.method.unpack(torch.zeros(setup.method.num_params))
-        client = plain.lora_client(deepcopy(clip.model), start, setup.method.alpha or 1.0, cut, setup.client)
-        return cls(setup, client, F.normalize(features, dim=-1), cut)
+        client = plain.lora_client(deepcopy(clip.model), start, setup.method.alpha or 1.0, short_tokens, setup.client)
+        return cls(setup, client, F.normalize(features, dim=-1), short_tokens)
 
     def play(self, adapter: torch.Tensor, number: int) -> torch.Tensor:
-        """One round from `adapter` (num_params,): the next one."""
+        """Play one round from `adapter` (num_params,); returns the next adapter."""
         setup = self.setup
         mean, total = torch.zeros_like(adapter), 0
         for client in participants(setup, number)[0]:
@@ -82,11 +82,11 @@ class PlainLoop:
     def step(self, optimizer: torch.optim.Optimizer, rows: torch.Tensor) -> None:
         """One step on the images `rows` (batch,)."""
         model, images, labels = self.client.model, self.features[rows], self.setup.labels[rows]
-        wanted = self.tokens[labels] if self.setup.client.loss == "contrastive" else self.tokens
-        scores = model.logit_scale.exp() * images @ plain.encode_cut(model, wanted).T
+        captions = self.tokens[labels] if self.setup.client.loss == "contrastive" else self.tokens
+        scores = model.logit_scale.exp() * images @ plain.encode_cut(model, captions).T
         if self.setup.client.loss == "contrastive":
-            own = torch.arange(len(labels))
-            loss = (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+            targets = torch.arange(len(labels))
+            loss = (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
         else:
             loss = F.cross_entropy(scores, labels)
         optimizer.zero_grad()
@@ -95,48 +95,48 @@ class PlainLoop:
 
 
 def build(config: Config, me: Launch) -> tuple[Site, PlainLoop, State]:
-    """Both sides, built as a run builds itself. Raises UserError like a run."""
+    """Build both sides as a run does. Raises UserError like a run."""
     built, site = built_alone(config, me)
     if built.features.damaged:
         raise UserError("bench against: some images cannot be decoded; take data without such")
     tokens = built.clip.tokenize(list(built.dataset.captions))
     del built.clip.model.visual  # as in a run
-    untested = EvaluateConfig(every=config.rounds + 1)
-    built = replace(built, setup=replace(built.setup, rounds=config.rounds + 1, evaluate=untested))
+    no_tests = EvaluateConfig(every=config.rounds + 1)
+    built = replace(built, setup=replace(built.setup, rounds=config.rounds + 1, evaluate=no_tests))
     plain_loop = PlainLoop.of(built.setup, built.clip, tokens, built.features.values.float())
     return site, plain_loop, experiment.first_state(built, site)
 
 
 def measure(config: Config, me: Launch, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Play `config.rounds` rounds on each side in turn, of which the first warms up. Tests of the adapter are left out on both."""
+    """Play `config.rounds` rounds on each side in turn; the first warms up. No side tests the adapter."""
     config = config.model_copy(update={"comm": config.comm.model_copy(update={"device": "cpu"})})
     check(config, me)
     site, loop, state = build(config, me)
     setup, adapter = loop.setup, state.adapter.clone()
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
-    apart = 0.0
+    difference = 0.0
     for number in range(1, config.rounds + 1):
         tell(f"round {number} of {config.rounds}")
-        started = time.perf_counter()
+        start = time.perf_counter()
         play(setup, site, state, number)
-        seconds["ours"].append(time.perf_counter() - started)
-        started = time.perf_counter()
-        moved = loop.play(adapter, number)
-        seconds["plain"].append(time.perf_counter() - started)
+        seconds["ours"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        plain_adapter = loop.play(adapter, number)
+        seconds["plain"].append(time.perf_counter() - start)
         if number == 1:
-            apart = float((state.adapter - moved).norm() / (moved - adapter).norm())
-        adapter = state.adapter.clone()  # both go on from one adapter
-    return {**setting(config, setup, loop), **compare(seconds), "update_difference": apart}
+            difference = float((state.adapter - plain_adapter).norm() / (plain_adapter - adapter).norm())
+        adapter = state.adapter.clone()  # both sides continue from one adapter
+    return {**setting(config, setup, loop), **compare(seconds), "update_difference": difference}
 
 
 def compare(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Medians of the rounds after the first, and how many times as fast ours are."""
-    middle = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    return {"round_seconds": middle, "ratio": middle["plain"] / middle["ours"], "num_rounds": len(seconds["ours"]) - 1}
+    """Medians of the rounds after the first, and how many times as fast our rounds are."""
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {"round_seconds": medians, "ratio": medians["plain"] / medians["ours"], "num_rounds": len(seconds["ours"]) - 1}
 
 
 def setting(config: Config, setup: Setup, loop: PlainLoop) -> dict[str, Any]:
-    """What was measured, and where."""
+    """The settings and the machine of the measurement."""
     clients, _ = participants(setup, 1)
     return {
         "model": config.model.name,

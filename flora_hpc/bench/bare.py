@@ -21,23 +21,23 @@ from flora_hpc.setup import Setup
 
 
 class Step(NamedTuple):
-    """One step of a group, whose clients that have finished come last and are left out."""
+    """One step of a group, without the clients that have finished, which come last."""
 
     rows: torch.Tensor  # (num_clients, batch) int64
-    there: torch.Tensor  # same shape, bool
+    present: torch.Tensor  # same shape, bool
     noise: Noise
 
 
 class Group(NamedTuple):
-    """A group, laid out beforehand."""
+    """A group with its steps, prepared before the measurement."""
 
     num_clients: int
-    held: torch.Tensor | None
+    mask: torch.Tensor | None  # (num_clients, num_params): the parameters that each client holds
     steps: list[Step]
 
 
 def lay_out(setup: Setup, number: int, device: torch.device) -> list[Group]:
-    """The groups of round `number`, as a run makes them."""
+    """Prepare the groups of round `number`, as a run makes them."""
     groups = []
     for members in groups_of_ranks(setup, 1, number)[0]:
         batches = trainer.make_batches(members, setup.holdings, setup.client, setup.seed, number, setup.width_unit)
@@ -45,44 +45,44 @@ def lay_out(setup: Setup, number: int, device: torch.device) -> list[Group]:
         steps = []
         for step in range(len(batches.examples)):
             n, width = int((batches.num_steps > step).sum()), int(batches.widths[step])
-            rows, there = (torch.from_numpy(a[step, :n, :width].copy()).to(device) for a in (batches.examples, batches.present))
-            steps.append(Step(rows, there, noise[step][:n] if noise else None))
-        held = setup.method.holds(members).to(device) if setup.method.holds else None
-        groups.append(Group(len(members), held, steps))
+            rows, present = (torch.from_numpy(a[step, :n, :width].copy()).to(device) for a in (batches.examples, batches.present))
+            steps.append(Step(rows, present, noise[step][:n] if noise else None))
+        mask = setup.method.holds(members).to(device) if setup.method.holds else None
+        groups.append(Group(len(members), mask, steps))
     return groups
 
 
 def train(setup: Setup, adapter: torch.Tensor, group: Group, first: FirstStep | None = None) -> torch.Tensor:
-    """Train a group from `adapter` (num_params,): what its clients end with (num_clients, num_params)."""
+    """Train a group from `adapter` (num_params,); returns the clients' parameters (num_clients, num_params)."""
     params = adapter.repeat(group.num_clients, 1)
-    if group.held is not None:
-        params *= group.held
+    if group.mask is not None:
+        params *= group.mask
     optimizer = OPTIMIZERS[setup.client.optimizer]
     state = optimizer.init(params, setup.client)
-    for step, (rows, there, noise) in enumerate(group.steps):
+    for step, (rows, present, noise) in enumerate(group.steps):
         n = len(rows)
-        same = step == 0 and group.held is None
-        leaf = (adapter.expand(n, -1) if same else params[:n]).detach().requires_grad_()
+        is_shared = step == 0 and group.mask is None
+        leaf = (adapter.expand(n, -1) if is_shared else params[:n]).detach().requires_grad_()
         tensors = setup.method.unpack(leaf)
-        crowd = first if step == 0 else None
-        if crowd is not None:
-            classes, targets = crowd.classes.repeat(n, 1, 1).requires_grad_(), setup.labels[rows]
+        first_step = first if step == 0 else None
+        if first_step is not None:
+            classes, targets = first_step.classes.repeat(n, 1, 1).requires_grad_(), setup.labels[rows]
         else:
             classes, targets = trainer.choices(setup.method, tensors, noise, setup.labels[rows])
         scores = setup.method.logits(tensors, classes, setup.inputs(rows), noise)
-        loss = LOSSES[setup.client.loss](scores.expand(n, -1, -1), targets, there)
-        if crowd is not None:
-            gradient = crowd.gradient(loss, classes, leaf)
+        loss = LOSSES[setup.client.loss](scores.expand(n, -1, -1), targets, present)
+        if first_step is not None:
+            gradient = first_step.gradient(loss, classes, leaf)
         else:
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        if group.held is not None:
-            gradient *= group.held[:n]
+        if group.mask is not None:
+            gradient *= group.mask[:n]
         optimizer.step(params[:n], gradient, optimizers.first(state, n), setup.client)
     return params
 
 
 def build(config: Config, me: Launch) -> tuple[Setup, torch.Tensor, list[Group]]:
-    """What the loop needs, built as a run builds it. Raises UserError like a run."""
+    """Build the inputs of the loop as a run does. Raises UserError like a run."""
     built, site = built_alone(config, me)
     setup = built.setup
     if setup.method.num_params == 0:
@@ -99,12 +99,12 @@ def loop(config: Config, me: Launch) -> Callable[[], float]:
     setup, adapter, groups = build(config, me)
 
     def play() -> float:
-        started = time.perf_counter()
+        start = time.perf_counter()
         first = firststep.make(setup.method, adapter, Serial()) if setup.by_jacobian else None
         for group in groups:
             train(setup, adapter, group, first)
         if adapter.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return time.perf_counter() - start
 
     return play

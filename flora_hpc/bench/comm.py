@@ -19,22 +19,22 @@ from flora_hpc.comm.meter import Meter
 from flora_hpc.config import CommConfig
 from flora_hpc.versions import versions
 
-MOVED = 2**27  # bytes of a size's repeats together, by default
+MOVED = 2**27  # total bytes of the repeats of one size, by default
 FEWEST, MOST = 10, 200  # repeats by default
-WARM_UP = 3  # calls of either side before those that count
+WARM_UP = 3  # untimed calls of each side
 
 
 def measure(
-    comm: Communicator, me: Launch, config: CommConfig, sizes: Sequence[int], repeats: int | None, tell: Callable[[str], None]
+    comm: Communicator, me: Launch, config: CommConfig, sizes: Sequence[int], repeats: int | None, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Time both calls for each of `sizes` (bytes, whole int64 numbers). All ranks call this and get the same result."""
     device = communicator.together(comm, lambda: devices.pick(me, config))
     places = devices.places(comm, me, device, devices.share_cores(comm, me))
-    measured = []
+    results = []
     for num_bytes in sizes:
-        chosen = repeats or min(MOST, max(FEWEST, MOVED // num_bytes))
-        tell(f"{num_bytes:,} bytes, {chosen} times")
-        measured.append(measure_size(comm, me, device, num_bytes, chosen))
+        num_repeats = repeats or min(MOST, max(FEWEST, MOVED // num_bytes))
+        progress(f"{num_bytes:,} bytes, {num_repeats} times")
+        results.append(measure_size(comm, me, device, num_bytes, num_repeats))
     return {
         "backend": comm.name,
         "launcher": me.launcher,
@@ -44,22 +44,22 @@ def measure(
         "num_threads": places[0].num_threads,
         "processor": processor(),
         "versions": versions(),
-        "sizes": measured,
+        "sizes": results,
     }
 
 
 def measure_size(comm: Communicator, me: Launch, device: torch.device, num_bytes: int, repeats: int) -> dict[str, Any]:
-    """Both calls in turn on buffers of their own. Of each repeat the slowest rank counts, of the repeats the median."""
+    """Time both calls in turn, each on its own buffer: the slowest rank of each repeat, the median of the repeats."""
     buffer, meter = np.zeros(num_bytes // 8, np.int64), Meter(comm)
     raw = raw_call(comm, me, device, num_bytes)
-    mine: dict[str, list[float]] = {"ours": [], "raw": []}
+    seconds: dict[str, list[float]] = {"ours": [], "raw": []}
     for _ in range(WARM_UP + repeats):
         comm.barrier()
-        mine["ours"].append(timed(lambda: meter.allreduce(buffer)))
+        seconds["ours"].append(timed(lambda: meter.allreduce(buffer)))
         comm.barrier()
-        mine["raw"].append(timed(raw) if raw else 0.0)
-    everyone = [json.loads(text) for text in comm.allgather(json.dumps(mine).encode())]
-    slowest = {name: [max(each) for each in zip(*(rank[name] for rank in everyone), strict=True)][WARM_UP:] for name in mine}
+        seconds["raw"].append(timed(raw) if raw else 0.0)
+    gathered = [json.loads(text) for text in comm.allgather(json.dumps(seconds).encode())]
+    slowest = {name: [max(each) for each in zip(*(rank[name] for rank in gathered), strict=True)][WARM_UP:] for name in seconds}
     ours, library = statistics.median(slowest["ours"]), statistics.median(slowest["raw"])
     return {
         "bytes": num_bytes,
@@ -77,13 +77,13 @@ def measure_size(comm: Communicator, me: Launch, device: torch.device, num_bytes
 
 def timed(call: Callable[[], object]) -> float:
     """Seconds of one call."""
-    started = time.perf_counter()
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def raw_call(comm: Communicator, me: Launch, device: torch.device, num_bytes: int) -> Callable[[], object] | None:
-    """The sum over ranks as one writes it with the library alone; None where there is one rank and no library."""
+    """The sum over ranks by the library's own call; None without a library, on one rank."""
     if comm.name == "mpi":
         library = mpi.load(me)
         world, buffer = library.COMM_WORLD, np.zeros(num_bytes // 8, np.int64)
@@ -95,7 +95,7 @@ def raw_call(comm: Communicator, me: Launch, device: torch.device, num_bytes: in
 
 
 def all_reduce(tensor: torch.Tensor) -> None:
-    """torch.distributed's, until it is done."""
+    """torch.distributed's allreduce, until it is complete."""
     dist.all_reduce(tensor)
     if tensor.is_cuda:
         torch.cuda.synchronize(tensor.device)

@@ -1,4 +1,4 @@
-"""What the log costs: the same runs with run.h5 and without it, in turn, and the size of the file."""
+"""The cost of the log: the same runs with run.h5 and without it, in turn, and the size of the file."""
 
 import tempfile
 import time
@@ -21,14 +21,14 @@ from flora_hpc.records.schema import Rows
 
 @dataclass
 class Meter:
-    """An Observer that keeps the rows of /rounds, and what writing them takes; without a `log` nothing is written."""
+    """An Observer that keeps the rows of /rounds and the cost of writing; without `log` it writes nothing."""
 
     log: hdf5.Hdf5 | None
     file: Path
     info: RunInfo | None = None
     rows: list[Rows] = field(default_factory=list)
-    writer_seconds: list[float] = field(default_factory=list)  # processor time, in the thread that the loop does not wait for
-    file_bytes: list[int] = field(default_factory=list)  # after each round; at last when the file is closed
+    writer_seconds: list[float] = field(default_factory=list)  # processor time in the background thread
+    file_bytes: list[int] = field(default_factory=list)  # after each round, and after the file is closed
     num_client_rows: int = 0
 
     def started(self, info: RunInfo) -> None:
@@ -50,15 +50,15 @@ class Meter:
             self.log.ended(status)
             self.file_bytes.append(self.file.stat().st_size)
 
-    def counted(self) -> Rows:
-        """The rounds that count."""
+    def timed_rounds(self) -> Rows:
+        """The rows of rounds after the warm-up."""
         rounds = np.concatenate(self.rows)
-        counted: Rows = rounds[rounds["round"] >= WARM]
-        return counted
+        timed: Rows = rounds[rounds["round"] >= WARM]
+        return timed
 
 
 def play(config: Config, comm: Communicator, me: Launch, with_log: bool) -> Meter:
-    """Play a run in a folder that is gone afterwards: what was measured, on rank 0."""
+    """Play a run in a temporary folder; rank 0's meter has the measurement."""
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         out = Path(folder) / "run"
         meter = Meter(hdf5.build(out) if with_log else None, out / "run.h5")
@@ -67,33 +67,33 @@ def play(config: Config, comm: Communicator, me: Launch, with_log: bool) -> Mete
 
 
 def measure(
-    config: Config, comm: Communicator, me: Launch, repeats: int, tell: Callable[[str], None] = lambda text: None
+    config: Config, comm: Communicator, me: Launch, repeats: int, progress: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any] | None:
     """Play the run `repeats` times with its log and without, in turn: the result on rank 0, None elsewhere.
 
     All ranks of `comm` call this.
     """
-    played: dict[bool, list[Meter]] = {True: [], False: []}
+    meters: dict[bool, list[Meter]] = {True: [], False: []}
     for repeat in range(repeats):
-        for with_log in (True, False) if repeat % 2 == 0 else (False, True):  # to and fro: who comes first has no advantage
-            tell(f"run of {config.rounds} rounds {'with' if with_log else 'without'} its log ({repeat + 1} of {repeats})")
-            played[with_log].append(play(config, comm, me, with_log))
-    info = played[True][0].info
+        for with_log in (True, False) if repeat % 2 == 0 else (False, True):  # to and fro: the order favours no side
+            progress(f"run of {config.rounds} rounds {'with' if with_log else 'without'} its log ({repeat + 1} of {repeats})")
+            meters[with_log].append(play(config, comm, me, with_log))
+    info = meters[True][0].info
     if comm.rank != 0 or info is None:
         return None
-    return setting(config, vars(info), info.topology, repeats) | result(played[True], played[False])
+    return setting(config, vars(info), info.topology, repeats) | result(meters[True], meters[False])
 
 
 def result(logged: Sequence[Meter], silent: Sequence[Meter]) -> dict[str, Any]:
-    """The cost, from runs with a log and as many without. Seconds are medians over rounds."""
+    """The cost of the log, from runs with a log and as many without. Seconds are medians over rounds."""
     sides = {"with_log": side(logged), "without_log": side(silent)}
     writer = float(np.median(np.concatenate([meter.writer_seconds[WARM:] for meter in logged])))
     round_seconds, log_seconds = sides["with_log"]["round_seconds"], sides["with_log"]["log_seconds"]
     last = logged[-1]
-    rows = last.counted()["num_clients"]
+    rows = last.timed_rounds()["num_clients"]
     return {
         "num_clients": int(np.median(rows)),
-        "num_rounds": sum(len(meter.counted()) for meter in logged),
+        "num_rounds": sum(len(meter.timed_rounds()) for meter in logged),
         **sides,
         "round_ratio": round_seconds / sides["without_log"]["round_seconds"],
         "writer_seconds": writer,
@@ -106,9 +106,9 @@ def result(logged: Sequence[Meter], silent: Sequence[Meter]) -> dict[str, Any]:
 
 def side(meters: Sequence[Meter]) -> dict[str, Any]:
     """One side of the comparison."""
-    rounds = np.concatenate([meter.counted() for meter in meters])
+    rounds = np.concatenate([meter.timed_rounds() for meter in meters])
     return {
         "round_seconds": float(np.median(rounds["round_seconds"])),
         "log_seconds": float(np.median(rounds["log_seconds"])),
-        "repeat_round_seconds": [float(np.median(meter.counted()["round_seconds"])) for meter in meters],
+        "repeat_round_seconds": [float(np.median(meter.timed_rounds()["round_seconds"])) for meter in meters],
     }

@@ -1,6 +1,6 @@
 """Seconds per client step and peak memory of methods, each in a process of its own, so that its peak is its own.
 
-What runs is what a run does with a group of clients: `experiment.see`, then `trainer.train`. Weights and images are random.
+The measured code is that of a run with a group of clients: `experiment.see`, then `trainer.train`. Weights and images are random.
 """
 
 import json
@@ -34,7 +34,7 @@ LOWER = "lower --batch-size, --classes or --clients, or leave the method out of 
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured."""
+    """The settings of the measurement."""
 
     method: str
     model: str
@@ -49,7 +49,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out."""
+    """The result of the measurement."""
 
     num_params: int  # trained numbers of a client
     payload_bytes: int
@@ -58,13 +58,13 @@ class Measured:
     seconds_per_client_step: float  # median of the repeats
     repeat_seconds: list[float]  # a repeat is clients_at_once x steps client steps
     peak_memory_bytes: int  # largest resident set of the process; on a GPU, most memory that tensors held there
-    resident_before_bytes: int  # the same before the model was built: what the libraries take
+    resident_before_bytes: int  # the same before the model was built: the share of the libraries
     device: str
     num_threads: int
 
 
 def check(model: str, methods: Sequence[str], device: str) -> None:
-    """Raise UserError for what does not exist, before minutes go into the rest."""
+    """Raise UserError for unknown methods, models and devices, before the measurement takes minutes."""
     for name in methods:
         if methods.count(name) > 1:
             raise UserError(f"--methods: names {name} twice; name it once")
@@ -80,7 +80,7 @@ def check(model: str, methods: Sequence[str], device: str) -> None:
 
 
 def measure_alone(task: Task) -> Measured:
-    """`measure` in a fresh process. Raises UserError for what that process refuses, and when it dies."""
+    """`measure` in a fresh process. Raises UserError when that process refuses the task or dies."""
     child = subprocess.run([sys.executable, "-m", __name__, json.dumps(asdict(task))], stdout=subprocess.PIPE, text=True)
     if child.returncode < 0:
         raise UserError(
@@ -122,32 +122,32 @@ def measure(task: Task) -> Measured:
 def ratios(measured: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
     """How many times less time per client step, and less memory, each method takes than the last one.
 
-    Memory of the whole process, and of what came on top of the libraries, which are the same for all.
+    Memory of the whole process, and memory on top of the libraries, which are the same for all methods.
     """
-    *others, last = measured.values()
+    *compared, last = measured.values()
     return {
         name: {
-            "time": last.seconds_per_client_step / one.seconds_per_client_step,
-            "memory": last.peak_memory_bytes / one.peak_memory_bytes,
-            "memory_above_libraries": above_libraries(last) / above_libraries(one),
+            "time": last.seconds_per_client_step / method.seconds_per_client_step,
+            "memory": last.peak_memory_bytes / method.peak_memory_bytes,
+            "memory_above_libraries": above_libraries(last) / above_libraries(method),
         }
-        for name, one in zip(measured, others, strict=False)
+        for name, method in zip(measured, compared, strict=False)
     }
 
 
-def above_libraries(one: Measured) -> int:
-    """Bytes that the model and the method themselves took."""
-    return one.peak_memory_bytes - one.resident_before_bytes
+def above_libraries(measured: Measured) -> int:
+    """Bytes of the model and the method alone."""
+    return measured.peak_memory_bytes - measured.resident_before_bytes
 
 
 def model_config(name: str, weights_file: str | None = None) -> ModelConfig:
-    """Random weights, or those in `weights_file`; the bundled model has its own."""
+    """A model with random weights, or with those in `weights_file`; the bundled model has its own weights."""
     return ModelConfig(name=name, pretrained=None if name == weights.BUNDLED else weights_file or "none")
 
 
 @contextmanager
 def weights_file(model: str) -> Iterator[str | None]:
-    """Random weights of `model` in a file that is gone afterwards; None for the bundled model, which has a file of its own.
+    """Random weights of `model` in a temporary file; None for the bundled model, which has its own file.
 
     A run maps its weights from a file, and only the pages that it touches count as its memory.
     """
@@ -156,14 +156,14 @@ def weights_file(model: str) -> Iterator[str | None]:
         return
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         file = str(Path(folder) / "random.safetensors")
-        built, _ = untouched(model_config(model), 0, torch.device("cpu"))
+        clip_model, _ = untouched(model_config(model), 0, torch.device("cpu"))
         try:
-            save_file({name: tensor.clone() for name, tensor in built.state_dict().items()}, file)
+            save_file({name: tensor.clone() for name, tensor in clip_model.state_dict().items()}, file)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"random weights cannot be written to {folder}: {reason(error)}; set TMPDIR to a folder with room"
             ) from None
-        del built
+        del clip_model
         yield file
 
 
@@ -174,12 +174,12 @@ def resident_bytes() -> int:
 
 def processor() -> str:
     """The processor's name, as far as Linux knows it."""
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else os.uname().machine
+    match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return match[1] if match else os.uname().machine
 
 
 def main() -> None:
-    """The process of one method: a Task as JSON in, a Measured out, or an error that the user can do something about."""
+    """The process of one method: reads a Task as JSON, writes a Measured or an error that the user can cure."""
     answer: dict[str, object]
     try:
         answer = asdict(measure(Task(**json.loads(sys.argv[1]))))

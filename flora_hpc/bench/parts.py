@@ -1,7 +1,7 @@
 """Where the time of a piece of work goes: matrix products, attention, other operators, and what is between them.
 
-PyTorch's profiler tells the seconds of each operator, without those that it calls. It slows small operators down, so that the work
-takes somewhat longer than alone; how much is measured as well.
+PyTorch's profiler gives the seconds of each operator, without the operators that it calls. The profiler slows small operators down,
+so that the work takes longer; the slowdown is measured as well.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,26 +27,26 @@ def kind(operator: str) -> str:
 
 
 def measure(work: Callable[[AbstractContextManager[Any]], float], device: torch.device, repeats: int) -> dict[str, float]:
-    """Mean seconds of `work` by part, which add up to those that it took under the profiler.
+    """Mean seconds of `work` by part; they add up to its seconds under the profiler.
 
-    `work` enters what it is given around that which it times, and returns the seconds. On a GPU, the seconds are the device's, and
-    `between` is when it is idle.
+    `work` gets the profiler as a context manager, enters it around the timed code, and returns the seconds. On a GPU, the seconds
+    are the device's, and `between` is its idle time.
     """
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    found = dict.fromkeys(NAMES, 0.0)
+    means = dict.fromkeys(NAMES, 0.0)
     for _ in range(repeats):
         recorder = profile(activities=activities, acc_events=True)
         seconds = work(recorder)
-        spent = by_kind(recorder.key_averages(), "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total")
-        spent["between"] = seconds - sum(spent.values())
-        for name, value in spent.items():
-            found[name] += value / repeats
-    return found
+        seconds_of = by_kind(recorder.key_averages(), "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total")
+        seconds_of["between"] = seconds - sum(seconds_of.values())
+        for name, value in seconds_of.items():
+            means[name] += value / repeats
+    return means
 
 
 def by_kind(operators: Iterable[Any], microseconds: str) -> dict[str, float]:
     """Seconds of products, attention and other operators."""
-    spent = dict.fromkeys(NAMES[:3], 0.0)
+    seconds = dict.fromkeys(NAMES[:3], 0.0)
     for operator in operators:
-        spent[kind(operator.key)] += getattr(operator, microseconds) / 1e6
-    return spent
+        seconds[kind(operator.key)] += getattr(operator, microseconds) / 1e6
+    return seconds

@@ -1,6 +1,6 @@
 """Start flora-hpc on one core: `python -m flora_hpc.bench.pin CORES arguments...`, where local rank i gets core i of CORES.
 
-Pinned before torch is imported, so that its threads, and the share of cores that a rank takes, keep to that core.
+The process is pinned before torch is imported, so that torch's threads and the rank's share of cores stay on that core.
 """
 
 import os

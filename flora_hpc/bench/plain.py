@@ -1,6 +1,6 @@
 """The plain path: one client at a time, every image, full-length captions, peft's own LoRA, torch's own optimizers.
 
-This is what a straightforward implementation does with open_clip and peft. It is the oracle that tests hold the fast path against,
+This is a straightforward implementation with open_clip and peft. It is the oracle to which tests compare the fast path,
 and the baseline of `flora-hpc bench step`. Nothing here uses the fast products of clip/frozen.py.
 """
 
@@ -36,7 +36,7 @@ def loss_of_batch(model: Any, pixels: torch.Tensor, labels: torch.Tensor, class_
 
 @dataclass(frozen=True)
 class Prompted:
-    """An open_clip model in which learned vectors stand where tokens 1..n of every caption would be embedded (CoOp)."""
+    """An open_clip model in which learned vectors replace the embeddings of tokens 1..n of every caption (CoOp)."""
 
     model: Any
     context: torch.Tensor  # (n, width)
@@ -65,14 +65,14 @@ class Prompted:
 def encode_cut(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Features of unit length (num_captions, embed_dim) of captions (num_captions, length) int64, cut after the longest one.
 
-    For text towers that are causal and read at the end token: what comes after that is padding, which changes nothing.
+    For causal text towers that read the end token: only padding follows that token, and it changes nothing.
     """
     root, _ = text_root(model)
     return F.normalize(_through(root, root.token_embedding(tokens) + root.positional_embedding[: tokens.shape[1]], tokens), dim=-1)
 
 
 def _through(root: Any, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Embedded tokens (num_captions, length, width) through the text tower's own modules -> (num_captions, embed_dim)."""
+    """Run embedded tokens (num_captions, length, width) through the text tower's modules -> (num_captions, embed_dim)."""
     length = x.shape[1]
     x = root.ln_final(root.transformer(x, attn_mask=root.attn_mask[:length, :length]))
     x = x[torch.arange(len(x), device=x.device), tokens.argmax(1)]
@@ -82,7 +82,7 @@ def _through(root: Any, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Client:
-    """One client: a model of its own, the tensors in it that are trained, and torch's optimizer."""
+    """One client: its own model, the trained tensors of that model, and torch's optimizer."""
 
     model: Any  # with encode_image, encode_text and logit_scale
     trained: Mapping[str, torch.Tensor]
@@ -99,7 +99,7 @@ class Client:
         return loss.item()
 
     def assign(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give the trained tensors these values."""
+        """Copy these values into the trained tensors."""
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self.trained[name].copy_(tensor)
@@ -108,21 +108,21 @@ class Client:
 def lora_client(
     model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float, class_tokens: torch.Tensor, config: ClientConfig
 ) -> Client:
-    """A client that trains peft's LoRA (`<layer>.lora_A`, `<layer>.lora_B`) on `model`, which is changed.
+    """A client that trains peft's LoRA (`<layer>.lora_A`, `<layer>.lora_B`) on `model`; `model` is changed.
 
-    The attention of `model` must be split (clip.attention.unfuse), since peft does not reach the output projection of
-    nn.MultiheadAttention: an adapter put there takes no part. All else may be as open_clip makes it.
+    The attention of `model` must be unfused (clip.attention.unfuse): peft does not reach the output projection of
+    nn.MultiheadAttention, and an adapter there would have no effect. All other layers may be as open_clip makes them.
     """
-    wrapped = attach(model, tensors, alpha)
-    inner = wrapped.base_model.model
-    trained = {name: inner.get_parameter(f"{name}.default.weight") for name in tensors}
-    return Client(inner, trained, class_tokens, config.loss, make_optimizer(list(trained.values()), config))
+    peft_model = attach(model, tensors, alpha)
+    clip_model = peft_model.base_model.model
+    trained = {name: clip_model.get_parameter(f"{name}.default.weight") for name in tensors}
+    return Client(clip_model, trained, class_tokens, config.loss, make_optimizer(list(trained.values()), config))
 
 
 def prompt_client(
     model: nn.Module, tensors: Mapping[str, torch.Tensor], class_tokens: torch.Tensor, config: ClientConfig
 ) -> Client:
-    """A client that trains the vectors `context` in front of the class names; `model` is as open_clip makes it, or split."""
+    """A client that trains the vectors `context` in front of the class names; `model` is as open_clip makes it, or unfused."""
     context = tensors["context"].detach().clone().requires_grad_()
     return Client(Prompted(model, context), {"context": context}, class_tokens, config.loss, make_optimizer([context], config))
 
@@ -145,7 +145,7 @@ def train_client(
 
 
 def make_optimizer(params: list[torch.Tensor], config: ClientConfig) -> torch.optim.Optimizer:
-    """What `config` names, from torch.optim."""
+    """The optimizer of `config`, from torch.optim."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(params, config.lr, config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam

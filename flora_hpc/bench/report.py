@@ -1,4 +1,4 @@
-"""A report over a long run with many clients: seconds, memory, and the size of the page."""
+"""The cost of a report on a long run with many clients: seconds, memory, size of the page."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ SHARES = {"batch": 0.02, "train": 0.8, "sum": 0.02, "comm": 0.04, "server": 0.01
 
 
 class Measured(NamedTuple):
-    """What one report took."""
+    """The cost of one report."""
 
     seconds: float  # of the whole command, imports included
     peak_bytes: int
@@ -50,47 +50,47 @@ class Measured(NamedTuple):
 
 
 def measure(num_rounds: int, num_clients: int, num_ranks: int, repeats: int) -> dict[str, Any]:
-    """Make up a run, and have a process of its own report on it `repeats` times."""
+    """Write a made-up run, and make its report `repeats` times, each in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run.h5"
-        started = time.perf_counter()
+        start = time.perf_counter()
         write(run, num_rounds, num_clients, num_ranks)
-        written = time.perf_counter() - started
-        measured = [report(run) for _ in range(repeats)]
+        write_seconds = time.perf_counter() - start
+        reports = [report(run) for _ in range(repeats)]
         run_bytes = run.stat().st_size
-    median = sorted(measured)[len(measured) // 2]
+    median = sorted(reports)[len(reports) // 2]
     return {
         "rounds": num_rounds,
         "clients": num_clients,
         "ranks": num_ranks,
         "client_rows": num_rounds * num_clients,
         "run_bytes": run_bytes,
-        "write_seconds": written,
+        "write_seconds": write_seconds,
         "seconds": median.seconds,
-        "repeat_seconds": [one.seconds for one in measured],
-        "peak_bytes": max(one.peak_bytes for one in measured),
+        "repeat_seconds": [report_cost.seconds for report_cost in reports],
+        "peak_bytes": max(report_cost.peak_bytes for report_cost in reports),
         "page_bytes": median.page_bytes,
         "processor": processor(),
     }
 
 
 def report(run: Path) -> Measured:
-    """Make the page of `run` in a process of its own."""
+    """Make the page of `run` in a fresh process."""
     page = run.with_name("page.html")
     command = [sys.executable, "-c", CHILD, "report", str(run), "-o", str(page)]
-    started = time.perf_counter()
+    start = time.perf_counter()
     child = subprocess.run(command, capture_output=True, text=True)
-    took = time.perf_counter() - started
+    seconds = time.perf_counter() - start
     if child.returncode:
         raise UserError(
             f"bench report: the report failed ({child.stderr.strip().splitlines()[-1]}); try `flora-hpc report` by hand"
         )
     peak = next(line for line in child.stderr.splitlines() if line.startswith("peak kB"))
-    return Measured(took, int(peak.split()[-1]) * 1024, page.stat().st_size)
+    return Measured(seconds, int(peak.split()[-1]) * 1024, page.stat().st_size)
 
 
 def write(path: Path, num_rounds: int, num_clients: int, num_ranks: int) -> None:
-    """A made-up run in which all clients train in every round, as the program would have written it."""
+    """Write a made-up run in which all clients train in every round, as the program writes it."""
     rng = np.random.default_rng(0)
     sizes = rng.lognormal(4.5, 0.6, num_clients).astype(np.int64) + 1
     shown = np.linspace(0, num_clients - 1, min(num_clients, 1000)).astype(np.int64)
@@ -98,7 +98,7 @@ def write(path: Path, num_rounds: int, num_clients: int, num_ranks: int) -> None
     counts = np.array([rng.multinomial(size, share) for size, share in zip(sizes[shown], shares, strict=True)])
     split = Split(shown, counts, tuple(f"class {i}" for i in range(NUM_CLASSES)))
     writer = Writer(path, _info(num_rounds, num_clients, num_ranks, split))
-    speed = rng.uniform(0.85, 1.0, num_ranks)  # the slowest has the others wait
+    speed = rng.uniform(0.85, 1.0, num_ranks)  # all ranks wait for the slowest
     for number in range(num_rounds + 1):
         writer.add(_round(number, num_rounds, sizes, speed, rng))
     writer.close("finished")

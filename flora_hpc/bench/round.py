@@ -1,4 +1,4 @@
-"""Where a round's time goes: whole runs, with their logs, are played under any launcher, and what they recorded is read."""
+"""Where a round's time goes: plays whole runs with their logs, under any launcher, and reads the logs."""
 
 import statistics
 import tempfile
@@ -24,7 +24,7 @@ from flora_hpc.versions import versions
 
 DEFAULT = Path(__file__).with_name("round.yaml")
 WARM = 2  # the first round that counts: 0 only evaluates, 1 warms up
-NOT_FRAMEWORK = ("train", "wait", "comm", "eval")  # training, collectives and evaluation: what a bare loop on ranks does as well
+NOT_FRAMEWORK = ("train", "wait", "comm", "eval")  # training, collectives and evaluation: a bare loop on ranks has them too
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Shares:
 
 
 def shares_of(rounds: Rows) -> Shares:
-    """The split of rows of /rounds."""
+    """The shares of the phases in rows of /rounds."""
     parts = {phase: rounds[f"{phase}_seconds"] for phase in PHASES}
     parts["rest"] = rounds["round_seconds"] - sum(parts.values())
     seconds = {name: float(np.median(part)) for name, part in parts.items()}
@@ -63,14 +63,14 @@ def check(config: Config, me: Launch, with_bare: bool) -> None:
 
 
 def play(config: Config, comm: Communicator, me: Launch) -> tuple[dict[str, Any], Rows, Rows]:
-    """Play a run with its log, in a folder that is gone afterwards: its facts, rounds that count, and places, on rank 0."""
+    """Play a run with its log in a temporary folder. Rank 0 gets its attributes, its rounds after the warm-up and its topology."""
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         out = Path(folder) / "run"
         loop.run(config, comm, me, loop.RunOptions(out, lambda: [hdf5.build(out)]))
         if comm.rank != 0:
             return {}, np.zeros(0, ROUNDS), np.zeros(0, TOPOLOGY)
-        facts, tables = hdf5file.read(out)
-    return facts, tables["rounds"][tables["rounds"]["round"] >= WARM], tables["topology"]
+        attributes, tables = hdf5file.read(out)
+    return attributes, tables["rounds"][tables["rounds"]["round"] >= WARM], tables["topology"]
 
 
 def measure(
@@ -79,74 +79,74 @@ def measure(
     me: Launch,
     repeats: int,
     with_bare: bool,
-    tell: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any] | None:
     """Play each configuration `repeats` times, all of them in turn: the result on rank 0, None elsewhere.
 
-    Configurations differ in the number of registered clients alone. `with_bare`: the first one also as a bare loop, in turn
-    with the others. All ranks of `comm` call this.
+    Configurations differ only in the number of registered clients. `with_bare` also plays the first one as a bare loop, in turn
+    with the runs. All ranks of `comm` call this.
     """
     bare_round = bare.loop(configs[0], me) if with_bare else None
-    played: list[list[Rows]] = [[] for _ in configs]
+    tables_of: list[list[Rows]] = [[] for _ in configs]
     bare_seconds: list[float] = []
-    facts: dict[str, Any] = {}
-    places = np.zeros(0, TOPOLOGY)
+    attributes: dict[str, Any] = {}
+    topology = np.zeros(0, TOPOLOGY)
     for repeat in range(repeats):
-        turns = list(zip(configs, played, strict=True))
-        for config, tables in turns if repeat % 2 == 0 else reversed(turns):  # to and fro: who comes first has no advantage
-            registered = getattr(config.partition, "num_clients", None)  # a file may have the clients
-            who = "the file's" if registered is None else f"{registered:,}"
-            tell(f"run of {config.rounds} rounds, {who} clients registered ({repeat + 1} of {repeats})")
-            facts, rounds, places = play(config, comm, me)
+        turns = list(zip(configs, tables_of, strict=True))
+        for config, tables in turns if repeat % 2 == 0 else reversed(turns):  # to and fro: the order favours none
+            num_registered = getattr(config.partition, "num_clients", None)  # a file may define the clients
+            who = "the file's" if num_registered is None else f"{num_registered:,}"
+            progress(f"run of {config.rounds} rounds, {who} clients registered ({repeat + 1} of {repeats})")
+            attributes, rounds, topology = play(config, comm, me)
             tables.append(rounds)
         if bare_round is not None:
-            tell(f"bare loop ({repeat + 1} of {repeats})")
+            progress(f"bare loop ({repeat + 1} of {repeats})")
             bare_seconds += [bare_round() for _ in range(configs[0].rounds)][WARM - 1 :]
     if comm.rank != 0:
         return None
-    splits = [shares_of(np.concatenate(tables)) for tables in played]
-    first = splits[0]
+    shares_of_configs = [shares_of(np.concatenate(tables)) for tables in tables_of]
+    first = shares_of_configs[0]
     return {
-        **setting(configs[0], facts, places, repeats),
+        **setting(configs[0], attributes, topology, repeats),
         **asdict(first),
         "populations": [
             {
-                "registered": getattr(config.partition, "num_clients", None) or int(facts["num_clients"]),
-                "round_seconds": one.round_seconds,
+                "registered": getattr(config.partition, "num_clients", None) or int(attributes["num_clients"]),
+                "round_seconds": shares.round_seconds,
                 "repeat_round_seconds": [shares_of(rounds).round_seconds for rounds in tables],
-                "ratio": one.round_seconds / first.round_seconds,
+                "ratio": shares.round_seconds / first.round_seconds,
             }
-            for config, one, tables in zip(configs, splits, played, strict=True)
+            for config, shares, tables in zip(configs, shares_of_configs, tables_of, strict=True)
         ],
         "bare": against_bare(first, bare_seconds) if bare_seconds else None,
     }
 
 
-def setting(config: Config, facts: Mapping[str, Any], places: Rows, repeats: int) -> dict[str, Any]:
-    """What was measured and where, from the facts of a run and its rows of /topology."""
+def setting(config: Config, attributes: Mapping[str, Any], topology: Rows, repeats: int) -> dict[str, Any]:
+    """The settings and the machine, from the attributes of a run and its rows of /topology."""
     return {
         "model": config.model.name,
         "method": config.method.name,
-        "dataset": facts["dataset"],
+        "dataset": attributes["dataset"],
         "repeats": repeats,
-        "world_size": facts["world_size"],
-        "launcher": facts["launcher"],
-        "backend": facts["backend"],
-        "group_size": facts["group_size"],
-        "num_params": facts["num_params"],
-        "device": places["device"][0].decode(),
-        "num_threads": int(places["num_threads"][0]),
+        "world_size": attributes["world_size"],
+        "launcher": attributes["launcher"],
+        "backend": attributes["backend"],
+        "group_size": attributes["group_size"],
+        "num_params": attributes["num_params"],
+        "device": topology["device"][0].decode(),
+        "num_threads": int(topology["num_threads"][0]),
         "processor": processor(),
         "versions": versions(),
     }
 
 
-def against_bare(one: Shares, seconds: Sequence[float]) -> dict[str, float]:
-    """The seconds of bare rounds, their throughput, and which share of it whole rounds reach."""
-    middle = statistics.median(seconds)
-    throughput = one.num_clients / middle
+def against_bare(shares: Shares, seconds: Sequence[float]) -> dict[str, float]:
+    """The seconds and the throughput of bare rounds, and the share of it that whole rounds reach."""
+    median = statistics.median(seconds)
+    throughput = shares.num_clients / median
     return {
-        "round_seconds": middle,
+        "round_seconds": median,
         "client_updates_per_second": throughput,
-        "ratio": one.client_updates_per_second / throughput,
+        "ratio": shares.client_updates_per_second / throughput,
     }

@@ -29,23 +29,23 @@ CPUS = Path("/sys/devices/system/cpu")
 
 
 class Played(NamedTuple):
-    """What a run on some ranks left."""
+    """The log of a run on a number of ranks."""
 
     start_up_seconds: float  # from starting the launcher to round 0
-    rounds: Rows  # those that count
-    facts: dict[str, Any]
-    places: Rows  # of /topology
+    rounds: Rows  # after the warm-up
+    attributes: dict[str, Any]
+    topology: Rows
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """What came out for a number of ranks."""
+    """The result for a number of ranks."""
 
     num_ranks: int
     client_updates_per_second: float
-    efficiency: float  # of that, per rank, over the throughput of one rank
+    efficiency: float  # throughput per rank, over the throughput of one rank
     speedup: float  # over one rank
-    independent_speedup: float | None  # of as many runs at once that know nothing of each other: what the cores allow
+    independent_speedup: float | None  # of as many independent runs at once: the limit of the cores
     start_up_seconds: float  # median of the repeats
     round_seconds: float
     shares: dict[str, float]  # of a round's phases
@@ -53,12 +53,12 @@ class Ranks:
 
 
 def cores() -> list[int]:
-    """A processor of each core that this process may use: two threads of a core share what they compute with."""
-    found: dict[str, int] = {}
+    """One processor of each core that this process may use: the two threads of a core share its arithmetic units."""
+    processors: dict[str, int] = {}
     for number in sorted(os.sched_getaffinity(0)):
         siblings = CPUS / f"cpu{number}" / "topology" / "thread_siblings_list"
-        found.setdefault(siblings.read_text() if siblings.exists() else str(number), number)
-    return list(found.values())
+        processors.setdefault(siblings.read_text() if siblings.exists() else str(number), number)
+    return list(processors.values())
 
 
 def default_ranks(num_cores: int) -> list[int]:
@@ -68,7 +68,7 @@ def default_ranks(num_cores: int) -> list[int]:
 
 
 def check(config: Config, ranks: Sequence[int]) -> None:
-    """Raise UserError for what cannot be measured here."""
+    """Raise UserError for a measurement that this machine does not allow."""
     if (size := launch.detect().size) > 1:
         raise UserError(f"bench scale starts its ranks itself, but the launcher started {size} of it; start one")
     if 1 not in ranks:
@@ -85,9 +85,9 @@ def find_mpiexec() -> str | None:
 
 
 def starter(name: str | None) -> Callable[[int], list[str]]:
-    """The command before `-m module` that starts a number of ranks; where no launcher is named, with mpiexec if that is here.
+    """The command before `-m module` that starts a number of ranks; by default mpiexec, if it is installed.
 
-    Raises UserError when the launcher that is named is not.
+    Raises UserError when the launcher `name` is not installed.
     """
     mpiexec = find_mpiexec() if importlib.util.find_spec("mpi4py") else None
     if name == "mpiexec" and mpiexec is None:
@@ -102,21 +102,21 @@ def starter(name: str | None) -> Callable[[int], list[str]]:
 
 
 def play(commands: Sequence[Sequence[str]], config: Path, folder: Path, on: Sequence[int]) -> list[Played]:
-    """Play runs at once, each started by its command, on as many of the cores `on`. Raises UserError when one fails."""
-    share, started, runs = len(on) // len(commands), time.time(), []
+    """Play runs at once, each started by its command, on equal shares of the cores `on`. Raises UserError when one fails."""
+    share, start, runs = len(on) // len(commands), time.time(), []
     for number, command in enumerate(commands):
-        out, mine = folder / str(number), ",".join(map(str, on[number * share : (number + 1) * share]))
-        whole = [*command, "-m", "flora_hpc.bench.pin", mine, "run", str(config), "--view", "plain", "--out", str(out)]
-        runs.append((out, subprocess.Popen(whole, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})))
-    if failed := [code for code in [run.wait() for _, run in runs] if code != 0]:
-        raise UserError(f"the run on {share} ranks failed with exit code {failed[0]}; what it said stands above")
-    return [_played(out, started) for out, _ in runs]
+        out, run_cores = folder / str(number), ",".join(map(str, on[number * share : (number + 1) * share]))
+        argv = [*command, "-m", "flora_hpc.bench.pin", run_cores, "run", str(config), "--view", "plain", "--out", str(out)]
+        runs.append((out, subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})))
+    if codes := [code for code in [run.wait() for _, run in runs] if code != 0]:
+        raise UserError(f"the run on {share} ranks failed with exit code {codes[0]}; what it said stands above")
+    return [_played(out, start) for out, _ in runs]
 
 
-def _played(out: Path, started: float) -> Played:
-    facts, tables = hdf5file.read(out)
-    begun = (out / "config.yaml").stat().st_mtime  # written right before round 0
-    return Played(begun - started, tables["rounds"][tables["rounds"]["round"] >= WARM], facts, tables["topology"])
+def _played(out: Path, start: float) -> Played:
+    attributes, tables = hdf5file.read(out)
+    begin = (out / "config.yaml").stat().st_mtime  # written right before round 0
+    return Played(begin - start, tables["rounds"][tables["rounds"]["round"] >= WARM], attributes, tables["topology"])
 
 
 def measure(
@@ -125,9 +125,9 @@ def measure(
     launcher: str | None,
     repeats: int,
     independent: bool = False,
-    tell: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Play the run on each number of ranks, `repeats` times in turn, to and fro; `independent` runs, too, as many at once."""
+    """Play the run on each number of ranks, `repeats` times in turn, to and fro; with `independent`, as many runs at once too."""
     start, on = starter(launcher), cores()
     played: dict[int, list[Played]] = {number: [] for number in ranks}
     at_once: dict[int, list[Played]] = {number: [] for number in ranks if independent and number > 1}
@@ -137,46 +137,46 @@ def measure(
         for repeat in range(repeats):
             turns = list(played.items())
             for number, runs in turns if repeat % 2 == 0 else reversed(turns):
-                tell(f"run of {config.rounds} rounds on {number} rank{'s' * (number > 1)} ({repeat + 1} of {repeats})")
+                progress(f"run of {config.rounds} rounds on {number} rank{'s' * (number > 1)} ({repeat + 1} of {repeats})")
                 runs += play([start(number)], path, Path(folder) / f"{number}-{repeat}", on[:number])
                 if number in at_once:
-                    tell(f"as many independent runs at once ({repeat + 1} of {repeats})")
+                    progress(f"as many independent runs at once ({repeat + 1} of {repeats})")
                     at_once[number] += play([start(1)] * number, path, Path(folder) / f"apart-{number}-{repeat}", on[:number])
-    rounds, facts, places = played[1][0].rounds, played[1][0].facts, played[max(ranks)][0].places
+    rounds, attributes, topology = played[1][0].rounds, played[1][0].attributes, played[max(ranks)][0].topology
     return {
         "model": config.model.name,
         "method": config.method.name,
-        "dataset": facts["dataset"],
+        "dataset": attributes["dataset"],
         "num_clients": int(rounds["num_clients"][0]),
-        "group_size": facts["group_size"],
+        "group_size": attributes["group_size"],
         "rounds": sum(len(run.rounds) for run in played[1]),
         "repeats": repeats,
-        "launcher": facts["launcher"],
-        "backend": facts["backend"],
+        "launcher": attributes["launcher"],
+        "backend": attributes["backend"],
         "cores": on[: max(ranks)],
-        "num_threads": int(places["num_threads"].max()),  # of a rank
-        "device": places["device"][0].decode(),
+        "num_threads": int(topology["num_threads"].max()),  # of a rank
+        "device": topology["device"][0].decode(),
         "processor": processor(),
         "versions": versions(),
-        "ranks": [asdict(one) for one in compare(played, at_once)],
+        "ranks": [asdict(result) for result in compare(played, at_once)],
     }
 
 
 def compare(played: dict[int, list[Played]], at_once: dict[int, list[Played]]) -> list[Ranks]:
-    """Throughput and efficiency of each number of ranks, of which 1 is one."""
-    splits: dict[int, Shares] = {n: shares_of(np.concatenate([run.rounds for run in runs])) for n, runs in played.items()}
-    alone = splits[1].client_updates_per_second
-    apart = {n: shares_of(np.concatenate([run.rounds for run in runs])).client_updates_per_second for n, runs in at_once.items()}
+    """Throughput and efficiency of each number of ranks; 1 must be among them."""
+    shares: dict[int, Shares] = {n: shares_of(np.concatenate([run.rounds for run in runs])) for n, runs in played.items()}
+    of_one_rank = shares[1].client_updates_per_second
+    rates = {n: shares_of(np.concatenate([run.rounds for run in runs])).client_updates_per_second for n, runs in at_once.items()}
     return [
         Ranks(
             num_ranks=number,
-            client_updates_per_second=splits[number].client_updates_per_second,
-            efficiency=splits[number].client_updates_per_second / (number * alone),
-            speedup=splits[number].client_updates_per_second / alone,
-            independent_speedup=number * apart[number] / alone if number in apart else None,
+            client_updates_per_second=shares[number].client_updates_per_second,
+            efficiency=shares[number].client_updates_per_second / (number * of_one_rank),
+            speedup=shares[number].client_updates_per_second / of_one_rank,
+            independent_speedup=number * rates[number] / of_one_rank if number in rates else None,
             start_up_seconds=statistics.median(run.start_up_seconds for run in runs),
-            round_seconds=splits[number].round_seconds,
-            shares=splits[number].shares,
+            round_seconds=shares[number].round_seconds,
+            shares=shares[number].shares,
             repeat_updates_per_second=[shares_of(run.rounds).client_updates_per_second for run in runs],
         )
         for number, runs in played.items()

@@ -1,7 +1,7 @@
 """The plain step against the fast one: seconds, gradients, and how much of the machine's arithmetic the fast one uses.
 
 Both sides have the same weights, images and tensors, and run in turn in one process. The plain side is `plain`: one client, on the
-model as open_clip makes it. The fast side is what a run does with a group of clients: `trainer.train`.
+model as open_clip makes it. The fast side is `trainer.train`, which a run calls for a group of clients.
 """
 
 import statistics
@@ -29,14 +29,14 @@ from flora_hpc.losses import LOSSES
 from flora_hpc.versions import versions
 
 METHODS = ("flora", "fedprompt")  # that have a plain step
-SIDE = 4096  # of the square products whose rate is the peak
-SPREAD = 1e-3  # standard deviation by which clients' tensors differ from initial ones, so that LoRA's B is not zero
+SIDE = 4096  # of the square matrices whose product measures the peak rate
+SPREAD = 1e-3  # standard deviation of noise on the initial tensors of clients, so that LoRA's B is not zero
 TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}  # of products
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured."""
+    """The settings of the measurement."""
 
     model: str
     method: str
@@ -50,7 +50,7 @@ class Task:
 
 
 def check(task: Task) -> None:
-    """Raise UserError for what does not exist or has no plain step, before minutes go into it."""
+    """Raise UserError for unknown settings and for methods without a plain step, before the measurement takes minutes."""
     methods.check(task.model, [task.method], task.device)
     if task.method not in METHODS:
         raise UserError(f"--method: {task.method} has no plain step to be measured against; take {' or '.join(METHODS)}")
@@ -61,15 +61,15 @@ def check(task: Task) -> None:
             task.precision, torch.device("cuda" if task.device != "cpu" and torch.cuda.device_count() else "cpu")
         )
     except UserError as error:
-        told = str(error).replace("set model.precision: fp32", "take --precision fp32").replace("model.precision:", "--precision:")
-        raise UserError(told) from None
+        text = str(error).replace("set model.precision: fp32", "take --precision fp32").replace("model.precision:", "--precision:")
+        raise UserError(text) from None
 
 
-def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def measure(task: Task, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Build both sides, time them in turn, and compare their gradients."""
     me, comm = launch.detect(), Serial()
     device, num_threads = devices.pick(me, CommConfig(device=task.device)), devices.share_cores(comm, me)
-    tell("building the model, and the features of random images")
+    progress("building the model, and the features of random images")
     precision.prepare_device(task.precision, device)
     clip = load(methods.model_config(task.model), 0, device)
     group = workload.set_up(
@@ -82,25 +82,25 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
 
     plain_seconds, plain_gradients, step_seconds = [], [], []
     for number, flat in enumerate(params):  # the first ones warm up
-        tell("warming up" if number == 0 else f"repeat {number} of {task.repeats}")
-        mine = rows[number % len(rows)]
+        progress("warming up" if number == 0 else f"repeat {number} of {task.repeats}")
+        batch_rows = rows[number % len(rows)]
         client.assign(group.method.unpack(flat))
-        seen, labels = pixels(mine[None])[0], group.labels[mine]
+        batch_pixels, labels = pixels(batch_rows[None])[0], group.labels[batch_rows]
         with tensor_cores(False):
-            started = clock(device)
-            client.step(seen, labels)
-            plain_seconds.append(clock(device) - started)
+            start = clock(device)
+            client.step(batch_pixels, labels)
+            plain_seconds.append(clock(device) - start)
         plain_gradients.append(group.method.pack({name: tensor.grad for name, tensor in client.trained.items()}))  # type: ignore[misc]
         step_seconds.append(group.train(task.batch_size, task.steps, number) / (len(group.clients) * task.steps))
 
-    tell("comparing gradients, counting operations, telling parts apart, measuring the peak")
-    used = rows[torch.arange(len(params)) % len(rows)]
+    progress("comparing gradients, counting operations, measuring parts and the peak")
+    rows_of_params = rows[torch.arange(len(params)) % len(rows)]
     step_gflop = count_operations(lambda: group.train(task.batch_size, 1)) / len(group.clients) / 1e9
     peak_gflops = peak(device, task.precision, task.repeats)
     client_steps = len(group.clients) * task.steps
-    spent = parts.measure(lambda during: group.train(task.batch_size, task.steps, during=during), device, task.repeats)
-    spent = {name: value / client_steps for name, value in spent.items()}
-    fast, right = fast_gradients(group, params, used), torch.stack(plain_gradients).to(device)
+    part_seconds = parts.measure(lambda during: group.train(task.batch_size, task.steps, during=during), device, task.repeats)
+    part_seconds = {name: value / client_steps for name, value in part_seconds.items()}
+    fast, right = fast_gradients(group, params, rows_of_params), torch.stack(plain_gradients).to(device)
     plain_median, step_median = statistics.median(plain_seconds[1:]), statistics.median(step_seconds[1:])
     return {
         "model": task.model,
@@ -111,8 +111,8 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "plain_seconds": plain_median,
         "step_seconds": step_median,
-        "step_parts_seconds": spent,
-        "profiled_step_seconds": sum(spent.values()),
+        "step_parts_seconds": part_seconds,
+        "profiled_step_seconds": sum(part_seconds.values()),
         "speedup": plain_median / step_median,
         "grad_rel_err": relative_error(fast, right),
         "grad_largest_err": largest_error(fast, right),
@@ -132,7 +132,7 @@ def measure(task: Task, tell: Callable[[str], None] = lambda text: None) -> dict
 
 
 def plain_client(task: Task, group: Group, device: torch.device) -> plain.Client:
-    """The plain side, in fp32: open_clip's own model, of which nothing but the attention is split, for peft."""
+    """The plain side, in fp32: open_clip's model, whose attention alone is unfused, for peft."""
     model, tokenize = untouched(methods.model_config(task.model), 0, device)
     tensors = group.method.unpack(different_tensors(group, 1, device)[0])
     config = ClientConfig(batch_size=task.batch_size)
@@ -163,19 +163,19 @@ def fast_gradients(group: Group, params: torch.Tensor, rows: torch.Tensor) -> to
     return torch.autograd.grad(losses.sum(), leaf)[0]
 
 
-def relative_error(found: torch.Tensor, right: torch.Tensor) -> float:
-    """The length of the difference over the length of `right`, of all clients' gradients together."""
-    found, right = found.double(), right.double()
-    return float((found - right).norm() / right.norm())
+def relative_error(fast: torch.Tensor, right: torch.Tensor) -> float:
+    """The norm of the difference over the norm of `right`, of all clients' gradients together."""
+    fast, right = fast.double(), right.double()
+    return float((fast - right).norm() / right.norm())
 
 
-def largest_error(found: torch.Tensor, right: torch.Tensor) -> float:
+def largest_error(fast: torch.Tensor, right: torch.Tensor) -> float:
     """The largest absolute difference over the largest absolute value of `right`."""
-    return ((found - right).abs().max() / right.abs().max()).item()
+    return ((fast - right).abs().max() / right.abs().max()).item()
 
 
 def count_operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products, convolutions and attention that `work` really executes."""
+    """Floating-point operations of the matrix products, convolutions and attention that `work` executes."""
     counter = FlopCounterMode(display=False, custom_mapping=formulas())
     with counter:
         work()
@@ -184,33 +184,33 @@ def count_operations(work: Callable[[], object]) -> int:
 
 
 def formulas() -> dict[Any, Any]:
-    """Operations of what PyTorch's counter does not know: oneDNN's product and, in older versions, attention on CPUs."""
+    """Formulas that PyTorch's counter lacks: oneDNN's product and, in older versions, attention on CPUs."""
     aten = torch.ops.aten
-    known: dict[Any, Any] = {}
+    formula_of: dict[Any, Any] = {}
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        known[torch.ops.mkldnn._linear_pointwise] = onednn_operations
+        formula_of[torch.ops.mkldnn._linear_pointwise] = onednn_operations
     if aten._scaled_dot_product_flash_attention_for_cpu not in flop_registry:
-        known[aten._scaled_dot_product_flash_attention_for_cpu] = lambda q, k, v, *rest, **named: sdpa_flop(q, k, v)
-        known[aten._scaled_dot_product_flash_attention_for_cpu_backward] = lambda out, q, k, v, *rest, **named: sdpa_backward_flop(
-            out, q, k, v
+        formula_of[aten._scaled_dot_product_flash_attention_for_cpu] = lambda q, k, v, *rest, **named: sdpa_flop(q, k, v)
+        formula_of[aten._scaled_dot_product_flash_attention_for_cpu_backward] = lambda out, q, k, v, *rest, **named: (
+            sdpa_backward_flop(out, q, k, v)
         )
-    return known
+    return formula_of
 
 
 def onednn_operations(x: torch.Size, weight: torch.Size, *rest: Any, **named: Any) -> int:
-    """Of x (..., in) times weight (out, in) transposed: a multiplication and an addition for each row, input and output."""
+    """Operations of x (..., in) times weight (out, in) transposed: 2 for each row, input and output."""
     return 2 * prod(x[:-1]) * weight[0] * weight[1]
 
 
 def peak(device: torch.device, number_format: str, repeats: int) -> float:
-    """The best rate seen of a large square product on this device and these threads, in GFLOP/s."""
+    """The best measured rate of a large square product on this device and these threads, in GFLOP/s."""
     left, right = (torch.randn(SIDE, SIDE, device=device).to(TYPES[number_format]) for _ in range(2))
-    ways: list[Callable[[], torch.Tensor]] = [lambda: torch.mm(left, right), lambda: frozen.product(left, right, None)]
+    products: list[Callable[[], torch.Tensor]] = [lambda: torch.mm(left, right), lambda: frozen.product(left, right, None)]
     seconds = []
     with torch.inference_mode(), tensor_cores(number_format == "tf32"):
-        for way in ways:
+        for product in products:
             for _ in range(repeats + 1):
-                started = clock(device)
-                way()
-                seconds.append(clock(device) - started)
+                start = clock(device)
+                product()
+                seconds.append(clock(device) - start)
     return 2 * SIDE**3 / min(seconds) / 1e9

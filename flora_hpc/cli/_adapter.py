@@ -1,4 +1,4 @@
-"""Which round the adapter of a run belongs to."""
+"""The round of a run's adapter."""
 
 import json
 import sys
@@ -10,14 +10,14 @@ from flora_hpc.records import hdf5file
 
 
 def note_round(run: Path) -> None:
-    """Say on standard error that a run plays more rounds than its adapter has seen, if it does."""
-    with suppress(UserError):  # what an adapter needs may be readable even so
+    """Print a note on standard error when a run has played more rounds than its adapter has."""
+    with suppress(UserError):  # the adapter may be readable all the same
         attributes, tables = hdf5file.read(run, ())
-        extended = json.loads(attributes.get("extended_after", "[]"))
-        if extended and attributes["status"] != "finished":
+        ends = json.loads(attributes.get("extended_after", "[]"))
+        if ends and attributes["status"] != "finished":
             last = int(tables["rounds"]["round"].max(initial=-1))
             print(
-                f"note: {run} has finished with {extended[-1]} rounds and was given more (now {attributes['status']}, after round "
-                f"{last}); its adapter is still that of round {extended[-1]}",
+                f"note: {run} has finished with {ends[-1]} rounds and was given more (now {attributes['status']}, after round "
+                f"{last}); its adapter is still that of round {ends[-1]}",
                 file=sys.stderr,
             )

@@ -31,7 +31,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="run directory, or its 
 
 
 class Device(StrEnum):
-    """What is computed on."""
+    """The device to compute on."""
 
     auto = "auto"
     cpu = "cpu"
@@ -39,7 +39,7 @@ class Device(StrEnum):
 
 
 class View(StrEnum):
-    """How a run is shown. Under mpiexec the output is a pipe, so a live view there must be asked for."""
+    """How to show a run. Under mpiexec the output is a pipe, so a live view must be requested there."""
 
     auto = "auto"
     live = "live"
@@ -47,18 +47,18 @@ class View(StrEnum):
 
 
 def has_terminal() -> bool:
-    """Whether what is printed goes to a terminal that can redraw."""
+    """Whether standard output is a terminal that can redraw."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def use_plugins(files: list[Path] | None) -> None:
-    """Add the parts of a user's own files to their families. Raises UserError for a file that is none."""
+    """Add the plugins in a user's files to their families. Raises UserError for a file without a plugin."""
     for file in files or []:
         plugins.use(file)
 
 
 def whole_numbers(option: str, text: str, example: str) -> list[int]:
-    """The numbers of '1,2,4', each at least 1 and there once. Raises UserError for anything else."""
+    """Parse '1,2,4': different numbers of at least 1. Raises UserError for anything else."""
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if not word.isdecimal() or int(word) < 1:

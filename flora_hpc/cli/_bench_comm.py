@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import AsJson
-from flora_hpc.cli._bench_page import columns, machine, page, tell_result, teller
+from flora_hpc.cli._bench_page import columns, machine, page, print_result, progress_printer
 from flora_hpc.cli._job import job
 from flora_hpc.comm import launch
 from flora_hpc.errors import UserError
@@ -29,19 +29,19 @@ def comm(
 ) -> None:
     """Compare a round's allreduce with the library's own. Start it like a run: with srun, mpiexec or torchrun."""
     me = launch.detect()
-    wanted = parse_sizes(sizes)
+    num_bytes = parse_sizes(sizes)
     config = configfile.comm_with(backend)
-    tell = teller(me)
+    progress = progress_printer(me)
     with job(me, config) as ranks:
         from flora_hpc.bench import comm as part  # torch takes seconds to import
 
-        result = part.measure(ranks, me, config, wanted, repeats, tell)
-    tell_result(result, as_json, show)
+        result = part.measure(ranks, me, config, num_bytes, repeats, progress)
+    print_result(result, as_json, show)
 
 
 def parse_sizes(text: str) -> list[int]:
-    """Bytes of '1KiB,98312'. Raises UserError for what is no size, or no whole number of int64."""
-    found = []
+    """Parse '1KiB,98312' into bytes. Raises UserError for a text that is no size, or no whole number of int64."""
+    sizes = []
     for word in filter(None, map(str.strip, text.split(","))):
         match = re.fullmatch(r"(\d+)\s*([a-z]*)", word.lower())
         if match is None or match[2] not in UNITS:
@@ -49,29 +49,29 @@ def parse_sizes(text: str) -> list[int]:
         num_bytes = int(match[1]) * UNITS[match[2]]
         if num_bytes < 8 or num_bytes % 8:
             raise UserError(f"--sizes: {word} is no whole number of int64, of 8 bytes each; take {num_bytes // 8 * 8 + 8} bytes")
-        found.append(num_bytes)
-    if not found:
+        sizes.append(num_bytes)
+    if not sizes:
         raise UserError("--sizes: names no size; give for example --sizes 98312,64KiB,1MiB")
-    return found
+    return sizes
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
-    """The measurement as a table, and what the numbers mean."""
+    """Print the measurement as a table, and the meaning of the numbers."""
     ranks, hosts = result["world_size"], result["num_hosts"]
     where = f"{ranks} rank{'s' * (ranks > 1)} on {hosts} host{'s' * (hosts > 1)}"
     title = f"{where}, backend {result['backend']}, started by {result['launcher']}"
     table = columns([], ["bytes", "ours", "library", "ratio", "difference", "bus"], no_wrap=True)
-    for one in result["sizes"]:
-        raw, rate = one["raw_seconds"], one["ours_bus_bytes_per_second"]
+    for row in result["sizes"]:
+        raw, rate = row["raw_seconds"], row["ours_bus_bytes_per_second"]
         table.add_row(
-            f"{one['bytes']:,}",
-            seconds(one["ours_seconds"]),
+            f"{row['bytes']:,}",
+            seconds(row["ours_seconds"]),
             "-" if raw is None else seconds(raw),
-            "-" if raw is None else f"[bold]{one['ratio']:.2f}[/]",
-            f"{one['difference_seconds'] * 1e6:+,.0f} µs",
+            "-" if raw is None else f"[bold]{row['ratio']:.2f}[/]",
+            f"{row['difference_seconds'] * 1e6:+,.0f} µs",
             "-" if rate is None else f"{decimal(round(rate))}/s",
         )
-    named = {
+    notes = {
         "ours": "a round's allreduce as it is run and metered: sums of int64 numbers",
         "library": "the library's own call on the same bytes; before either call ranks meet, which is not timed",
         "bus": "2 (n - 1) / n times the bytes over the seconds of ours",
@@ -82,6 +82,6 @@ def show(console: Console, result: dict[str, Any]) -> None:
         alone = (
             "one process has nobody to add up with: this is what the simulator's own code costs; start it with mpiexec or torchrun"
         )
-        named = {"alone": alone, "ours": named["ours"], "machine": named["machine"]}
-    repeats = {f"{one['bytes']:,} bytes": one["ours_quartiles"] for one in result["sizes"]} if ranks > 1 else {}
-    page(console, title, table, [], named, repeats)
+        notes = {"alone": alone, "ours": notes["ours"], "machine": notes["machine"]}
+    repeats = {f"{row['bytes']:,} bytes": row["ours_quartiles"] for row in result["sizes"]} if ranks > 1 else {}
+    page(console, title, table, [], notes, repeats)

@@ -1,4 +1,4 @@
-"""`flora-hpc bench features`: images per second on their way into the store of features."""
+"""`flora-hpc bench features`: images per second on the way into the feature store."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from flora_hpc.cli._args import AsJson, Device
-from flora_hpc.cli._bench_page import columns, machine, page, tell_result, teller
+from flora_hpc.cli._bench_page import columns, machine, page, print_result, progress_printer
 from flora_hpc.records.views import seconds
 
 NAMES = {
@@ -43,20 +43,20 @@ def features(
 
     methods.check(model, [], device.value)
 
-    result = part.measure(part.Task(model, images, side, encoding.value, repeats, device.value), teller())
-    tell_result(result, as_json, show)
+    result = part.measure(part.Task(model, images, side, encoding.value, repeats, device.value), progress_printer())
+    print_result(result, as_json, show)
 
 
-def in_bf16(found: dict[str, float] | None) -> str:
-    """What features.compute: bf16 would bring."""
-    if found is None:
+def in_bf16(bf16: dict[str, float] | None) -> str:
+    """The gain and the error of features.compute: bf16."""
+    if bf16 is None:
         return "this device does not multiply in it"
-    faster = f"the image tower takes {seconds(found['seconds'])}, {found['speedup']:.2f} times as fast"
-    return f"{faster}; features are {found['error']:.1e} off"
+    faster = f"the image tower takes {seconds(bf16['seconds'])}, {bf16['speedup']:.2f} times as fast"
+    return f"{faster}; features are {bf16['error']:.1e} off"
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
-    """The measurement as a table, and what the numbers mean."""
+    """Print the measurement as a table, and the meaning of the numbers."""
     side, size = result["side"], decimal(round(result["encoded_bytes"]))
     what = f"{result['num_images']:,} {result['encoding']} images of {side} x {side} pixels, {size} each"
     table = columns(["part"], ["time", "images\nper second", "share\nof the work"])
@@ -64,11 +64,11 @@ def show(console: Console, result: dict[str, Any]) -> None:
         rate, share = result["images_per_second"][part], result["shares"].get(part)
         table.add_row(name, seconds(result["seconds"][part]), f"{rate:,.0f}", "" if share is None else f"{share:.1%}")
     sizes = ", ".join(f"{decimal(num_bytes)} as {name}" for name, num_bytes in result["store_bytes"].items())
-    named = {
+    notes = {
         "measured": f"medians of {result['repeats']} repeats; the parts one by one, while embedding decodes the next images as "
         "the tower works; embedding again digests the images and finds their features, of which every number is read",
         "in bf16": in_bf16(result["bf16"]),
         "kept": f"{result['embed_dim']:,} numbers an image: {sizes}",
         "machine": machine(result),
     }
-    page(console, f"{result['model']}, {what}", table, [], named, {"embedding": result["repeat_seconds"]})
+    page(console, f"{result['model']}, {what}", table, [], notes, {"embedding": result["repeat_seconds"]})

@@ -1,4 +1,4 @@
-"""`flora-hpc bench log`: what run.h5 costs a run."""
+"""`flora-hpc bench log`: the cost of run.h5 for a run."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import AsJson, OptionalConfig, Overrides, Plugins, use_plugins
-from flora_hpc.cli._bench_page import columns, machine, page, read, tell_result, teller
+from flora_hpc.cli._bench_page import columns, machine, page, print_result, progress_printer, read
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
@@ -32,27 +32,27 @@ def log(
     """Measure what the log costs a run. Start it like a run: alone, or with srun, mpiexec or torchrun."""
     me = launch.detect()
     path = config or DEFAULT
-    given = [f"rounds={rounds}", *([f"cohort.size={clients}"] if clients else []), *(overrides or [])]
-    tell = teller(me)
+    changes = [f"rounds={rounds}", *([f"cohort.size={clients}"] if clients else []), *(overrides or [])]
+    progress = progress_printer(me)
 
     def load() -> Config:
         from flora_hpc.bench import round as part  # torch and open_clip take seconds to import
 
         use_plugins(plugin)
-        resolved = read(path, given, tell)
+        resolved = read(path, changes, progress)
         part.check(resolved, me, with_bare=False)
         return resolved
 
-    with job_with_config(me, load, lambda: configfile.load_comm(path, given)) as (comm, resolved):
+    with job_with_config(me, load, lambda: configfile.load_comm(path, changes)) as (comm, resolved):
         from flora_hpc.bench import log as part
 
-        result = part.measure(resolved, comm, me, repeats, tell)
+        result = part.measure(resolved, comm, me, repeats, progress)
     if result is not None:
-        tell_result(result, as_json, show)
+        print_result(result, as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
-    """The measurement as a table, and what the numbers mean."""
+    """Print the measurement as a table, and the meaning of the numbers."""
     clients, ranks = result["num_clients"], result["world_size"]
     title = f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round"
     table = columns([""], ["round", "log", "writing"])
@@ -65,7 +65,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         f"[bold]{result['growth_per_client_row']:.1f}[/] bytes for each client and round, "
         f"{result['bytes_per_client_row']:.1f} with all else in the file ({decimal(result['file_bytes'])})",
     ]
-    named = {
+    notes = {
         "measured": f"medians over {result['num_rounds']} rounds of {result['repeats']} runs on each side, in turn, on {ranks} "
         f"rank{'s' * (ranks > 1)}",
         "log": "a round's phase of that name: handing over the round before, and checkpoints, which both sides write",
@@ -73,4 +73,4 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "machine": f"{machine(result)}, backend {result['backend']}",
     }
     repeats = {"runs with run.h5": logged["repeat_round_seconds"], "runs without": silent["repeat_round_seconds"]}
-    page(console, title, table, lines, named, repeats)
+    page(console, title, table, lines, notes, repeats)

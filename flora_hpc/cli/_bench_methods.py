@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from flora_hpc.cli._args import AsJson, Device
-from flora_hpc.cli._bench_page import columns, machine, page, tell_result, teller
+from flora_hpc.cli._bench_page import columns, machine, page, print_result, progress_printer
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import seconds
 
@@ -35,21 +35,21 @@ def methods(
 
     On two cores the default takes some minutes and 10 GB, nearly all of both for fedfft.
     """
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
-    if not chosen:
+    method_names = [name.strip() for name in names.split(",") if name.strip()]
+    if not method_names:
         raise UserError("--methods: names no method; give for example --methods flora,fedfft")
 
     from flora_hpc.bench import methods as part  # torch and open_clip take seconds to import
     from flora_hpc.versions import versions
 
-    part.check(model, chosen, device.value)
-    measured, tell = {}, teller()
+    part.check(model, method_names, device.value)
+    results, progress = {}, progress_printer()
     with part.weights_file(model) as file:
-        for number, name in enumerate(chosen, 1):
-            tell(f"measuring {name} ({number} of {len(chosen)}): one step, then {repeats} x {steps}")
+        for number, name in enumerate(method_names, 1):
+            progress(f"measuring {name} ({number} of {len(method_names)}): one step, then {repeats} x {steps}")
             task = part.Task(name, model, classes, batch_size, clients, steps, repeats, device.value, file)
-            measured[name] = part.measure_alone(task)
-    last = measured[chosen[-1]]
+            results[name] = part.measure_alone(task)
+    last = results[method_names[-1]]
     result = {
         "model": model,
         "classes": classes,
@@ -61,40 +61,40 @@ def methods(
         "processor": part.processor(),
         "num_threads": last.num_threads,
         "versions": versions(),
-        "methods": {name: asdict(one) for name, one in measured.items()},
-        "against": chosen[-1],
-        "ratios": part.ratios(measured),
+        "methods": {name: asdict(of_method) for name, of_method in results.items()},
+        "against": method_names[-1],
+        "ratios": part.ratios(results),
     }
-    tell_result(result, as_json, show)
+    print_result(result, as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
-    """The measurement as a table, the ratios, and what the numbers mean."""
+    """Print the measurement as a table, the ratios, and the meaning of the numbers."""
     title = f"{result['model']}, {result['classes']:,} classes, {result['batch_size']:,} images a step, {result['precision']}"
     table = columns(["method"], ["trained\nnumbers", "payload", "clients\nat once", "time per\nclient step", "peak\nmemory"])
-    for name, one in result["methods"].items():
-        step = one["seconds_per_client_step"]
+    for name, row in result["methods"].items():
+        step = row["seconds_per_client_step"]
         time = seconds(step) if step < 60 else f"{step:,.0f} s"  # minutes would hide the ratio
-        sizes = decimal(one["payload_bytes"]), f"{one['clients_at_once']}", time, decimal(one["peak_memory_bytes"])
-        table.add_row(name, f"{one['num_params']:,}", *sizes)
+        sizes = decimal(row["payload_bytes"]), f"{row['clients_at_once']}", time, decimal(row["peak_memory_bytes"])
+        table.add_row(name, f"{row['num_params']:,}", *sizes)
     lines = []
-    libraries = max(one["resident_before_bytes"] for one in result["methods"].values())
+    libraries = max(row["resident_before_bytes"] for row in result["methods"].values())
     for name, ratio in result["ratios"].items():
         against = result["against"]
         text = f"{times(ratio['time'])} time per client step, {times(ratio['memory'])} peak memory"
-        own = f"; {times(ratio['memory_above_libraries'])} memory on top of the libraries" if libraries else ""
-        lines.append(f"[bold]{name}[/] against {against}: [bold]{text}[/]{PAPER.get((name, against), '')}{own}")
+        on_top = f"; {times(ratio['memory_above_libraries'])} memory on top of the libraries" if libraries else ""
+        lines.append(f"[bold]{name}[/] against {against}: [bold]{text}[/]{PAPER.get((name, against), '')}{on_top}")
 
     whose = f"the method's whole process, of which {decimal(libraries)} are libraries" if libraries else "tensors on the GPU"
-    stored = [name for name, one in result["methods"].items() if one["sees"] == "features"]
-    once = f"image features of {', '.join(stored)}, made once for all rounds (in the peak, not in a step); " if stored else ""
-    named = {
+    cached = [name for name, row in result["methods"].items() if row["sees"] == "features"]
+    features = f"image features of {', '.join(cached)}, made once for all rounds (in the peak, not in a step); " if cached else ""
+    notes = {
         "measured": f"local training as in a run: a client's share of the time of its group, median of {result['repeats']} x "
         f"{result['steps']} steps after one to warm up; peak memory of {whose}",
-        "not measured": f"{once}aggregation, communication, accuracy: weights and images are random",
+        "not measured": f"{features}aggregation, communication, accuracy: weights and images are random",
         "machine": machine(result),
     }
-    page(console, title, table, lines, named, {name: one["repeat_seconds"] for name, one in result["methods"].items()})
+    page(console, title, table, lines, notes, {name: row["repeat_seconds"] for name, row in result["methods"].items()})
 
 
 def times(ratio: float) -> str:

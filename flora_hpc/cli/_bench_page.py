@@ -1,4 +1,4 @@
-"""What the pages of measurements share: title, table, lines and remarks; how progress and a result are told."""
+"""The common parts of the pages of measurements: progress, title, table, lines and remarks."""
 
 import json
 import sys
@@ -16,29 +16,29 @@ from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
 
 BEWARE = "beware"
-BUSY = 1.2  # upper over lower quartile of what should be alike; on a machine that does nothing else they are
+BUSY = 1.2  # upper over lower quartile of repeats; on an idle machine they are alike
 
 
-def teller(me: Launch | None = None) -> Callable[[str], None]:
-    """Prints progress on standard error; of many ranks, rank 0 does."""
+def progress_printer(me: Launch | None = None) -> Callable[[str], None]:
+    """Make a function that prints progress on standard error, on rank 0 alone."""
 
-    def tell(text: str) -> None:
+    def progress(text: str) -> None:
         if me is None or me.rank == 0:
             print(text, file=sys.stderr, flush=True)
 
-    return tell
+    return progress
 
 
-def read(path: Path, overrides: list[str], tell: Callable[[str], None]) -> Config:
-    """The configuration, and its notes told."""
+def read(path: Path, overrides: list[str], progress: Callable[[str], None]) -> Config:
+    """Load the configuration, and print its notes."""
     resolved, notes = configfile.load(path, overrides)
     for note in notes:
-        tell(f"note: {note}")
+        progress(f"note: {note}")
     return resolved
 
 
-def tell_result(result: dict[str, Any], as_json: bool, show: Callable[[Console, dict[str, Any]], None]) -> None:
-    """A result as one JSON object on standard output, or as `show` prints it."""
+def print_result(result: dict[str, Any], as_json: bool, show: Callable[[Console, dict[str, Any]], None]) -> None:
+    """Print a result as one JSON object on standard output, or with `show`."""
     if as_json:
         json.dump(result, sys.stdout)
         print()
@@ -51,12 +51,12 @@ def page(
     title: str,
     table: Table,
     lines: Sequence[str],
-    named: Mapping[str, str],
+    notes: Mapping[str, str],
     repeats: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Print a title, a table, lines below it, and remarks by their names.
 
-    `repeats` are numbers that should be alike; where they are not, a remark says that the machine was busy.
+    `repeats` are numbers that should be alike; where they differ, a remark says that the machine was busy.
     """
     console.print(title, style="italic", markup=False)
     console.print(table)
@@ -64,8 +64,8 @@ def page(
         console.print(line)
     if lines:
         console.print()
-    apart = {name: max(values) / min(values) for name, values in (repeats or {}).items()}
-    console.print(remarks({**named, **beware(apart)}))
+    spread = {name: max(values) / min(values) for name, values in (repeats or {}).items()}
+    console.print(remarks({**notes, **beware(spread)}))
 
 
 def columns(left: Sequence[str], right: Sequence[str], no_wrap: bool = False) -> Table:
@@ -78,12 +78,12 @@ def columns(left: Sequence[str], right: Sequence[str], no_wrap: bool = False) ->
     return table
 
 
-def remarks(named: Mapping[str, str]) -> Table:
+def remarks(notes: Mapping[str, str]) -> Table:
     """Remarks with their names on the left."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    for name, text in named.items():
+    for name, text in notes.items():
         grid.add_row(name, Text(text, "yellow" if name == BEWARE else ""))
     return grid
 
@@ -94,7 +94,7 @@ def machine(result: Mapping[str, Any]) -> str:
     return f"{result['processor']}, {threads}, {result['device']}, PyTorch {result['versions']['torch']}"
 
 
-def beware(apart: Mapping[str, float]) -> dict[str, str]:
-    """A remark on what lies further apart than on a quiet machine, by how many times; none where nothing does."""
-    busy = [f"{name} {factor:.2g} times" for name, factor in apart.items() if factor > BUSY]
+def beware(spread: Mapping[str, float]) -> dict[str, str]:
+    """A remark on repeats that differ more than on a quiet machine: name -> highest over lowest; empty when none do."""
+    busy = [f"{name} {factor:.2g} times" for name, factor in spread.items() if factor > BUSY]
     return {BEWARE: f"repeats differ ({', '.join(busy)}): the machine was busy; measure again when it is quiet"} if busy else {}

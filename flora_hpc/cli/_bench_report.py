@@ -1,4 +1,4 @@
-"""`flora-hpc bench report`: a page over a long run with many clients."""
+"""`flora-hpc bench report`: the cost of a page on a long run with many clients."""
 
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ from rich.filesize import decimal
 
 from flora_hpc import extras
 from flora_hpc.cli._args import AsJson
-from flora_hpc.cli._bench_page import beware, remarks, tell_result, teller
+from flora_hpc.cli._bench_page import beware, print_result, progress_printer, remarks
 
 
 def report(
@@ -22,20 +22,20 @@ def report(
     extras.need("bench report", "matplotlib", "jinja2")
     from flora_hpc.bench import report as part
 
-    teller()(f"writing a run of {rounds:,} rounds, then {repeats} x its report")
-    tell_result(part.measure(rounds, clients, ranks, repeats), as_json, show)
+    progress_printer()(f"writing a run of {rounds:,} rounds, then {repeats} x its report")
+    print_result(part.measure(rounds, clients, ranks, repeats), as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
-    """The measurement in a line, and what it was made on."""
+    """Print the measurement in a line, and its run and machine."""
     memory, page = (f"{result[name] / 1e6:,.{digits}f} MB" for name, digits in (("peak_bytes", 0), ("page_bytes", 2)))
-    took = f"{result['seconds']:.2f} s, {memory} at its peak, a page of {page}"
-    console.print(f"[bold]flora-hpc report[/]: [bold]{took}[/]")
+    cost = f"{result['seconds']:.2f} s, {memory} at its peak, a page of {page}"
+    console.print(f"[bold]flora-hpc report[/]: [bold]{cost}[/]")
     run = f"{result['rounds']:,} rounds on {result['ranks']:,} ranks, {result['client_rows']:,} rows of clients"
-    named = {
+    notes = {
         "run": f"{run}, {decimal(result['run_bytes'])}",
         "measured": f"the whole command in a process of its own, imports included; median of {len(result['repeat_seconds'])}",
         "machine": result["processor"],
     }
     spread = {"report": max(result["repeat_seconds"]) / min(result["repeat_seconds"])}
-    console.print(remarks(named | beware(spread)))
+    console.print(remarks(notes | beware(spread)))

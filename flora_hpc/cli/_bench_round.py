@@ -8,7 +8,7 @@ from rich.console import Console
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import AsJson, OptionalConfig, Overrides, Plugins, use_plugins, whole_numbers
-from flora_hpc.cli._bench_page import columns, machine, page, read, tell_result, teller
+from flora_hpc.cli._bench_page import columns, machine, page, print_result, progress_printer, read
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
@@ -39,35 +39,35 @@ def round_(
     """Show where a round's time goes. Start it like a run: alone, or with srun, mpiexec or torchrun."""
     me = launch.detect()
     path = config or DEFAULT
-    given = [f"rounds={rounds}", *([f"cohort.size={clients}"] if clients else []), *(overrides or [])]
+    common = [f"rounds={rounds}", *([f"cohort.size={clients}"] if clients else []), *(overrides or [])]
     populations = whole_numbers("--registered", registered, "10000,1000000") if registered else []
-    changes = [[*given, f"partition.num_clients={number}"] for number in populations] or [given]
+    changes = [[*common, f"partition.num_clients={number}"] for number in populations] or [common]
     configs: list[Config] = []
-    tell = teller(me)
+    progress = progress_printer(me)
 
     def load() -> Config:
         from flora_hpc.bench import round as part  # torch and open_clip take seconds to import
 
         for change in changes:
             use_plugins(plugin)
-            resolved = read(path, change, tell)
+            resolved = read(path, change, progress)
             part.check(resolved, me, bare)
             configs.append(resolved)
         if len(configs) > 1:
             check_comparable(configs[0])
         return configs[0]
 
-    with job_with_config(me, load, lambda: configfile.load_comm(path, given)) as (comm, _):
+    with job_with_config(me, load, lambda: configfile.load_comm(path, common)) as (comm, _):
         from flora_hpc.bench import round as part
 
-        result = part.measure(configs, comm, me, repeats, bare, tell)
+        result = part.measure(configs, comm, me, repeats, bare, progress)
     if result is None:
         return
-    tell_result(result, as_json, show)
+    print_result(result, as_json, show)
 
 
 def check_comparable(config: Config) -> None:
-    """Raise UserError unless populations of any size play the same cohort on examples of the same kind."""
+    """Raise UserError unless populations of all sizes have cohorts of one size and clients with as many examples."""
     if config.cohort.size is None:
         raise UserError("--registered: a share of the clients would be another cohort in each population; give --clients as well")
     if getattr(config.partition, "examples_per_client", None) is None:
@@ -78,7 +78,7 @@ def check_comparable(config: Config) -> None:
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
-    """The measurement as a table, and what the numbers mean."""
+    """Print the measurement as a table, and the meaning of the numbers."""
     clients, ranks = result["num_clients"], result["world_size"]
     title = f"{result['model']}, {result['method']}, {result['dataset']}, {clients:,} clients a round"
     table = columns(["phase"], ["time", "share"])
@@ -93,16 +93,16 @@ def show(console: Console, result: dict[str, Any]) -> None:
             f"bare loop: {seconds(loop['round_seconds'])} a round, {loop['client_updates_per_second']:,.0f} client updates per "
             f"second; whole rounds reach [bold]{loop['ratio']:.1%}[/] of that"
         )
-    first, *others = result["populations"]
-    for other in others:
+    first, *rows = result["populations"]
+    for row in rows:
         lines.append(
-            f"{other['registered']:,} clients registered: {seconds(other['round_seconds'])} a round, [bold]{other['ratio']:.3f}[/] "
+            f"{row['registered']:,} clients registered: {seconds(row['round_seconds'])} a round, [bold]{row['ratio']:.3f}[/] "
             f"times that with {first['registered']:,}"
         )
-    named = {
+    notes = {
         "measured": f"medians over {result['num_rounds']} rounds of {result['repeats']} runs on {ranks} rank{'s' * (ranks > 1)}, "
         "log included; a round's seconds are means over ranks",
         "framework": "all but training, collectives, waiting and evaluation",
         "machine": f"{machine(result)}, backend {result['backend']}",
     }
-    page(console, title, table, lines, named, {"rounds": result["round_seconds_quartiles"]})
+    page(console, title, table, lines, notes, {"rounds": result["round_seconds_quartiles"]})

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flora_hpc.cli._args import AsJson, Device
-from flora_hpc.cli._bench_page import machine, page, tell_result, teller
+from flora_hpc.cli._bench_page import machine, page, print_result, progress_printer
 from flora_hpc.records.views import seconds
 
 PARTS = {  # of the fast step
@@ -18,7 +18,7 @@ PARTS = {  # of the fast step
     "other": "operators: norms, sums, copies, loss, Adam",
     "between": "operators: Python, autograd, the profiler",
 }
-SIDES = {"plain": "plain", "fast": "step"}  # and what their keys begin with
+SIDES = {"plain": "plain", "fast": "step"}  # side -> prefix of its keys
 
 
 class Precision(StrEnum):
@@ -54,12 +54,12 @@ def step(
 
     task = part.Task(model, method, classes, batch_size, precision.value, clients, steps, repeats, device.value)
     part.check(task)
-    result = part.measure(task, teller())
-    tell_result(result, as_json, show)
+    result = part.measure(task, progress_printer())
+    print_result(result, as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
-    """The measurement as a table, and what each number means."""
+    """Print the measurement as a table, and the meaning of the numbers."""
     task = f"{result['classes']:,} classes, {result['batch_size']:,} images a step, {result['precision']}"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
     table.add_column()
@@ -78,7 +78,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     table.add_row("peak", f"{result['peak_gflops']:,.0f} GFLOP/s", "of a large product, measured just now")
     table.add_row("share of the peak", f"{result['peak_fraction']:.0%}", "that the fast step reaches")
     slower = result["profiled_step_seconds"] / fast
-    named = {
+    notes = {
         "measured": f"in turn in one process, medians of {result['repeats']} after one to warm up; the fast side starts from image "
         f"features, which a run computes once for all rounds; gradients of {result['gradients_compared']} clients, each with "
         "tensors of its own; operations of products and attention alone",
@@ -86,4 +86,4 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "machine": machine(result),
     }
     repeats = {side: result[f"{key}_repeat_seconds"] for side, key in SIDES.items()}
-    page(console, f"{result['model']}, {result['method']}, {task}", table, [], named, repeats)
+    page(console, f"{result['model']}, {result['method']}, {task}", table, [], notes, repeats)

@@ -1,4 +1,4 @@
-"""What `flora-hpc slurm` looks at before a job waits in the queue: do the clients have examples, do the ranks have work?"""
+"""Checks of `flora-hpc slurm` before a job waits in the queue: do clients have examples, do ranks have work?"""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from flora_hpc.records.views import count
 
 
 def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_per_node: int) -> list[str]:
-    """Sentences about ranks without work, for each configuration; they differ in `partition.num_clients` alone.
+    """Sentences about ranks without work, for each configuration; `configs` differ only in `partition.num_clients`.
 
-    Raises UserError for what a run would refuse. Where data or weights are not on this machine, a sentence says that nobody looked.
+    Raises UserError for mistakes that a run would refuse. When this machine lacks data or weights, a sentence says so instead.
     """
     import torch  # takes seconds
 
@@ -20,8 +20,8 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     from flora_hpc.round import groups_of_ranks
 
     first = configs[0]
-    if absent := not_here(first):
-        return [f"clients and ranks are not checked, for this machine lacks what the job needs: {absent}"]
+    if missing := first_missing(first):
+        return [f"clients and ranks are not checked, for this machine lacks what the job needs: {missing}"]
     if not gpus_per_node:
         precision.prepare_device(first.model.precision, torch.device("cpu"))
         precision.prepare_device(first.features.compute, torch.device("cpu"), "features.compute")
@@ -33,20 +33,20 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
         idle = sum(not groups for groups in groups_of_ranks(setup, num_ranks, 1))
         if idle:
             clients = count(config.cohort.num_clients(setup.holdings.num_clients), "client")
-            cut, smaller = "", ""
+            group_note, advice = "", ""
             if setup.grouping.fixed:
-                cut = f", which make {count(num_ranks - idle, 'group')} of up to {setup.grouping.most}"
-                smaller = ", or set a lower client.group_size"
+                group_note = f", which make {count(num_ranks - idle, 'group')} of up to {setup.grouping.most}"
+                advice = ", or set a lower client.group_size"
             registered = f"partition.num_clients {setup.holdings.num_clients:,}: " if len(configs) > 1 else ""
             sentences.append(
-                f"{registered}{idle} of {num_ranks} ranks have no work, since a round has {clients}{cut}; "
-                f"ask for fewer ranks{smaller}"
+                f"{registered}{idle} of {num_ranks} ranks have no work, since a round has {clients}{group_note}; "
+                f"ask for fewer ranks{advice}"
             )
     return sentences
 
 
-def not_here(config: Config) -> str:
-    """The first file, folder or dataset of a configuration that this machine lacks; empty when all are here."""
+def first_missing(config: Config) -> str:
+    """The first file, folder or dataset of a configuration that this machine lacks; empty when it has all of them."""
     from flora_hpc.data import fetch
     from flora_hpc.data.datasets._catalog import CATALOG
 

@@ -1,4 +1,4 @@
-"""Job scripts for Slurm: from facts to text, nothing else. Those in slurm/ are made here, too."""
+"""Job scripts for Slurm: converts a Job to text. The scripts in slurm/ are made here, too."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from flora_hpc.comm.mpilibrary import SRUN_FLAG, Library
 from flora_hpc.errors import UserError
 
 CORES = 4  # of a rank, unless said otherwise
-WARNING_SECONDS = 120  # Slurm sends its signal so long before the time limit, or up to a minute earlier
+WARNING_SECONDS = 120  # before the time limit, or up to a minute more, Slurm sends its signal
 SHORTEST_SECONDS = 300
 
 
@@ -42,7 +42,7 @@ class Job:
 
 
 def check(job: Job) -> None:
-    """Raise UserError for what Slurm would refuse, or what could not be written into a script."""
+    """Raise UserError for options that Slurm would refuse, or that a script cannot hold."""
     for option, number, least in (
         ("--nodes", job.nodes, 1),
         ("--gpus-per-node", job.gpus_per_node, 0),
@@ -77,9 +77,9 @@ def seconds(time: str) -> int:
     days = re.fullmatch(r"(?:(\d{1,4})-)(\d\d?)(?::(\d\d))?(?::(\d\d))?", time, re.ASCII)
     hours = re.fullmatch(r"()(\d{1,4}):(\d\d):(\d\d)", time, re.ASCII)
     minutes = re.fullmatch(r"()()(\d{1,6})(?::(\d\d))?", time, re.ASCII)
-    found = days or hours or minutes
-    d, h, m, s = (int(text or 0) for text in found.groups()) if found else (0, 0, 0, 0)
-    if not found or s > 59 or (m > 59 and not minutes) or (h > 23 and days):
+    match = days or hours or minutes
+    d, h, m, s = (int(text or 0) for text in match.groups()) if match else (0, 0, 0, 0)
+    if not match or s > 59 or (m > 59 and not minutes) or (h > 23 and days):
         raise UserError(
             f"--time: {time!r} is no time limit; give hours:minutes:seconds or days-hours:minutes:seconds, such as 2:00:00"
         )
@@ -87,7 +87,7 @@ def seconds(time: str) -> int:
 
 
 def mpi_for(job: Job, backend: str, library: Callable[[], Library | None]) -> str:
-    """What `srun --mpi` must be, where `job.mpi` may be auto. `library` is what mpi4py loads, None without any.
+    """The value of `srun --mpi`; `job.mpi` may be auto. `library` returns the library that mpi4py loads, None without one.
 
     Raises UserError where ranks would not find each other.
     """
@@ -101,15 +101,15 @@ def mpi_for(job: Job, backend: str, library: Callable[[], Library | None]) -> st
         return job.mpi
     if backend in ("gloo", "nccl") or (job.container and backend == "auto"):
         return "none"
-    found = None if job.container else library()
-    if found is None and backend == "auto":
+    mpi_library = None if job.container else library()
+    if mpi_library is None and backend == "auto":
         return "none"
-    if found is not None and found.usual:
-        return SRUN_FLAG[found.usual]
-    what = f"nobody knows which {found.name} needs" if found else "mpi4py is not installed here"
-    what = "the MPI library of the container cannot be seen from here" if job.container else what
+    if mpi_library is not None and mpi_library.usual:
+        return SRUN_FLAG[mpi_library.usual]
+    problem = f"nobody knows which {mpi_library.name} needs" if mpi_library else "mpi4py is not installed here"
+    problem = "the MPI library of the container cannot be seen from here" if job.container else problem
     raise UserError(
-        f"--mpi auto: {what}; give --mpi pmix (Open MPI) or pmi2 (MPICH, Intel MPI), or do without MPI: -s comm.backend=gloo"
+        f"--mpi auto: {problem}; give --mpi pmix (Open MPI) or pmi2 (MPICH, Intel MPI), or do without MPI: -s comm.backend=gloo"
     )
 
 
@@ -146,21 +146,21 @@ def render(job: Job, command: list[str]) -> str:
             "export MASTER_ADDR MASTER_PORT",
             "",
         ]
-    # one task of an array has the array's number as its own: a requeue of that would take all tasks along
-    own_id = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.clients else "$SLURM_JOB_ID"
+    # one task of an array has the id of the array: a requeue of that id would requeue all tasks
+    job_id = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.clients else "$SLURM_JOB_ID"
     lines += [
         "# --mpi: pmix for Open MPI, pmi2 for MPICH and Intel MPI, none for torch's NCCL and gloo (comm.backend)",
         f'srun --kill-on-bad-exit=1 --mpi={job.mpi} --cpus-per-task="$SLURM_CPUS_PER_TASK" \\',
         *program(job),
         "code=$?",
-        f'if [ "$code" -eq 75 ]; then scontrol requeue "{own_id}"; fi',
+        f'if [ "$code" -eq 75 ]; then scontrol requeue "{job_id}"; fi',
         'exit "$code"',
     ]
     return "\n".join(lines) + "\n"
 
 
 def describe(job: Job) -> list[str]:
-    """What the job is, in a sentence or two."""
+    """Describe the job in a sentence or more."""
     where = "one node" if job.nodes == 1 else f"{job.nodes} nodes"
     gpus = f"{job.gpus_per_node} GPU{'s' * (job.gpus_per_node > 1)}"
     each = " each" * (job.nodes > 1)
@@ -181,8 +181,8 @@ def describe(job: Job) -> list[str]:
 
 
 def directives(job: Job) -> dict[str, str]:
-    """What sbatch is asked for; an empty value is a flag."""
-    asked = {
+    """The options of sbatch; an empty value is a flag."""
+    options = {
         "job-name": re.sub(r"[^\w.-]+", "-", Path(job.config).stem, flags=re.ASCII),
         "partition": job.partition,
         "account": job.account,
@@ -197,11 +197,11 @@ def directives(job: Job) -> dict[str, str]:
         "open-mode": "append",
         "output": "%x-%A_%a.log" if job.clients else "%x-%j.log",
     }
-    return {name: value for name, value in asked.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def program(job: Job) -> list[str]:
-    """The lines of what every task runs, each part quoted for the shell."""
+    """The lines of the command of every task, each part quoted for the shell."""
     nv = "--nv " if job.gpus_per_node else ""
     lines = [f"apptainer exec {nv}{shlex.quote(job.container)} \\"] if job.container else []
     suffix, clients = ('-"$clients"', ['-s partition.num_clients="$clients"']) if job.clients else ("", [])

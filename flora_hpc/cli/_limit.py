@@ -14,14 +14,14 @@ if not select.select([0], [], [], seconds)[0]:
         print(message, file=sys.stderr, flush=True)
     os.kill(rank_process, signal.SIGKILL)
 """
-LATER = 2.0  # seconds that silent ranks wait for the one that speaks: a launcher stops all output when a rank is lost
+LATER = 2.0  # seconds that silent ranks wait for the rank that prints: a launcher stops all output when a rank is lost
 
 
 @contextmanager
 def time_limit(seconds: float, message: str) -> Iterator[None]:
-    """Say `message` and end this process, with a code other than 0, when what is inside takes longer than `seconds`.
+    """Print `message` and end this process, with a code other than 0, when the block takes longer than `seconds`.
 
-    A small process of its own watches: it ends when this one closes its pipe, which the death of this one does, too.
+    A small watcher process measures the time. It ends when this process closes the pipe between them, or dies.
     """
     arguments = [str(seconds if message else seconds + LATER), str(os.getpid()), message]
     watcher = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar in a terminal, a line now and then in a log."""
+"""Progress of long work: a bar in a terminal, a line now and then in a log."""
 
 import sys
 import time
@@ -12,22 +12,22 @@ EVERY_SECONDS = 10.0  # between two lines of a log
 
 
 class Bar:
-    """Told how much is done: `bar(done, total)`. It appears with the first call and goes when all is done."""
+    """A progress bar, updated with `bar(done, total)`. It appears with the first call and disappears when all is done."""
 
     def __init__(
         self, what: str, unit: str = "images", live: bool | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`unit` is what is counted; 'bytes' are shown as sizes. `live` is found out when not given."""
+        """`unit` names the items; 'bytes' are printed as sizes. `live` is by default whether stderr is a terminal."""
         self._what, self._unit, self._clock = what, unit, clock
         self._live = sys.stderr.isatty() if live is None else live
         self._bar: Progress | None = None
-        self._said = self._started = clock()
+        self._last_line = self._started = clock()
 
     def __call__(self, done: int, total: int) -> None:
         if self._live:
             self._draw(done, total)
-        elif self._clock() - self._said >= EVERY_SECONDS or (0 < total <= done and self._said > self._started):
-            self._said = self._clock()
+        elif self._clock() - self._last_line >= EVERY_SECONDS or (0 < total <= done and self._last_line > self._started):
+            self._last_line = self._clock()
             share = f" ({done / total:.0%})" if total else ""
             print(f"{self._what}: {self._text(done, total)}{share}", file=sys.stderr, flush=True)
 

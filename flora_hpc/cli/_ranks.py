@@ -1,4 +1,4 @@
-"""What `flora-hpc doctor` knows of every rank, and what it makes of it."""
+"""The facts about every rank for `flora-hpc doctor`, and the problems and notes that follow from them."""
 
 import json
 import os
@@ -24,20 +24,20 @@ class Row:
     host: str
     local_rank: int
     device: str
-    cores: list[int]  # that it may use: its binding
+    cores: list[int]  # that the rank may use: its binding
     core_quota: float | None  # of its control groups
     num_threads: int
-    library: str  # that its collectives use
-    place: str  # the launcher's variables that say which rank it is
+    library: str  # of its collectives
+    place: str  # the launcher's variables that name the rank
     launchers_rank: int
     machine: str  # the same for ranks of one machine
     node: Node
-    unseen: str = ""  # the GPU that its launcher gave it and PyTorch does not see
-    shares: bool = False  # its GPU with another rank
+    unseen: str = ""  # the GPU that the launcher gave to the rank but PyTorch does not see
+    shares: bool = False  # whether another rank has the same GPU
     same: dict[str, str] = field(default_factory=dict)  # what must be the same everywhere
 
     def cells(self) -> list[str]:
-        """What the table of ranks shows, in its order."""
+        """The cells of the table of ranks, in its order."""
         quota = "" if self.core_quota is None else f", quota {self.core_quota:g}"
         return [
             str(self.rank),
@@ -52,13 +52,13 @@ class Row:
 
 
 def gather(comm: Communicator, me: Launch, config: CommConfig, library: str, versions: dict[str, str]) -> list[Row]:
-    """Every rank's row, on every rank. Sets this rank's device and threads as a run does."""
+    """Gather every rank's row, on every rank. Sets this rank's device and threads as a run does."""
     from flora_hpc.comm import devices  # torch takes seconds to import
 
     device = together(comm, lambda: devices.pick(me, config))
     num_threads = devices.share_cores(comm, me)
     place = devices.places(comm, me, device, num_threads)[comm.rank]
-    mine = Row(
+    local_row = Row(
         rank=comm.rank,
         host=socket.gethostname(),
         local_rank=me.local_rank,
@@ -75,7 +75,7 @@ def gather(comm: Communicator, me: Launch, config: CommConfig, library: str, ver
         shares="shared by" in place.device,
         same={name: versions.get(name, "missing") for name in COMPARED} | {"MPI library": library},
     )
-    rows = [json.loads(text) for text in comm.allgather(json.dumps(asdict(mine)).encode())]
+    rows = [json.loads(text) for text in comm.allgather(json.dumps(asdict(local_row)).encode())]
     return [Row(**row | {"node": Node(**row["node"])}) for row in rows]
 
 
@@ -85,8 +85,14 @@ def nodes(rows: list[Row]) -> list[list[str]]:
     for row in rows:
         by_machine.setdefault(row.machine, []).append(row)
     return [
-        [here[0].host, ranges([row.rank for row in here]), here[0].node.processor, str(here[0].node.num_cores), memory_of(here)]
-        for here in by_machine.values()
+        [
+            group[0].host,
+            ranges([row.rank for row in group]),
+            group[0].node.processor,
+            str(group[0].node.num_cores),
+            memory_of(group),
+        ]
+        for group in by_machine.values()
     ]
 
 
@@ -110,9 +116,9 @@ def ranges(numbers: list[int]) -> str:
 
 
 def mismatches(rows: list[Row]) -> list[str]:
-    """What is wrong between ranks, with the cure; every rank finds the same."""
+    """Problems between ranks, with the cure; the same on every rank."""
     problems = []
-    taken: dict[tuple[str, int], int] = {}
+    first_ranks: dict[tuple[str, int], int] = {}
     for rank, row in enumerate(rows):
         if row.launchers_rank != rank:
             problems.append(
@@ -123,7 +129,7 @@ def mismatches(rows: list[Row]) -> list[str]:
             if text != rows[0].same[name]:
                 cure = "give every rank the same environment"
                 problems.append(f"rank {rank} on {row.host} has {name} {text}, rank 0 has {rows[0].same[name]}; {cure}")
-        first = taken.setdefault((row.machine, row.local_rank), rank)
+        first = first_ranks.setdefault((row.machine, row.local_rank), rank)
         if first != rank:
             problems.append(
                 f"ranks {first} and {rank} are both local rank {row.local_rank} of {row.host} and would take the same GPU; "
@@ -133,10 +139,10 @@ def mismatches(rows: list[Row]) -> list[str]:
 
 
 def notes(rows: list[Row], choice: Choice) -> list[str]:
-    """What a run would do here and a user may not expect."""
-    found = []
+    """What a run would do here that a user may not expect."""
+    sentences = []
     if any(row.unseen for row in rows):
-        found.append(
+        sentences.append(
             "PyTorch does not see the GPUs that the launcher gave; a run computes on the CPU (is PyTorch a build for CUDA?)"
         )
     if any(row.shares for row in rows):
@@ -145,25 +151,27 @@ def notes(rows: list[Row], choice: Choice) -> list[str]:
             if choice.backend == "gloo"
             else f"backend {choice.backend}, since NCCL needs one each"
         )
-        found.append(f"ranks share GPUs ({why}); each plans with its part of a GPU's memory")
-    return found + binding(rows)
+        sentences.append(f"ranks share GPUs ({why}); each plans with its part of a GPU's memory")
+    return sentences + binding(rows)
 
 
 def binding(rows: list[Row]) -> list[str]:
-    """What ranks of a machine that may use the same cores should know; two of them stand for all."""
-    bound: dict[tuple[str, tuple[int, ...]], Row] = {}
+    """Notes on ranks of a machine that may use the same cores; each names two ranks as an example."""
+    first_rows: dict[tuple[str, tuple[int, ...]], Row] = {}
     users: dict[tuple[str, int], Row] = {}
-    alike, apart = "", ""
+    same, overlap = "", ""
     cure = "srun --cpu-bind=cores or mpiexec --bind-to core gives each rank its own"
     for row in rows:
-        first = bound.setdefault((row.machine, tuple(row.cores)), row)
+        first = first_rows.setdefault((row.machine, tuple(row.cores)), row)
         if first is not row:
             pair = f"ranks {first.rank} and {row.rank} of {row.host}"
-            alike = alike or f"{pair} may use the same cores ({ranges(row.cores)}) and share them out by number; {cure}"
+            same = same or f"{pair} may use the same cores ({ranges(row.cores)}) and share them out by number; {cure}"
             continue
         for core in row.cores:
-            other = users.setdefault((row.machine, core), row)
-            if other is not row:
-                pair = f"ranks {other.rank} and {row.rank} of {row.host}"
-                apart = apart or f"{pair} may both use core {core}, but each others besides: their threads may wait for it; {cure}"
-    return [note for note in (alike, apart) if note]
+            user = users.setdefault((row.machine, core), row)
+            if user is not row:
+                pair = f"ranks {user.rank} and {row.rank} of {row.host}"
+                overlap = (
+                    overlap or f"{pair} may both use core {core}, but each others besides: their threads may wait for it; {cure}"
+                )
+    return [note for note in (same, overlap) if note]

@@ -18,33 +18,33 @@ HIDDEN_FIRST = (
     "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
     "num_clients", "wait_seconds", "batch_seconds", "train_seconds", "train_loss",
 )  # fmt: skip
-SLICE_ROWS = 100_000  # that are Python objects at once
-NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", "worst_client")  # which one, not how many
+SLICE_ROWS = 100_000  # rows that are Python objects at a time
+NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", "worst_client")  # these number a thing, they do not count
 
 
 def columns(rows: Rows) -> dict[str, list[Any]]:
     """Every column as plain Python values; NaN and infinity become None."""
-    found: dict[str, list[Any]] = {}
+    plain: dict[str, list[Any]] = {}
     for name in rows.dtype.names or ():
         column = rows[name]
         values = column.tolist()
         if column.dtype.kind == "f":
-            values = [value if known else None for value, known in zip(values, np.isfinite(column), strict=True)]
-        found[name] = [value.decode() if isinstance(value, bytes) else value for value in values]
-    return found
+            values = [value if finite else None for value, finite in zip(values, np.isfinite(column), strict=True)]
+        plain[name] = [value.decode() if isinstance(value, bytes) else value for value in values]
+    return plain
 
 
 def plain_rows(rows: Rows) -> Iterator[tuple[Any, ...]]:
-    """Every row as plain Python values, made for some rows at a time: those of a whole table would take many times its memory."""
+    """Every row as plain Python values, converted SLICE_ROWS at a time: a whole table would take many times its memory."""
     for start in range(0, len(rows), SLICE_ROWS):
         yield from zip(*columns(rows[start : start + SLICE_ROWS]).values(), strict=True)
 
 
 def show_table(console: Console, rows: Rows) -> None:
-    """Print every row, without columns of what was not asked for.
+    """Print every row, without the columns of options that the run did not use.
 
-    On a terminal too narrow for the others, the less telling ones are left out, and that is said. A file or another program has no
-    width to keep to: it gets all of them, a line a row.
+    On a terminal that is too narrow, the least important columns are hidden, and a line names them. A file or another program has
+    no width: it gets all columns, one line a row.
     """
     optional = () if views.per_client(rows) else views.PER_CLIENT
     names = [name for name in rows.dtype.names or () if name not in optional]
@@ -54,9 +54,9 @@ def show_table(console: Console, rows: Rows) -> None:
     while (width := Measurement.get(console, unbounded, as_table(values, names, console.is_terminal)).maximum) > console.width:
         if not console.is_terminal:
             console.width = width
-        elif less := [name for name in HIDDEN_FIRST if name in names]:
-            hidden.append(less[0])
-            names.remove(less[0])
+        elif candidates := [name for name in HIDDEN_FIRST if name in names]:
+            hidden.append(candidates[0])
+            names.remove(candidates[0])
         else:
             break
     console.print(as_table(values, names, console.is_terminal))
@@ -65,7 +65,7 @@ def show_table(console: Console, rows: Rows) -> None:
 
 
 def as_table(values: dict[str, list[Any]], names: list[str], ruled: bool) -> Table:
-    """Every row, the columns `names`, with units a person reads."""
+    """A table of every row, with the columns `names` and readable units."""
     table = Table(box=box.SIMPLE_HEAD if ruled else None, pad_edge=False, padding=(0, 1) if ruled else (0, 2, 0, 0))
     for name in names:
         table.add_column(name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " "), justify="right", overflow="fold")

@@ -1,4 +1,4 @@
-"""`flora-hpc doctor`: what this machine and launcher give, and what is wrong with it."""
+"""`flora-hpc doctor`: the ranks, devices and libraries of this machine and launcher, and their problems."""
 
 import json
 import os
@@ -44,37 +44,37 @@ def doctor(
 
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH, highlight=False, quiet=as_json)
     choice, library, installed = choose(me, config), mpi_library(), versions()
-    for name, text in facts(me, choice, library, installed).items():
+    for name, text in describe(me, choice, library, installed).items():
         console.print(f"[dim]{name}:[/] {escape(text)}", soft_wrap=True)
-    late = f"flora-hpc: the ranks did not meet and add up a number within {timeout:g} seconds: {advice(choice.backend)}"
-    with time_limit(timeout, late if me.rank == 0 else ""), job(me, config) as comm:
+    message = f"flora-hpc: the ranks did not meet and add up a number within {timeout:g} seconds: {advice(choice.backend)}"
+    with time_limit(timeout, message if me.rank == 0 else ""), job(me, config) as comm:
         rows = gather(comm, me, config, library, installed)
         console.print(
             table_of(f"{len(rows)} rank{'s' * (len(rows) > 1)}, backend {comm.name}", RANKS, [row.cells() for row in rows])
         )
         lines = nodes(rows)
         console.print(table_of(f"{len(lines)} node{'s' * (len(lines) > 1)}", NODES, lines))
-        ones, started = np.ones(1, np.int64), time.perf_counter()
+        ones, start = np.ones(1, np.int64), time.perf_counter()
         comm.allreduce(ones)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
         problems = mismatches(rows)
         if ones[0] != comm.size:
             problems.append(f"a sum of ones over {comm.size} ranks gave {ones[0]}: the library of backend {comm.name} is broken")
-        remarks = notes(rows, choice)
+        sentences = notes(rows, choice)
         if as_json and comm.rank == 0:
             screen.for_programs()
-            found = known(me, choice, library, installed)
-            results = {"collective_seconds": seconds, "problems": problems, "notes": remarks}
-            print(json.dumps(found | {"ranks": [asdict(row) for row in rows]} | results, indent=2), flush=True)
+            description = as_dict(me, choice, library, installed)
+            results = {"collective_seconds": seconds, "problems": problems, "notes": sentences}
+            print(json.dumps(description | {"ranks": [asdict(row) for row in rows]} | results, indent=2), flush=True)
         if problems:
             raise AgreedError("\n".join(problems))
         console.print(f"[green]a collective over all ranks works[/] ({1000 * seconds:.2g} ms)")
-        for note in remarks:
+        for note in sentences:
             console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
-def known(me: Launch, choice: Choice, library: str, versions: dict[str, str]) -> dict[str, Any]:
-    """What `facts` tells, for programs."""
+def as_dict(me: Launch, choice: Choice, library: str, versions: dict[str, str]) -> dict[str, Any]:
+    """The facts of `describe`, for programs."""
     return {
         "schema": SCHEMA,
         "system": platform.system(),
@@ -90,12 +90,12 @@ def known(me: Launch, choice: Choice, library: str, versions: dict[str, str]) ->
 
 
 def slurm_mpi(me: Launch) -> str:
-    """Slurm's --mpi, as far as it is known."""
+    """Slurm's --mpi; empty when not known."""
     return os.environ.get("SLURM_MPI_TYPE", "") if me.launcher == "slurm" else ""
 
 
-def facts(me: Launch, choice: Choice, library: str, versions: dict[str, str]) -> dict[str, str]:
-    """What holds for rank 0's machine and for the whole job, by name."""
+def describe(me: Launch, choice: Choice, library: str, versions: dict[str, str]) -> dict[str, str]:
+    """Describe rank 0's machine and the job: label -> text."""
     flag = f" --mpi={slurm_mpi(me)}" if slurm_mpi(me) else ""
     return {
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {len(os.sched_getaffinity(0))} allowed",
@@ -116,7 +116,7 @@ def mpi_library() -> str:
 
 
 def table_of(title: str, headings: Sequence[str], lines: list[list[str]]) -> Table:
-    """A table of these lines; no cell is cut."""
+    """A table of these lines; long cells wrap."""
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading, justify="right" if heading in NUMBERS else "left", overflow="fold")
@@ -126,7 +126,7 @@ def table_of(title: str, headings: Sequence[str], lines: list[list[str]]) -> Tab
 
 
 def advice(backend: str) -> str:
-    """What to try where ranks do not meet."""
+    """Advice for ranks that do not meet."""
     if backend == "mpi":
         return (
             "check that every node loads the same MPI library, or try --backend gloo, which tells the network's faults from MPI's"

@@ -1,4 +1,4 @@
-"""`flora-hpc evaluate`: the accuracy of a finished run's adapter, on its own data or any other."""
+"""`flora-hpc evaluate`: the accuracy of a finished run's adapter, on the run's dataset or any other."""
 
 import json
 from pathlib import Path
@@ -33,30 +33,30 @@ def evaluate(
     """Measure the adapter of a finished run on the test images of any dataset. Any launcher will do, or none."""
     me = launch.detect()
     folder = hdf5file.locate(run).parent
-    chosen = [*([of_data(data)] if data else []), *(overrides or [])]
+    changes = [*([of_data(data)] if data else []), *(overrides or [])]
 
     def load() -> Config:
         use_plugins(plugin)
         rundir.check_plugins(folder)
-        config, notes = configfile.load(folder / "config.yaml", chosen)
+        config, notes = configfile.load(folder / "config.yaml", changes)
         for note in [] if as_json else notes:
             print(f"note: {note}")
         return config
 
-    with job_with_config(me, load, lambda: configfile.load_comm(folder / "config.yaml", chosen)) as (comm, config):
+    with job_with_config(me, load, lambda: configfile.load_comm(folder / "config.yaml", changes)) as (comm, config):
         from flora_hpc import jobs  # torch and open_clip take seconds to import
 
         if comm.rank == 0:
             note_round(run)
         dataset, correct, total = jobs.measure(config, folder / "adapter", comm, me, Bar("features"))
         if comm.rank == 0:
-            facts = {"run": str(run), "dataset": dataset, "num_images": total, "num_correct": correct, "accuracy": correct / total}
+            result = {"run": str(run), "dataset": dataset, "num_images": total, "num_correct": correct, "accuracy": correct / total}
             text = f"{config.method.name} of {run} on {dataset}: {correct:,} of {total:,} test images right, {correct / total:.4f}"
-            print(json.dumps(facts) if as_json else text)
+            print(json.dumps(result) if as_json else text)
 
 
 def of_data(data: str) -> str:
-    """The override that puts another dataset in place of the run's, with none of its options: a name, a file or a folder."""
+    """The override that replaces the run's dataset and its options by a name, a file or a folder."""
     kinds = {".h5": "hdf5", ".hdf5": "hdf5", ".csv": "pairs", ".tsv": "pairs", ".jsonl": "pairs", ".tar": "pairs"}
     kind = "imagefolder" if Path(data).is_dir() else kinds.get(Path(data).suffix.lower())
     return f"data={json.dumps({'name': kind, 'path': data} if kind else {'name': data})}"

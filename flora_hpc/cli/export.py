@@ -1,4 +1,4 @@
-"""`flora-hpc export`: what a run trained, as files that other programs load."""
+"""`flora-hpc export`: the trained adapter of a run, as files that other programs load."""
 
 import json
 import shutil
@@ -23,11 +23,11 @@ from flora_hpc.errors import UserError, reason
 from flora_hpc.owner import claim, living
 from flora_hpc.records import hdf5file, split
 
-LONGEST_SECONDS = 86_400.0  # of an export, whose process another host cannot see
+LONGEST_SECONDS = 86_400.0  # of an export: another host cannot see whether its process lives
 
 
 class Form(StrEnum):
-    """What can be written."""
+    """The formats of an export."""
 
     peft = "peft"
     open_clip = "open_clip"
@@ -35,7 +35,7 @@ class Form(StrEnum):
 
 
 MERGE = "without flora-hpc, take --to open_clip or --to transformers --merged, which hold whole weights"
-LOAD = {  # how the result is loaded, where it is {out}
+LOAD = {  # how to load the result from {out}
     "open_clip": "load it with open_clip.create_model('local-dir:{out}')",
     "transformers --merged": (
         "load it with transformers.CLIPModel.from_pretrained('{out}') and "
@@ -126,7 +126,7 @@ def save(form: str, out: Path, folder: Path) -> None:
 
 
 def class_names(path: Path) -> Sequence[str]:
-    """The names of a run's classes; none where run.h5 holds none, or cannot be read: an export needs the adapter alone."""
+    """The names of a run's classes; empty when run.h5 has none or cannot be read, since an export needs only the adapter."""
     with suppress(UserError):
         classes_of_clients = split.read(path)
         return classes_of_clients.classes if classes_of_clients else ()
@@ -134,7 +134,7 @@ def class_names(path: Path) -> Sequence[str]:
 
 
 def write(out: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` make a new directory, which becomes `out` when it is whole. Raises UserError when that cannot be written."""
+    """Let `fill` write a new directory, and rename it to `out` when it is complete. Raises UserError when it cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(out.parent)
@@ -143,14 +143,14 @@ def write(out: Path, fill: Callable[[Path], object]) -> None:
             new = Path(beside) / "new"
             fill(new)
             for file in new.iterdir():
-                file.chmod(new.stat().st_mode & 0o666)  # safetensors lets nobody else read its files
+                file.chmod(new.stat().st_mode & 0o666)  # safetensors writes files that only their owner can read
             new.rename(out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--out {out}: cannot be written ({reason(error)}); choose a directory that can") from None
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what exports left in `folder` that were killed."""
+    """Remove the unfinished directories of killed exports from `folder`."""
     for beside in folder.glob(".export-*"):
         with suppress(OSError):  # without the file of an owner, `beside` is no export
             age = time.time() - beside.stat().st_mtime

@@ -1,4 +1,4 @@
-"""`flora-hpc list`: what can be chosen in a configuration."""
+"""`flora-hpc list`: the families, members and options of a configuration."""
 
 import ast
 from collections import Counter
@@ -62,35 +62,35 @@ def list_(
 
 
 def show_names(console: Console) -> None:
-    """One line a name, by family. A terminal cuts what does not fit."""
+    """Print one line a name, by family. A terminal cuts long lines."""
     for family in plugins.FAMILIES:
         names = plugins.members(family)
         show_lines(console, family, {name: first_line(family, name) for name in names})
     keys = [key for key, field in Config.model_fields.items() if section_of(field) is None and not is_family(field)]
-    known = {key: str(Config.model_fields[key].description) for key in keys}
+    descriptions = {key: str(Config.model_fields[key].description) for key in keys}
     texts = {name: ", ".join(section.model_fields) for name, section in sections().items()}
-    show_lines(console, CONFIGURATION, known | texts)
+    show_lines(console, CONFIGURATION, descriptions | texts)
     console.print("[dim]flora-hpc list NAME shows the options of a family, of a member or of a section[/]", soft_wrap=True)
 
 
 def show_lines(console: Console, title: str, lines: dict[str, str]) -> None:
-    """A title, and names with a text each."""
+    """Print a title, and names with their texts."""
     console.print(f"[bold]{title}[/]")
     width = max(map(len, lines), default=0)
     for name, text in lines.items():
-        cut = console.is_terminal
+        is_cut = console.is_terminal
         line = f"  [green]{name}[/]{' ' * (width - len(name))}  {escape(text)}"
-        console.print(line, soft_wrap=not cut, no_wrap=cut, overflow="ellipsis" if cut else None)
+        console.print(line, soft_wrap=not is_cut, no_wrap=is_cut, overflow="ellipsis" if is_cut else None)
 
 
 def first_line(family: str, name: str) -> str:
-    """What a member says of itself, and where it comes from, if that is not flora_hpc.
+    """The first docstring line of a member, and its source, if that is not flora_hpc.
 
-    A file of flora_hpc's own is read and not imported, for it may import PyTorch.
+    A file of flora_hpc is read, not imported, since it may import PyTorch.
     """
     try:
         part = plugins.own_part(family, name)
-    except UserError as error:  # two have that name
+    except UserError as error:  # two plugins have that name
         return str(error)
     if part is not None:
         return f"{str(part.load().__doc__).strip().partition(chr(10))[0]} [{part.source}]"
@@ -103,14 +103,14 @@ def first_line(family: str, name: str) -> str:
 
 
 def show_family(console: Console, family: str) -> None:
-    """All members with their options. What most of them have alike is told once, above them."""
+    """Print all members with their options. Options that most members share are printed once, above them."""
     console.print(f"[bold]{family}[/]")
     options = {member: own_fields(options_of(family, member)) for member in plugins.members(family)}
     common = common_lines(options)
     if common:
         console.print("  [dim]options of all, but where a name says otherwise:[/]", soft_wrap=True)
-        for line, others in common.items():
-            suffix = f"  [dim](not {', '.join(others)})[/]" if others else ""
+        for line, missing in common.items():
+            suffix = f"  [dim](not {', '.join(missing)})[/]" if missing else ""
             console.print(f"    {line}{suffix}", soft_wrap=True)
     for member, lines in options.items():
         show_member_line(console, family, member)
@@ -120,7 +120,7 @@ def show_family(console: Console, family: str) -> None:
 
 
 def common_lines(options: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The lines that more than half of several members share, and the members that have no option of that name."""
+    """The lines that more than half of the members share: line -> the members without an option of that name."""
     counts = Counter(line for lines in options.values() for line in lines)
 
     def without(line: str) -> list[str]:
@@ -131,7 +131,7 @@ def common_lines(options: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def show_member(console: Console, family: str, member: str) -> None:
-    """One member with all its options."""
+    """Print one member with all its options."""
     console.print(f"[bold]{family}[/]")
     show_member_line(console, family, member)
     for line in own_fields(options_of(family, member)):
@@ -139,7 +139,7 @@ def show_member(console: Console, family: str, member: str) -> None:
 
 
 def show_member_line(console: Console, family: str, member: str) -> None:
-    """A member's name and what it is."""
+    """Print a member's name and its first line."""
     console.print(f"  [green]{member}[/]  {escape(first_line(family, member))}", soft_wrap=True)
 
 
@@ -150,7 +150,7 @@ def options_of(family: str, member: str) -> type[BaseModel]:
 
 
 def show_sizes(model: str, classes: int) -> None:
-    """Trained numbers and payload of every method with its default options; no weights are needed."""
+    """Print trained numbers and payload of every method with its default options; needs no weights."""
     import torch  # with what follows, seconds of imports
 
     from flora_hpc.clip import load, weights
@@ -167,31 +167,31 @@ def show_sizes(model: str, classes: int) -> None:
     table = Table(title=title, title_justify="left")
     for heading in ("method", "trained numbers", "payload in bytes", "image tower"):
         table.add_column(heading, justify="left" if heading in ("method", "image tower") else "right")
-    refused = []
+    reasons = []
     for name in plugins.members("methods"):
         module = plugins.member("methods", name)
         try:
             method: Method = module.build(module.Options(name=name), setting)
         except UserError as error:
             table.add_row(name, "-", "-", "-")
-            refused.append(str(error).partition(": ")[2])
+            reasons.append(str(error).partition(": ")[2])
         else:
             trained = "frozen" if method.sees == "features" else "trained"
             table.add_row(name, f"{method.num_params:,}", f"{method.payload_bytes:,}", trained)
     console = Console()
     console.print(table)
-    for reason in refused:
+    for reason in reasons:
         console.print(f"- {reason}", highlight=False, markup=False)
 
 
 def show_section(console: Console, title: str, section: type[BaseModel], prefix: str) -> None:
-    """A section of the configuration with all its keys."""
+    """Print a section of the configuration with all its keys."""
     console.print(f"[bold]{title}[/]")
     show_fields(console, section, prefix)
 
 
 def show_fields(console: Console, model: type[BaseModel], prefix: str) -> None:
-    """One line per key. Sections of a section follow with their dotted keys; families do not."""
+    """Print one line per key. Nested sections follow with dotted keys; families do not."""
     for key, field in model.model_fields.items():
         if section := section_of(field):
             show_fields(console, section, f"{prefix}{key}.")
@@ -212,8 +212,8 @@ def field_line(key: str, field: FieldInfo) -> str:
 
 def sections() -> dict[str, type[Section]]:
     """The sections of a configuration by their key."""
-    found = {key: section_of(field) for key, field in Config.model_fields.items()}
-    return {key: section for key, section in found.items() if section}
+    by_key = {key: section_of(field) for key, field in Config.model_fields.items()}
+    return {key: section for key, section in by_key.items() if section}
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:

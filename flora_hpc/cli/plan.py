@@ -1,4 +1,4 @@
-"""`flora-hpc plan`: clients, ranks, payload and memory before anything runs; needs no GPU and no MPI, and looks at no values."""
+"""`flora-hpc plan`: clients, ranks, payload and memory before anything runs; needs no GPU and no MPI, and reads no values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,7 +41,7 @@ def plan(
 
 
 def rows_of(plan: "Plan") -> dict[str, str]:
-    """What is trained of which model on which data, and what a round costs."""
+    """Model, method, data and the costs of a round: label -> text."""
     config, dataset, sizes, needed = plan.config, plan.dataset, plan.num_examples, plan.memory_bytes
     num_groups, largest = sum(map(len, plan.groups)), max(len(group) for groups in plan.groups for group in groups)
     together = f"{num_groups:,} of up to {largest} clients in one batch of tensors, about {decimal(plan.group_bytes)}"
@@ -78,7 +78,7 @@ def facts_table(title: str, rows: dict[str, str]) -> Table:
 
 
 def shares_table(plan: "Plan", gpus: int) -> Table:
-    """One row a rank: its device, and what it does of round 1."""
+    """One row a rank: its device, and its share of round 1."""
     steps_of = dict(zip(plan.clients.tolist(), plan.num_steps.tolist(), strict=True))
     table = Table(title=f"round 1 on {plan.num_ranks} rank{'s' * (plan.num_ranks > 1)}", title_justify="left")
     for heading in ("rank", "device", "groups", "clients", "client steps", "share"):

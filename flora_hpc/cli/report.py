@@ -14,12 +14,12 @@ from flora_hpc.records.hdf5file import locate
 from flora_hpc.records.opened import Run, open_run
 from flora_hpc.records.schema import TABLES
 
-START = 2000  # characters of a page in which its mark stands
+START = 2000  # characters of a page that hold its mark
 MOST_RUNS = 24  # lines that can be told apart
 
 
 class Format(StrEnum):
-    """Of single figures."""
+    """File formats of single figures."""
 
     png = "png"
     svg = "svg"
@@ -52,8 +52,8 @@ def report(
     if kind and figures is None:
         raise UserError(f"--format {kind.value}: is for single figures; name their folder with --figures DIR")
     extras.need("report", "matplotlib", "jinja2")
-    opened = _open(runs)
-    page = out or (_beside(opened[0]) if len(opened) == 1 else Path("comparison.html"))
+    open_runs = _open(runs)
+    page = out or (_beside(open_runs[0]) if len(open_runs) == 1 else Path("comparison.html"))
     _check(page)
     if figures is not None:
         _make_folder(figures)
@@ -61,32 +61,32 @@ def report(
     from flora_hpc.report import page as pages  # matplotlib takes half a second
     from flora_hpc.report import papers
 
-    _write(page, pages.make(opened, title))
+    _write(page, pages.make(open_runs, title))
     print(f"{page}: {decimal(page.stat().st_size)}")
     if figures is not None:
         try:
-            written, missing = papers.save(opened, figures, (kind or Format.pdf).value)
+            names, missing = papers.save(open_runs, figures, (kind or Format.pdf).value)
         except OSError as error:
             raise UserError(f"--figures {figures}: cannot be written ({reason(error)}); choose a directory that can") from None
-        print(f"{figures}: {', '.join(written)}")
+        print(f"{figures}: {', '.join(names)}")
         for name, why in missing.items():
             print(f"no {name}: {why}")
 
 
 def _open(paths: list[Path]) -> list[Run]:
-    """The runs, each once. Raises UserError for what is none, and for more than a page can tell apart."""
-    found: dict[Path, Path] = {}
+    """Open the runs, each once. Raises UserError for a path without a run, and for more runs than a page can show."""
+    paths_by_file: dict[Path, Path] = {}
     for path in paths:
         file = locate(path).resolve()
-        if file in found:
+        if file in paths_by_file:
             print(f"note: {path} is given twice, and shown once")
-        found.setdefault(file, path)
-    if len(found) > MOST_RUNS:
+        paths_by_file.setdefault(file, path)
+    if len(paths_by_file) > MOST_RUNS:
         raise UserError(
-            f"report: {len(found)} runs are more than the {MOST_RUNS} lines that an eye tells apart; make several pages"
+            f"report: {len(paths_by_file)} runs are more than the {MOST_RUNS} lines that an eye tells apart; make several pages"
         )
-    needed = tuple(TABLES) if len(found) == 1 else ("rounds",)  # of 24 runs, /clients could be more than memory holds
-    return [open_run(path, needed) for path in found.values()]
+    needed = tuple(TABLES) if len(paths_by_file) == 1 else ("rounds",)  # of 24 runs, /clients could be more than memory holds
+    return [open_run(path, needed) for path in paths_by_file.values()]
 
 
 def _beside(run: Run) -> Path:
@@ -94,7 +94,7 @@ def _beside(run: Run) -> Path:
 
 
 def _check(page: Path) -> None:
-    """Raise UserError for a file that is not a page of ours, or a place where none can be, before any work is done."""
+    """Raise UserError, before any work, for a file that is no report page, or a place where no page can be written."""
     from flora_hpc.report.mark import MARK
 
     if page.is_dir():
@@ -110,7 +110,7 @@ def _check(page: Path) -> None:
 
 
 def _write(page: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write the page as a whole or not at all."""
     part = page.with_name(f".{page.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")

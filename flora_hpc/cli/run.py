@@ -20,7 +20,7 @@ from flora_hpc.owner import living
 from flora_hpc.owner.claim import Claim
 
 STARTED = time.perf_counter()
-LOADING = "loading PyTorch, the model and the data ..."  # said before that begins, for it takes seconds
+LOADING = "loading PyTorch, the model and the data ..."  # printed before, since it takes seconds
 
 
 def run(
@@ -81,20 +81,20 @@ def run(
 
     with claim, job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
 
-        def look() -> rundir.Contents:
+        def enter_run() -> rundir.Contents:
             if comm.rank == 0 and track:
                 from flora_hpc.observers import _tracker
 
                 _tracker.check(track)
             if comm.rank != 0:
                 return rundir.Contents()
-            found = rundir.enter(out, resolved, claim, resume)
-            if not found.finished:
-                end_of_chain(found.idle, 2)
-            return found
+            state = rundir.enter(out, resolved, claim, resume)
+            if not state.finished:
+                end_of_chain(state.idle, 2)
+            return state
 
-        found, of_rank_0 = rundir.agree(comm, together(comm, look), out)
-        if found.finished:
+        state, folder = rundir.agree(comm, together(comm, enter_run), out)
+        if state.finished:
             print(f"the run in {out} has finished already")
             return
 
@@ -102,29 +102,29 @@ def run(
         from flora_hpc.observers import _trackerthread, hdf5, plain, terminal
         from flora_hpc.observers import quiet as one_line
 
-        seen = has_terminal() and me.launcher != "openmpi"  # its ranks always have a terminal, even when a log file is read
-        live = not quiet and (view == View.live or (view == View.auto and seen))
+        can_redraw = has_terminal() and me.launcher != "openmpi"  # its ranks always have a terminal, also with a log file
+        live = not quiet and (view == View.live or (view == View.auto and can_redraw))
         observers = (hdf5, one_line if quiet else terminal if live else plain)
         try:
             options = loop.RunOptions(
-                of_rank_0,
+                folder,
                 lambda: [claim, *(each.build(out) for each in observers), _trackerthread.build(track or (), out)],
                 Bar("features", live=live) if not quiet else lambda done, total: None,
                 STARTED,
-                found.unfinished,
+                state.unfinished,
                 aborter(comm),
                 claim.check,
             )
             loop.run(resolved, comm, me, options)
         except StoppedError as error:
             if error.num_rounds == 0:
-                end_of_chain(found.idle, 1)
+                end_of_chain(state.idle, 1)
             raise
         stop.ignore()
 
 
 def end_of_chain(idle: int, most: int) -> None:
-    """Raise UserError, for code 2 is not queued again, when `idle` starts of a job that saved no new round are `most` or more."""
+    """Raise UserError when `idle`, the starts of a job without a new round, reaches `most`: exit code 2 is not requeued."""
     if living.restarts() and idle >= most:
         raise AgreedError(
             "two starts of this Slurm job in a row saved no new round, so it is not queued again; give it a longer time limit "

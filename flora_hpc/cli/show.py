@@ -19,10 +19,10 @@ from flora_hpc.records import views
 from flora_hpc.records.opened import Run as OpenRun
 from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import Rows
-from flora_hpc.records.sentences import facts
-from flora_hpc.records.summary import rank_facts, summary
+from flora_hpc.records.sentences import describe
+from flora_hpc.records.summary import rank_lines, summary
 
-MOST_ROWS = 1000  # that are printed unasked
+MOST_ROWS = 1000  # printed by default
 
 
 def show(
@@ -39,21 +39,21 @@ def show(
     """Show a run, finished or still being written: a summary, or the tables that are asked for."""
     if as_json + as_csv + (parquet is not None) > 1:
         raise UserError("--json, --csv, --parquet: choose one of them")
-    named = {"rounds": rounds, "ranks": ranks, "clients": clients, "topology": topology}
-    chosen = [name for name, asked in named.items() if asked]
-    if (as_csv or parquet) and len(chosen) != 1:
+    flags = {"rounds": rounds, "ranks": ranks, "clients": clients, "topology": topology}
+    table_names = [name for name, flag in flags.items() if flag]
+    if (as_csv or parquet) and len(table_names) != 1:
         option = "--csv" if as_csv else "--parquet"
         raise UserError(f"{option}: name one table: --rounds, --ranks, --clients or --topology")
     screen.needs_reader()
-    opened = open_run(run, chosen or (tuple(named) if as_json else ("ranks", "topology")))
-    tables = {name: opened.tables[name][-last if last else 0 :] for name in chosen or opened.tables}
+    opened = open_run(run, table_names or (tuple(flags) if as_json else ("ranks", "topology")))
+    tables = {name: opened.tables[name][-last if last else 0 :] for name in table_names or opened.tables}
     if as_json:
         write_json(opened, tables)
     elif as_csv:
-        write_csv(tables[chosen[0]])
+        write_csv(tables[table_names[0]])
     elif parquet:
-        write_parquet(opened, chosen[0], last, parquet)
-    elif chosen:
+        write_parquet(opened, table_names[0], last, parquet)
+    elif table_names:
         for name, rows in tables.items():
             if last is None and len(rows) > MOST_ROWS:
                 print(
@@ -64,37 +64,37 @@ def show(
             show_table(Console(), rows)
     else:
         console = Console()
-        console.print(summary(console, opened.tables["rounds"], all_facts(opened), str(run)))
+        console.print(summary(console, opened.tables["rounds"], describe_run(opened), str(run)))
 
 
-def all_facts(run: OpenRun) -> dict[str, str]:
-    """How the run stands, what it was, how its ranks shared the work."""
-    known, rounds = run.attributes, run.tables["rounds"]
-    told = {"status": ", ".join(views.headline(rounds, status(run), run.num_rounds)[:2])} | facts(known, run.tables["topology"])
-    resumed = json.loads(known.get("resumed_after", "[]"))
-    if resumed:
-        told["goes on"] = "resumed after " + ", ".join(f"round {number}" if number >= 0 else "no round" for number in resumed)
-    told["ranks"] += earlier_ranks(run.tables["ranks"])
-    told["set up"] = views.seconds(known["setup_seconds"]) + " before round 0"
-    return told | rank_facts(run.tables["ranks"], run.tables["topology"])
+def describe_run(run: OpenRun) -> dict[str, str]:
+    """Describe the run: status, settings, and how its ranks shared the work."""
+    facts, rounds = run.attributes, run.tables["rounds"]
+    lines = {"status": ", ".join(views.headline(rounds, status(run), run.num_rounds)[:2])} | describe(facts, run.tables["topology"])
+    resumes = json.loads(facts.get("resumed_after", "[]"))
+    if resumes:
+        lines["goes on"] = "resumed after " + ", ".join(f"round {number}" if number >= 0 else "no round" for number in resumes)
+    lines["ranks"] += earlier_ranks(run.tables["ranks"])
+    lines["set up"] = views.seconds(facts["setup_seconds"]) + " before round 0"
+    return lines | rank_lines(run.tables["ranks"], run.tables["topology"])
 
 
 def earlier_ranks(ranks: Rows) -> str:
-    """On how many ranks rounds were played before the run went on on another number; empty where it did not."""
+    """The numbers of ranks before a resume on another number of ranks; empty without such a resume."""
     rounds, counts = np.unique(ranks["round"], return_counts=True)
     changes = np.flatnonzero(np.diff(counts))
     return "".join(f"; {counts[i]} until round {rounds[i]}" for i in changes)
 
 
 def status(run: OpenRun) -> str:
-    """What the file says of itself; of one that is still running, when it last grew, since a killed run cannot say so."""
+    """The status in the file; of a running run also the time of its last write, since a killed run stays 'running'."""
     if run.status != "running":
         return run.status
     return f"running (last written {views.seconds(max(0.0, time.time() - run.path.stat().st_mtime))} ago)"
 
 
 def write_json(run: OpenRun, tables: dict[str, Rows]) -> None:
-    """Attributes and tables; NaN and infinity, which JSON lacks, are null."""
+    """Print attributes and tables as JSON; NaN and infinity, which JSON lacks, are null."""
     sys.stdout.write(f'{{"attributes": {json.dumps(run.attributes)}')
     for table, rows in tables.items():
         sys.stdout.write(f', "{table}": [')
@@ -105,7 +105,7 @@ def write_json(run: OpenRun, tables: dict[str, Rows]) -> None:
 
 
 def write_csv(table: Rows) -> None:
-    """One table; what is not known is empty."""
+    """Print one table as CSV; NaN and infinity are empty."""
     screen.for_programs()
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(table.dtype.names or ())
@@ -113,7 +113,7 @@ def write_csv(table: Rows) -> None:
 
 
 def write_parquet(run: OpenRun, name: str, last: int | None, path: Path) -> None:
-    """One table with the types that it has in the file. Raises UserError when pyarrow is missing or the file cannot be written."""
+    """Write one table with the types of run.h5. Raises UserError when pyarrow is missing or the file cannot be written."""
     extras.need("--parquet", "pyarrow")
     import pyarrow as pa
     from pyarrow import parquet

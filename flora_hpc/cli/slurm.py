@@ -18,7 +18,7 @@ from flora_hpc.errors import UserError, reason
 
 
 class Mpi(StrEnum):
-    """How srun's tasks learn of each other."""
+    """How srun's tasks connect to each other."""
 
     auto = "auto"
     pmix = "pmix"
@@ -55,7 +55,7 @@ def slurm(
     """Print a Slurm job script for a run, or submit it."""
     use_plugins(plugin)
     settings = tuple(overrides or ())
-    path = f"{'./' * str(config).startswith('-')}{config}"  # not to be taken for an option
+    path = f"{'./' * str(config).startswith('-')}{config}"  # a path that starts with - is no option
     job = _jobscript.Job(
         config=path,
         out=str(out or Path("runs") / config.stem),
@@ -76,8 +76,8 @@ def slurm(
     configs = check_config(config, job)
     backend = configs[0].comm.backend
     job = replace(job, mpi=_jobscript.mpi_for(job, backend, library))
-    if named := _jobscript.own_backend(job, backend):
-        job = replace(job, settings=(*settings, f"comm.backend={named}"))
+    if own_backend := _jobscript.own_backend(job, backend):
+        job = replace(job, settings=(*settings, f"comm.backend={own_backend}"))
     options = {
         "--nodes": nodes,
         "--gpus-per-node": gpus_per_node or None,
@@ -91,26 +91,26 @@ def slurm(
         "--mpi": job.mpi,
         "--out": out,
     }
-    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    command = ["flora-hpc", "slurm", path, *given, *(word for setting in settings for word in ("-s", setting))]
+    arguments = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    command = ["flora-hpc", "slurm", path, *arguments, *(word for setting in settings for word in ("-s", setting))]
     command += [word for file in job.plugins for word in ("--plugin", file)]
     for warning in _idle.warnings(configs, job.num_tasks, job.gpus_per_node, job.ntasks_per_node):
         print(f"warning: {warning}", file=sys.stderr)
     script = _jobscript.render(job, command)
     if submit:
-        print(hand_in(script), end="")
+        print(submit_script(script), end="")
     else:
         screen.for_programs()
         print(script, end="")
 
 
 def check_config(config: Path, job: _jobscript.Job) -> list[Config]:
-    """The configuration, for each number of clients. Raises UserError unless all of them hold."""
+    """Load the configuration for each number of clients. Raises UserError unless all of them are valid."""
     counts = [[f"partition.num_clients={count}"] for count in job.clients]
-    loaded = [configfile.load(config, [*job.settings, *count]) for count in counts or [[]]]
-    for note in loaded[0][1]:
+    configs = [configfile.load(config, [*job.settings, *count]) for count in counts or [[]]]
+    for note in configs[0][1]:
         print(f"note: {note}", file=sys.stderr)  # the script alone is on standard output
-    return [resolved for resolved, _ in loaded]
+    return [resolved for resolved, _ in configs]
 
 
 def library() -> mpilibrary.Library | None:
@@ -118,8 +118,8 @@ def library() -> mpilibrary.Library | None:
     return mpilibrary.loaded() if plugins.member("backends", "mpi").available() else None
 
 
-def hand_in(script: str) -> str:
-    """Submit a script: what sbatch says. Raises UserError when there is no sbatch, or when it refuses."""
+def submit_script(script: str) -> str:
+    """Submit a script; returns the output of sbatch. Raises UserError when sbatch is missing or refuses."""
     try:
         result = subprocess.run(["sbatch"], input=script, capture_output=True, encoding="utf-8", errors="surrogateescape")
     except OSError as error:

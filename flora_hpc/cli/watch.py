@@ -11,9 +11,9 @@ from rich.live import Live
 from flora_hpc import screen
 from flora_hpc.cli._args import Run, View, has_terminal
 from flora_hpc.records import views
-from flora_hpc.records.follow import Followed, Look
-from flora_hpc.records.panel import Seen, heading, panel
-from flora_hpc.records.sentences import facts
+from flora_hpc.records.follow import FollowedRun, Snapshot
+from flora_hpc.records.panel import PanelData, heading, panel
+from flora_hpc.records.sentences import describe
 from flora_hpc.records.summary import summary
 
 RESUMABLE = ("stopped", "interrupted", "failed")
@@ -48,86 +48,90 @@ def watch(
     screen.needs_reader()
     live = view == View.live or (view == View.auto and has_terminal())
     console = Console(highlight=False, force_terminal=True if live else None)
-    say = Sayer(console)
+    say = Printer(console)
     try:
-        seen = looks(Followed(run), say, every, None if stay else give_up)
-        last = show_live(console, seen) if live else show_lines(say, seen)
+        snapshots_of_run = snapshots(FollowedRun(run), say, every, None if stay else give_up)
+        last = show_live(console, snapshots_of_run) if live else show_lines(say, snapshots_of_run)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    ended = "given up" if last.status == "running" else last.status
+    end = "given up" if last.status == "running" else last.status
     if len(last.rounds):
-        told = facts(last.attributes, last.topology)
-        console.print(summary(console, last.rounds, told, f"run {ended}", f"in {run}"))
-    if ended == "given up":
+        description = describe(last.attributes, last.topology)
+        console.print(summary(console, last.rounds, description, f"run {end}", f"in {run}"))
+    if end == "given up":
         say(f"given up after {views.seconds(last.silent)} without a sign of life (--give-up SECONDS waits longer, --stay for ever)")
     raise typer.Exit(CODES.get(last.status, 1))
 
 
-class Sayer:
-    """Says a sentence once, however often it is told in a row."""
+class Printer:
+    """Prints a sentence once, however often it is called with that sentence in a row."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._said = console, ""
+        self._console, self._last = console, ""
 
     def __call__(self, sentence: str) -> None:
-        if sentence and sentence != self._said:
+        if sentence and sentence != self._last:
             self._console.print(sentence, markup=False, soft_wrap=True)
-        self._said = sentence
+        self._last = sentence
 
 
-def looks(
-    followed: Followed, say: Callable[[str], None], every: float, give_up: float | None, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Look]:
-    """The run, again and again, until it ends or has been silent for `give_up` seconds; None stays until it has finished."""
+def snapshots(
+    run: FollowedRun,
+    say: Callable[[str], None],
+    every: float,
+    give_up: float | None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Snapshot]:
+    """Poll the run until it ends or has been silent for `give_up` seconds; with None, until it has finished."""
     while True:
-        look = followed.look()
-        if look is None:
-            say(f"waiting for {followed.path}, which is not there yet (Ctrl-C leaves)")
+        snapshot = run.poll()
+        if snapshot is None:
+            say(f"waiting for {run.path}, which is not there yet (Ctrl-C leaves)")
         else:
-            yield look
-            if look.status == "finished":
+            yield snapshot
+            if snapshot.status == "finished":
                 return
-            if give_up is not None and (look.status != "running" or look.given_up(give_up)):
+            if give_up is not None and (snapshot.status != "running" or snapshot.given_up(give_up)):
                 return
         sleep(every)
 
 
-def show_lines(say: Sayer, seen: Iterator[Look]) -> Look:
-    """A line a round, from the last one that is there on; returns the last look."""
-    shown, doubted = -1, False
-    resumed: tuple[int, ...] | None = None
-    for look in seen:
-        numbers = look.rounds["round"]
-        if resumed is None:
-            for name, value in facts(look.attributes, look.topology).items():
+def show_lines(say: Printer, states: Iterator[Snapshot]) -> Snapshot:
+    """Print a line a round, starting with the last round in the file; returns the last snapshot."""
+    last_shown, has_doubt = -1, False
+    resumed_before: tuple[int, ...] | None = None
+    for snapshot in states:
+        numbers = snapshot.rounds["round"]
+        if resumed_before is None:
+            for name, value in describe(snapshot.attributes, snapshot.topology).items():
                 say(f"{name}: {value}")
-            shown = int(numbers.max(initial=0)) - 1
-        elif look.resumed != resumed:
-            since = look.resumed[len(resumed) :] or (-1,)  # it may have gone on twice between two looks, or be another run
+            last_shown = int(numbers.max(initial=0)) - 1
+        elif snapshot.resumed != resumed_before:
+            since = snapshot.resumed[len(resumed_before) :] or (-1,)  # two resumes between two polls, or another run
             say(f"goes on after round {since[-1]}" if since[-1] >= 0 else "starts over")
-            shown = min(shown, *since)
-        resumed = look.resumed
-        for row in look.rounds[numbers > shown]:
-            say(views.line(row, look.num_rounds))
-            shown = int(row["round"])
-        if look.doubt and not doubted:
-            say(look.doubt)
-        doubted = bool(look.doubt)
-    return look
+            last_shown = min(last_shown, *since)
+        resumed_before = snapshot.resumed
+        for row in snapshot.rounds[numbers > last_shown]:
+            say(views.line(row, snapshot.num_rounds))
+            last_shown = int(row["round"])
+        if snapshot.doubt and not has_doubt:
+            say(snapshot.doubt)
+        has_doubt = bool(snapshot.doubt)
+    return snapshot
 
 
-def show_live(console: Console, seen: Iterator[Look]) -> Look:
-    """The panel that `run --view live` shows, drawn anew with every look; returns the last one."""
-    look = next(seen)
-    console.print(heading(facts(look.attributes, look.topology)))
+def show_live(console: Console, states: Iterator[Snapshot]) -> Snapshot:
+    """Show the panel of `run --view live`, redrawn with every snapshot; returns the last one."""
+    snapshot = next(states)
+    console.print(heading(describe(snapshot.attributes, snapshot.topology)))
 
-    def drawn() -> RenderableType:
-        note = look.doubt or (f"{look.status}; it may go on (Ctrl-C leaves)" if look.status in RESUMABLE else "")
-        after, since = (look.resumed or (-1,))[-1], look.silent if look.status == "running" else 0.0
-        known = Seen(look.rounds, look.num_rounds, after, since, None, note)
-        return panel(known, *console.size)
+    def draw() -> RenderableType:
+        note = snapshot.doubt or (f"{snapshot.status}; it may go on (Ctrl-C leaves)" if snapshot.status in RESUMABLE else "")
+        after, since = (snapshot.resumed or (-1,))[-1], snapshot.silent if snapshot.status == "running" else 0.0
+        data = PanelData(snapshot.rounds, snapshot.num_rounds, after, since, None, note)
+        return panel(data, *console.size)
 
-    with Live(drawn(), console=console, auto_refresh=False) as live:
-        for look in seen:  # noqa: B007 -- `drawn` uses it
-            live.update(drawn(), refresh=True)
-    return look
+    with Live(draw(), console=console, auto_refresh=False) as live:
+        for snapshot in states:  # noqa: B007 -- `draw` uses it
+            live.update(draw(), refresh=True)
+    return snapshot

@@ -12,7 +12,7 @@ class Lap(NamedTuple):
     """The measurements between two calls of `lap` on one rank."""
 
     seconds: dict[str, float]  # by phase
-    collectives: list[float]  # seconds of each, in order; `records.known.tell_apart` computes the waiting time from them
+    collectives: list[float]  # seconds of each, in order; `records.known.wait_and_transfer` computes the waiting time from them
     total: float  # seconds, time outside of phases included
     num_bytes: int  # given to collectives
 

@@ -1,1 +1,1 @@
-"""Who is told about each round; one file each."""
+"""Observers, which are notified of each round; one file each."""

@@ -1,4 +1,4 @@
-"""What an observer is: told about a run on rank 0, unable to change it."""
+"""The observer protocol: notified of a run on rank 0, unable to change it."""
 
 from typing import Protocol, runtime_checkable
 
@@ -13,15 +13,15 @@ class Observer(Protocol):
     def round(self, record: RoundRecord) -> None: ...
 
     def ended(self, status: str) -> None:
-        """`status` is finished, stopped (by a signal, to be gone on with), interrupted or failed."""
+        """`status` is finished, stopped (by a signal, to be resumed), interrupted or failed."""
 
 
 @runtime_checkable
 class WatchesClients(Protocol):
-    """What an observer may be, too: told how far rank 0 is within a round."""
+    """An observer that is also notified of progress within a round, on rank 0."""
 
-    def trained(self, done: int, mine: int, cohort: int) -> None:
-        """`done` of the `mine` clients of rank 0, 0 when that is not known beforehand, of `cohort` in all, have trained.
+    def trained(self, done: int, num_local: int, cohort: int) -> None:
+        """`done` clients of rank 0 have trained, of `num_local` on rank 0 (0: not known beforehand) and `cohort` in all.
 
-        Called by the thread that trains, after every group: take a microsecond, and draw in a thread of your own.
+        Called by the thread that trains, after every group: return within a microsecond, and draw in another thread.
         """

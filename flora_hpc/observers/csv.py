@@ -14,7 +14,7 @@ COLUMNS = ROUNDS.names or ()
 
 
 class Csv:
-    """A file that is written anew when a run goes on: run.h5 knows all of it."""
+    """A file that a resumed run writes anew: run.h5 has every round."""
 
     _file: TextIO
     _lines: Any  # a csv.writer
@@ -27,7 +27,7 @@ class Csv:
 
     def log(self, row: Rows) -> None:
         values = (row[name][0].item() if name in (row.dtype.names or ()) else "" for name in COLUMNS)
-        self._lines.writerow("" if value != value else value for value in values)  # what was not measured is NaN
+        self._lines.writerow("" if value != value else value for value in values)  # a number that was not measured is NaN
         self._file.flush()
 
     def end(self, status: str) -> None:

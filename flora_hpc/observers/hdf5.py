@@ -12,7 +12,7 @@ from flora_hpc.records.known import RoundRecord, RunInfo
 
 
 class Hdf5:
-    """Owns the run's file from the first round to the last."""
+    """Owns run.h5 from the first round to the last."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -31,19 +31,19 @@ class Hdf5:
 
     def round(self, record: RoundRecord) -> None:
         assert self._writer is not None
-        with self._telling_why():
+        with self._explaining_errors():
             self._writer.add(record)
             self._writer.note_screen(screen.loss())
 
     def ended(self, status: str) -> None:
-        """A run that failed is not told again that its file cannot be written: what ended it counts."""
+        """Close the file. After a failed run errors of the file are ignored: the error that ended the run counts."""
         if self._writer is not None:
-            with self._telling_why() if status in ("finished", "stopped") else suppress(OSError, RuntimeError):
+            with self._explaining_errors() if status in ("finished", "stopped") else suppress(OSError, RuntimeError):
                 self._writer.note_screen(screen.loss())
                 self._writer.close(status)
 
     @contextmanager
-    def _telling_why(self) -> Iterator[None]:
+    def _explaining_errors(self) -> Iterator[None]:
         """Raise UserError when the file can no longer be written; the rounds that are in it can still be read."""
         try:
             yield

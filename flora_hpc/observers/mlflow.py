@@ -7,18 +7,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from flora_hpc.observers._tracker import Bookmark, Start, numbers
+from flora_hpc.observers._tracker import RunIdFile, Start, numbers
 from flora_hpc.observers._trackerthread import TrackerThread
 from flora_hpc.records.schema import Rows
 
 PACKAGE = "mlflow"
-STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # what was stopped or interrupted is KILLED, until it goes on
-LAST = "seconds/round"  # logged last: a round that has it is whole
+STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # a stopped or interrupted run is KILLED until it is resumed
+LAST = "seconds/round"  # logged last: a round with this number is complete
 MOST = 100  # parameters that a server takes at once
 
 
 class MLflow:
-    """Uses MLflow's client alone; the module's global run stays untouched."""
+    """Uses only MLflow's client; the global run of the module stays untouched."""
 
     _client: Any
     _run: str
@@ -32,16 +32,16 @@ class MLflow:
             uri = (run.folder / "mlflow").absolute().as_uri()
         from mlflow.tracking import MlflowClient
 
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every try
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs a line for every try
         self._client = MlflowClient(tracking_uri=uri)
-        bookmark = Bookmark(run.folder / "mlflow.json", uri)
-        if run.goes_on and (kept := bookmark.read()):
-            self._run = kept["run"]
+        run_id = RunIdFile(run.folder / "mlflow.json", uri)
+        if run.resumed and (content := run_id.read()):
+            self._run = content["run"]
             self._client.update_run(self._run, status="RUNNING")
             return {metric.step for metric in self._client.get_metric_history(self._run, LAST)}
-        made = self._client.create_run(experiment(self._client), run_name=run.folder.absolute().name)
-        self._run = made.info.run_id
-        bookmark.write(run=self._run)
+        created = self._client.create_run(experiment(self._client), run_name=run.folder.absolute().name)
+        self._run = created.info.run_id
+        run_id.write(run=self._run)
         self._log_parameters(run.parameters)
         return ()
 
@@ -55,8 +55,8 @@ class MLflow:
     def log(self, row: Rows) -> None:
         from mlflow.entities import Metric
 
-        now, number, found = time.time_ns() // 1_000_000, int(row["round"][0]), numbers(row)
-        ordered = sorted(found.items(), key=lambda pair: pair[0] == LAST)
+        now, number, values = time.time_ns() // 1_000_000, int(row["round"][0]), numbers(row)
+        ordered = sorted(values.items(), key=lambda pair: pair[0] == LAST)
         self._client.log_batch(self._run, metrics=[Metric(name, value, now, number) for name, value in ordered])
 
     def end(self, status: str) -> None:
@@ -65,17 +65,17 @@ class MLflow:
 
 
 def experiment(client: Any) -> str:
-    """The id of the experiment MLFLOW_EXPERIMENT_NAME, made when there is none; tasks of a job array may make it at once."""
+    """The id of the experiment MLFLOW_EXPERIMENT_NAME, created if missing; tasks of a job array may create it at the same time."""
     from mlflow.exceptions import MlflowException
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "flora_hpc")
     try:
         return str(client.create_experiment(name))
     except MlflowException:
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        existing = client.get_experiment_by_name(name)
+        if existing is None:
             raise
-        return str(found.experiment_id)
+        return str(existing.experiment_id)
 
 
 def build(folder: Path) -> TrackerThread:

@@ -8,7 +8,7 @@ from rich.console import Console
 from flora_hpc.records import views
 from flora_hpc.records.known import RoundRecord, RunInfo
 from flora_hpc.records.schema import ROUNDS
-from flora_hpc.records.sentences import facts_of
+from flora_hpc.records.sentences import describe_start
 from flora_hpc.records.summary import summary
 
 
@@ -18,12 +18,12 @@ class Plain:
     def __init__(self, folder: Path, console: Console | None = None) -> None:
         self._folder, self._console = folder, console or Console(highlight=False)
         self._rounds = np.zeros(0, ROUNDS)
-        self._facts: dict[str, str] = {}
+        self._description: dict[str, str] = {}
         self._num_rounds = 0
 
     def started(self, info: RunInfo) -> None:
-        self._facts, self._num_rounds = facts_of(info), info.num_rounds
-        for name, value in self._facts.items():
+        self._description, self._num_rounds = describe_start(info), info.num_rounds
+        for name, value in self._description.items():
             self._say(f"{name}: {value}")
         for sentence in info.warnings:
             self._say(f"warning: {sentence}")
@@ -40,8 +40,8 @@ class Plain:
 
     def ended(self, status: str) -> None:
         if len(self._rounds):
-            told = summary(self._console, self._rounds, self._facts, f"run {status}", views.ending(status, self._folder))
-            self._console.print(told)
+            table = summary(self._console, self._rounds, self._description, f"run {status}", views.ending(status, self._folder))
+            self._console.print(table)
 
 
 def build(folder: Path) -> Plain:

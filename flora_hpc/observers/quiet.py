@@ -1,4 +1,4 @@
-"""Nothing while a run goes on; one line at the end."""
+"""Nothing during a run; one line at the end."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from flora_hpc.records.schema import ROUNDS
 
 
 class Quiet:
-    """For many runs in one log: how it ended, how far it came, its accuracy, and where it lies."""
+    """For many runs in one log: status, rounds, accuracy and folder of the run."""
 
     def __init__(self, folder: Path, console: Console | None = None) -> None:
         self._folder, self._console = folder, console or Console(highlight=False)
@@ -29,9 +29,9 @@ class Quiet:
         self._rounds = np.concatenate([self._rounds, record.row])
 
     def ended(self, status: str) -> None:
-        said = ", ".join(views.headline(self._rounds, f"run {status}", self._num_rounds))
-        remark = f"; {views.unmoved(self._rounds)}" if views.unmoved(self._rounds) else ""
-        self._console.print(f"{said}{remark}; {views.ending(status, self._folder)}", markup=False, soft_wrap=True)
+        sentence = ", ".join(views.headline(self._rounds, f"run {status}", self._num_rounds))
+        warning = f"; {views.unmoved(self._rounds)}" if views.unmoved(self._rounds) else ""
+        self._console.print(f"{sentence}{warning}; {views.ending(status, self._folder)}", markup=False, soft_wrap=True)
 
 
 def build(folder: Path) -> Quiet:

@@ -12,7 +12,7 @@ PACKAGE = "tensorboard"
 
 
 class TensorBoard:
-    """Scalars with a round as their step; parameters as its HPARAMS page reads them, which compares runs."""
+    """Scalars whose step is the round; parameters for TensorBoard's HPARAMS page, which compares runs."""
 
     _writer: Any
 
@@ -20,13 +20,13 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter, summary
 
         folder = run.folder / "tensorboard"
-        held = steps(folder) if run.goes_on and folder.exists() else set()
+        rounds = steps(folder) if run.resumed and folder.exists() else set()
         self._writer = SummaryWriter(folder)
-        if not held:
+        if not rounds:
             plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in run.parameters.items()}
             for part in summary.hparams(plain, {"accuracy/test": None, "loss/train": None}):  # type: ignore[no-untyped-call]
                 self._writer.file_writer.add_summary(part)
-        return held
+        return rounds
 
     def log(self, row: Rows) -> None:
         for name, value in numbers(row).items():

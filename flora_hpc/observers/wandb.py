@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from flora_hpc.observers._tracker import Bookmark, Start, numbers
+from flora_hpc.observers._tracker import RunIdFile, Start, numbers
 from flora_hpc.observers._trackerthread import TrackerThread
 from flora_hpc.records.schema import Rows
 
@@ -15,13 +15,13 @@ QUIET = {
     "WANDB_SILENT": "true",  # the terminal belongs to the run
     "WANDB_CONSOLE": "off",
     "WANDB_ERROR_REPORTING": "false",  # no request that nobody asked for
-    "WANDB_INIT_TIMEOUT": "25",  # less than a run's end waits: what hangs must not keep the process, either
+    "WANDB_INIT_TIMEOUT": "25",  # less than the grace period at the end of a run: a hanging call must not keep the process alive
     "WANDB_FINISH_TIMEOUT": "25",
 }
 
 
 class Wandb:
-    """A run that goes on keeps its id. Offline it is written anew, whole: what wandb has not flushed dies with a killed run."""
+    """A resumed run keeps its id. Offline, all rounds are written anew: what wandb has not flushed is lost with a killed run."""
 
     _run: Any
 
@@ -32,23 +32,23 @@ class Wandb:
 
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         project = os.environ.get("WANDB_PROJECT", "flora_hpc")
-        bookmark = Bookmark(run.folder / "wandb.json", project)
-        kept = bookmark.read().get("run") if run.goes_on else None
+        run_id_file = RunIdFile(run.folder / "wandb.json", project)
+        run_id = run_id_file.read().get("run") if run.resumed else None
         self._run = wandb.init(
             project=project,
             dir=os.environ.get("WANDB_DIR", run.folder),
-            id=kept or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12],
+            id=run_id or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12],
             name=os.environ.get("WANDB_NAME", run.folder.absolute().name),
             config=run.parameters,
             mode=mode,
-            resume="allow" if kept and mode == "online" else None,
+            resume="allow" if run_id and mode == "online" else None,
             reinit="create_new",
         )
-        bookmark.write(run=self._run.id)
+        run_id_file.write(run=self._run.id)
         if not self._run.offline:
             return range(self._run.starting_step)
-        if kept:
-            set_aside(Path(self._run.dir).parent, kept)
+        if run_id:
+            move_replaced(Path(self._run.dir).parent, run_id)
         return ()
 
     def log(self, row: Rows) -> None:
@@ -59,8 +59,8 @@ class Wandb:
         self._run.finish(exit_code=int(status not in ("finished", "stopped")))
 
 
-def set_aside(folder: Path, run: str) -> None:
-    """Move what was written offline of a run, all but `folder`, to where `wandb sync` does not look."""
+def move_replaced(folder: Path, run: str) -> None:
+    """Move the offline folders of a run, except `folder`, to a place that `wandb sync` does not read."""
     replaced = folder.parent / "replaced"
     for old in folder.parent.glob(f"offline-run-*-{run}"):
         if old.name != folder.name:

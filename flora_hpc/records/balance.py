@@ -1,4 +1,4 @@
-"""How evenly work is spread over ranks, which wait for the slowest one in every round."""
+"""How evenly the ranks share the work; every round waits for the slowest rank."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ WORK = ("batch_seconds", "train_seconds", "sum_seconds")  # of a rank, for its o
 
 @dataclass(frozen=True)
 class Balance:
-    """Over the rounds of training in which several ranks took part, however many these were in each."""
+    """How evenly ranks shared the training rounds that several ranks played, however many ranks played each."""
 
     share: float  # 0..1: the mean of the ranks' work over the work of the slowest, both summed over rounds
-    rank: int  # the slowest: the one whom the others waited for longest
-    num_last: int  # rounds in which it was the last
+    rank: int  # the slowest: the rank that the other ranks waited for longest
+    num_last: int  # rounds in which this rank was the last
     late_seconds: float  # in these rounds, beyond the mean of the ranks
     num_rounds: int
 
@@ -28,7 +28,7 @@ class Balance:
 
 
 def balance(ranks: Rows) -> Balance | None:
-    """From the rows of /ranks; None where no round had several ranks. Files of old versions count all work as training."""
+    """Balance of the rows of /ranks; None when no round had several ranks. Files of old versions count all work as training."""
     rows = ranks[ranks["round"] > 0]
     work = np.zeros(len(rows))
     for name in WORK:
@@ -36,17 +36,17 @@ def balance(ranks: Rows) -> Balance | None:
     order = np.lexsort((-rows["rank"], work, rows["round"]))
     rows, work = rows[order], work[order]
     _, starts, sizes = np.unique(rows["round"], return_index=True, return_counts=True)
-    several = sizes > 1
-    if not several.any():
+    has_several = sizes > 1
+    if not has_several.any():
         return None
-    last = (starts + sizes - 1)[several]  # the row of the slowest rank of a round
-    most, mean = work[last], (np.add.reduceat(work, starts) / sizes)[several]
-    late = np.where(work[starts[several]] < most, most - mean, 0.0)
+    last = (starts + sizes - 1)[has_several]  # the row of the slowest rank of a round
+    slowest_work, mean_work = work[last], (np.add.reduceat(work, starts) / sizes)[has_several]
+    late = np.where(work[starts[has_several]] < slowest_work, slowest_work - mean_work, 0.0)
     by_rank = np.bincount(rows["rank"][last], late)
     slowest = int(by_rank.argmax())
-    total = float(most.sum())
+    total = float(slowest_work.sum())
     return Balance(
-        share=float(mean.sum()) / total if total else 1.0,
+        share=float(mean_work.sum()) / total if total else 1.0,
         rank=slowest,
         num_last=int(((rows["rank"][last] == slowest) & (late > 0)).sum()),
         late_seconds=float(by_rank[slowest]),

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after the machine went down."""
+"""Durable files: after a crash of the machine a file is whole or absent."""
 
 import os
 from contextlib import suppress
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Return when what was written to a file is on its disk; of a folder, when the names of its files are."""
-    opened = os.open(path, os.O_RDONLY)
+    """Flush the contents of a file to its disk; for a folder, flush the names of its files."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def commit(part: Path, path: Path) -> None:
-    """Give a written file its own name. Raises OSError when the disk does not take it; what had the name has it still then."""
+    """Rename the written file `part` to `path`. Raises OSError when the disk fails; `path` then stays as it was."""
     sync(part)
     part.replace(path)
     with suppress(OSError):  # some file systems cannot sync a folder

@@ -1,4 +1,4 @@
-"""Follows a run.h5 that another process writes: looks again and again, reads what is new."""
+"""Follows a run.h5 that another process writes: polls the file and reads it when it has changed."""
 
 import json
 import time
@@ -14,15 +14,15 @@ from flora_hpc.records import hdf5file
 from flora_hpc.records.schema import Rows
 from flora_hpc.records.views import seconds
 
-PATIENCE = 10  # looks in a row at which a file that could be read once cannot
-TICK = 2.0  # seconds after a change in which another one may bear the same time
-ROUNDS = 5  # of its longest, after which silence is suspicious
-FIRST = 6  # times as patient before the first trained round, for nobody knows how long one takes
+PATIENCE = 10  # failed reads in a row, of a file that could be read before, until the error is raised
+TICK = 2.0  # seconds after a change; a second change within them may have the same time stamp
+ROUNDS = 5  # a run is suspicious when it is silent for as long as so many of its longest rounds
+FIRST = 6  # factor on the patience before the first trained round: nobody knows how long a round takes
 
 
 @dataclass(frozen=True)
-class Look:
-    """A run at one moment."""
+class Snapshot:
+    """The state of a run at one moment."""
 
     attributes: dict[str, Any]
     rounds: Rows
@@ -31,30 +31,30 @@ class Look:
 
     @property
     def status(self) -> str:
-        """What the file says of itself; a killed run says 'running' for ever."""
+        """The status in the file; a killed run stays 'running'."""
         return str(self.attributes["status"])
 
     @property
     def num_rounds(self) -> int:
-        """Rounds that it is meant to have."""
+        """Planned number of rounds."""
         return planned(self.attributes["config"])
 
     @property
     def resumed(self) -> tuple[int, ...]:
-        """The last round before each time that it went on; -1 for none."""
+        """The last round before each resume; -1 for none."""
         return tuple(json.loads(self.attributes.get("resumed_after", "[]")))
 
     @property
     def doubt(self) -> str:
-        """That a run may have been killed, when it has been silent for a minute or more; else nothing."""
+        """A sentence that the run may have been killed, after a minute of silence or more; else empty."""
         return f"last written {seconds(self.silent)} ago; its job may have been killed" if self._silent_for(60.0) else ""
 
     def given_up(self, least: float) -> bool:
-        """Whether a run has been silent for so long, `least` seconds or more, that nobody should wait for it."""
+        """Whether nobody should wait for the run: it has been silent for `least` seconds or more."""
         return self._silent_for(least if (self.rounds["round"] > 0).any() else FIRST * least)
 
     def _silent_for(self, least: float) -> bool:
-        """Whether it says that it runs, but has been silent for `least` seconds and longer than rounds take."""
+        """Whether the status is 'running', but the silence exceeds `least` seconds and the time of rounds."""
         longest = float(self.rounds["round_seconds"].max(initial=0.0))
         return self.status == "running" and self.silent >= max(least, ROUNDS * longest)
 
@@ -65,8 +65,8 @@ def planned(config: str) -> int:
     return int(yamltext.parse(config)["rounds"])
 
 
-class Followed:
-    """A run's file, opened anew when it has changed: by its writer, or by a run that goes on and puts a new one in its place."""
+class FollowedRun:
+    """The file of a run, read again when it has changed: by its writer, or by a resumed run, which replaces the file."""
 
     def __init__(self, run: Path, clock: Callable[[], float] = time.time) -> None:
         self.path = run if run.suffix == ".h5" or run.is_file() else run / "run.h5"
@@ -75,21 +75,21 @@ class Followed:
         self._changed, self._failures = 0.0, 0
         self._last: tuple[dict[str, Any], dict[str, Rows]] | None = None
 
-    def look(self) -> Look | None:
-        """The run now; None while there is none. Raises UserError for a file that is not a run's."""
+    def poll(self) -> Snapshot | None:
+        """The run now; None while there is no file. Raises UserError for a file that is not a run's."""
         try:
-            found = self.path.stat()
+            stat = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        key = (found.st_ino, found.st_mtime_ns, found.st_size)
+        key = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if key != self._key or self._clock() - self._changed < TICK:
-            self._read(key, found.st_mtime)
+            self._read(key, stat.st_mtime)
         if self._last is None:
             return None
         attributes, tables = self._last
-        return Look(attributes, tables["rounds"], tables["topology"], max(0.0, self._clock() - self._changed))
+        return Snapshot(attributes, tables["rounds"], tables["topology"], max(0.0, self._clock() - self._changed))
 
-    def _read(self, key: tuple[int, ...], written: float) -> None:
+    def _read(self, key: tuple[int, ...], mtime: float) -> None:
         try:
             self._last = hdf5file.read(self.path, ("rounds", "topology"))
         except UserError:
@@ -98,5 +98,5 @@ class Followed:
                 raise
             return
         if key != self._key:
-            self._changed = self._clock() if self._key else min(self._clock(), written)  # clocks of nodes differ
+            self._changed = self._clock() if self._key else min(self._clock(), mtime)  # clocks of nodes differ
         self._key, self._failures = key, 0

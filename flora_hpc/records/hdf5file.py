@@ -1,4 +1,4 @@
-"""run.h5: written while a run goes on (SWMR), readable at any moment, whole after any death."""
+"""run.h5: written during a run (SWMR), readable at any moment, intact after any crash."""
 
 import json
 import os
@@ -18,27 +18,30 @@ from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, Rows
 
 CHUNK_ROWS = 256
-SPARE_BYTES = 2**16  # room at its end for what HDF5 may write there: a file that it could not flush it cannot close either
-STATUS, SCREEN = h5py.string_dtype("utf-8", 16), h5py.string_dtype("utf-8", 256)  # of fixed length: changed while readers look on
+SPARE_BYTES = 2**16  # room at the end for the last writes of HDF5, which cannot close a file that it could not flush
+STATUS, SCREEN = (
+    h5py.string_dtype("utf-8", 16),
+    h5py.string_dtype("utf-8", 256),
+)  # fixed length: changed while readers have the file open
 BY_ROUND = ("rounds", "ranks", "clients")  # tables whose rows belong to a round
-DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py makes of it
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # that h5py raises for a damaged file
 PAUSES = (0.02, 0.05, 0.1, 0.2)  # seconds between attempts; a round is written in a few milliseconds
 
 
 class Writer:
-    """The file of one run. Rows are flushed with every round, those of /rounds last: a round that is there is complete.
+    """Writes the file of one run. Every round is flushed, its row of /rounds last: a round with that row is complete.
 
-    A run that goes on copies its earlier rows into a new file, which then takes the old one's place.
+    A resumed run copies its earlier rows into a new file, which then replaces the old file.
     """
 
     def __init__(self, path: Path, info: RunInfo) -> None:
-        self._path, self._lost, self._screen = path, False, ""
+        self._path, self._detached, self._screen = path, False, ""
         if path.exists() and not info.earlier:
             raise FileExistsError(f"{path} is there already")
-        new = path.with_name(f"{path.name}.part")  # a run that is killed meanwhile leaves no half file
+        new = path.with_name(f"{path.name}.part")  # a run that is killed here leaves no half file
         self._file = h5py.File(new, "w", libver=FORMAT, locking=False)  # some file systems have no locks; `owner` is the lock
         try:
-            with self._let_go_of_what_fails():
+            with self._detach_on_failure():
                 self._begin(info)
             disk.commit(new, path)
         except (OSError, RuntimeError):
@@ -82,8 +85,8 @@ class Writer:
             for name, dtype in TABLES.items()
         }
         for name, fields in COLUMNS.items():
-            of_columns = {"column": [field.name for field in fields], "unit": [field.unit for field in fields]}
-            self._tables[name].attrs.update(of_columns | {"description": [field.meaning for field in fields]})
+            descriptions = {"column": [field.name for field in fields], "unit": [field.unit for field in fields]}
+            self._tables[name].attrs.update(descriptions | {"description": [field.meaning for field in fields]})
         if info.split is not None:
             split.write(self._file, info.split)
         self._append("topology", info.topology)
@@ -94,7 +97,7 @@ class Writer:
 
     def _append(self, table: str, rows: Rows) -> None:
         dataset = self._tables[table]
-        with self._let_go_of_what_fails():
+        with self._detach_on_failure():
             before = len(dataset)
             dataset.resize(before + len(rows), axis=0)
             if len(rows):
@@ -102,22 +105,25 @@ class Writer:
             dataset.flush()
 
     @contextmanager
-    def _let_go_of_what_fails(self) -> Iterator[None]:
-        """When the disk takes no more, leave the file there as a kill would leave it, and HDF5 a copy in memory.
+    def _detach_on_failure(self) -> Iterator[None]:
+        """When a write fails, detach HDF5 from the file: the file stays as after a kill, HDF5 gets a copy in memory.
 
-        HDF5 writes what is left whenever it closes a file, at the exit of the process too, and crashes where it cannot.
+        HDF5 flushes a file when it closes it, also at the exit of the process, and crashes when the flush fails.
+
+            before   HDF5 -> descriptor -> run.h5 on disk
+            after    HDF5 -> descriptor -> copy in memory (memfd, dup2)     run.h5 on disk: unchanged from here on
         """
         try:
             yield
         except (OSError, RuntimeError):
-            if not self._lost:
-                self._lost = True
-                opened, memory = self._file.id.get_vfd_handle(), os.memfd_create("run.h5")
-                with open(opened, "rb", closefd=False) as lost, open(memory, "wb") as copy:
-                    lost.seek(0)
-                    shutil.copyfileobj(lost, copy)
+            if not self._detached:
+                self._detached = True
+                descriptor, memory = self._file.id.get_vfd_handle(), os.memfd_create("run.h5")
+                with open(descriptor, "rb", closefd=False) as file, open(memory, "wb") as copy:
+                    file.seek(0)
+                    shutil.copyfileobj(file, copy)
                     copy.flush()
-                    os.dup2(memory, opened)
+                    os.dup2(memory, descriptor)
             raise
 
     def add(self, record: RoundRecord) -> None:
@@ -126,39 +132,39 @@ class Writer:
         self._append("rounds", record.row)
 
     def note_screen(self, loss: str) -> None:
-        """Note what of the run's output was lost or changed, and why."""
-        if loss != self._screen and not self._lost:
-            with self._let_go_of_what_fails():
+        """Note which part of the run's output was lost or changed, and why."""
+        if loss != self._screen and not self._detached:
+            with self._detach_on_failure():
                 self._file.attrs.modify("screen", np.bytes_(loss.encode()[: SCREEN.itemsize]))
             self._screen = loss
 
     def close(self, status: str) -> None:
-        """Note how the run ended: finished, stopped, interrupted or failed. A file that was let go of stays as it is."""
-        own = os.dup(self._file.id.get_vfd_handle())  # by its path it might be that of a run that went on meanwhile
+        """Note the status (finished, stopped, interrupted or failed) and close. A detached file stays as it is."""
+        descriptor = os.dup(self._file.id.get_vfd_handle())  # the path may lead to the file of a resumed run by now
         try:
-            if not self._lost:
-                with self._let_go_of_what_fails():
+            if not self._detached:
+                with self._detach_on_failure():
                     self._file.attrs.modify("status", np.bytes_(status))
-                    os.pwrite(own, bytes(SPARE_BYTES), os.fstat(own).st_size)
-                    os.fsync(own)
+                    os.pwrite(descriptor, bytes(SPARE_BYTES), os.fstat(descriptor).st_size)
+                    os.fsync(descriptor)
                     self._file.flush()
             self._file.close()
-            if not self._lost:
-                os.ftruncate(own, superblock.end_of(own))
+            if not self._detached:
+                os.ftruncate(descriptor, superblock.end_of(descriptor))
         finally:
-            os.close(own)
+            os.close(descriptor)
 
 
-def earlier(run: Path, last: int, logged: int, told: list[str]) -> Earlier:
-    """What a run that goes on after round `last` holds up to round `logged`; rows of rounds that will be played again are left out.
+def earlier(run: Path, last: int, logged: int, warnings: list[str]) -> Earlier:
+    """The history of a run that resumes after round `last`: its rows up to round `logged`, the later ones will be written again.
 
-    `told` is why newer checkpoints are not used. Raises UserError for a file that is not a run's.
+    `warnings` say why newer checkpoints are not used. Raises UserError for a file that is not a run's.
     """
     attributes, tables = read(run)
-    kept = {name: rows[rows["round"] <= logged] for name, rows in tables.items() if name != "topology"}
-    resumed, extended = (json.loads(attributes.get(name, "[]")) for name in ("resumed_after", "extended_after"))
-    extended += [last] if attributes["status"] == "finished" else []
-    return Earlier(**kept, resumed_after=[*resumed, last], told=told, extended_after=extended)
+    rows_of = {name: rows[rows["round"] <= logged] for name, rows in tables.items() if name != "topology"}
+    resumed_after, extended_after = (json.loads(attributes.get(name, "[]")) for name in ("resumed_after", "extended_after"))
+    extended_after += [last] if attributes["status"] == "finished" else []
+    return Earlier(**rows_of, resumed_after=[*resumed_after, last], warnings=warnings, extended_after=extended_after)
 
 
 def locate(run: Path) -> Path:
@@ -174,16 +180,16 @@ def locate(run: Path) -> Path:
 
 
 def read(run: Path, names: Sequence[str] = tuple(TABLES)) -> tuple[dict[str, Any], dict[str, Rows]]:
-    """Attributes and the tables `names` of a run, finished or not, without rows of a round that is not finished.
+    """Read attributes and the tables `names` of a run, finished or not, without rows of unfinished rounds.
 
-    Columns and attributes are those of the file: one of an old version lacks some. Neither blocks nor disturbs a writer. Raises
-    UserError for a file that is not a run's.
+    Files of old versions lack some columns and attributes. Reading neither blocks nor disturbs a writer. Raises UserError for a
+    file that is not a run's.
     """
     path = locate(run)
     for pause in PAUSES:
         try:
             return _read_once(path, names)
-        except DAMAGE:  # or a block that is just being written
+        except DAMAGE:  # or a block is just being written
             time.sleep(pause)
     try:
         return _read_once(path, names)
@@ -202,17 +208,17 @@ def _read_once(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[s
 
 
 def _text(value: Any) -> Any:
-    """What HDF5 takes as UTF-8, which has no lone surrogates: Python's sign for a byte of a file name that is no text."""
+    """Text as HDF5 takes it, UTF-8: lone surrogates, which stand for undecodable bytes of a file name, are escaped."""
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
-    return value.decode(errors="ignore") if isinstance(value, bytes) else value  # one that was cut may end within a character
+    return value.decode(errors="ignore") if isinstance(value, bytes) else value  # a cut text may end within a character
 
 
 def _check(path: Path, file: h5py.File, attributes: dict[str, Any]) -> None:
-    """Raise UserError when it is not the file of a run that this version can read."""
+    """Raise UserError unless this is the file of a run that this version can read."""
     schema = attributes.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
         raise UserError(f"{path}: was written by a newer flora-hpc (schema {schema}, here {SCHEMA}); update flora-hpc")
@@ -222,7 +228,7 @@ def _check(path: Path, file: h5py.File, attributes: dict[str, Any]) -> None:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why a file cannot be read, and what can be done."""
+    """Why a file cannot be read, and the cure."""
     if isinstance(error, PermissionError):
         return "you may not read it; ask its owner for the right to"
     if not path.exists():
@@ -235,5 +241,5 @@ def _reason(path: Path, error: Exception) -> str:
     why = " ".join(str(error).split())
     if superblock.is_open(path):
         return f"cannot be read just now ({why}); try again, or, if its run has ended, copy it again from where the run was"
-    what = "is cut off" if "truncated" in str(error) else "is damaged"
-    return f"{what} ({why}); copy it again from where the run was, or run it again"
+    state = "is cut off" if "truncated" in str(error) else "is damaged"
+    return f"{state} ({why}); copy it again from where the run was, or run it again"

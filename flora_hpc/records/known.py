@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """Facts that hold for the whole run; what run.h5 keeps as attributes, and its /split."""
+    """Facts about the whole run: the attributes of run.h5 and its /split."""
 
     seed: int
     config: str  # YAML
@@ -28,34 +28,34 @@ class RunInfo:
     features: str  # where the features of images lie: a file, 'memory', or '' for a method that reads pixels
     features_made_by: str  # JSON: the versions and the device that computed the features, and when
     num_features_computed: int  # images that went through the image tower before round 0; the others came from the store
-    num_damaged: int  # images left out since they cannot be decoded
+    num_damaged: int  # images dropped because they cannot be decoded
     topology: Rows
     num_rounds: int
     num_clients: int  # registered
     num_params: int  # trained by one client
     payload_bytes: int
-    how: str  # what is computed how
+    how: str  # how the method is computed
     group_size: int
     num_groups: int  # of a round
-    split: Split | None  # who holds which classes; None where images have captions instead
+    split: Split | None  # classes by client; None where images have captions instead
     setup_seconds: float  # from the start of the program to round 0: imports, model, features
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files that are no images of the dataset
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
-    identity: Mapping[str, str] = field(default_factory=dict)  # what decides results, beside the configuration -> its digest
+    identity: Mapping[str, str] = field(default_factory=dict)  # what decides results beside the configuration -> its digest
     plugins: Mapping[str, str] = field(default_factory=dict)  # the user's own parts in files -> the path of each
-    earlier: "Earlier | None" = None  # where the run goes on after it was stopped or killed
+    earlier: "Earlier | None" = None  # of a resumed run
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """What a run that goes on has behind it."""
+    """The history of a resumed run."""
 
     rounds: Rows
     ranks: Rows
     clients: Rows
-    resumed_after: list[int]  # the last round before each time that it went on, this one included; -1 for none
-    told: list[str] = field(default_factory=list)  # why newer checkpoints are not used, and what could not be compared
-    extended_after: list[int] = field(default_factory=list)  # the last round each time that a finished run was given more
+    resumed_after: list[int]  # the last round before each resume, this one included; -1 for none
+    warnings: list[str] = field(default_factory=list)  # why newer checkpoints are not used, and what could not be compared
+    extended_after: list[int] = field(default_factory=list)  # the last round before each extension of a finished run
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank tells rank 0 at the end of a round."""
+    """What one rank reports to rank 0 at the end of a round."""
 
-    rank: Rows  # shape (1,), of RANKS; seconds of waiting and of transfer are told apart when all reports are there
+    rank: Rows  # shape (1,), of RANKS; `merge` fills in the seconds of waiting and of transfer
     clients: Rows  # of CLIENTS
-    correct: Ints  # of its test images, those of each class that were right; empty when not evaluated
-    digest: int  # of the adapter it holds
+    correct: Ints  # right answers by class on this rank's test images; empty when not evaluated
+    digest: int  # of the rank's adapter
     collectives: Floats  # seconds of each since the round before, waiting included
     before: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # as `correct`, with the adapter of the round before
 
     def to_bytes(self) -> bytes:
-        """For a collective; `from_bytes` is its inverse."""
+        """Encode the report for a collective; `from_bytes` decodes it."""
         parts = (self.rank, self.correct, self.before, self.collectives, self.clients)
         header = np.array([self.digest, *map(len, parts)], np.int64)
         return b"".join(part.tobytes() for part in (header, *parts))
@@ -101,23 +101,23 @@ SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]
 
 
 def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
-    """The record of a round from every rank's report, all but its accuracy.
+    """Merge every rank's report into the record of a round, without its accuracy.
 
     Raises RuntimeError when ranks hold different adapters.
     """
     if len({report.digest for report in reports}) > 1:
-        holders = ", ".join(f"rank {i}: {report.digest:016x}" for i, report in enumerate(reports))
-        raise RuntimeError(f"round {round_number}: the ranks' adapters drifted apart ({holders})")
+        digests = ", ".join(f"rank {i}: {report.digest:016x}" for i, report in enumerate(reports))
+        raise RuntimeError(f"round {round_number}: the ranks' adapters drifted apart ({digests})")
     ranks = np.concatenate([report.rank for report in reports])
-    ranks["wait_seconds"], ranks["comm_seconds"] = tell_apart([report.collectives for report in reports])
+    ranks["wait_seconds"], ranks["comm_seconds"] = wait_and_transfer([report.collectives for report in reports])
     clients = np.concatenate([report.clients for report in reports])
     clients = clients[np.argsort(clients["client"])]
     row = np.zeros(1, ROUNDS)
     row["round"] = round_number
     row["num_clients"], row["num_rejected"] = len(clients), (clients["weight"] == 0).sum()
     row["num_examples"] = clients["num_examples"].sum()
-    kept = clients[clients["weight"] > 0]
-    row["train_loss"] = np.average(kept["train_loss"], weights=kept["weight"]) if len(kept) else np.nan
+    accepted = clients[clients["weight"] > 0]
+    row["train_loss"] = np.average(accepted["train_loss"], weights=accepted["weight"]) if len(accepted) else np.nan
     for name in ("test_accuracy", "client_accuracy_mean", "client_accuracy_std", "client_accuracy_min"):
         row[name] = np.nan
     row["worst_client"] = -1
@@ -128,14 +128,18 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     return RoundRecord(row, ranks, clients)
 
 
-def tell_apart(collectives: Sequence[Sequence[float]] | Sequence[Floats]) -> tuple[Floats, float]:
-    """Seconds that each rank waited for others (num_ranks,), and seconds of transfer, from each rank's seconds of the
-    same collectives.
+def wait_and_transfer(collectives: Sequence[Sequence[float]] | Sequence[Floats]) -> tuple[Floats, float]:
+    """Seconds that each rank waited (num_ranks,) and seconds of transfer, from each rank's seconds in the same collectives.
 
-    The last rank to come waits for nobody, so the shortest time that any rank spends in a collective is the transfer's, and what a
-    rank spends beyond it is waiting. This needs no barrier before it and no clock that ranks share.
-    Raises ValueError when ranks have not been in as many collectives.
+    The last rank waits for nobody. So the shortest time in a collective is the transfer, and the rest of a rank's time is waiting:
+
+        rank 0  |------- wait -------|- transfer -|
+        rank 1           |-- wait ---|- transfer -|
+        rank 2  (the last)           |- transfer -|
+
+    This needs no barrier before the collective and no clock that ranks share.
+    Raises ValueError when the ranks took part in different numbers of collectives.
     """
-    spent = np.array([list(one) for one in collectives], np.float64)
-    transfer = spent.min(0)
-    return (spent - transfer).sum(1), float(transfer.sum())
+    seconds = np.array([list(of_rank) for of_rank in collectives], np.float64)
+    transfer = seconds.min(0)
+    return (seconds - transfer).sum(1), float(transfer.sum())

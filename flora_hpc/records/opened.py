@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """What a run.h5 holds at the moment it is opened; open it again for what was written since.
+    """The contents of a run.h5 when it was opened; open the file again to see later rounds.
 
-    `tables` are structured arrays, as the file has them, `attributes` the facts that hold for the whole run. The frames need pandas
-    (`pip install 'flora-hpc[study]'`). They have the columns of `records.schema`, so that code for runs of today reads older ones:
-    what these did not measure is NaN. Rows of a round that was not finished are left out.
+    `tables` are the structured arrays of the file, `attributes` the facts about the whole run. The frames need pandas
+    (`pip install 'flora-hpc[study]'`). Every frame has the columns of `records.schema`, so that one program reads runs of all
+    versions: columns that an old file lacks are NaN. Rows of an unfinished round are dropped.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """How it ended: finished, stopped, interrupted or failed; running also when it was killed and could not say so."""
+        """How the run ended: finished, stopped, interrupted or failed; a killed run stays 'running'."""
         return str(self.attributes["status"])
 
     @cached_property
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of training that it is meant to have."""
+        """Planned rounds of training."""
         return int(self.config["rounds"])
 
     def __repr__(self) -> str:
@@ -75,32 +75,32 @@ class Run:
 
     @cached_property
     def split(self) -> "pd.DataFrame | None":
-        """Examples of each class (columns) that clients (index) hold, at most 1,000 clients spread over all of them.
+        """Number of examples by client (index) and class (columns), for at most 1,000 clients spread over all of them.
 
         None for files before schema 4, and where images have captions of their own instead of classes.
         """
-        found = self.holdings
-        if found is None:
+        holdings = self.holdings
+        if holdings is None:
             return None
         extras.need("a frame of a run", "pandas", otherwise="; `Run.holdings` has the same numbers as NumPy arrays")
         import pandas as pd
 
-        return pd.DataFrame(found.counts, pd.Index(found.clients, name="client"), pd.Index(found.classes, name="class"))
+        return pd.DataFrame(holdings.counts, pd.Index(holdings.clients, name="client"), pd.Index(holdings.classes, name="class"))
 
     @cached_property
     def holdings(self) -> split_of.Split | None:
-        """What `split` tells, as NumPy arrays."""
+        """The numbers of `split` as NumPy arrays."""
         return split_of.read(self.path)
 
     def columns(self, table: str) -> dict[str, Any]:
         """The columns of a table, those of `records.schema` first: NumPy arrays, and lists of texts."""
         rows = self.tables[table]
-        found: dict[str, Any] = {name: np.full(len(rows), np.nan) for name in TABLES[table].names or ()}
+        columns: dict[str, Any] = {name: np.full(len(rows), np.nan) for name in TABLES[table].names or ()}
         for name in rows.dtype.names or ():
-            found[name] = rows[name]
+            columns[name] = rows[name]
             if rows[name].dtype.kind in "SO":
-                found[name] = [text.decode() if isinstance(text, bytes) else str(text) for text in rows[name]]
-        return found
+                columns[name] = [text.decode() if isinstance(text, bytes) else str(text) for text in rows[name]]
+        return columns
 
     def _frame(self, table: str) -> "pd.DataFrame":
         extras.need("a frame of a run", "pandas", otherwise=f"; `Run.tables['{table}']` has the same rows as a NumPy array")
@@ -113,8 +113,8 @@ def open_run(path: str | Path, tables: Sequence[str] = tuple(TABLES)) -> Run:
     """Open a run, finished or still being written. `path` is a run directory or its run.h5.
 
     Its frames need pandas: `pip install 'flora-hpc[study]'`.
-    Only `tables` are read, and /rounds always: a million rows of /clients take 64 MB, which many readers have no use for.
-    Raises UserError when there is none, or when the file is damaged, foreign, or of a newer version.
+    Only `tables` and /rounds are read: a million rows of /clients take 64 MB, which many readers have no use for.
+    Raises UserError when there is no file, or when the file is damaged, foreign, or of a newer version.
     """
-    attributes, found = hdf5file.read(Path(path), tables)
-    return Run(hdf5file.locate(Path(path)), attributes, found)
+    attributes, rows_of = hdf5file.read(Path(path), tables)
+    return Run(hdf5file.locate(Path(path)), attributes, rows_of)

@@ -12,14 +12,25 @@ from rich.text import Text
 
 from flora_hpc.records.plot import axis, percent_limits, plot
 from flora_hpc.records.schema import Rows
-from flora_hpc.records.views import ALWAYS, PHASES, accuracies, flow, left_out, seconds, sent, share_words, shares, time_split
+from flora_hpc.records.views import (
+    ALWAYS,
+    PHASES,
+    accuracies,
+    dropped_updates,
+    flow,
+    seconds,
+    sent,
+    share_words,
+    shares,
+    time_split,
+)
 
 WIDEST = 220  # cells
-LOWEST, MIDDLE, HIGHEST = 3, 8, 20  # lines of a plot: where there is hardly a place, before there is a table, and at most
-NARROWEST = 50  # cells of a plot that has another one beside it
+LOWEST, MIDDLE, HIGHEST = 3, 8, 20  # lines of a plot: at least; before a table gets room; at most
+NARROWEST = 50  # cells of each of two plots side by side, at least
 LEAST_ROWS, MOST_ROWS = 3, 10  # of the table of the last rounds
 GAP = 3  # cells between two plots or two columns
-RECENT = 20  # rounds that the time left is estimated from
+RECENT = 20  # rounds from which the time left is estimated
 
 
 @dataclass(frozen=True)
@@ -27,13 +38,13 @@ class Progress:
     """How far rank 0 is with its clients of a round."""
 
     done: int
-    mine: int  # 0 when it is not known beforehand: groups go to whoever is idle
+    num_local: int  # of rank 0; 0 when not known beforehand: idle ranks take the next group
     cohort: int  # of all ranks
 
 
 @dataclass(frozen=True)
-class Seen:
-    """All that the panel shows."""
+class PanelData:
+    """The numbers and texts that the panel shows."""
 
     rounds: Rows  # of /rounds, so far
     num_rounds: int
@@ -43,37 +54,37 @@ class Seen:
     note: str = ""
 
 
-def panel(seen: Seen, width: int, height: int) -> Panel:
+def panel(data: PanelData, width: int, height: int) -> Panel:
     """The panel for a terminal of this size. The last line of a terminal is the cursor's."""
     width = min(width, WIDEST)
     room = max(1, height - 3)  # less the frame
-    lines = fitted(seen, max(16, width - 4), room)[:room]
+    lines = fit_lines(data, max(16, width - 4), room)[:room]
     return Panel(Group(*lines), title="flora-hpc", title_align="left", border_style="dim", width=width, height=len(lines) + 2)
 
 
-def fitted(seen: Seen, width: int, room: int) -> list[RenderableType]:
-    """The lines inside the panel: what must be seen, and as much of the rest as `room` lines hold, in the order of its worth."""
-    rounds, done = seen.rounds, int(seen.rounds["round"].max(initial=0))
-    top: list[RenderableType] = [*lines_of(flow(head(seen, done), width)), bar(seen, done, width)]
-    remarks = ((left_out(rounds), "red"), (seen.note, "yellow"))
-    said = [Text(part, style) for text, style in remarks for part in wrap(text, width)]
+def fit_lines(data: PanelData, width: int, room: int) -> list[RenderableType]:
+    """The lines inside the panel: rounds, bar and remarks always, the rest by importance while `room` lines suffice."""
+    rounds, done = data.rounds, int(data.rounds["round"].max(initial=0))
+    top: list[RenderableType] = [*lines_of(flow(head(data, done), width)), bar(data, done, width)]
+    remarks = ((dropped_updates(rounds), "red"), (data.note, "yellow"))
+    remark_lines = [Text(part, style) for text, style in remarks for part in wrap(text, width)]
     if not len(rounds):
-        return stacked([top, said], gaps=True)
-    figures, curves, rest = lines_of(flow(numbers(rounds), width)), curves_of(rounds, width), Lines(room)
-    rest.take(len(top) + len(figures) + len(said))
-    time = [short_time(rounds, width)] if rest.take(1) else []
-    height = LOWEST if curves and rest.take(LOWEST + 1) else 0
-    gaps = rest.take(1 + bool(height) + bool(time) + bool(said))
+        return stacked([top, remark_lines], gaps=True)
+    figures, curves, free = lines_of(flow(numbers(rounds), width)), curves_of(rounds, width), Lines(room)
+    free.take(len(top) + len(figures) + len(remark_lines))
+    time = [short_time(rounds, width)] if free.take(1) else []
+    height = LOWEST if curves and free.take(LOWEST + 1) else 0
+    gaps = free.take(1 + bool(height) + bool(time) + bool(remark_lines))
     long_time = [Text("where the time goes", "dim"), *lines_of(time_split(rounds, width))]
-    if time and rest.take(len(long_time) - 1):
+    if time and free.take(len(long_time) - 1):
         time = long_time
-    has_axis = height > 0 and rest.take(1)
-    height += rest.up_to(MIDDLE - height) if height else 0
-    num_rows = min(len(rounds), rest.count - 2 if gaps else 0, MOST_ROWS)  # below a gap and a heading
-    table = last_rounds(rounds[-num_rows:], width) if num_rows >= LEAST_ROWS and rest.take(num_rows + 2) else []
-    height += rest.up_to(HIGHEST - height) if height else 0
+    has_axis = height > 0 and free.take(1)
+    height += free.up_to(MIDDLE - height) if height else 0
+    num_rows = min(len(rounds), free.count - 2 if gaps else 0, MOST_ROWS)  # below a gap and a heading
+    table = last_rounds(rounds[-num_rows:], width) if num_rows >= LEAST_ROWS and free.take(num_rows + 2) else []
+    height += free.up_to(HIGHEST - height) if height else 0
     plots = side_by_side([curve.lines(width_of(curves, width), height, has_axis) for curve in curves]) if height else []
-    return stacked([top, plots, figures, table, time, said], gaps)
+    return stacked([top, plots, figures, table, time, remark_lines], gaps)
 
 
 @dataclass
@@ -84,15 +95,15 @@ class Lines:
 
     def take(self, count: int) -> bool:
         """Take `count` lines, or none where there are fewer. Returns whether they were taken."""
-        taken = count <= self.count
-        self.count -= count if taken else 0
-        return taken
+        fits = count <= self.count
+        self.count -= count if fits else 0
+        return fits
 
     def up_to(self, count: int) -> int:
         """Take `count` lines, or all where there are fewer. Returns how many were taken."""
-        taken = max(0, min(count, self.count))
-        self.count -= taken
-        return taken
+        granted = max(0, min(count, self.count))
+        self.count -= granted
+        return granted
 
 
 def stacked(blocks: Sequence[Sequence[RenderableType]], gaps: bool) -> list[RenderableType]:
@@ -105,13 +116,13 @@ def stacked(blocks: Sequence[Sequence[RenderableType]], gaps: bool) -> list[Rend
 
 
 def lines_of(text: Text) -> list[Text]:
-    """Its lines."""
+    """Split a text into its lines."""
     return list(text.split("\n", allow_blank=True))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A number by round, to be drawn."""
+    """A number by round, for a plot."""
 
     name: str
     rounds: Rows
@@ -144,7 +155,7 @@ def width_of(curves: Sequence[Curve], width: int) -> int:
 
 
 def side_by_side(blocks: Sequence[list[Text]]) -> list[Text]:
-    """Blocks of as many lines each, as one."""
+    """Join blocks of equal height into one block."""
     lines = blocks[0]
     for block in blocks[1:]:
         width = max(line.cell_len for line in lines) + GAP
@@ -155,7 +166,7 @@ def side_by_side(blocks: Sequence[list[Text]]) -> list[Text]:
 
 
 def last_rounds(rounds: Rows, width: int) -> list[Text]:
-    """A table of these rounds under a heading: of its columns as many as fit."""
+    """A table of these rounds under a heading, with as many columns as fit."""
     columns = {
         "round": [str(row["round"]) for row in rounds],
         "accuracy": [number(row["test_accuracy"]) for row in rounds],
@@ -178,7 +189,7 @@ def last_rounds(rounds: Rows, width: int) -> list[Text]:
 
 
 def number(value: float) -> str:
-    """0.98333 -> '0.9833', and a dash where there is none."""
+    """0.98333 -> '0.9833', NaN -> '-'."""
     return "-" if np.isnan(value) else f"{value:.4f}"
 
 
@@ -189,18 +200,18 @@ def short_time(rounds: Rows, width: int) -> Text:
     return lines_of(flow([Text("time", "dim"), *words], width, 2))[0]
 
 
-def head(seen: Seen, done: int) -> list[Text]:
+def head(data: PanelData, done: int) -> list[Text]:
     """Round, clients, time passed and time left."""
-    elapsed = float(seen.rounds["round_seconds"][seen.rounds["round"] > seen.resumed_after].sum()) + seen.since
-    left = time_left(seen, done)
+    elapsed = float(data.rounds["round_seconds"][data.rounds["round"] > data.resumed_after].sum()) + data.since
+    left = time_left(data, done)
     items = [
-        labelled("round", f"{done}/{seen.num_rounds}", "bold"),
+        labelled("round", f"{done}/{data.num_rounds}", "bold"),
         labelled("elapsed", clock(elapsed)),
-        labelled("left", "?" if left is None else "none" if done == seen.num_rounds else clock(left)),
+        labelled("left", "?" if left is None else "none" if done == data.num_rounds else clock(left)),
     ]
-    if (now := seen.progress) and done < seen.num_rounds:
-        whose = "clients" if now.mine == now.cohort else "rank 0's clients"
-        of = f"/{now.mine:,}" if now.mine else f" (cohort {now.cohort:,})"
+    if (now := data.progress) and done < data.num_rounds:
+        whose = "clients" if now.num_local == now.cohort else "rank 0's clients"
+        of = f"/{now.num_local:,}" if now.num_local else f" (cohort {now.cohort:,})"
         items.insert(1, labelled(whose, f"{now.done:,}{of}"))
     return items
 
@@ -210,20 +221,20 @@ def clock(value: float) -> str:
     return f"{value:.1f} s" if value < 60 else seconds(value)
 
 
-def time_left(seen: Seen, done: int) -> float | None:
-    """From the last rounds of this start; None before its first one."""
-    played = seen.rounds[seen.rounds["round"] > max(0, seen.resumed_after)]["round_seconds"][-RECENT:]
-    if not len(played):
+def time_left(data: PanelData, done: int) -> float | None:
+    """Seconds to the end, estimated from the last rounds since this start; None before the first of them."""
+    durations = data.rounds[data.rounds["round"] > max(0, data.resumed_after)]["round_seconds"][-RECENT:]
+    if not len(durations):
         return None
-    each = float(played.mean())
-    return each * (seen.num_rounds - done) - min(seen.since, each)
+    mean = float(durations.mean())
+    return mean * (data.num_rounds - done) - min(data.since, mean)
 
 
-def bar(seen: Seen, done: int, width: int) -> Text:
-    """Rounds, and of the one that is played the share of clients; exact to half a cell."""
-    now = seen.progress
-    part = now.done / now.mine if now and now.mine and done < seen.num_rounds else 0.0
-    halves = round(2 * width * min(1.0, (done + min(1.0, part)) / max(1, seen.num_rounds)))
+def bar(data: PanelData, done: int, width: int) -> Text:
+    """A bar of the rounds done and of the clients done in the current round; exact to half a cell."""
+    now = data.progress
+    part = now.done / now.num_local if now and now.num_local and done < data.num_rounds else 0.0
+    halves = round(2 * width * min(1.0, (done + min(1.0, part)) / max(1, data.num_rounds)))
     full, half = divmod(halves, 2)
     return Text.assemble(("━" * full + "╸" * half, "green"), ("─" * (width - full - half), "bright_black"))
 
@@ -242,12 +253,12 @@ def numbers(rounds: Rows) -> list[Text]:
 
 
 def labelled(name: str, value: str, style: str = "") -> Text:
-    """A name and what it is now."""
+    """A name and its value."""
     return Text.assemble((f"{name} ", "dim"), (value, style))
 
 
 def heading(facts: dict[str, str]) -> RenderableType:
-    """One line per fact, names aligned; longer ones go on under their beginning."""
+    """One line per fact with aligned names; long texts wrap under their beginning."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", style="dim", no_wrap=True)
     grid.add_column(overflow="fold")

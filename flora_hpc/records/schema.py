@@ -13,7 +13,7 @@ import numpy.typing as npt
 Rows = npt.NDArray[np.void]
 # since 6 there are `plugins`; since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
 SCHEMA = 6
-FORMAT = ("v110", "v110")  # what HDF5 1.10 reads, the oldest that can be read while it is written; newer ones it cannot open
+FORMAT = ("v110", "v110")  # of HDF5 1.10, the oldest with SWMR, which cannot open newer formats
 TEXT = h5py.string_dtype("utf-8", 64)
 
 

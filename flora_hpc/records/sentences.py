@@ -1,4 +1,4 @@
-"""What a person wants to know about a run before it starts, or long after."""
+"""Sentences about a run for people, before it starts or long after."""
 
 import json
 from collections.abc import Mapping
@@ -13,58 +13,58 @@ from flora_hpc.records.schema import Rows
 from flora_hpc.records.views import count
 
 
-def facts_of(info: RunInfo) -> dict[str, str]:
-    """Of a run that is about to start: label -> text, one line each."""
+def describe_start(info: RunInfo) -> dict[str, str]:
+    """Describe a run that is about to start: label -> text, one line each."""
     earlier = info.earlier
-    known = vars(info) | {"resumed_after": json.dumps(earlier.resumed_after if earlier else [])}
-    lines = facts(known, info.topology)
-    if earlier and earlier.told:
-        lines["goes on"] = "; ".join([lines["goes on"], *earlier.told])
+    attributes = vars(info) | {"resumed_after": json.dumps(earlier.resumed_after if earlier else [])}
+    lines = describe(attributes, info.topology)
+    if earlier and earlier.warnings:
+        lines["goes on"] = "; ".join([lines["goes on"], *earlier.warnings])
     return lines
 
 
-def facts(known: Mapping[str, Any], topology: Rows) -> dict[str, str]:
-    """Of a run whose attributes are `known`; files of old versions lack some."""
-    config = yamltext.parse(known["config"])
+def describe(attributes: Mapping[str, Any], topology: Rows) -> dict[str, str]:
+    """Describe a run by its attributes: label -> text. Files of old versions lack some attributes."""
+    config = yamltext.parse(attributes["config"])
     cohort = config["cohort"].get("size") or f"{config['cohort'].get('fraction') or 1.0:.0%}"
     precision = config["model"].get("precision", "fp32")
     beta = f" (beta {config['partition']['beta']:g})" if config["partition"].get("beta") is not None else ""
-    split = f"{config['partition']['name']}{beta} over {count(known['num_clients'], 'client')}"
-    facts = {
+    split = f"{config['partition']['name']}{beta} over {count(attributes['num_clients'], 'client')}"
+    lines = {
         "model": config["model"]["name"] + (f", {precision}" if precision != "fp32" else ""),
-        "method": f"{config['method']['name']}, {update(known)}",
-        "computed": known.get("how", ""),
-        "data": f"{dataset(known)}, {split}, cohort {cohort}",
+        "method": f"{config['method']['name']}, {update(attributes)}",
+        "computed": attributes.get("how", ""),
+        "data": f"{dataset(attributes)}, {split}, cohort {cohort}",
         "client": client(config.get("client", {})),
-        "ranks": ranks(known, topology),
-        "groups": groups(known) if "num_groups" in known else "",
-        "features": features(known),
+        "ranks": ranks(attributes, topology),
+        "groups": groups(attributes) if "num_groups" in attributes else "",
+        "features": features(attributes),
     }
-    if resumed := json.loads(known.get("resumed_after", "[]")):
-        facts["goes on"] = f"after round {resumed[-1]}" if resumed[-1] >= 0 else "from the start"
-    facts["left out"] = left_out(known)
-    warnings = known.get("warnings")
-    facts["warnings"] = "; ".join(json.loads(warnings)) if isinstance(warnings, str) else ""  # observers print their own lines
-    facts["screen"] = known.get("screen", "")
-    return {name: text for name, text in facts.items() if text}
+    if resumed_after := json.loads(attributes.get("resumed_after", "[]")):
+        lines["goes on"] = f"after round {resumed_after[-1]}" if resumed_after[-1] >= 0 else "from the start"
+    lines["left out"] = dropped(attributes)
+    warnings = attributes.get("warnings")
+    lines["warnings"] = "; ".join(json.loads(warnings)) if isinstance(warnings, str) else ""  # observers print their own lines
+    lines["screen"] = attributes.get("screen", "")
+    return {name: text for name, text in lines.items() if text}
 
 
-def left_out(known: Mapping[str, Any]) -> str:
+def dropped(attributes: Mapping[str, Any]) -> str:
     """Images that cannot be decoded, and files that are no images, by reason."""
-    damaged, files = known.get("num_damaged", 0), known.get("left_out", {})
+    damaged, files = attributes.get("num_damaged", 0), attributes.get("left_out", {})
     reasons = json.loads(files) if isinstance(files, str) else files
     parts = [f"{count(damaged, 'image')} that cannot be decoded"] if damaged else []
     return "; ".join(parts + [f"{count(number, 'file')}: {reason}" for reason, number in reasons.items()])
 
 
-def dataset(known: Mapping[str, Any]) -> str:
-    """What it is called; files of schema 1 say it only in their configuration."""
-    return str(known["dataset"] if "dataset" in known else yamltext.parse(known["config"])["data"]["name"])
+def dataset(attributes: Mapping[str, Any]) -> str:
+    """The name of the dataset; files of schema 1 have it only in their configuration."""
+    return str(attributes["dataset"] if "dataset" in attributes else yamltext.parse(attributes["config"])["data"]["name"])
 
 
-def update(known: Mapping[str, Any]) -> str:
-    """What a client sends."""
-    return f"{known['num_params']:,} trained numbers, {decimal(known['payload_bytes'])} per update"
+def update(attributes: Mapping[str, Any]) -> str:
+    """The size of a client's update."""
+    return f"{attributes['num_params']:,} trained numbers, {decimal(attributes['payload_bytes'])} per update"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -79,7 +79,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def client(options: Mapping[str, Any]) -> str:
-    """How a client trains: what a reader compares between two runs first."""
+    """How a client trains: optimizer, batches, epochs, loss."""
     parts = []
     if "lr" in options:
         parts.append(f"{options.get('optimizer', 'adam')}, lr {options['lr']:g}")
@@ -88,24 +88,24 @@ def client(options: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *([options["loss"]] if "loss" in options else [])])
 
 
-def ranks(known: Mapping[str, Any], topology: Rows) -> str:
-    """How many, started by what, where, on which devices."""
+def ranks(attributes: Mapping[str, Any], topology: Rows) -> str:
+    """Number of ranks, launcher, hosts, backend and devices."""
     threads = "/".join(map(str, sorted(set(topology["num_threads"].tolist()))))
     devices = sorted({device.decode() for device in topology["device"].tolist()})
     hosts = sorted({host.decode() for host in topology["host"].tolist()})
     shared = "; ranks share GPUs, and NCCL needs one for each" if any("shared by" in device for device in devices) else ""
-    started = "" if known["launcher"] == "none" else f" by {known['launcher']}"
+    launcher = "" if attributes["launcher"] == "none" else f" by {attributes['launcher']}"
     where = f" on {hosts[0]}" if len(hosts) == 1 else f" on {count(len(hosts), 'host')}"
     return (
-        f"{count(known['world_size'], 'rank')}{started}{where}, backend {known['backend']}, "
+        f"{count(attributes['world_size'], 'rank')}{launcher}{where}, backend {attributes['backend']}, "
         f"{'/'.join(devices)} x {threads} thread{'s' * (threads != '1')}{shared}"
     )
 
 
-def groups(known: Mapping[str, Any]) -> str:
-    """Into which groups a round's clients fall, and how many ranks get none."""
-    most, idle = known["group_size"], known["world_size"] - known["num_groups"]
-    text = f"{known['num_groups']:,} a round, " + (
+def groups(attributes: Mapping[str, Any]) -> str:
+    """Number and size of a round's groups, and the number of ranks without a group."""
+    most, idle = attributes["group_size"], attributes["world_size"] - attributes["num_groups"]
+    text = f"{attributes['num_groups']:,} a round, " + (
         "each client on its own" if most == 1 else f"up to {count(most, 'client')} in one batch of tensors"
     )
     if idle > 0:
@@ -113,10 +113,10 @@ def groups(known: Mapping[str, Any]) -> str:
     return text
 
 
-def features(known: Mapping[str, Any]) -> str:
+def features(attributes: Mapping[str, Any]) -> str:
     """Where the images' features came from."""
-    place = known.get("features", "")
+    place = attributes.get("features", "")
     place = place if place in ("", "memory") else str(Path(place).parent.parent)
-    if known.get("num_features_computed"):
-        return f"{count(known['num_features_computed'], 'image')} encoded, kept in {place}"
+    if attributes.get("num_features_computed"):
+        return f"{count(attributes['num_features_computed'], 'image')} encoded, kept in {place}"
     return f"from an earlier run, in {place}" if place else ""

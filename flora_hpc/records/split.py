@@ -1,4 +1,4 @@
-"""Who holds which classes: a small group of run.h5, written once when a run starts."""
+"""The classes that clients hold: a small group of run.h5, written once when a run starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ GROUP = "split"
 
 @dataclass(frozen=True)
 class Split:
-    """How many examples of each class some clients hold: all clients where they are few, else some spread evenly over all."""
+    """Examples by client and class: of all clients where they are few, else of some spread evenly over all."""
 
     clients: npt.NDArray[np.int64]  # (num_shown,) ids, ascending
     counts: npt.NDArray[np.int64]  # (num_shown, num_classes)
@@ -24,7 +24,7 @@ class Split:
 
 
 def write(file: h5py.File, split: Split) -> None:
-    """Add the group. This must come before SWMR starts, which allows no new group; names have a fixed length for its sake."""
+    """Add the group, before SWMR starts: SWMR allows no new group, and no names of variable length."""
     group = file.create_group(GROUP)
     group["client"] = split.clients
     counts = split.counts.astype(np.min_scalar_type(int(split.counts.max(initial=0))))
@@ -34,13 +34,13 @@ def write(file: h5py.File, split: Split) -> None:
 
 
 def read(path: Path) -> Split | None:
-    """The split of a run.h5, also of one that is being written; None where it has none, as files before schema 4."""
+    """Read the split of a run.h5, also while it is being written; None for files without one, such as those before schema 4."""
     try:
         with path.open("rb") as raw, superblock.open_file(path, raw) as file:
             if GROUP not in file:
                 return None
             client, counts, names = (file[GROUP][name][:] for name in ("client", "counts", "class"))
-    except (OSError, RuntimeError, KeyError, ValueError) as error:  # what h5py makes of damage
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # that h5py raises for a damaged file
         cure = "make it readable" if isinstance(error, PermissionError) else "the file is damaged"
         raise UserError(f"{path}: its /split cannot be read ({reason(error)}); {cure}") from None
     return Split(client, counts.astype(np.int64), tuple(_text(name) for name in names))

@@ -1,4 +1,4 @@
-"""The closing table: what was run, what came out, what it cost; for the end of a run, and for `show`."""
+"""The closing table of a run: settings, results and costs; for the end of `run`, and for `show`."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from rich.text import Text
 
 from flora_hpc.records.balance import balance
 from flora_hpc.records.schema import Rows
-from flora_hpc.records.views import PER_CLIENT, accuracies, best, left_out, per_client, seconds, sent, time_split, unmoved
+from flora_hpc.records.views import PER_CLIENT, accuracies, best, dropped_updates, per_client, seconds, sent, time_split, unmoved
 
 
 def summary(console: Console, rounds: Rows, facts: dict[str, str], title: str, caption: str | None = None) -> RenderableType:
-    """`rounds` are the rows of /rounds so far; `facts` stand above what they say. `console` is where it will be printed."""
+    """Make the table for `console`: `facts` first, then what `rounds`, the rows of /rounds so far, give."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in (facts | accuracy_facts(rounds) | cost_facts(rounds)).items():
+    for name, value in (facts | accuracy_lines(rounds) | cost_lines(rounds)).items():
         table.add_row(name, Text(value, "bold" if name == "test accuracy" else ""))
-    if said := left_out(rounds):
-        table.add_row("rejected", Text(said, "red"))
-    if remark := unmoved(rounds):
-        table.add_row("not learned", Text(remark, "yellow"))
+    if rejected := dropped_updates(rounds):
+        table.add_row("rejected", Text(rejected, "red"))
+    if warning := unmoved(rounds):
+        table.add_row("not learned", Text(warning, "yellow"))
     parts: list[RenderableType] = [Text(title, "bold"), table]
     if len(rounds):
         coloured = console.color_system is not None and not console.no_color
@@ -31,24 +31,24 @@ def summary(console: Console, rounds: Rows, facts: dict[str, str], title: str, c
     return Group(*parts, *([Text(caption, "dim")] if caption else []))
 
 
-def accuracy_facts(rounds: Rows) -> dict[str, str]:
-    """From what to what."""
-    facts, measured = {}, accuracies(rounds)
+def accuracy_lines(rounds: Rows) -> dict[str, str]:
+    """Accuracy and error before and after training, and the accuracy of clients."""
+    lines, measured = {}, accuracies(rounds)
     if len(measured):
         first, last, most = measured[0], measured[-1], best(measured)
         top = f"best {most['test_accuracy']:.4f} in round {most['round']}"
-        facts["test accuracy"] = f"{first['test_accuracy']:.4f} → {last['test_accuracy']:.4f}  ({top})"
+        lines["test accuracy"] = f"{first['test_accuracy']:.4f} → {last['test_accuracy']:.4f}  ({top})"
         before, after = 1 - first["test_accuracy"], 1 - last["test_accuracy"]
         if 0 < after < before:
             times = f"  ({before / after:.1f} times smaller)" if before / after >= 1.05 else ""
-            facts["test error"] = f"{before:.4f} → {after:.4f}{times}"
+            lines["test error"] = f"{before:.4f} → {after:.4f}{times}"
     if per_client(measured):
         mean, spread, least, worst = (measured[-1][name] for name in PER_CLIENT)
-        facts["clients' accuracy"] = f"mean {mean:.4f}, standard deviation {spread:.4f}, worst {least:.4f} (client {worst})"
-    return facts
+        lines["clients' accuracy"] = f"mean {mean:.4f}, standard deviation {spread:.4f}, worst {least:.4f} (client {worst})"
+    return lines
 
 
-def cost_facts(rounds: Rows) -> dict[str, str]:
+def cost_lines(rounds: Rows) -> dict[str, str]:
     """Rounds, seconds and bytes; sums are over all rounds, round 0 included."""
     if not len(rounds):
         return {}
@@ -63,21 +63,21 @@ def cost_facts(rounds: Rows) -> dict[str, str]:
     }
 
 
-def rank_facts(ranks: Rows, topology: Rows) -> dict[str, str]:
+def rank_lines(ranks: Rows, topology: Rows) -> dict[str, str]:
     """Which rank the others waited for, how well the work was spread, and the largest memory."""
-    facts: dict[str, str] = {}
-    if found := balance(ranks):
-        who = f"rank {found.rank}{host_of(topology, found.rank)}: " if found.num_last else ""
-        facts["slowest rank"] = f"{who}{found}"
-        facts["balance"] = f"{found.share:.0%} (mean work of ranks / the slowest's, by round)"
+    lines: dict[str, str] = {}
+    if result := balance(ranks):
+        host = f"rank {result.rank}{host_of(topology, result.rank)}: " if result.num_last else ""
+        lines["slowest rank"] = f"{host}{result}"
+        lines["balance"] = f"{result.share:.0%} (mean work of ranks / the slowest's, by round)"
     if len(ranks):
         largest = ranks[ranks["peak_memory_bytes"].argmax()]
         where = f" (rank {largest['rank']})" if len(topology) > 1 else ""
-        facts["peak memory"] = decimal(int(largest["peak_memory_bytes"])) + where
-    return facts
+        lines["peak memory"] = decimal(int(largest["peak_memory_bytes"])) + where
+    return lines
 
 
 def host_of(topology: Rows, rank: int) -> str:
-    """' on node1', or nothing when it is not known."""
-    found: list[Any] = topology["host"][topology["rank"] == rank].tolist()
-    return f" on {found[0].decode()}" if found else ""
+    """' on node1'; empty when the host is not known."""
+    hosts: list[Any] = topology["host"][topology["rank"] == rank].tolist()
+    return f" on {hosts[0].decode()}" if hosts else ""

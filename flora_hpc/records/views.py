@@ -21,8 +21,11 @@ PHASES = {
     "log": "white",
 }
 PER_CLIENT = ("client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "worst_client")  # with evaluate.per_client
-ALWAYS, LARGE = ("train", "wait", "comm"), 0.1  # phases on the line of a round; share of it from which others stand there, too
-STUCK_LOSS = 0.95  # of its first value, above which a loss has not fallen
+ALWAYS, LARGE = (
+    ("train", "wait", "comm"),
+    0.1,
+)  # phases that the line of a round always has; share of the round from which it has other phases
+STUCK_LOSS = 0.95  # a loss above this share of its first value has not fallen
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
@@ -42,12 +45,12 @@ def seconds(value: float) -> str:
 
 
 def count(number: int, what: str, many: str = "") -> str:
-    """1 -> '1 round', 2000 -> '2,000 rounds'; `many` where an s does not do."""
+    """1 -> '1 round', 2000 -> '2,000 rounds'; `many` is an irregular plural."""
     return f"{number:,} {what if number == 1 else many or what + 's'}"
 
 
 def headline(rounds: Rows, status: str, num_rounds: int) -> list[str]:
-    """A run in a few words: how it stands, how far it came, its accuracy."""
+    """A run in a few words: status, rounds, accuracy."""
     done, measured = int(rounds["round"].max(initial=0)), accuracies(rounds)
     parts = [status, count(done, "round") if done == num_rounds else f"round {done:,} of {num_rounds:,}"]
     if len(measured):
@@ -63,23 +66,23 @@ def accuracies(rounds: Rows) -> Rows:
 
 
 def best(measured: Rows) -> Any:
-    """Of rows with an accuracy, the one with the highest; the first of several."""
+    """The row with the highest accuracy; the first of several."""
     return measured[measured["test_accuracy"].argmax()]
 
 
 def sent(rounds: Rows | np.void) -> tuple[str, str, str]:
-    """Bytes up, down, and handed to collectives, of one row of /rounds or summed over all these rows."""
+    """Bytes up, down, and handed to collectives: of one row of /rounds, or summed over several."""
     up, down, collective = (decimal(int(rounds[f"{name}_bytes"].sum())) for name in ("uplink", "downlink", "collective"))
     return up, down, collective
 
 
 def per_client(rounds: Rows) -> bool:
-    """Whether clients were tested on their own, which runs do when asked, and those of old versions never."""
+    """Whether the run tested clients on their own (evaluate.per_client); runs of old versions never did."""
     return "worst_client" in (rounds.dtype.names or ()) and bool((rounds["worst_client"] >= 0).any())
 
 
 def flow(items: Sequence[Text], width: int, gap: int = 3) -> Text:
-    """Items one after the other on lines of up to `width` cells; none is split."""
+    """Fill lines of up to `width` cells with items; no item is split."""
     lines = [Text()]
     for item in items:
         if lines[-1] and lines[-1].cell_len + gap + item.cell_len > width:
@@ -91,8 +94,8 @@ def flow(items: Sequence[Text], width: int, gap: int = 3) -> Text:
 def shares(rounds: Rows) -> dict[str, float]:
     """The share of each phase in all seconds of `rounds`."""
     total = rounds["round_seconds"].sum() or 1.0
-    known = [phase for phase in PHASES if f"{phase}_seconds" in (rounds.dtype.names or ())]  # files of old versions lack some
-    return {phase: float(rounds[f"{phase}_seconds"].sum() / total) for phase in known}
+    phases = [phase for phase in PHASES if f"{phase}_seconds" in (rounds.dtype.names or ())]  # files of old versions lack some
+    return {phase: float(rounds[f"{phase}_seconds"].sum() / total) for phase in phases}
 
 
 def share_words(phase: str, share: float) -> str:
@@ -121,34 +124,34 @@ def line(row: Any, num_rounds: int) -> str:
     if row["round"]:
         parts += [] if np.isnan(row["train_loss"]) else [f"loss {row['train_loss']:.4f}"]
         parts += [f"clients {row['num_clients']}", f"up {decimal(int(row['uplink_bytes']))}"]
-        known = [phase for phase in PHASES if f"{phase}_seconds" in (row.dtype.names or ())]  # files of old versions lack some
-        large = [phase for phase in known if row[f"{phase}_seconds"] >= LARGE * row["round_seconds"] > 0]
-        shown = [phase for phase in known if phase in ALWAYS or phase in large]
+        phases = [phase for phase in PHASES if f"{phase}_seconds" in (row.dtype.names or ())]  # files of old versions lack some
+        large = [phase for phase in phases if row[f"{phase}_seconds"] >= LARGE * row["round_seconds"] > 0]
+        shown = [phase for phase in phases if phase in ALWAYS or phase in large]
         parts += [f"{phase} {seconds(row[f'{phase}_seconds'])}" for phase in shown]
     if row["num_rejected"]:
         parts.append(f"left out {row['num_rejected']} (not finite or too large)")
     return " | ".join([*parts, f"round {seconds(row['round_seconds'])}"])
 
 
-def left_out(rounds: Rows) -> str:
-    """That updates were left out, or nothing."""
+def dropped_updates(rounds: Rows) -> str:
+    """A sentence about updates that were dropped; empty when there are none."""
     rejected = int(rounds["num_rejected"].sum())
     how = "was not finite or too large and was left out" if rejected == 1 else "were not finite or too large and were left out"
     return f"{count(rejected, 'client update')} {how}" if rejected else ""
 
 
 def unmoved(rounds: Rows) -> str:
-    """That two rounds of training or more changed no accuracy and hardly the loss; or nothing, also where nothing is trained."""
+    """A warning that two rounds of training or more changed no accuracy and hardly the loss; else, or without training, empty."""
     trained, accuracy = rounds[rounds["round"] > 0], accuracies(rounds)["test_accuracy"]
     loss = trained["train_loss"][np.isfinite(trained["train_loss"])]
     if len(loss) < 2 or len(accuracy) < 2 or not trained["uplink_bytes"].any():
         return ""
     if accuracy.min() < accuracy.max() or accuracy[0] == 1 or loss[-1] < STUCK_LOSS * loss[0]:
         return ""
-    told = f"test accuracy stayed at {accuracy[0]:.4f}, and the training loss went from {loss[0]:.4g} to {loss[-1]:.4g}"
-    return f"{told} in {count(len(trained), 'round')}; client.lr may be too low, or far too high"
+    text = f"test accuracy stayed at {accuracy[0]:.4f}, and the training loss went from {loss[0]:.4g} to {loss[-1]:.4g}"
+    return f"{text} in {count(len(trained), 'round')}; client.lr may be too low, or far too high"
 
 
 def ending(status: str, folder: Path) -> str:
-    """Where a run that ended lies, and what can be done with it."""
+    """The folder of a run that ended, and how to resume it."""
     return f"in {folder}" + ("; the same command with --resume goes on" if status == "interrupted" else "")

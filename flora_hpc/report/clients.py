@@ -1,4 +1,4 @@
-"""Clients: how much they hold of what, how far their updates go, how long they train."""
+"""Figures of clients: examples, classes, norms of updates, training time."""
 
 from itertools import pairwise
 
@@ -25,30 +25,30 @@ from flora_hpc.report.style import (
 )  # fmt: skip
 
 MOST_BARS = 40  # clients with a bar of their own
-MOST_STEPS = 200  # rounds, or stretches of them, along a band
-FEW = 40  # clients a round up to which the ends are the least and the most
+MOST_STEPS = 200  # rounds, or stretches of rounds, along a band
+FEW = 40  # up to so many clients a round, the pale band spans all of them
 MOST_PICTURE = (200, 200)  # clients and classes of the map
 MOST_NAMES = 30
 
 
 def sizes(run: Run) -> Figure:
-    """Examples of each client that trained, or how many clients have how many."""
-    rows = _some(run)
+    """Examples of each client that trained; of many clients, a histogram."""
+    rows = _client_rows(run)
     ids, first = np.unique(rows["client"], return_index=True)
-    held = rows["num_examples"][first]
+    num_examples = rows["num_examples"][first]
     figure, axes = new(HALF, 3.0)
     if len(ids) <= MOST_BARS:
-        order = np.argsort(-held, kind="stable")
-        axes.bar(np.arange(len(ids)), held[order], 0.72, color=BLUE, linewidth=0)
+        order = np.argsort(-num_examples, kind="stable")
+        axes.bar(np.arange(len(ids)), num_examples[order], 0.72, color=BLUE, linewidth=0)
         axes.set_xticks(np.arange(len(ids)), [str(client) for client in ids[order]], size=9 if len(ids) <= 20 else 6.5)
         axes.tick_params(axis="x", length=0)
         axes.set_xlabel("client, from the largest to the smallest")
         axes.set_ylabel("examples")
     else:
-        low, high = int(held.min()), int(held.max())
+        low, high = int(num_examples.min()), int(num_examples.max())
         step = -(-(high - low + 1) // 40)  # whole numbers of examples, so that no bar counts more of them than its neighbours
         edges = np.arange(low, high + step + 1, step) - 0.5
-        axes.hist(held, edges.tolist(), color=BLUE, linewidth=0, rwidth=0.92)
+        axes.hist(num_examples, edges.tolist(), color=BLUE, linewidth=0, rwidth=0.92)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("examples of a client")
         axes.set_ylabel("clients")
@@ -95,16 +95,16 @@ def labels(run: Run) -> Figure:
 
 
 def norms(run: Run) -> Figure:
-    """How far clients' updates go, by round."""
+    """Norms of clients' updates, by round."""
     figure, axes = new(HALF, 3.0)
-    _bands(axes, _some(run), "update_norm", ORANGE, 1.0)
+    _bands(axes, _client_rows(run), "update_norm", ORANGE, 1.0)
     axes.set_ylabel("Euclidean norm of an update")
     return figure
 
 
 def train_seconds(run: Run) -> Figure:
-    """How long clients train, by round."""
-    rows = _some(run)
+    """Training time of clients, by round."""
+    rows = _client_rows(run)
     figure, axes = new(HALF, 3.0)
     values = rows["train_seconds"]
     unit, unit_name = seconds_unit(float(values[np.isfinite(values)].max(initial=0)))
@@ -114,13 +114,13 @@ def train_seconds(run: Run) -> Figure:
 
 
 def ends(rows: Rows) -> tuple[float, float]:
-    """Between which quantiles the pale band lies."""
+    """The two quantiles that bound the pale band."""
     num_rounds = len(np.unique(rows["round"]))
     return (0.0, 1.0) if len(rows) <= FEW * num_rounds else (0.05, 0.95)
 
 
 def quantiles(rows: Rows, name: str) -> tuple[Numbers, Numbers]:
-    """Rounds (num,) in the middle of stretches, and quantiles (5, num) of a column of what is finite in them."""
+    """For each stretch of rounds: its middle (num,), and quantiles (5, num) of the finite values of a column."""
     rows = rows[np.isfinite(rows[name])]
     if not len(rows):
         raise NothingError("Every update was left out of the average: none was finite.")
@@ -129,14 +129,14 @@ def quantiles(rows: Rows, name: str) -> tuple[Numbers, Numbers]:
     starts = stretches(len(rounds), MOST_STEPS)
     bounds = np.append(np.append(0, np.cumsum(num))[starts], len(values))
     low, high = ends(rows)
-    found = [np.quantile(values[a:b], [low, 0.25, 0.5, 0.75, high]) for a, b in pairwise(bounds.tolist())]
+    levels = [np.quantile(values[a:b], [low, 0.25, 0.5, 0.75, high]) for a, b in pairwise(bounds.tolist())]
     upto = np.append(starts[1:], len(rounds)) - 1
-    return (rounds[starts] + rounds[upto]) / 2, np.array(found).T
+    return (rounds[starts] + rounds[upto]) / 2, np.array(levels).T
 
 
 def _bands(axes: Axes, rows: Rows, name: str, colour: str, unit: float) -> None:
-    rounds, found = quantiles(rows, name)
-    lowest, low, middle, high, highest = found / unit
+    rounds, levels = quantiles(rows, name)
+    lowest, low, middle, high, highest = levels / unit
     if len(rounds) == 1:
         axes.vlines(rounds, lowest, highest, color=colour, alpha=0.35, linewidth=4)
         axes.vlines(rounds, low, high, color=colour, alpha=0.6, linewidth=10)
@@ -149,7 +149,7 @@ def _bands(axes: Axes, rows: Rows, name: str, colour: str, unit: float) -> None:
     axes.set_ylim(0, 1.06 * float(highest.max()) or 1)
 
 
-def _some(run: Run) -> Rows:
+def _client_rows(run: Run) -> Rows:
     rows = run.tables["clients"]
     if not len(rows):
         raise NothingError("No client has trained yet.")

@@ -1,4 +1,4 @@
-"""What figures and tables of runs take from a run: numbers of its rounds, and what it was."""
+"""The numbers and texts that figures and tables take from a run."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from flora_hpc.records.schema import Rows
 from flora_hpc.records.views import seconds
 from flora_hpc.report.style import PHASES, Numbers
 
-VERSIONS = ("flora_hpc", "python", "torch", "open_clip_torch")  # of those that a file names
+VERSIONS = ("flora_hpc", "python", "torch", "open_clip_torch")  # shown, of the versions in a file
 
 
 def rounds(run: Run) -> Rows:
@@ -28,7 +28,7 @@ def trained(run: Run) -> Rows:
 
 
 def with_loss(run: Run) -> Rows:
-    """The rows of rounds after which a training loss is known."""
+    """The rows of rounds with a training loss."""
     rows: Rows = rounds(run)[~np.isnan(rounds(run)["train_loss"])]
     return rows
 
@@ -39,7 +39,7 @@ def column(rows: Rows, name: str) -> Numbers:
 
 
 def phase_seconds(rows: Rows) -> dict[str, Numbers]:
-    """Seconds of each phase, of a table that has them."""
+    """Seconds of each phase in rows of /rounds or /ranks."""
     return {phase: column(rows, f"{phase}_seconds") for phase in PHASES}
 
 
@@ -54,22 +54,22 @@ def traffic(run: Run) -> Numbers:
 
 
 def waiting(run: Run) -> str:
-    """The share of its time that a rank waits for others."""
+    """The share of time that ranks wait for other ranks."""
     rows = rounds(run)
     total = float(rows["round_seconds"].sum())
     return f"{100 * float(rows['wait_seconds'].sum()) / total:.1f} %" if total else "-"
 
 
 def balance(run: Run) -> str:
-    """Who is slowest and how much that matters, as `show` says it."""
-    found = balance_of(run.tables["ranks"])
-    if found is None:
+    """The balance of ranks, and the slowest rank, as `show` prints them."""
+    result = balance_of(run.tables["ranks"])
+    if result is None:
         return "one rank waits for nobody"
-    return f"balance {found.share:.0%}" + (f"; rank {found.rank} is {found}" if found.num_last else "")
+    return f"balance {result.share:.0%}" + (f"; rank {result.rank} is {result}" if result.num_last else "")
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """A short name for each run, no two alike: as many of the last parts of its path as that takes."""
+    """A unique short name for each run: the last parts of its path, as few as possible."""
     folders = [run.path.resolve().parent if run.path.name == "run.h5" else run.path.resolve() for run in runs]
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
         short = ["/".join(folder.parts[-depth:]) for folder in folders]
@@ -79,62 +79,66 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 
 def label(run: Run) -> str:
-    """What a single run is called."""
+    """The short name of a single run."""
     return names([run])[0]
 
 
 def settings(run: Run) -> dict[str, str]:
-    """What was run, a line each: what `show` says, and all options of the method and of the split."""
-    config, known = run.config, run.attributes
-    told = sentences.facts(known, run.tables["topology"])
+    """The settings of a run, one line each: those of `show`, and all options of the method and of the split."""
+    config, attributes = run.config, run.attributes
+    lines = sentences.describe(attributes, run.tables["topology"])
     if pretrained := config["model"].get("pretrained"):
-        told["model"] += f", {pretrained}"
-    told["method"] = f"{_options(config['method'])}; {sentences.update(known)}"
-    versions: dict[str, str] = json.loads(known.get("versions", "{}"))
-    shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
+        lines["model"] += f", {pretrained}"
+    lines["method"] = f"{_options(config['method'])}; {sentences.update(attributes)}"
+    versions: dict[str, str] = json.loads(attributes.get("versions", "{}"))
+    texts = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
     more = {
         "split": _options(config["partition"], ("num_clients",)),
         "aggregator": _options(config["aggregator"]) if "aggregator" in config else "",
-        "seed": str(known["seed"]),
-        "versions": ", ".join(shown),
+        "seed": str(attributes["seed"]),
+        "versions": ", ".join(texts),
     }
-    return told | {name: text for name, text in more.items() if text}
+    return lines | {name: text for name, text in more.items() if text}
 
 
 def _options(options: dict[str, Any], without: tuple[str, ...] = ()) -> str:
     """A member of a family and its options, in words."""
     rest = {key: value for key, value in options.items() if key not in ("name", *without) and value is not None}
-    told = (
+    texts = (
         f"{key.replace('_', ' ')} {'+'.join(map(str, value)) if isinstance(value, list) else value}" for key, value in rest.items()
     )
-    return ", ".join([str(options["name"]), *told])
+    return ", ".join([str(options["name"]), *texts])
 
 
 def status(run: Run) -> str:
-    """How far it came and how it ended."""
+    """How far the run came and how it ended."""
     note = "still running, or killed before it could say so" if run.status == "running" else run.status
     return "; ".join(views.headline(rounds(run), note, run.num_rounds)[:2])
 
 
 def headlines(run: Run) -> list[tuple[str, str, str]]:
-    """The numbers to remember: what, the number, and a remark. Sums are over all rounds, round 0 included."""
-    tested, played = views.accuracies(rounds(run)), trained(run)
-    found = []
-    if len(tested):
-        first, last, best = tested[0]["test_accuracy"], tested[-1]["test_accuracy"], views.best(tested)
-        value = f"{100 * first:.2f} → {percent(last)}" if len(tested) > 1 else percent(last)
-        found.append(("test accuracy", value, f"best {percent(best['test_accuracy'])} after round {best['round']}"))
+    """The main numbers: name, number and remark. Sums are over all rounds, round 0 included."""
+    tests, training = views.accuracies(rounds(run)), trained(run)
+    lines = []
+    if len(tests):
+        first, last, best = (
+            tests[0]["test_accuracy"],
+            tests[-1]["test_accuracy"],
+            views.best(tests),
+        )
+        value = f"{100 * first:.2f} → {percent(last)}" if len(tests) > 1 else percent(last)
+        lines.append(("test accuracy", value, f"best {percent(best['test_accuracy'])} after round {best['round']}"))
     else:
-        found.append(("test accuracy", "-", "no round was evaluated"))
+        lines.append(("test accuracy", "-", "no round was evaluated"))
     up, down, collective = views.sent(rounds(run))
-    found.append(("federation traffic", f"{up} up", f"{down} down; what clients would send and receive"))
-    found.append(("sent by ranks", collective, "handed to collectives of the backend"))
+    lines.append(("federation traffic", f"{up} up", f"{down} down; what clients would send and receive"))
+    lines.append(("sent by ranks", collective, "handed to collectives of the backend"))
     total = float(rounds(run)["round_seconds"].sum())
-    each = f"{seconds(float(np.median(played['round_seconds'])))} a round (median)" if len(played) else "no round was trained"
-    found.append(("time in rounds", seconds(total), f"{each}; start-up {seconds(run.attributes['setup_seconds'])}"))
-    if len(played):
-        found.append(("waiting", waiting(run), balance(run)))
-    return found
+    each = f"{seconds(float(np.median(training['round_seconds'])))} a round (median)" if len(training) else "no round was trained"
+    lines.append(("time in rounds", seconds(total), f"{each}; start-up {seconds(run.attributes['setup_seconds'])}"))
+    if len(training):
+        lines.append(("waiting", waiting(run), balance(run)))
+    return lines
 
 
 def percent(share: float) -> str:
@@ -143,7 +147,7 @@ def percent(share: float) -> str:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Settings that are not alike in all runs: key -> a text for each run, '-' where it has no such setting."""
+    """Settings that differ between runs: key -> a text for each run, '-' for a run without the setting."""
     trees = [
         sentences.flat(run.config) | {"(ranks)": run.attributes["world_size"], "(backend)": run.attributes["backend"]}
         for run in runs

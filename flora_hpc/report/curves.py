@@ -1,4 +1,4 @@
-"""What was learned: accuracy and loss of one run or several, by round, bytes and seconds."""
+"""Figures of accuracy and loss, of one run or several, by round, bytes and seconds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,18 +41,18 @@ def accuracy(runs: Sequence[Run]) -> Figure:
         lambda run: views.accuracies(columns.rounds(run))["test_accuracy"],
         UNTESTED,
     )
-    shown = np.concatenate([views.accuracies(columns.rounds(run))["test_accuracy"] for run in runs])
+    values = np.concatenate([views.accuracies(columns.rounds(run))["test_accuracy"] for run in runs])
     if len(runs) == 1 and views.per_client(rows := columns.rounds(runs[0])):
-        own = rows[rows["worst_client"] >= 0]
-        mean, std = own["client_accuracy_mean"], own["client_accuracy_std"]
-        low, high = np.maximum(mean - std, own["client_accuracy_min"]), np.minimum(mean + std, 1)
-        axes.fill_between(own["round"], low, high, color=GREEN, alpha=0.18, linewidth=0, label="± standard deviation")
-        axes.plot(own["round"], mean, color=GREEN, label="mean of clients, each on its mix")
-        axes.plot(own["round"], own["client_accuracy_min"], color=GREEN, linestyle=(0, (1.2, 1.4)), label="worst client")
-        shown = np.concatenate([shown, low, high, own["client_accuracy_min"]])
+        clients = rows[rows["worst_client"] >= 0]
+        mean, std = clients["client_accuracy_mean"], clients["client_accuracy_std"]
+        low, high = np.maximum(mean - std, clients["client_accuracy_min"]), np.minimum(mean + std, 1)
+        axes.fill_between(clients["round"], low, high, color=GREEN, alpha=0.18, linewidth=0, label="± standard deviation")
+        axes.plot(clients["round"], mean, color=GREEN, label="mean of clients, each on its mix")
+        axes.plot(clients["round"], clients["client_accuracy_min"], color=GREEN, linestyle=(0, (1.2, 1.4)), label="worst client")
+        values = np.concatenate([values, low, high, clients["client_accuracy_min"]])
         legend_below(axes, 2)
     rounds_axis(axes, np.concatenate([columns.rounds(run)["round"] for run in runs]))
-    percent_axis(axes, shown)
+    percent_axis(axes, values)
     axes.set_ylabel("test accuracy (%)")
     return figure
 
@@ -73,7 +73,7 @@ def loss(runs: Sequence[Run]) -> Figure:
 
 
 def accuracy_by_bytes(runs: Sequence[Run]) -> Figure:
-    """Test accuracy against the bytes that the federation had sent by then."""
+    """Test accuracy against the bytes that the federation had sent so far."""
     most = (
         max(float(columns.traffic(run)[-1]) for run in runs if len(columns.rounds(run)))
         if any(len(columns.rounds(run)) for run in runs)
@@ -86,20 +86,20 @@ def accuracy_by_bytes(runs: Sequence[Run]) -> Figure:
 
 
 def accuracy_by_seconds(runs: Sequence[Run]) -> Figure:
-    """Test accuracy against the seconds that rounds had taken by then."""
+    """Test accuracy against the seconds of the rounds so far."""
     most = max((float(columns.elapsed(run)[-1]) for run in runs if len(columns.rounds(run))), default=0)
     unit, name = seconds_unit(most)
     return _accuracy_by(runs, columns.elapsed, unit, f"time in rounds ({name})")
 
 
-def _accuracy_by(runs: Sequence[Run], reached: Callable[[Run], Numbers], unit: float, label: str) -> Figure:
+def _accuracy_by(runs: Sequence[Run], cost: Callable[[Run], Numbers], unit: float, label: str) -> Figure:
     figure, axes = new(*_size(runs))
 
-    def at(run: Run) -> Numbers:
-        points: Numbers = reached(run)[~np.isnan(columns.rounds(run)["test_accuracy"])] / unit
+    def costs(run: Run) -> Numbers:
+        points: Numbers = cost(run)[~np.isnan(columns.rounds(run)["test_accuracy"])] / unit
         return points
 
-    _curves(axes, runs, at, lambda run: views.accuracies(columns.rounds(run))["test_accuracy"], UNTESTED)
+    _curves(axes, runs, costs, lambda run: views.accuracies(columns.rounds(run))["test_accuracy"], UNTESTED)
     axes.set_xlim(left=0)
     percent_axis(axes, np.concatenate([views.accuracies(columns.rounds(run))["test_accuracy"] for run in runs]))
     axes.set_ylabel("test accuracy (%)")
@@ -108,17 +108,20 @@ def _accuracy_by(runs: Sequence[Run], reached: Callable[[Run], Numbers], unit: f
 
 
 def _curves(axes: Axes, runs: Sequence[Run], x: Callable[[Run], Numbers], y: Callable[[Run], Numbers], nothing: str) -> None:
-    """A line for each run, with dots where they are few, and a key under several. Raises NothingError, which says `nothing`."""
+    """Draw a line for each run, with dots where points are few, and a key below several lines.
+
+    Raises NothingError with the text `nothing` when no run has a point.
+    """
     if not any(len(y(run)) for run in runs):
         raise NothingError(nothing)
     for number, (run, name) in enumerate(zip(runs, columns.names(runs), strict=True)):
         points = thinned(x(run), y(run), max(50, MOST_POINTS // len(runs) // 4))
         few = len(points[0]) <= (ALL_DOTS if len(runs) <= 3 else 1)
         label = name if len(runs) > 1 else "all test images"
-        seen: dict[str, Any] = (
+        markers: dict[str, Any] = (
             {"clip_on": False, "marker": "o" if few else None} if len(points[0]) else {}
-        )  # else it would take room
-        axes.plot(*points, **line_style(number), **seen, markersize=3.2, label=label, zorder=3)
+        )  # an empty line with markers would take room
+        axes.plot(*points, **line_style(number), **markers, markersize=3.2, label=label, zorder=3)
     if 1 < len(runs) <= MOST_IN_LEGEND:
         legend_below(axes, _per_row(runs))
 
@@ -129,6 +132,6 @@ def _size(runs: Sequence[Run]) -> tuple[float, float]:
 
 
 def _per_row(runs: Sequence[Run]) -> int:
-    """How many names stand beside each other in a key."""
+    """Names in a row of the key."""
     longest = max(map(len, columns.names(runs)))
     return 3 if longest <= 12 else 2 if longest <= 24 else 1

@@ -1,4 +1,4 @@
-"""All figures of a report: their names, what draws them, and what says what one sees."""
+"""All figures of a report: names, titles, drawing functions and captions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from flora_hpc.report import clients, curves, sentences, timing, traffic
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of one run or of several. `draw` raises NothingError where there is nothing to see."""
+    """A figure of one run or of several. `draw` raises NothingError when there is nothing to draw."""
 
     name: str  # of its file
     title: str
     draw: Callable[[Sequence[Run]], Figure]
-    say: Callable[[Sequence[Run]], str]
+    caption: Callable[[Sequence[Run]], str]
     wide: bool = False
 
 
-def _one(name: str, title: str, draw: Callable[[Run], Figure], say: Callable[[Run], str], wide: bool = False) -> Drawing:
-    return Drawing(name, title, lambda runs: draw(runs[0]), lambda runs: say(runs[0]), wide)
+def _one(name: str, title: str, draw: Callable[[Run], Figure], caption: Callable[[Run], str], wide: bool = False) -> Drawing:
+    return Drawing(name, title, lambda runs: draw(runs[0]), lambda runs: caption(runs[0]), wide)
 
 
 ONE = {
@@ -58,6 +58,6 @@ SEVERAL = {
 }
 
 
-def of(runs: Sequence[Run]) -> dict[str, list[Drawing]]:
+def drawings_of(runs: Sequence[Run]) -> dict[str, list[Drawing]]:
     """The figures for these runs, under the headings of a page."""
     return ONE if len(runs) == 1 else SEVERAL

@@ -1,3 +1,3 @@
-"""By what a page of ours is known, so that nothing else is written over."""
+"""The mark of a page of `flora-hpc report`: a file without it is never overwritten."""
 
 MARK = '<meta name="generator" content="flora-hpc report">'

@@ -26,7 +26,7 @@ MOST_ROWS = 60  # of a table of rounds
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure on the page; one without a picture says in its text why there is nothing to see."""
+    """A figure on the page; without a picture, its text says why."""
 
     name: str
     kind: str  # classes of its style
@@ -40,17 +40,17 @@ class Line:
     """A run in the tables of a comparison."""
 
     name: str
-    note: str  # how it ended, unless it finished
+    note: str  # the status, unless the run finished
     colour: str
     dashes: str  # empty for a solid line
     result: list[str]
-    settings: list[str]  # those that differ between runs
+    settings: list[str]  # the settings that differ between runs
 
 
 def make(runs: Sequence[Run], title: str | None = None) -> str:
     """The page. One run is explained; several are compared."""
     with styled():
-        sections = {name: [_figure(drawing, runs) for drawing in drawings] for name, drawings in figures.of(runs).items()}
+        sections = {name: [_figure(drawing, runs) for drawing in drawings] for name, drawings in figures.drawings_of(runs).items()}
     texts = files("flora_hpc.report")
     alone = len(runs) == 1
     template = jinja2.Environment(
@@ -74,36 +74,36 @@ def _figure(drawing: Drawing, runs: Sequence[Run]) -> Figure:
     kind = "wide" if drawing.wide else "half"
     try:
         picture = svg.inline(drawing.draw(runs), drawing.name, drawing.title)
-        return Figure(drawing.name, kind, drawing.title, drawing.say(runs), picture)
+        return Figure(drawing.name, kind, drawing.title, drawing.caption(runs), picture)
     except NothingError as nothing:
         return Figure(drawing.name, f"{kind} none", drawing.title, str(nothing))
 
 
 def _one(run: Run) -> dict[str, Any]:
-    """What the page says of a single run. Of many rounds, some are told as numbers."""
+    """The values of the template for a single run. Of many rounds, MOST_ROWS are in the table."""
     rows = columns.rounds(run)
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).round().astype(int))]
+    table_rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).round().astype(int))]
     return {
         "status": columns.status(run),
         "remark": views.unmoved(rows),
         "headlines": columns.headlines(run),
         "settings": columns.settings(run),
-        "which": f"{len(chosen)} of {len(rows):,} rounds" if len(chosen) < len(rows) else "All rounds",
+        "which": f"{len(table_rows)} of {len(rows):,} rounds" if len(table_rows) < len(rows) else "All rounds",
         "columns": ROUNDS,
-        "rounds": [_row(row) for row in chosen],
+        "rounds": [_row(row) for row in table_rows],
         "config": run.attributes["config"],
     }
 
 
 def _row(row: np.void) -> list[str]:
     loss, accuracy = float(row["train_loss"]), float(row["test_accuracy"])
-    known = [f"{loss:.4f}" if loss == loss else "-", columns.percent(accuracy) if accuracy == accuracy else "-"]
-    took = [views.seconds(float(row[f"{name}_seconds"])) for name in ("train", "wait", "round")]
-    return [f"{row['round']:,}", f"{row['num_clients']:,}", *known, *views.sent(row), *took]
+    scores = [f"{loss:.4f}" if loss == loss else "-", columns.percent(accuracy) if accuracy == accuracy else "-"]
+    times = [views.seconds(float(row[f"{name}_seconds"])) for name in ("train", "wait", "round")]
+    return [f"{row['round']:,}", f"{row['num_clients']:,}", *scores, *views.sent(row), *times]
 
 
 def _several(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the page says of runs that it compares."""
+    """The values of the template for a comparison of runs."""
     differences = columns.differences(runs)
     lines = [
         Line(
@@ -127,13 +127,13 @@ def _dashes(number: int) -> str:
 
 def _result(run: Run) -> list[str]:
     rows = columns.rounds(run)
-    tested = views.accuracies(rows)
-    if len(tested):
-        best = views.best(tested)
-        before = columns.percent(tested[0]["test_accuracy"]) if tested[0]["round"] == 0 else "-"
-        last, most = columns.percent(tested[-1]["test_accuracy"]), columns.percent(best["test_accuracy"])
+    tests = views.accuracies(rows)
+    if len(tests):
+        best = views.best(tests)
+        before = columns.percent(tests[0]["test_accuracy"]) if tests[0]["round"] == 0 else "-"
+        last, most = columns.percent(tests[-1]["test_accuracy"]), columns.percent(best["test_accuracy"])
         accuracies = [before, last, most, f"{best['round']:,}"]
     else:
         accuracies = ["-"] * 4
-    took = views.seconds(float(rows["round_seconds"].sum()))
-    return [*accuracies, f"{len(columns.trained(run)):,}", *views.sent(rows), took, columns.waiting(run)]
+    duration = views.seconds(float(rows["round_seconds"].sum()))
+    return [*accuracies, f"{len(columns.trained(run)):,}", *views.sent(rows), duration, columns.waiting(run)]

@@ -12,18 +12,18 @@ NO_DATE = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDa
 
 
 def save(runs: Sequence[Run], folder: Path, kind: str) -> tuple[list[str], dict[str, str]]:
-    """Write the figures into `folder`, as png, svg or pdf: the names of the files, and why others are missing."""
-    written, missing = [], {}
-    for drawing in (drawing for drawings in figures.of(runs).values() for drawing in drawings):
+    """Write the figures into `folder`, as png, svg or pdf. Returns the names of the files, and why figures are missing."""
+    names, missing = [], {}
+    for drawing in (drawing for drawings in figures.drawings_of(runs).values() for drawing in drawings):
         path = folder / f"{drawing.name}.{kind}"
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with styled():
                 drawing.draw(runs).savefig(part, format=kind, dpi=300, metadata=NO_DATE[kind])
             part.replace(path)
-            written.append(path.name)
+            names.append(path.name)
         except NothingError as nothing:
             missing[drawing.name] = str(nothing)
         finally:
             part.unlink(missing_ok=True)
-    return written, missing
+    return names, missing

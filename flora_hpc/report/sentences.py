@@ -1,4 +1,4 @@
-"""The sentence above each figure: what one sees, with the numbers that matter."""
+"""The caption of each figure, with the numbers that matter."""
 
 from collections.abc import Sequence
 
@@ -14,23 +14,23 @@ from flora_hpc.report import clients, columns, timing
 
 
 def accuracy(run: Run) -> str:
-    """Of the test accuracy of a run."""
-    tested = views.accuracies(columns.rounds(run))
-    best = views.best(tested)
-    cut = " The axis does not start at zero." if tested["test_accuracy"].min() > 0.1 else ""
+    """Caption of the test accuracy of a run."""
+    tests = views.accuracies(columns.rounds(run))
+    best = views.best(tests)
+    cut = " The axis does not start at zero." if tests["test_accuracy"].min() > 0.1 else ""
     text = "Share of test images that get the right class; round 0 is the state before training."
     return f"{text} Best: {columns.percent(best['test_accuracy'])} after round {best['round']:,}.{cut}"
 
 
 def loss(run: Run) -> str:
-    """Of the training loss of a run."""
+    """Caption of the training loss of a run."""
     values = columns.with_loss(run)["train_loss"]
     first_last = f"{values[0]:.4g} in the first, {values[-1]:.4g} in the last"
     return f"Mean over the examples that clients trained on in a round: {first_last}."
 
 
 def federation(run: Run) -> str:
-    """Of the traffic of a federation."""
+    """Caption of the traffic of a federation."""
     rows = columns.rounds(run)
     up, down, _ = views.sent(rows)
     each = int(rows["uplink_bytes"].sum()) / max(1, int(rows["num_clients"].sum()))
@@ -38,15 +38,15 @@ def federation(run: Run) -> str:
 
 
 def collectives(run: Run) -> str:
-    """Of the bytes that ranks sent."""
+    """Caption of the bytes that ranks sent."""
     (_, _, total), num = views.sent(columns.rounds(run)), int(run.attributes["world_size"])
-    alone = num == 1 and not run.tables["ranks"]["rank"].any()  # nor before it went on
+    alone = num == 1 and not run.tables["ranks"]["rank"].any()  # nor before a resume
     whose = "handed over by the one rank, though nothing leaves it" if alone else "by all ranks together"
     return f"What ranks of the simulation give to collectives, which is not what a federation would send: {total} {whose}."
 
 
 def phases(run: Run) -> str:
-    """Of the stack of phases."""
+    """Caption of the stack of phases."""
     rows = columns.trained(run)
     text = "Means over ranks; the key says each phase's share of all rounds."
     if len(rows):
@@ -57,7 +57,7 @@ def phases(run: Run) -> str:
 
 
 def ranks(run: Run) -> str:
-    """Of the ranks along time."""
+    """Caption of the ranks along time."""
     rows = run.tables["ranks"]
     if timing.is_strip(run):
         text = "A bar for each rank. Within a round its phases stand in the order of the key, not of the clock."
@@ -69,40 +69,42 @@ def ranks(run: Run) -> str:
     least, most = int(waits.argmin()), int(waits.argmax())
     shares = [f"{100 * waits[rank]:.1f}\u00a0%" for rank in (least, most)]
     text += f" Rank {least} waits least ({shares[0]} of its time), rank {most} most ({shares[1]})."
-    found = balance(rows)
-    return f"{text} The slowest is rank {found.rank}: {found}." if found and found.num_last else text
+    result = balance(rows)
+    return f"{text} The slowest is rank {result.rank}: {result}." if result and result.num_last else text
 
 
 def sizes(run: Run) -> str:
-    """Of the examples of clients."""
+    """Caption of the examples of clients."""
     rows = run.tables["clients"]
     ids, first = np.unique(rows["client"], return_index=True)
-    held, registered = rows["num_examples"][first], int(run.attributes["num_clients"])
+    counts, registered = rows["num_examples"][first], int(run.attributes["num_clients"])
     who = f"{len(ids):,} clients trained" if len(ids) == registered else f"{len(ids):,} of {registered:,} clients trained"
-    if held.min() == held.max():
-        return f"{who}; each holds {held.min():,} examples."
-    return f"{who}; they hold {held.min():,} to {held.max():,} examples, {np.median(held):,.0f} in the median."
+    if counts.min() == counts.max():
+        return f"{who}; each holds {counts.min():,} examples."
+    return f"{who}; they hold {counts.min():,} to {counts.max():,} examples, {np.median(counts):,.0f} in the median."
 
 
 def labels(run: Run) -> str:
-    """Of the classes of clients."""
+    """Caption of the classes of clients."""
     split = run.holdings
     assert split is not None
-    held, num = (split.counts > 0).sum(1), int(run.attributes["num_clients"])
-    who = f"{len(held):,} of {num:,} clients, spread evenly over all; each" if len(held) < num else "Each client"
-    classes = f"{held.min():,}" if held.min() == held.max() else f"{held.min():,} to {held.max():,}"
+    num_classes, num = (split.counts > 0).sum(1), int(run.attributes["num_clients"])
+    who = f"{len(num_classes):,} of {num:,} clients, spread evenly over all; each" if len(num_classes) < num else "Each client"
+    classes = (
+        f"{num_classes.min():,}" if num_classes.min() == num_classes.max() else f"{num_classes.min():,} to {num_classes.max():,}"
+    )
     return f"{who} holds {classes} of {len(split.classes):,} classes. Denser means a larger share; rows that look alike hold alike."
 
 
 def norms(run: Run) -> str:
-    """Of the updates' norms."""
+    """Caption of the updates' norms."""
     rejected = int(columns.trained(run)["num_rejected"].sum())
     left_out = f"{rejected:,} updates were left out of the average" if rejected else "no update was left out of the average"
     return f"{_band(run)}; {left_out}."
 
 
 def train_seconds(run: Run) -> str:
-    """Of the time that clients take."""
+    """Caption of the time that clients take."""
     return f"{_band(run)}. A client's time is its share, by steps, of the time of its group."
 
 
@@ -113,7 +115,7 @@ def _band(run: Run) -> str:
 
 
 def memory(run: Run) -> str:
-    """Of the memory of ranks."""
+    """Caption of the memory of ranks."""
     rows = run.tables["ranks"]
     most = rows[rows["peak_memory_bytes"].argmax()]
     peak = f"{decimal(int(most['peak_memory_bytes']))}, on rank {most['rank']}"
@@ -121,30 +123,30 @@ def memory(run: Run) -> str:
 
 
 def accuracies(runs: Sequence[Run]) -> str:
-    """Of the accuracies of several runs."""
-    return "Share of test images that get the right class, by round. The axis is fitted to the curves." + _beware(runs)
+    """Caption of the accuracies of several runs."""
+    return "Share of test images that get the right class, by round. The axis is fitted to the curves." + _incomparable(runs)
 
 
 def losses(runs: Sequence[Run]) -> str:
-    """Of the losses of several runs."""
+    """Caption of the losses of several runs."""
     return "Mean over the examples that clients trained on in a round. Different losses or data do not compare."
 
 
 def by_bytes(runs: Sequence[Run]) -> str:
-    """Of accuracy against bytes."""
-    return "What an accuracy costs a federation: further up and to the left is better." + _beware(runs)
+    """Caption of accuracy against bytes."""
+    return "What an accuracy costs a federation: further up and to the left is better." + _incomparable(runs)
 
 
 def by_seconds(runs: Sequence[Run]) -> str:
-    """Of accuracy against time."""
+    """Caption of accuracy against time."""
     return "What an accuracy costs those who simulate it, start-up left out. Only runs on the same machines compare."
 
 
 def bars(runs: Sequence[Run]) -> str:
-    """Of the phases of several runs."""
+    """Caption of the phases of several runs."""
     return "Means over ranks and trained rounds; the number at the end is the whole round."
 
 
-def _beware(runs: Sequence[Run]) -> str:
+def _incomparable(runs: Sequence[Run]) -> str:
     sets = dict.fromkeys(dataset(run.attributes) for run in runs)
     return f" The runs are on different data ({', '.join(sets)}): their accuracies do not compare." if len(sets) > 1 else ""

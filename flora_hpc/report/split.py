@@ -25,9 +25,9 @@ SUFFIXES = (".png", ".svg")
 
 
 def terminal(mix: Mix, width: int, facts: Mapping[str, str] | None = None) -> RenderableType:
-    """The split in `width` cells: a line for each client (the largest to the smallest of many), a key, and a closing table.
+    """Draw the split in `width` cells: a line a client (of many: the largest to the smallest), a key, and a closing table.
 
-    `facts` (name: value) are what else is known, such as the dataset and the partitioner; they open the closing table.
+    `facts` (name: value), such as the dataset and the partitioner, open the closing table.
     """
     parts: list[RenderableType] = [_clients(mix, _rows(mix), width), Text(), _key(mix, width), Text()]
     if mix.num_clients > MOST_ROWS:
@@ -36,7 +36,7 @@ def terminal(mix: Mix, width: int, facts: Mapping[str, str] | None = None) -> Re
 
 
 def figure(mix: Mix, path: Path, title: str) -> None:
-    """Draw the split into a PNG or SVG file, under `title`. Raises UserError where the file cannot be that or cannot be written."""
+    """Draw the split into a PNG or SVG file, under `title`. Raises UserError for another suffix, or when it cannot be written."""
     check(path)
     from flora_hpc.report import split_figure  # matplotlib takes a second
 
@@ -44,23 +44,23 @@ def figure(mix: Mix, path: Path, title: str) -> None:
 
 
 def check(path: Path) -> None:
-    """Raise UserError unless the name is that of a picture that can be drawn, and what draws it is installed."""
+    """Raise UserError unless `path` ends in .png or .svg, and matplotlib is installed."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: a picture is a .png or a .svg file, not '{path.suffix}'; end its name in one of these")
     extras.need("a picture", "matplotlib")
 
 
 def _rows(mix: Mix) -> Ints:
-    """Which of the clients shown get a line: all in order of their ids, or some from the largest to the smallest."""
+    """The clients that get a line: all of them by id, or MOST_ROWS of them from the largest to the smallest."""
     if mix.num_shown <= MOST_ROWS:
         return np.arange(mix.num_shown)
     by_size: Ints = np.argsort(-mix.counts.sum(1), kind="stable")
-    chosen: Ints = by_size[np.linspace(0, mix.num_shown - 1, MOST_ROWS).round().astype(np.int64)]
-    return chosen
+    rows: Ints = by_size[np.linspace(0, mix.num_shown - 1, MOST_ROWS).round().astype(np.int64)]
+    return rows
 
 
 def _clients(mix: Mix, rows: Ints, width: int) -> Table:
-    """A line for each of `rows` below one for all training images."""
+    """A line for all training images, then a line for each client of `rows`."""
     counts, ids = mix.counts[rows], [f"{client}" for client in mix.clients[rows]]
     sizes, shares = counts.sum(1), counts / counts.sum(1, keepdims=True)
     size_bar, main, bar = _widths(mix, width)
@@ -69,14 +69,14 @@ def _clients(mix: Mix, rows: Ints, width: int) -> Table:
     left = ("", f"shares of {mix.units}", *(["most of all"] if main else []))
     for heading in ("client", "examples", *left, mix.units, "divergence"):
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
-    every = mix.available / mix.available.sum()
+    overall = mix.available / mix.available.sum()
     blank = [""] if main else []
-    table.add_row("all", f"{mix.available.sum():,}", "", _strip(every, bar, highest), *blank, f"{(every > 0).sum()}", "")
+    table.add_row("all", f"{mix.available.sum():,}", "", _strip(overall, bar, highest), *blank, f"{(overall > 0).sum()}", "")
     table.add_row()
-    for client, share, size, far in zip(ids, shares, sizes.tolist(), divergence(counts, mix.available).tolist(), strict=True):
+    for client, share, size, distance in zip(ids, shares, sizes.tolist(), divergence(counts, mix.available).tolist(), strict=True):
         most = [Text(f"{words.plain(mix.class_names[share.argmax()], main - 5)} {share.max():.0%}")] if main else []
         size_of = Text(_bar(size / sizes.max(), size_bar), "cyan")
-        table.add_row(client, f"{size:,}", size_of, _strip(share, bar, highest), *most, f"{(share > 0).sum()}", f"{far:.2f}")
+        table.add_row(client, f"{size:,}", size_of, _strip(share, bar, highest), *most, f"{(share > 0).sum()}", f"{distance:.2f}")
     return table
 
 
@@ -88,7 +88,7 @@ def _widths(mix: Mix, width: int) -> tuple[int, int, int]:
 
 
 def _strip(share: Floats, width: int, highest: float) -> Text:
-    """The shares of classes (num_classes,): stretches of a bar where classes are few, else places that are darker for more."""
+    """Draw shares of classes (num_classes,): parts of a bar where classes are few, else cells, darker for a larger share."""
     text = Text(no_wrap=True)
     if len(share) <= len(COLOURS):
         for number, num_cells in enumerate(_cells(share, width)):
@@ -101,7 +101,7 @@ def _strip(share: Floats, width: int, highest: float) -> Text:
 
 
 def _cells(share: Floats, width: int) -> list[int]:
-    """How many of `width` cells each class gets: by its share, but one at least for each that is held."""
+    """The number of `width` cells of each class: by its share, but at least one for a class with examples."""
     ideal = share * width
     cells = np.where(share > 0, np.maximum(1, np.floor(ideal)), 0).astype(int)
     while cells.sum() > width:
@@ -143,7 +143,7 @@ def _key(mix: Mix, width: int) -> RenderableType:
 
 
 def _histograms(mix: Mix, width: int) -> Table:
-    """How many clients are of which size, and how far from the mix of all."""
+    """Histograms of clients by size and by divergence from the mix of all images."""
     half = min(50, (width - 4) // 2)
     table = Table.grid(padding=(0, 4, 0, 0))
     table.add_row(Text("clients by number of examples", "dim"), Text("clients by divergence", "dim"))
@@ -172,6 +172,6 @@ def _closing(mix: Mix, facts: Mapping[str, str]) -> Table:
     table = Table(title="split of images over clients", title_justify="left", show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in {**facts, **words.facts(mix)}.items():
+    for name, value in {**facts, **words.details(mix)}.items():
         table.add_row(Text(name), Text(value))
     return table

@@ -49,11 +49,11 @@ def save(mix: Mix, path: Path, title: str) -> None:
     kind = path.suffix.lower().removeprefix(".")
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in a script that the font lacks: boxes, but a picture
-        mpl.rcdefaults()  # whatever a matplotlibrc says
+        mpl.rcdefaults()  # ignore a matplotlibrc
         mpl.rcParams.update(STYLE)
-        drawn = draw(mix, title)
+        figure = draw(mix, title)
         try:
-            drawn.savefig(part, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
+            figure.savefig(part, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {"Software": None})
             part.replace(path)
         except OSError as error:
             raise UserError(f"{path}: cannot write a picture there: {reason(error)}") from error
@@ -90,7 +90,7 @@ def draw(mix: Mix, title: str) -> Figure:
 
 
 def _order(mix: Mix) -> Ints:
-    """Rows of the counts from the top down: by id; of many clients by their main class, and its share within."""
+    """The order of clients from the top down: by id; many clients by their main class, then by its share."""
     if mix.num_shown <= split_page.MOST_LINES:
         return np.arange(mix.num_shown)
     shares = mix.counts / mix.counts.sum(1, keepdims=True)
@@ -129,7 +129,7 @@ def _heat(axes: Axes, counts: Ints, page: Page, figure: Figure) -> None:
 
 
 def _name_classes(axes: Axes, mix: Mix, page: Page) -> None:
-    axes.set_xticks(split_page.named(mix), split_page.names(mix), rotation=90 if page.vertical else 0)
+    axes.set_xticks(split_page.labelled_classes(mix), split_page.class_labels(mix), rotation=90 if page.vertical else 0)
     axes.tick_params(axis="x", length=2 if mix.num_classes > split_page.MOST_NAMES else 0)
     axes.spines[["top", "right", "left", "bottom"]].set_visible(not page.dots)
 
@@ -141,12 +141,12 @@ def _name_clients(axes: Axes, mix: Mix, page: Page) -> None:
         axes.set_ylabel("client")
     else:
         axes.set_yticks([])
-        some = f"{mix.num_shown:,}" if mix.num_shown == mix.num_clients else f"{mix.num_shown:,} of {mix.num_clients:,}"
-        axes.set_ylabel(f"{some} clients, sorted by the {mix.unit} they hold most of")
+        number = f"{mix.num_shown:,}" if mix.num_shown == mix.num_clients else f"{mix.num_shown:,} of {mix.num_clients:,}"
+        axes.set_ylabel(f"{number} clients, sorted by the {mix.unit} they hold most of")
 
 
 def _available(axes: Axes, mix: Mix, matrix: Axes) -> None:
-    """All training images of each class, and those of them that some client holds."""
+    """Bars of all training images of each class, and of the images that clients hold."""
     places = np.arange(mix.num_classes + 1)
     for counts, colour in ((mix.available, PALE), (mix.held, SOFT if mix.exact else GREY)):
         if mix.num_classes <= MOST_BARS:
@@ -158,8 +158,8 @@ def _available(axes: Axes, mix: Mix, matrix: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([0, int(mix.available.max())], ["0", f"{mix.available.max():,}"])
     axes.spines[["top", "right", "left"]].set_visible(False)
-    held = "blue: held by clients" if mix.exact else f"dark: held by {mix.num_examined:,} clients"
-    axes.set_title(f"training images of each {mix.unit}; {held}", size=8, color=GREY, loc="left", pad=3)
+    note = "blue: held by clients" if mix.exact else f"dark: held by {mix.num_examined:,} clients"
+    axes.set_title(f"training images of each {mix.unit}; {note}", size=8, color=GREY, loc="left", pad=3)
 
 
 def _bars(axes: Axes, sizes: Ints) -> None:
@@ -174,7 +174,7 @@ def _bars(axes: Axes, sizes: Ints) -> None:
 
 
 def _lollipops(axes: Axes, divergences: Floats, by_chance: float) -> None:
-    """How far each client is from the mix of all training images, 0..1, and how far chance would put it."""
+    """The divergence of each client from all training images, 0..1, and the divergence by chance."""
     rows = np.arange(len(divergences))
     axes.axvline(by_chance, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)))
     axes.hlines(rows, 0, divergences, color=ORANGE, linewidth=1.2)

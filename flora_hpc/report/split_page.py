@@ -1,4 +1,4 @@
-"""Where the parts of the picture of a split go, and the words around them."""
+"""The layout of the picture of a split, and the texts around it."""
 
 import textwrap
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ from flora_hpc.data.mix import Mix
 from flora_hpc.report import words
 
 MOST_DOTS = (40, 30)  # clients and classes; beyond it a heat map
-MOST_LINES = 60  # clients with a line of their own; beyond it they are sorted by their main class
+MOST_LINES = 60  # clients with a line of their own; more clients are sorted by their main class
 MOST_NAMES = 50  # class names below a picture
 
 
 @dataclass(frozen=True)
 class Page:
-    """Where things are, in inches from the lower left corner."""
+    """The places of the parts, in inches from the lower left corner."""
 
     left: float
     bottom: float
@@ -43,7 +43,7 @@ class Page:
         return self.bottom + self.matrix_height + 0.08 + 0.62 + 0.4 + 0.2 * len(self.title) + 0.17 * len(self.subtitle) + 0.25
 
     def side(self, number: int) -> float:
-        """Where a picture to the right of the matrix begins."""
+        """The left edge of a picture to the right of the matrix."""
         return self.left + self.matrix_width + 0.2 + number * (self.side_width + self.gap)
 
     def axes(self, figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
@@ -60,7 +60,7 @@ def make(mix: Mix, title: str) -> Page:
     matrix_height = float(np.clip(0.3 * num_clients, 0.6, 7.2)) if lines else 4.6
     if not dots and lines:
         matrix_height = float(np.clip(0.22 * num_clients, 1.2, 7.2))
-    widths = [_inches(name) for name in names(mix)]
+    widths = [_inches(name) for name in class_labels(mix)]
     vertical = max(widths) > 0.9 * matrix_width / len(widths)
     ids = max(_inches(str(client)) for client in mix.clients) if lines else 0.1
     left = max(0.5 + ids, 0.3 + _inches(f"{mix.available.max():,}"))
@@ -87,13 +87,13 @@ def _inches(text: str) -> float:
     return float(TextPath((0, 0), text, size=8).get_extents().width) / 72 if text.strip() else 0.0
 
 
-def named(mix: Mix) -> Ints:
+def labelled_classes(mix: Mix) -> Ints:
     """Classes whose names are written, evenly spaced where they are many."""
     if mix.num_classes <= MOST_NAMES:
         return np.arange(mix.num_classes)
     return np.arange(0, mix.num_classes, -(-mix.num_classes // MOST_NAMES))
 
 
-def names(mix: Mix) -> list[str]:
-    """Their names, short enough to be labels."""
-    return [words.plain(mix.class_names[number], 26) for number in named(mix)]
+def class_labels(mix: Mix) -> list[str]:
+    """The names of these classes, short enough for labels."""
+    return [words.plain(mix.class_names[number], 26) for number in labelled_classes(mix)]

@@ -22,7 +22,7 @@ Numbers = npt.NDArray[Any]
 HALF, WIDE = 4.7, 9.6  # inches: two figures beside each other, or one
 INK, GREY, AXIS, GRID, PAPER = "#1b1f24", "#5d6570", "#b4bac2", "#e4e7eb", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE, OCHRE, SLATE = "#0072b2", "#d55e00", "#008f68", "#b0539a", "#a87900", "#3d434b"
-DARK = {  # what takes a colour's place on a dark page
+DARK = {  # colour on a light page -> colour on a dark page
     INK: "#e6e8eb",
     GREY: "#a3abb6",
     AXIS: "#4a515b",
@@ -40,7 +40,7 @@ DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5,
 # like those of the terminal, in its order; neighbours differ in lightness too. They suit both pages
 OF_PHASES = ("#a5d883", "#2e8b57", "#86d3dc", "#f2b632", "#b5488f", "#2f97a3", "#4a7fd4", "#9aa1ab")
 PHASES = dict(zip(views.PHASES, OF_PHASES, strict=True))
-DENSE_BLUE, DENSE_AMBER = "#2b8fd6", "#e08a00"  # of pictures, which are denser for more on both pages
+DENSE_BLUE, DENSE_AMBER = "#2b8fd6", "#e08a00"  # of pictures: denser for more, on both pages
 MOST_POINTS = 4000  # of all lines of a figure
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
@@ -81,7 +81,7 @@ class NothingError(Exception):
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Figures are drawn and saved in this style inside, whatever a matplotlibrc says."""
+    """Draw and save figures in this style inside, whatever a matplotlibrc says."""
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in a script that the font lacks: boxes, but a picture
         mpl.rcdefaults()
@@ -90,14 +90,14 @@ def styled() -> Iterator[None]:
 
 
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure of some inches and its axes."""
+    """A figure of this size in inches, and its axes."""
     figure = Figure((width, height), facecolor=PAPER)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **options)
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour and dashes of the line with this number; 24 are told apart, also by the colour-blind."""
+    """Colour and dashes of the line with this number; 24 lines are distinct, also to the colour-blind."""
     return {"color": LINES[number % len(LINES)], "linestyle": DASHES[number // len(LINES) % len(DASHES)]}
 
 
@@ -155,7 +155,7 @@ def thinned(x: Numbers, y: Numbers, most: int) -> tuple[Numbers, Numbers]:
 
 
 def stretches(num: int, most: int) -> Numbers:
-    """Where at most `most` equal stretches of 0..num-1 begin."""
+    """The starts of at most `most` equal stretches of 0..num-1."""
     return np.unique(np.linspace(0, num, min(num, most), endpoint=False).astype(np.int64))
 
 
@@ -200,5 +200,5 @@ def shade_key(axes: Axes, most: float, colour: str, label: str, power: float = 1
 
 
 def legend_below(axes: Axes, columns: int, **options: Any) -> None:
-    """The key under the axis, where it covers nothing."""
+    """Put the key below the axes, where it covers nothing."""
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **options)

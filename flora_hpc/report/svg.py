@@ -18,7 +18,7 @@ COLOUR = re.compile("|".join(COLOURS))
 
 
 def inline(figure: Figure, name: str, label: str) -> str:
-    """The figure for a page. Its ids start with `name`; `label` is what it is for those who do not see it."""
+    """The figure as SVG for a page. Its ids start with `name`; `label` names it for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True, dpi=150)
     root = ElementTree.fromstring(NO_XML.sub("\ufffd", buffer.getvalue()))
@@ -32,7 +32,7 @@ def inline(figure: Figure, name: str, label: str) -> str:
         element.tail = None  # white space, here and between children
         element.text = element.text if element.tag in ("text", "tspan") else None
     values = [value for element in elements for value in element.attrib.values()]
-    referenced = {found for value in values for found in REFERENCE.findall(value)}
+    referenced = {reference for value in values for reference in REFERENCE.findall(value)}
     referenced |= {value[1:] for value in values if value.startswith("#")}
     for element in elements:
         if element.get("id") not in referenced:
@@ -50,7 +50,7 @@ def _bare(name: str) -> str:
 
 
 def _value(key: str, value: str, name: str) -> str:
-    """What an attribute of the figure `name` becomes."""
+    """The new value of an attribute in the figure `name`."""
     if key == "id":
         return f"{name}-{value}"
     if key == "href":  # a name, or a picture as text

@@ -36,7 +36,7 @@ MOST_PICTURE = (96, 240)  # ranks and rounds of the map
 def phases(run: Run) -> Figure:
     """Seconds of each round, stacked by phase; means over ranks."""
     rows = columns.rounds(run)
-    _some(rows)
+    _check_rows(rows)
     starts = round_stretches(rows["round"], MOST_ROUNDS)
     width = np.diff(np.append(starts, len(rows)))
     parts = {name: np.add.reduceat(values, starts) / width for name, values in columns.phase_seconds(rows).items()}
@@ -68,7 +68,7 @@ def phases(run: Run) -> Figure:
 def ranks(run: Run) -> Figure:
     """Each rank's phases along time where they are few; else the share of waiting, rank by round."""
     rows = run.tables["ranks"]
-    _some(rows)
+    _check_rows(rows)
     num_ranks, num_rounds = int(rows["rank"].max()) + 1, len(np.unique(rows["round"]))
     return _strip(rows, num_ranks) if num_ranks * num_rounds <= MOST_CELLS else _map(rows, num_ranks)
 
@@ -104,12 +104,12 @@ def _strip(rows: Rows, num_ranks: int) -> Figure:
 
 
 def starts(rows: Rows) -> Numbers:
-    """Seconds at which the round of each row begins, for all its ranks alike: when the slowest is through the rounds before."""
+    """The second at which each row's round begins, the same for all ranks: when the slowest has finished the rounds before."""
     rounds, which = np.unique(rows["round"], return_inverse=True)
     longest = np.zeros(len(rounds))
     np.maximum.at(longest, which, rows["round_seconds"])
-    found: Numbers = (np.cumsum(longest) - longest)[which]
-    return found
+    begins: Numbers = (np.cumsum(longest) - longest)[which]
+    return begins
 
 
 def _map(rows: Rows, num_ranks: int) -> Figure:
@@ -142,11 +142,12 @@ def waiting(rows: Rows, num_ranks: int) -> tuple[Numbers, int, int]:
 def split_bars(runs: Sequence[Run]) -> Figure:
     """Mean seconds of a trained round of each run, by phase."""
     names = columns.names(runs)
-    shown = [(name, columns.trained(run)) for name, run in zip(names, runs, strict=True)]
-    if not any(len(rows) for _, rows in shown):
+    tables = [(name, columns.trained(run)) for name, run in zip(names, runs, strict=True)]
+    if not any(len(rows) for _, rows in tables):
         raise NothingError("No round was trained in any of the runs.")
     means = [
-        {phase: values.mean() if len(values) else 0.0 for phase, values in columns.phase_seconds(rows).items()} for _, rows in shown
+        {phase: values.mean() if len(values) else 0.0 for phase, values in columns.phase_seconds(rows).items()}
+        for _, rows in tables
     ]
     unit, unit_name = seconds_unit(max(sum(parts.values()) for parts in means))
     figure, axes = new(WIDE, 1.2 + 0.3 * len(runs))
@@ -170,7 +171,7 @@ def split_bars(runs: Sequence[Run]) -> Figure:
 def memory(run: Run) -> Figure:
     """The most memory that each rank's process held."""
     rows = run.tables["ranks"]
-    _some(rows)
+    _check_rows(rows)
     peaks = np.zeros(int(rows["rank"].max()) + 1)
     np.maximum.at(peaks, rows["rank"], rows["peak_memory_bytes"])
     figure, axes = new(HALF, 3.0)
@@ -197,7 +198,7 @@ def _ranks_axis(axes: Axes, num_ranks: int) -> None:
     axes.set_ylabel("rank")
 
 
-def _some(rows: Rows) -> None:
+def _check_rows(rows: Rows) -> None:
     if not len(rows):
         raise NothingError("No round was finished.")
 

@@ -1,4 +1,4 @@
-"""A split in words: one sentence that says what kind it is, and the facts behind it."""
+"""A split in words: one sentence with its kind, and the numbers behind it."""
 
 from typing import Any
 
@@ -7,21 +7,21 @@ import numpy as np
 from flora_hpc.data.images import Ints
 from flora_hpc.data.mix import Mix
 
-ALIKE = 0.02  # mean divergence beyond that of chance, as a share of what is left to 1, up to which clients have the same mix
-EVEN = 0.3  # standard deviation of sizes, in their means, up to which clients count as of one size
-NO_TELLING = 0.4  # mean divergence, as a share of that of clients with one class each, beyond which clients are not called alike
-KINDS = ((0.1, "Mildly skewed"), (0.35, "Skewed"), (1.0, "Strongly skewed"))  # and from there on, up to this
+ALIKE = 0.02  # clients have the same mix up to this mean divergence beyond chance, as a share of 1 - chance
+EVEN = 0.3  # clients have one size up to this standard deviation of sizes over their mean
+NO_TELLING = 0.4  # clients are not called alike beyond this mean divergence, as a share of that of clients with one class each
+KINDS = ((0.1, "Mildly skewed"), (0.35, "Skewed"), (1.0, "Strongly skewed"))  # words for a share beyond ALIKE, up to each bound
 
 
 def sentence(mix: Mix) -> str:
-    """What kind of split this is, in one sentence."""
+    """The kind of the split, in one sentence."""
     if mix.num_clients == 1:
         return f"One client: it holds {_sizes(mix)} of {_classes(mix)}."
     return f"{_kind(mix)}: {_classes(mix)}; {_sizes(mix)}."
 
 
-def facts(mix: Mix) -> dict[str, str]:
-    """The numbers: what is counted, and on how many clients it rests."""
+def details(mix: Mix) -> dict[str, str]:
+    """The numbers behind the sentence: label -> text."""
     rows = {"clients": f"{mix.num_clients:,}", "examples": _examples(mix)}
     if not mix.examined_all:
         rows["clients"] += f"; what follows is of {mix.num_examined:,} of them, spread evenly over all"
@@ -41,7 +41,7 @@ def facts(mix: Mix) -> dict[str, str]:
 
 
 def numbers(mix: Mix) -> dict[str, Any]:
-    """The same for programs; `counts` are those of `clients`, which may be a part of all."""
+    """The same for programs; `counts` has a row for each of `clients`, which may be some of all clients."""
     return {
         "sentence": sentence(mix),
         "num_clients": mix.num_clients,
@@ -68,7 +68,7 @@ def plain(text: str, most: int) -> str:
 
 
 def _kind(mix: Mix) -> str:
-    """Small clients differ by chance, and their mean does; only what is beyond both counts."""
+    """The kind of split. Small clients, and their mean, differ by chance; only the divergence beyond chance counts."""
     excess = float(mix.divergences.mean() - mix.by_chance) / max(1 - mix.by_chance, 1e-9)
     if excess > ALIKE + 0.5 * mix.by_chance / mix.num_examined**0.5:  # a client's divergence by chance varies by about half of it
         return next(words for most, words in KINDS if excess <= most)

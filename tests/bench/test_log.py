@@ -55,7 +55,7 @@ def test_the_meter_passes_on_what_it_is_told(tmp_path: Path) -> None:
     assert np.diff(meter.file_bytes[:-1]).min() > 0
     assert min(meter.writer_seconds) > 0
     assert meter.num_client_rows == 3000
-    assert meter.counted()["round"].tolist() == [2, 3]
+    assert meter.timed_rounds()["round"].tolist() == [2, 3]
 
 
 def test_both_sides_are_real_runs_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from flora_hpc.errors import UserError
 from flora_hpc.records import views
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.schema import RANKS, TOPOLOGY, Rows
-from flora_hpc.records.summary import accuracy_facts, summary
+from flora_hpc.records.summary import accuracy_lines, summary
 from tests.contracts.known_helpers import round_record, run_info
 
 TABLES = ["rounds", "ranks", "clients", "topology"]
@@ -96,7 +96,7 @@ def test_the_summary_says_what_was_run_and_what_came_out(folder: Path) -> None:
 )
 def test_an_error_that_hardly_falls_has_no_factor(after: float, error: str | None) -> None:
     rounds = np.concatenate([round_record(number, accuracy=accuracy).row for number, accuracy in enumerate((0.1003, after))])
-    assert accuracy_facts(rounds).get("test error") == error
+    assert accuracy_lines(rounds).get("test error") == error
 
 
 def test_the_file_and_its_directory_show_the_same(folder: Path) -> None:

@@ -17,9 +17,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flora_hpc.cli import app
-from flora_hpc.cli.watch import Sayer, looks, show_lines, show_live
+from flora_hpc.cli.watch import Printer, show_lines, show_live, snapshots
 from flora_hpc.errors import UserError
-from flora_hpc.records.follow import Look
+from flora_hpc.records.follow import Snapshot
 from flora_hpc.records.hdf5file import Writer
 from tests import forks
 from tests.conftest import ROOT
@@ -134,94 +134,99 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     assert isinstance(result.exception, UserError)
 
 
-def look(last: int, status: str = "running", resumed: Sequence[int] = (), silent: float = 0.0) -> Look:
+def snapshot(last: int, status: str = "running", resumed: Sequence[int] = (), silent: float = 0.0) -> Snapshot:
     """A run that has played rounds 0 to `last` of 2."""
     info = run_info()
     rounds = np.concatenate([round_record(number, accuracy=0.5).row for number in range(last + 1)])
-    return Look(vars(info) | {"status": status, "resumed_after": json.dumps(resumed)}, rounds, info.topology, silent)
+    return Snapshot(vars(info) | {"status": status, "resumed_after": json.dumps(resumed)}, rounds, info.topology, silent)
 
 
 class Scripted:
-    """A run whose looks are known beforehand; one too many is a StopIteration, which a generator turns into a RuntimeError."""
+    """A run with scripted snapshots; one poll too many raises StopIteration, which a generator turns into a RuntimeError."""
 
     path = Path("run.h5")
 
-    def __init__(self, *looks: Look | None) -> None:
-        self._looks = iter(looks)
+    def __init__(self, *script: Snapshot | None) -> None:
+        self._script = iter(script)
 
-    def look(self) -> Look | None:
-        return next(self._looks)
+    def poll(self) -> Snapshot | None:
+        return next(self._script)
 
 
-def statuses(*scripted: Look | None, give_up: float | None = 600.0) -> list[str]:
-    """Of every look until the watching ends."""
-    return [seen.status for seen in looks(Scripted(*scripted), lambda sentence: None, 1.0, give_up, lambda seconds: None)]
+def statuses(*scripted: Snapshot | None, give_up: float | None = 600.0) -> list[str]:
+    """The statuses of all snapshots until the watching ends."""
+    return [seen.status for seen in snapshots(Scripted(*scripted), lambda sentence: None, 1.0, give_up, lambda seconds: None)]
 
 
 def test_watching_ends_with_the_run_and_waits_for_it() -> None:
-    assert statuses(None, None, look(0), look(1, "stopped"), look(2)) == ["running", "stopped"]
-    assert statuses(look(1), look(2, "finished"), look(2)) == ["running", "finished"]
+    assert statuses(None, None, snapshot(0), snapshot(1, "stopped"), snapshot(2)) == ["running", "stopped"]
+    assert statuses(snapshot(1), snapshot(2, "finished"), snapshot(2)) == ["running", "finished"]
 
 
 def test_a_silent_run_is_left_after_a_while() -> None:
-    assert statuses(look(1, silent=599), look(1, silent=600), look(1)) == ["running"] * 2
+    assert statuses(snapshot(1, silent=599), snapshot(1, silent=600), snapshot(1)) == ["running"] * 2
 
 
 def test_stay_waits_for_a_job_that_goes_on() -> None:
-    seen = (look(1, "failed"), look(1, silent=1e6), look(2, resumed=[1]), look(2, "finished"), look(2))
-    assert statuses(*seen, give_up=None) == ["failed", "running", "running", "finished"]
+    states = (snapshot(1, "failed"), snapshot(1, silent=1e6), snapshot(2, resumed=[1]), snapshot(2, "finished"), snapshot(2))
+    assert statuses(*states, give_up=None) == ["failed", "running", "running", "finished"]
 
 
-def told(*seen: Look) -> list[str]:
-    """What is said of rounds and of resuming; the facts come first."""
+def printed(*states: Snapshot) -> list[str]:
+    """The lines about rounds and resumes, without the description of the run."""
     text = io.StringIO()
-    show_lines(Sayer(Console(file=text, width=200)), iter(seen))
+    show_lines(Printer(Console(file=text, width=200)), iter(states))
     return [line.split(" | ")[0] for line in text.getvalue().splitlines() if re.match("round|goes on after|starts|last", line)]
 
 
 def test_rounds_are_told_once_from_the_last_one_on() -> None:
-    assert told(look(1), look(1), look(2), look(2, "finished")) == ["round 1/2", "round 2/2"]
+    assert printed(snapshot(1), snapshot(1), snapshot(2), snapshot(2, "finished")) == ["round 1/2", "round 2/2"]
 
 
 def test_rounds_that_are_played_again_are_told_again() -> None:
-    assert told(look(2), look(1, resumed=[1]), look(2, resumed=[1])) == ["round 2/2", "goes on after round 1", "round 2/2"]
+    states = snapshot(2), snapshot(1, resumed=[1]), snapshot(2, resumed=[1])
+    assert printed(*states) == [
+        "round 2/2",
+        "goes on after round 1",
+        "round 2/2",
+    ]
 
 
 def test_a_run_that_goes_on_twice_after_one_round_says_so_twice() -> None:
     """As a job does that is killed before its first checkpoint."""
     again = ["goes on after round 1", "round 2/2"]
-    seen = (look(2), look(2, resumed=[1]), look(2, resumed=[1, 1]))
-    assert told(*seen) == ["round 2/2", *again, *again]
+    states = (snapshot(2), snapshot(2, resumed=[1]), snapshot(2, resumed=[1, 1]))
+    assert printed(*states) == ["round 2/2", *again, *again]
 
 
-def test_what_happened_between_two_looks_counts() -> None:
-    assert told(look(2), look(2, resumed=[0, 1])) == ["round 2/2", "goes on after round 1", "round 1/2", "round 2/2"]
+def test_what_happened_between_two_polls_counts() -> None:
+    assert printed(snapshot(2), snapshot(2, resumed=[0, 1])) == ["round 2/2", "goes on after round 1", "round 1/2", "round 2/2"]
 
 
 @pytest.mark.parametrize(("before", "after"), [([], [-1]), ([0], [])])
 def test_a_run_that_starts_over_is_told_from_its_beginning(before: list[int], after: list[int]) -> None:
     """Without a checkpoint; or because another one was put in its place."""
-    seen = (look(1, resumed=before), look(1, resumed=after))
-    assert told(*seen) == ["round 1/2", "starts over", "round 0/2", "round 1/2"]
+    states = (snapshot(1, resumed=before), snapshot(1, resumed=after))
+    assert printed(*states) == ["round 1/2", "starts over", "round 0/2", "round 1/2"]
 
 
 def test_a_doubt_is_told_once_each_time() -> None:
     doubt = "last written 2:00 ago; its job may have been killed"
-    seen = (look(1, silent=120), look(1, silent=120.1), look(2), look(2, silent=120))
-    assert told(*seen) == ["round 1/2", doubt, "round 2/2", doubt]
+    states = (snapshot(1, silent=120), snapshot(1, silent=120.1), snapshot(2), snapshot(2, silent=120))
+    assert printed(*states) == ["round 1/2", doubt, "round 2/2", doubt]
 
 
-def drawn(*seen: Look) -> str:
+def drawn(*states: Snapshot) -> str:
     """The last panel that a terminal of 80 columns is shown."""
     text = io.StringIO()
-    show_live(Console(file=text, width=80, force_terminal=True, color_system=None), iter(seen))
+    show_live(Console(file=text, width=80, force_terminal=True, color_system=None), iter(states))
     return text.getvalue()[text.getvalue().rindex("╭") :]
 
 
 def test_the_panel_is_no_higher_than_the_terminal() -> None:
     text = io.StringIO()
     console = Console(file=text, width=40, height=15, force_terminal=True, color_system=None)
-    show_live(console, iter((look(1), look(2, silent=120))))
+    show_live(console, iter((snapshot(1), snapshot(2, silent=120))))
     panel = text.getvalue()[text.getvalue().rindex("╭") :]
     assert len(panel[: panel.index("╯")].splitlines()) == 14
     assert "have been killed" in panel
@@ -230,20 +235,20 @@ def test_the_panel_is_no_higher_than_the_terminal() -> None:
 @pytest.mark.parametrize("silent", [0.0, 1e9])
 def test_the_clock_of_a_run_that_has_ended_stands_still(silent: float) -> None:
     """Two rounds and the state before them took a second each."""
-    assert "elapsed 3.0 s" in drawn(look(2), look(2, "finished", silent=silent))
+    assert "elapsed 3.0 s" in drawn(snapshot(2), snapshot(2, "finished", silent=silent))
 
 
 def test_the_clock_of_a_run_that_goes_on_counts_from_there() -> None:
-    assert "elapsed 1.5 s" in drawn(look(1), look(2, resumed=[0, 1], silent=0.5))
+    assert "elapsed 1.5 s" in drawn(snapshot(1), snapshot(2, resumed=[0, 1], silent=0.5))
 
 
 @pytest.mark.parametrize(
     ("seen", "note"),
     [
-        (look(1, "stopped"), "stopped; it may go on (Ctrl-C leaves)"),
-        (look(1, silent=120), "last written 2:00 ago; its job may have been killed"),
+        (snapshot(1, "stopped"), "stopped; it may go on (Ctrl-C leaves)"),
+        (snapshot(1, silent=120), "last written 2:00 ago; its job may have been killed"),
     ],
 )
-def test_the_panel_says_when_nothing_may_come(seen: Look, note: str) -> None:
-    assert note in drawn(look(1), seen)
-    assert note not in drawn(seen, look(1))
+def test_the_panel_says_when_nothing_may_come(seen: Snapshot, note: str) -> None:
+    assert note in drawn(snapshot(1), seen)
+    assert note not in drawn(seen, snapshot(1))

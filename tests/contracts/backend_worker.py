@@ -19,7 +19,7 @@ from flora_hpc.comm.launch import Launch, detect
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
-from flora_hpc.records.known import tell_apart
+from flora_hpc.records.known import wait_and_transfer
 
 NUM_BARRIERS = 20
 LATE_SECONDS = 1.0
@@ -79,7 +79,7 @@ def wait_for_the_last_one(comm: Communicator) -> list[float]:
     if comm.rank == comm.size - 1:
         time.sleep(LATE_SECONDS)
     meter.allreduce(np.zeros(1000, np.int64))
-    waited, _ = tell_apart([json.loads(text) for text in comm.allgather(json.dumps(meter.lap().collectives).encode())])
+    waited, _ = wait_and_transfer([json.loads(text) for text in comm.allgather(json.dumps(meter.lap().collectives).encode())])
     return waited.tolist()
 
 

@@ -14,8 +14,8 @@ def test_only_those_that_watch_clients_are_told(tmp_path: Path) -> None:
     heard: list[tuple[int, int, int]] = []
 
     class Watching(quiet.Quiet):
-        def trained(self, done: int, mine: int, cohort: int) -> None:
-            heard.append((done, mine, cohort))
+        def trained(self, done: int, num_local: int, cohort: int) -> None:
+            heard.append((done, num_local, cohort))
 
     Background([quiet.build(tmp_path), Watching(tmp_path)]).trained(2, 5, 10)
     assert heard == [(2, 5, 10)]

@@ -5,7 +5,7 @@ import pytest
 from flora_hpc import extras, plugins
 from flora_hpc.errors import UserError
 from flora_hpc.observers import _tracker, _trackerthread
-from flora_hpc.observers._tracker import Bookmark
+from flora_hpc.observers._tracker import RunIdFile
 from tests.contracts.known_helpers import round_record, run_info
 
 
@@ -50,7 +50,7 @@ def test_a_folder_that_a_tracker_left_is_not_its_package(tmp_path: Path, monkeyp
 
 
 def test_one_that_is_named_twice_is_told_once(tmp_path: Path) -> None:
-    built = [aside._name for aside in _trackerthread.build(["csv", "wandb", "csv"], tmp_path)._asides]
+    built = [tracker_thread._name for tracker_thread in _trackerthread.build(["csv", "wandb", "csv"], tmp_path)._threads]
     assert built == ["csv", "wandb"]
 
 
@@ -67,9 +67,9 @@ def test_an_extra_installs_each_package() -> None:
 
 def test_a_bookmark_is_of_one_place(tmp_path: Path) -> None:
     path = tmp_path / "wandb.json"
-    assert Bookmark(path, "here").read() == {}
-    Bookmark(path, "here").write(run="a1")
-    assert Bookmark(path, "here").read() == {"where": "here", "run": "a1"}
-    assert Bookmark(path, "elsewhere").read() == {}
+    assert RunIdFile(path, "here").read() == {}
+    RunIdFile(path, "here").write(run="a1")
+    assert RunIdFile(path, "here").read() == {"where": "here", "run": "a1"}
+    assert RunIdFile(path, "elsewhere").read() == {}
     path.write_text("{")
-    assert Bookmark(path, "here").read() == {}
+    assert RunIdFile(path, "here").read() == {}

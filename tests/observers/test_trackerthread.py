@@ -71,7 +71,7 @@ def test_it_passes_on_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     play(tracker, tmp_path)
     assert tracker.heard == ["start", 0, 1, 2, 3, "finished"]
     (start,) = tracker.starts
-    assert (start.folder, start.goes_on) == (tmp_path, False)
+    assert (start.folder, start.resumed) == (tmp_path, False)
     assert (start.parameters["method.name"], start.parameters["cohort.size"], start.parameters["run.world_size"]) == ("flora", 3, 2)
     assert warnings(capsys) == []
 
@@ -95,11 +95,11 @@ def test_one_that_fails_is_named_once_and_the_run_goes_on(
 def test_one_that_hangs_holds_up_no_round_and_the_end_only_for_a_while(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Fake()
     tracker.may_go_on.clear()
-    aside = TrackerThread("fake", tmp_path, tracker, patience_seconds=0.01)
-    aside.started(run_info())
+    tracker_thread = TrackerThread("fake", tmp_path, tracker, patience_seconds=0.01)
+    tracker_thread.started(run_info())
     for number in range(100):
-        aside.round(round_record(number))
-    aside.ended("finished")
+        tracker_thread.round(round_record(number))
+    tracker_thread.ended("finished")
     assert warnings(capsys) == [
         "warning: fake is left out from here on (has not taken the last of it within 0.01 s); run.h5 has everything"
     ]
@@ -109,15 +109,15 @@ def test_one_that_hangs_holds_up_no_round_and_the_end_only_for_a_while(tmp_path:
 def test_what_waits_for_one_that_lags_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Fake()
     tracker.may_go_on.clear()
-    aside = TrackerThread("fake", tmp_path, tracker, NEVER, most_waiting=3)
-    aside.started(run_info())
+    tracker_thread = TrackerThread("fake", tmp_path, tracker, NEVER, most_waiting=3)
+    tracker_thread.started(run_info())
     for number in range(10):
-        aside.round(round_record(number))
-    aside.ended("finished")  # at once
+        tracker_thread.round(round_record(number))
+    tracker_thread.ended("finished")  # at once
     assert warnings(capsys) == ["warning: fake is left out from here on (is 3 rounds behind); run.h5 has everything"]
     tracker.may_go_on.set()
-    assert aside._teller is not None
-    aside._teller.join(30)
+    assert tracker_thread._thread is not None
+    tracker_thread._thread.join(30)
     assert tracker.heard == ["start", "left out"], "it may close its run"
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_goes_on_tells_what_was_missed_and_nothing_twice(tmp_path: Pa
     tracker = Fake(held={0, 2})
     play(tracker, tmp_path, first=2, earlier=earlier(0, 1))
     assert tracker.heard == ["start", 1, 3, "finished"]
-    assert tracker.starts[0].goes_on
+    assert tracker.starts[0].resumed
 
 
 def test_what_the_round_after_writes_into_a_row_does_not_reach_a_tracker(tmp_path: Path) -> None:
@@ -152,13 +152,13 @@ def test_what_the_round_after_writes_into_a_row_does_not_reach_a_tracker(tmp_pat
     tracker = Fake()
     tracker.may_go_on.clear()
     tracker.log = rows.append  # type: ignore[method-assign, assignment]
-    aside = TrackerThread("fake", tmp_path, tracker, NEVER)
-    aside.started(run_info())
+    tracker_thread = TrackerThread("fake", tmp_path, tracker, NEVER)
+    tracker_thread.started(run_info())
     record = round_record(1, accuracy=0.5)
-    aside.round(record)
+    tracker_thread.round(record)
     record.row["test_accuracy"] = 0.0
     tracker.may_go_on.set()
-    aside.ended("finished")
+    tracker_thread.ended("finished")
     assert [(row.dtype, row["test_accuracy"].tolist()) for row in rows] == [(ROUNDS, [0.5])]
 
 

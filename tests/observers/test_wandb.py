@@ -1,9 +1,9 @@
 from pathlib import Path
 
-from flora_hpc.observers.wandb import set_aside
+from flora_hpc.observers.wandb import move_replaced
 
 
-def test_folders_of_a_run_that_was_written_anew_are_set_aside(tmp_path: Path) -> None:
+def test_folders_of_a_run_that_was_written_anew_are_moved(tmp_path: Path) -> None:
     names = [
         "offline-run-20260101_120000-mine",
         "offline-run-20260101_130000-mine",
@@ -12,6 +12,6 @@ def test_folders_of_a_run_that_was_written_anew_are_set_aside(tmp_path: Path) ->
     ]
     for name in names:
         (tmp_path / name).mkdir()
-    set_aside(tmp_path / names[1], "mine")
+    move_replaced(tmp_path / names[1], "mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "replaced"])
     assert [path.name for path in (tmp_path / "replaced").iterdir()] == names[:1]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flora_hpc.records.known import RankReport, merge, tell_apart
+from flora_hpc.records.known import RankReport, merge, wait_and_transfer
 from flora_hpc.records.schema import CLIENTS, RANKS
 from tests.contracts.known_helpers import rows
 
@@ -121,21 +121,21 @@ def test_ranks_whose_adapters_differ_are_an_error() -> None:
 
 def test_waiting_is_what_a_rank_spends_beyond_the_last_one_to_come() -> None:
     """Two collectives: rank 2 is the last to come to the first one, rank 0 to the second."""
-    waited, transfer = tell_apart([[5.0, 1.0], [3.0, 4.0], [2.0, 2.0]])
+    waited, transfer = wait_and_transfer([[5.0, 1.0], [3.0, 4.0], [2.0, 2.0]])
     assert transfer == 2.0 + 1.0
     assert waited.tolist() == [3.0, 4.0, 1.0]
 
 
 def test_without_collectives_nobody_waits() -> None:
-    waited, transfer = tell_apart([[], []])
+    waited, transfer = wait_and_transfer([[], []])
     assert (waited.tolist(), transfer) == ([0.0, 0.0], 0.0)
 
 
 def test_alone_everything_is_transfer() -> None:
-    waited, transfer = tell_apart([[0.5, 0.25]])
+    waited, transfer = wait_and_transfer([[0.5, 0.25]])
     assert (waited.tolist(), transfer) == ([0.0], 0.75)
 
 
 def test_ranks_in_different_numbers_of_collectives_are_a_mistake_of_the_program() -> None:
     with pytest.raises(ValueError, match="inhomogeneous"):
-        tell_apart([[1.0, 2.0], [1.0]])
+        wait_and_transfer([[1.0, 2.0], [1.0]])

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from flora_hpc.records.panel import WIDEST, Progress, Seen, panel
+from flora_hpc.records.panel import WIDEST, PanelData, Progress, panel
 from tests.contracts.known_helpers import round_record
 
 NOTE = "last written 2:00 ago; its job may have been killed"
 SIZES = [(20, 6), (40, 10), (40, 15), (60, 20), (80, 24), (80, 50), (120, 30), (200, 50), (300, 80)]
 
 
-def seen(num_rounds: int, note: str = "", num_rejected: int = 0) -> Seen:
+def seen(num_rounds: int, note: str = "", num_rejected: int = 0) -> PanelData:
     """Rounds 0 to `num_rounds - 1` of twenty or more, in the middle of the next one."""
     records = [round_record(i, accuracy=0.5 + i / (2 * num_rounds), num_rejected=num_rejected) for i in range(num_rounds)]
     rounds = np.concatenate([record.row for record in records]) if records else round_record(0).row[:0]
-    return Seen(rounds, max(20, num_rounds + 1), -1, 0.5, Progress(7, 10, 10), note)
+    return PanelData(rounds, max(20, num_rounds + 1), -1, 0.5, Progress(7, 10, 10), note)
 
 
-def drawn(what: Seen, width: int, height: int) -> list[str]:
+def drawn(what: PanelData, width: int, height: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, record=True, force_terminal=True)
     console.print(panel(what, *console.size))
     return console.export_text().splitlines()

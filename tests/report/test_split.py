@@ -114,8 +114,8 @@ def test_few_examples_of_two_classes_do_not_tell_either() -> None:
     assert words.sentence(replace(made([[8, 9], [70, 70]]), by_chance=0.02)).startswith("Alike in classes, not in size: ")
 
 
-def test_facts() -> None:
-    assert words.facts(made([[2, 2], [6, 0]], nobodys=3)) == {
+def test_details() -> None:
+    assert words.details(made([[2, 2], [6, 0]], nobodys=3)) == {
         "clients": "2",
         "examples": "10, each in one client",
         "smallest, largest": "4 and 6 examples (median 5)",
@@ -126,7 +126,7 @@ def test_facts() -> None:
 
 
 def test_facts_tell_on_how_many_clients_they_rest() -> None:
-    assert words.facts(made([[2, 2]] * 5, num_clients=500))["clients"] == (
+    assert words.details(made([[2, 2]] * 5, num_clients=500))["clients"] == (
         "500; what follows is of 5 of them, spread evenly over all"
     )
 
