@@ -14,7 +14,7 @@ import torch
 from flora_hpc import firststep
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Noise, Tensors, Wanted
+from flora_hpc.methods._method import CaptionRows, Method, Noise, Tensors
 from tests.test_trainer import linear_method
 
 
@@ -86,9 +86,9 @@ def test_ranks_make_a_jacobian_together(size: int) -> None:
     """Of three captions with 300 numbers each, in two blocks; with seven ranks, one has none."""
     matrix, sent, barrier = torch.randn(3, 300), [b""] * size, Barrier(size)
 
-    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+    def classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
         first = tensors["weight"].flatten(1)[:, :1, None]
-        return first * (matrix if wanted is None else matrix[wanted[0]])
+        return first * (matrix if caption_rows is None else matrix[caption_rows[0]])
 
     method, adapter = replace(linear_method(), classes=classes), torch.randn(6)
 
@@ -108,9 +108,9 @@ def test_ranks_make_a_jacobian_together(size: int) -> None:
 def test_gradients_of_a_curve_by_hand() -> None:
     """Of T = sin(w), the gradient by w is that by T times cos(w)."""
 
-    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+    def classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
         found = tensors["weight"].sin()
-        return found if wanted is None else found[:, wanted[0]]
+        return found if caption_rows is None else found[:, caption_rows[0]]
 
     method = replace(linear_method(), classes=classes)
     adapter, asked = torch.linspace(0, 1, 6), torch.randn(70, 2, 3)

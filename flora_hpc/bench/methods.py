@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from flora_hpc import plugins
 from flora_hpc.bench import workload
 from flora_hpc.clip import weights
-from flora_hpc.clip.load import load, untouched
+from flora_hpc.clip.load import load, load_open_clip
 from flora_hpc.comm import devices, launch
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import CommConfig, ModelConfig
@@ -156,7 +156,7 @@ def weights_file(model: str) -> Iterator[str | None]:
         return
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         file = str(Path(folder) / "random.safetensors")
-        built, _ = untouched(model_config(model), 0, torch.device("cpu"))
+        built, _ = load_open_clip(model_config(model), 0, torch.device("cpu"))
         try:
             save_file({name: tensor.clone() for name, tensor in built.state_dict().items()}, file)
         except (OSError, SafetensorError) as error:

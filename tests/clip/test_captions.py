@@ -18,7 +18,7 @@ from flora_hpc.data.holdings import Partition
 from flora_hpc.errors import UserError
 from flora_hpc.losses import contrastive
 from flora_hpc.methods._method import Method
-from flora_hpc.trainer import choices
+from flora_hpc.trainer import classes_and_targets
 from tests.clip.test_text import TARGETS, random_adapters
 from tests.conftest import setting, small_model
 
@@ -42,7 +42,7 @@ def test_each_client_gets_its_own_captions_under_its_own_adapters(
     adapters = random_adapters(split_model, TARGETS, num_clients=3)
     everything = TextTower(split_model, captions)(adapters)
     monkeypatch.setattr(captions_module, "why_not", lambda model: reason)
-    found = OwnCaptions(split_model, captions)(adapters, wanted=LABELS)
+    found = OwnCaptions(split_model, captions)(adapters, caption_rows=LABELS)
     assert found.shape == (3, 4, 8)
     for client, labels in enumerate(LABELS):
         torch.testing.assert_close(found[client], everything[client, labels], rtol=1e-11, atol=1e-11)
@@ -53,9 +53,9 @@ def test_as_many_positions_are_computed_as_the_longest_of_all_captions_needs(
 ) -> None:
     tower, lengths = OwnCaptions(split_model, captions), []
     assert tower.caption_positions == 5
-    monkeypatch.setattr(captions_module, "through", lambda parts, layers, x, lines: lengths.append((x.shape[1], lines.length)))
-    tower(wanted=torch.tensor([[3, 3]]))  # tokens 1, 2 and the end
-    tower(wanted=torch.tensor([[3, 1]]))
+    monkeypatch.setattr(captions_module, "run_blocks", lambda parts, layers, x, lines: lengths.append((x.shape[1], lines.length)))
+    tower(caption_rows=torch.tensor([[3, 3]]))  # tokens 1, 2 and the end
+    tower(caption_rows=torch.tensor([[3, 1]]))
     assert lengths == [(10, 5), (10, 5)], "shapes must not depend on what lies beside a client's captions"
 
 
@@ -83,7 +83,7 @@ def test_losses_and_gradients_are_those_with_all_captions(captions: torch.Tensor
     for method in (closed, paired):
         leaf = start.clone().requires_grad_()
         tensors = method.unpack(leaf)
-        classes, targets = choices(method, tensors, None, LABELS)
+        classes, targets = classes_and_targets(method, tensors, None, LABELS)
         scores = method.logits(tensors, classes, inputs, None).expand(3, -1, -1)
         assert scores.shape == ((3, 4, 5) if method is closed else (3, 4, 4))
         loss = contrastive(scores, targets, torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool())

@@ -373,7 +373,7 @@ CLEANED = ["salt &amp; pepper", "\uff11\uff12 dogs", "a dog\u2019s \u201chouse\u
 
 def test_captions_that_a_processor_reads_otherwise_are_told_and_can_be_cleaned(tiny: Clip, tmp_path: Path) -> None:
     export.save_clip_model(tmp_path / "out", tiny, export.merged(tiny.model, {}, None), "zeroshot")
-    assert export.read_otherwise(tmp_path / "out", tiny, [*CAPTIONS, *CLEANED]) == CLEANED
+    assert export.texts_with_other_tokens(tmp_path / "out", tiny, [*CAPTIONS, *CLEANED]) == CLEANED
     card = (tmp_path / "out" / "README.md").read_text()
     (line,) = [line.strip() for line in card.splitlines() if line.strip().startswith("captions = ")]
     names: dict[str, Any] = {"captions": CLEANED, "html": html, "ftfy": ftfy}

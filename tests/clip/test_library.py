@@ -38,7 +38,7 @@ assert "torch._dynamo" not in sys.modules
 answer = module.is_compile_supported("cpu")
 import torch._dynamo.utils
 assert answer == torch._dynamo.utils.is_compile_supported("cpu")
-with library.put_off():
+with library.deferred_imports():
     from torch._dynamo.utils import is_compile_supported
 assert is_compile_supported is torch._dynamo.utils.is_compile_supported
 print("asked")
@@ -58,7 +58,7 @@ assert torchvision.models.resnet18 is resnet18
 OTHER_NAMES = """
 import torch
 from flora_hpc.clip import library
-with library.put_off():
+with library.deferred_imports():
     from torch._dynamo.utils import counters
 import torch._dynamo.utils
 assert counters is torch._dynamo.utils.counters
