@@ -1,6 +1,6 @@
 """Seconds per client step and peak memory of methods, each in a process of its own, so that its peak is its own.
 
-What runs is what a run does with a group of clients: `experiment.see`, then `trainer.train`. Weights and images are random.
+What runs is what a run does with a group of clients: `experiment.with_inputs`, then `trainer.train`. Weights and images are random.
 """
 
 import json
