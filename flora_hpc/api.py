@@ -102,7 +102,7 @@ def run(
 
     def load() -> Config:
         resolved = load_config(config, plugin_files=plugin_files, **overrides)
-        if resume and me.rank == 0 and (folder / "run.h5").exists():
+        if resume and me.rank == 0:
             rundir.check_plugins(folder)
         return resolved
 

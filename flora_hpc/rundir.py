@@ -87,7 +87,10 @@ def check_plugins(out: Path) -> None:
     """
     from flora_hpc.records import hdf5file
 
-    attributes, _ = hdf5file.read(out, ())
+    try:
+        attributes, _ = hdf5file.read(out, ())
+    except UserError:  # there is none yet, or it is damaged: nothing is known of files
+        return
     digests = json.loads(attributes.get("identity", "{}"))
     absent = {}
     for name, path in json.loads(attributes.get("plugins", "{}")).items():

@@ -69,7 +69,7 @@ def run(
 
     def load() -> Config:
         use_plugins(plugin)
-        if resume and me.rank == 0 and os.path.isfile(out / "run.h5"):  # noqa: PTH113 -- as below
+        if resume and me.rank == 0:
             rundir.check_plugins(out)
         resolved, notes = configfile.load(config, overrides)
         for sentence in notes:
