@@ -268,10 +268,10 @@ def drop_damaged(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
             f"data: {len(named):,} of {len(dataset.images):,} images cannot be decoded ({'; '.join(named[:SHOWN])}{more}); "
             "mend or remove them, or set data.damaged: skip to leave them out"
         )
-    kept = dataset.drop(list(damaged))
-    if len(kept.test) == 0 or (len(dataset.train) and len(kept.train) == 0):
+    usable = dataset.drop(list(damaged))
+    if len(usable.test) == 0 or (len(dataset.train) and len(usable.train) == 0):
         raise UserError(f"data: {len(damaged):,} of {len(dataset.images):,} images cannot be decoded; too few are left")
-    return checks.checked(kept) if len(dataset.train) else kept
+    return checks.checked(usable) if len(dataset.train) else usable
 
 
 def warnings(experiment: Experiment, num_threads: int) -> list[str]:

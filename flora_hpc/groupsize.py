@@ -74,13 +74,13 @@ def load(clip: Clip, method: Method, client: ClientConfig, num_classes: int, enc
     kept_of_image = KEPT_TRAINED if any(name.startswith("visual.") for name in trained) else KEPT_FROZEN
     width = getattr(model.visual, "output_dim", 512)
     scored = batch if method.paired else num_classes
-    kept = text_rows * text.width * text.blocks * kept_of_text + image_rows * image.width * image.blocks * kept_of_image
-    kept += batch * (KEPT_OF_FEATURE * width + KEPT_OF_SCORE * scored)
+    kept_numbers = text_rows * text.width * text.blocks * kept_of_text + image_rows * image.width * image.blocks * kept_of_image
+    kept_numbers += batch * (KEPT_OF_FEATURE * width + KEPT_OF_SCORE * scored)
     state = OPTIMIZERS[client.optimizer].init(torch.empty(1, method.num_params, device="meta"), client)
     return Load(
         num_params=method.num_params,
         state_bytes=sum(part.nbytes for part in state),
-        kept_bytes=4 * kept,
+        kept_bytes=4 * kept_numbers,
         activation_bytes=4 * (text_rows * text.width + image_rows * image.width),
         feature_bytes=4 * batch * width if method.sees == "features" else 0,
     )

@@ -129,11 +129,11 @@ def train_group(setup: Setup, site: Site, state: State, group: Group, total: Exa
 
 def kept_optimizers(state: State, group: Group) -> optimizers.State | None:
     """The kept optimizer states of a group's clients; None where they begin."""
-    kept = state.optimizers.get(group.number)
-    if kept is None:
+    stored = state.optimizers.get(group.number)
+    if stored is None:
         return None
-    assert np.array_equal(kept.clients, group.clients), "with every client in every round, a rank's groups stay the same"
-    return kept.state
+    assert np.array_equal(stored.clients, group.clients), "with every client in every round, a rank's groups stay the same"
+    return stored.state
 
 
 def participants(setup: Setup, number: int) -> tuple[Ints, Ints]:

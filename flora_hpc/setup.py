@@ -59,7 +59,7 @@ class Setup:
         return number % self.evaluate.every == 0 or number == self.rounds
 
 
-class Trained(Protocol):
+class GroupProgress(Protocol):
     """Report progress: `done` of this rank's `num_local` clients are trained, in a round of `num_participants`."""
 
     def __call__(self, done: int, num_local: int, num_participants: int, /) -> None: ...
@@ -76,7 +76,7 @@ class Site:
     room: devices.Room = field(default_factory=lambda: devices.Room(0, gpu=False))  # memory that every rank has for a group
     stop: Stop = field(default_factory=Stop)
     counters: Counters = field(default_factory=Counters)  # shared by all ranks, for work that goes to idle ranks
-    trained: Trained = lambda done, num_local, num_participants: None  # called after each group
+    trained: GroupProgress = lambda done, num_local, num_participants: None  # called after each group
 
 
 def find_site(config: Config, comm: Communicator, launch: Launch, stop: Stop | None = None) -> Site:

@@ -96,12 +96,12 @@ def test_ranks_make_a_jacobian_together(size: int) -> None:
         return firststep.make(method, adapter, Ranks(rank, sent, partial(barrier.wait, timeout=30)))
 
     with ThreadPoolExecutor(size) as ranks:
-        for found in ranks.map(make, range(size)):
-            assert found.classes.equal((adapter[0] * matrix)[None])
-            assert found.jacobian[:, 0].equal(matrix.flatten())
-            assert not found.jacobian[:, 1:].any()
-    told = firststep.sent_bytes(replace(method, text_shape=(3, 300)), True, size)
-    assert sum(map(len, sent)) == told == (6 * matrix.nbytes if size > 1 else 0)
+        for first in ranks.map(make, range(size)):
+            assert first.classes.equal((adapter[0] * matrix)[None])
+            assert first.jacobian[:, 0].equal(matrix.flatten())
+            assert not first.jacobian[:, 1:].any()
+    num_bytes = firststep.sent_bytes(replace(method, text_shape=(3, 300)), True, size)
+    assert sum(map(len, sent)) == num_bytes == (6 * matrix.nbytes if size > 1 else 0)
     assert firststep.sent_bytes(method, False, size) == 0
 
 
@@ -109,11 +109,11 @@ def test_gradients_of_a_curve_by_hand() -> None:
     """Of T = sin(w), the gradient by w is that by T times cos(w)."""
 
     def classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
-        found = tensors["weight"].sin()
-        return found if caption_rows is None else found[:, caption_rows[0]]
+        features = tensors["weight"].sin()
+        return features if caption_rows is None else features[:, caption_rows[0]]
 
     method = replace(linear_method(), classes=classes)
-    adapter, asked = torch.linspace(0, 1, 6), torch.randn(70, 2, 3)
+    adapter, by_classes = torch.linspace(0, 1, 6), torch.randn(70, 2, 3)
     first = firststep.make(method, adapter, Serial())
     assert first.classes.equal(adapter.view(1, 2, 3).sin())
-    np.testing.assert_allclose(first.by_params(asked), asked.flatten(1) * adapter.cos(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(first.by_params(by_classes), by_classes.flatten(1) * adapter.cos(), rtol=1e-5, atol=1e-7)

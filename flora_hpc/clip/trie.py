@@ -7,15 +7,14 @@ not to its square. Two captions, here in two blocks (S start token, E end token,
     S a cat E             S - a -+- cat - E           node     0  1  2    3  4    5    6
     S a red dog E                +- red - dog - E     token    S  a  cat  E  red  dog  E
 
-              prefix  own nodes                       places   0  1  2    3  7    8    9    of node i in `rows`, flattened
-    rows      0  1    2  3  .     block 0
-              0  1    4  5  6     block 1             In one block, both captions would give rows 0 1 2 3 4 5 6,
-                                                      and node 4 (red) would see 0 1 4, but not 2 3 of the other caption.
-    sees      0  x                       0  x
-              1  x  x                    1  x  x
-              2  x  x  x                 4  x  x  x
-              3  x  x  x  x              5  x  x  x  x
-              .              x           6  x  x  x  x  x
+              prefix  own nodes                       sees  block 0            block 1
+    rows      0  1    2  3  .          block 0              0  x               0  x
+              0  1    4  5  6          block 1              1  x  x            1  x  x
+    places    0  1    2  3  7  8  9    of node i, in        2  x  x  x         4  x  x  x
+                                       `rows` flattened     3  x  x  x  x      5  x  x  x  x
+                                                            .              x   6  x  x  x  x  x
+
+In one block, rows would be 0 1 2 3 4 5 6; node 4 (red) would see 0 1 4, but not 2 3, which belong to the other caption alone.
 """
 
 from dataclasses import dataclass
