@@ -23,7 +23,7 @@ def test_everybody_unless_told_otherwise() -> None:
     assert sample(5, fraction=1.0) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("config", "wanted"), [({"fraction": 0.25}, 10), ({"size": 7}, 7), ({"size": 40}, 40)])
+@pytest.mark.parametrize(("config", "num_clients"), [({"fraction": 0.25}, 10), ({"size": 7}, 7), ({"size": 40}, 40)])
 def test_a_share_or_a_number_of_clients_ascending_and_none_twice(config: dict[str, float], num_clients: int) -> None:
     drawn = sample(**config)
     assert len(drawn) == num_clients
