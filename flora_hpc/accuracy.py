@@ -4,7 +4,7 @@
     at once      train  test 1    train  test 2    train  test 3
     overlapped   train            train  test 1    train  test 2  test 3        a rank tests when its clients are trained
 
-A round that is not tested yet has no complete record: rank 0 keeps it until the next round's counts of right answers are there.
+The record of a round without its test is incomplete: rank 0 keeps it until the next round's counts of right answers arrive.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,37 +19,37 @@ from flora_hpc.evaluate import Mixes
 from flora_hpc.records.known import RankReport, RoundRecord
 from flora_hpc.setup import Setup, Site
 
-NOTHING = np.zeros(0, np.int64)  # was tested
+NOTHING = np.zeros(0, np.int64)  # counts where nothing was tested
 
 
 @dataclass
 class AdapterTests:
-    """When adapters are tested, and the record that waits for its accuracy."""
+    """Tests the adapters when they are due, and keeps the record that waits for its accuracy."""
 
     setup: Setup
     site: Site
-    mixes: Mixes | None = None  # of clients that are tested on their own, on rank 0
-    untested: RoundRecord | None = None  # on rank 0: the round before, if its adapter is tested during this one
+    mixes: Mixes | None = None  # on rank 0: the clients that are tested on their own
+    untested: RoundRecord | None = None  # on rank 0: the previous round, if its adapter is tested during this round
 
     def is_late(self, number: int) -> bool:
         """Whether the adapter after round `number` is tested during the next round."""
         return self.setup.evaluate.overlap and self.setup.is_tested(number) and number < self.setup.rounds
 
     def now(self, adapter: torch.Tensor, number: int) -> Ints:
-        """This rank's right answers of each class with the adapter after round `number`; empty where it is not tested now."""
+        """Count this rank's right answers of each class with the adapter after round `number`; empty where it is not tested now."""
         comm = self.site.comm
         if not self.setup.is_tested(number) or self.is_late(number):
             return NOTHING
         return self._count(adapter, lambda num_blocks: range(comm.rank, num_blocks, comm.size))
 
     def later(self, adapter: torch.Tensor, number: int) -> Ints:
-        """The same with the adapter after round `number`, which is still held, during the next round. Idle ranks test more."""
+        """The same during the next round, while this rank still holds the adapter after round `number`. Idle ranks test more."""
         if not self.is_late(number):
             return NOTHING
         return self._count(adapter, lambda num_blocks: self.site.counters.draw("test", number + 1, num_blocks))
 
-    def settle(self, record: RoundRecord, reports: Sequence[RankReport]) -> list[RoundRecord]:
-        """Put the accuracies of all ranks' `reports` into records. Returns, on rank 0, the records that are complete now."""
+    def complete_records(self, record: RoundRecord, reports: Sequence[RankReport]) -> list[RoundRecord]:
+        """On rank 0: put the accuracies from all ranks' `reports` into records. Returns the records that are complete now."""
         self._note(record, [report.correct for report in reports])
         complete = [record]
         if self.untested is not None:
@@ -58,13 +58,13 @@ class AdapterTests:
         self.untested = complete.pop() if self.is_late(int(record.row["round"][0])) else None
         return complete
 
-    def _count(self, adapter: torch.Tensor, my_blocks: Callable[[int], Iterable[int]]) -> Ints:
+    def _count(self, adapter: torch.Tensor, local_blocks: Callable[[int], Iterable[int]]) -> Ints:
         setup = self.setup
         with self.site.comm.phase("eval"):
-            return evaluate.count_correct(setup.method, adapter, setup.inputs, setup.labels, setup.test, my_blocks)
+            return evaluate.count_correct(setup.method, adapter, setup.inputs, setup.labels, setup.test, local_blocks)
 
     def _note(self, record: RoundRecord, counts: Sequence[Ints]) -> None:
-        """Put what the ranks' `counts` of right answers say into a record; they are empty where nothing was tested."""
+        """Put the accuracy from the ranks' `counts` of right answers into a record; they are empty where nothing was tested."""
         correct = sum_of(counts)
         if len(correct):
             record.row["test_accuracy"] = correct.sum() / len(self.setup.test)
@@ -73,7 +73,7 @@ class AdapterTests:
 
 
 def sum_of(counts: Sequence[Ints]) -> Ints:
-    """The sum of counts of classes, of which some lists end before the others."""
+    """Sum counts of classes; a shorter list has no answers of its missing classes."""
     total = np.zeros(max(map(len, counts)), np.int64)
     for part in counts:
         total[: len(part)] += part

@@ -30,19 +30,19 @@ OnRound = Callable[[dict[str, Any]], None]
 
 
 def load_config(config: Source, /, *, plugin_files: Sequence[str | Path] = (), **overrides: Any) -> Config:
-    """The whole configuration, checked, every default filled in. `run` says what the arguments may be.
+    """Load the whole configuration, checked, with every default filled in. `run` explains the arguments.
 
-    What an override sets aside is told as a warning. Raises UserError with one line per mistake.
+    Values that an override replaces or drops are named in warnings. Raises UserError with one line per mistake.
     """
     for file in plugin_files:
         plugins.use(file)
-    given = {key.replace("__", "."): value for key, value in overrides.items()}
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     source = config.model_dump(mode="json") if isinstance(config, Config) else config
     source = Path(source) if isinstance(source, str) else source
     if not isinstance(source, Path | Mapping):
         raise UserError(f"config: must be a path, a mapping or a Config, not {type(source).__name__}")
-    resolved, notes = configfile.load_values(source, given)
-    for sentence in notes:
+    resolved, sentences = configfile.load_values(source, dotted)
+    for sentence in sentences:
         warnings.warn(sentence, stacklevel=2)
     return resolved
 
@@ -56,9 +56,9 @@ def plan(
     plugin_files: Sequence[str | Path] = (),
     **overrides: Any,
 ) -> forecast.Plan:
-    """What a run would do on so many `ranks`, from shapes alone: who trains where, bytes of a round, memory of a rank.
+    """Plan a run on `ranks` ranks from shapes alone: clients of each rank, bytes of a round, memory of a rank.
 
-    `run` says what the arguments may be. Raises UserError for what a run would refuse, as far as shapes tell.
+    `run` explains the arguments. Raises UserError for mistakes that a run would refuse, as far as shapes show them.
     """
     if ranks < 1 or gpus_per_node < 0:
         raise UserError(f"plan: ranks={ranks}, gpus_per_node={gpus_per_node}: give at least 1 rank, and 0 GPUs or more")
@@ -78,19 +78,19 @@ def run(
     shared: Shared | None = None,
     **overrides: Any,
 ) -> Run:
-    """Run an experiment and return what it wrote, on every rank. Under mpiexec, srun or torchrun all ranks call this alike.
+    """Run an experiment and return its records, on every rank. Under mpiexec, srun or torchrun all ranks make the same call.
 
-    `config` is the path of a YAML file, a nested mapping, or a Config. `overrides` go over it, by dotted key: `rounds=3`,
+    `config` is the path of a YAML file, a nested mapping, or a Config. `overrides` replace its values, by dotted key: `rounds=3`,
     `client__lr=1e-4` (two underscores for a dot), or `**{"client.lr": 1e-4}`.
 
-    `out` is the run directory, by default runs/<name>-<time>; `resume` goes on with the unfinished run in it.
-    `on_round` is called on rank 0 with the columns of each round's row of /rounds, in a thread of its own while the next round is
-    played; what it raises ends the run. `track` names trackers such as "csv". `plugin_files` have parts of your own.
-    Unless `signals` is False, SIGUSR1 and SIGTERM save the run and raise StoppedError; Python allows that in the main thread alone.
-    Runs that are handed the same `shared` have model, data and features in common.
+    `out` is the run directory, by default runs/<name>-<time>; `resume` resumes the unfinished run in it.
+    `on_round` is called on rank 0 with the columns of each round's row of /rounds, in a background thread while the next round is
+    played; an exception in it ends the run. `track` names trackers such as "csv". `plugin_files` contain your own parts.
+    Unless `signals` is False, SIGUSR1 and SIGTERM save the run and raise StoppedError; Python allows that only in the main thread.
+    Runs with the same `shared` object share model, data and features.
 
-    The adapter's bits are those of `flora-hpc run` with the same configuration. Raises UserError for what the user must change.
-    When one rank fails, all ranks are ended.
+    The adapter has the same bits as from `flora-hpc run` with the same configuration. Raises UserError for mistakes that the user
+    must correct. When one rank fails, all ranks are ended.
     """
     started = time.perf_counter()
     me = launch.detect()
@@ -108,57 +108,57 @@ def run(
 
     with Claim(folder, warnings.warn) as claim, _ranks(me, load) as (comm, resolved):
 
-        def look() -> rundir.Contents:
+        def enter_folder() -> rundir.Contents:
             if comm.rank != 0:
                 return rundir.Contents()
             _tracker.check(list(track))
             return rundir.enter(folder, resolved, claim, resume)
 
         def observers() -> list[Observer]:
-            told = [_Told(on_round)] if on_round else []
-            return [claim, hdf5.build(folder), *told, _trackerthread.build(track, folder)]
+            callbacks = [_Callback(on_round)] if on_round else []
+            return [claim, hdf5.build(folder), *callbacks, _trackerthread.build(track, folder)]
 
-        found, folder = rundir.agree(comm, together(comm, look), folder)
+        earlier_run, folder = rundir.agree(comm, together(comm, enter_folder), folder)
         options = loop.RunOptions(
             folder,
             observers,
             started=started,
-            resume=found.unfinished,
+            resume=earlier_run.unfinished,
             end=aborter(comm),
             holds=claim.check,
             listens=signals,
             shared=shared,
         )
         try:
-            if not found.finished:
+            if not earlier_run.finished:
                 loop.run(resolved, comm, me, options)
         finally:
             torch.set_num_threads(num_threads)
         return _opened(comm, folder)
 
 
-class _Told:
+class _Callback:
     """The observer that calls `on_round`."""
 
     def __init__(self, on_round: OnRound) -> None:
         self._on_round = on_round
 
     def started(self, info: RunInfo) -> None:
-        """Nothing to tell yet."""
+        """There is no round yet."""
 
     def round(self, record: RoundRecord) -> None:
         self._on_round({name: record.row[name][0].item() for name in record.row.dtype.names or ()})
 
     def ended(self, status: str) -> None:
-        """The call of `run` ends, too."""
+        """Nothing to do: `run` returns or raises."""
 
 
 def _opened(comm: Communicator, folder: Path) -> Run:
-    """Rank 0's run, on every rank, which need not see its folder."""
-    found = together(comm, lambda: open_run(folder) if comm.rank == 0 else None)
-    data = send_to_all(comm, b"" if found is None else pickle.dumps(found))
-    opened: Run = found or pickle.loads(data)
-    return opened
+    """Open the run on rank 0 and send it to every rank: other ranks need no access to its folder."""
+    opened = together(comm, lambda: open_run(folder) if comm.rank == 0 else None)
+    data = send_to_all(comm, b"" if opened is None else pickle.dumps(opened))
+    result: Run = opened or pickle.loads(data)
+    return result
 
 
 _connection = ExitStack()  # closed when the process ends
@@ -168,7 +168,7 @@ atexit.register(_connection.close)
 
 @contextmanager
 def _ranks(me: Launch, load: Callable[[], Config]) -> Iterator[tuple[Communicator, Config]]:
-    """The communicator of this process, which its runs share, and the configuration; mistakes in it are told on all ranks."""
+    """The communicator that all runs of this process share, and the configuration; all ranks raise for a mistake in it."""
     config, problem = None, ""
     try:
         config = load()
@@ -188,7 +188,7 @@ def _ranks(me: Launch, load: Callable[[], Config]) -> Iterator[tuple[Communicato
 
 
 def _communicator(me: Launch, config: CommConfig) -> Communicator:
-    """Made by the first run of this process. Raises UserError when a later one asks for another backend."""
+    """Return the communicator that the first run of this process made. Raises UserError for a later run with another backend."""
     backend = choose(me, config).backend
     if not _world:
         _world.append((backend, _connection.enter_context(connect(me, config))))

@@ -1,4 +1,4 @@
-"""Who trains this round, in which groups, on which rank. Every rank works this out alike, so nothing is sent."""
+"""Sample the clients of a round, cut them into groups, assign groups to ranks. Every rank computes this, so nothing is sent."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,65 +9,66 @@ from flora_hpc import seeds
 from flora_hpc.config import CohortConfig
 from flora_hpc.data.images import Ints
 
-UNITS = 4  # of work for each rank, where idle ranks take the next one
+UNITS = 4  # groups for each rank, where idle ranks take the next group
 
 
 def sample(config: CohortConfig, registered: int, seed: int, round_number: int) -> Ints:
-    """The clients (num_clients,) int64 of a round, ascending; drawn without replacement from `registered` ones."""
-    wanted = config.num_clients(registered)
-    if wanted == registered:
+    """Draw the clients (num_clients,) int64 of a round without replacement from `registered` clients; ascending."""
+    num_clients = config.num_clients(registered)
+    if num_clients == registered:
         return np.arange(registered, dtype=np.int64)
-    drawn = seeds.generator(seed, "cohort", round_number).choice(registered, wanted, replace=False, shuffle=False)
-    return np.sort(drawn)
+    rng = seeds.generator(seed, "cohort", round_number)
+    return np.sort(rng.choice(registered, num_clients, replace=False, shuffle=False))
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """How clients are put into groups, each of which trains in one batch of tensors."""
+    """Rules for groups of clients; a group trains in one batch of tensors."""
 
     most: int  # clients of a group
-    alike: bool = False  # whether all clients of a group must cost the same, so that none computes more beside a longer one
-    fixed: bool = False  # whether groups must be the same on any number of ranks, since their size decides bits
+    alike: bool = False  # whether all clients of a group must have the same cost, so that none is padded to a longer one
+    fixed: bool = False  # whether groups must be the same on any number of ranks, since the size of a group decides bits
 
 
 def groups_of_ranks(
-    clients: Ints, costs: Ints, grouping: Grouping, num_ranks: int, assignment: str, wanted: Iterable[int] | None = None
+    clients: Ints, costs: Ints, grouping: Grouping, num_ranks: int, assignment: str, ranks: Iterable[int] | None = None
 ) -> list[list[Ints]]:
-    """The groups of clients that each rank trains, or each of those `wanted`; they may be none.
+    """The groups of clients that each rank trains, or each of `ranks`; a rank may have no group.
 
-    `costs` (n,) int64 are those of `clients` (n,).
+    `costs` (n,) int64 are the costs of `clients` (n,).
 
-    static: clients go to ranks in turn; balanced: the costliest first, each to the rank with the least so far. Fixed groups go as
-    wholes; so do those of dynamic assignment, for which this is what ranks of the same speed take. In a group are clients of like
-    cost, the costliest first, so that few wait for others.
+    static: clients go to ranks in turn; balanced: the costliest client first, each to the rank with the lowest load so far. Fixed
+    groups are assigned whole. So are groups of dynamic assignment: the result is then what ranks of the same speed would take. The
+    clients of a group have similar costs, the costliest first, so that few clients wait for others.
     """
     order = _costliest_first(clients, costs)
     clients, costs = clients[order], costs[order]
     if not grouping.fixed and assignment != "dynamic":
-        ranks = deal(costs, num_ranks, assignment)
-        return [_cut(clients[mine], costs[mine], grouping) for mine in (ranks == rank for rank in wanted or range(num_ranks))]
+        assigned = deal(costs, num_ranks, assignment)
+        masks = [assigned == rank for rank in ranks or range(num_ranks)]
+        return [_cut(clients[mask], costs[mask], grouping) for mask in masks]
     groups = units(clients, costs, grouping, num_ranks)
     ends = np.cumsum([len(group) for group in groups])
     totals = np.diff(np.cumsum(costs)[ends - 1], prepend=0)
     order = _costliest_first(np.arange(len(groups)), totals)
-    ranks = deal(totals[order], num_ranks, assignment)
-    return [[groups[group] for group in order[ranks == rank]] for rank in wanted or range(num_ranks)]
+    assigned = deal(totals[order], num_ranks, assignment)
+    return [[groups[group] for group in order[assigned == rank]] for rank in ranks or range(num_ranks)]
 
 
 def units(clients: Ints, costs: Ints, grouping: Grouping, num_ranks: int) -> list[Ints]:
-    """The groups of all `clients`, the costliest first, from which ranks take the next one when they are idle."""
+    """The groups of all `clients` for dynamic assignment, the costliest first: an idle rank takes the next group."""
     order = _costliest_first(clients, costs)
     clients, costs = clients[order], costs[order]
     if grouping.fixed:
         return [part for part in np.split(clients, range(grouping.most, len(clients), grouping.most)) if len(part)]
-    few = max(1, min(grouping.most, len(clients) // (UNITS * num_ranks)))
-    return _cut(clients, costs, Grouping(few, grouping.alike))
+    most = max(1, min(grouping.most, len(clients) // (UNITS * num_ranks)))
+    return _cut(clients, costs, Grouping(most, grouping.alike))
 
 
 def deal(costs: Ints, num_ranks: int, assignment: str = "balanced") -> Ints:
-    """The rank (n,) int64 of each piece of work, for whole-number `costs` (n,) > 0, the largest first; see `groups_of_ranks`.
+    """Assign each piece of work to a rank (n,) int64, by whole-number `costs` (n,) > 0, descending; see `groups_of_ranks`.
 
-    Pieces of equal cost are dealt at once.
+    All pieces of the same cost are assigned in one step.
     """
     if assignment == "static":
         return np.arange(len(costs)) % num_ranks
@@ -81,31 +82,35 @@ def deal(costs: Ints, num_ranks: int, assignment: str = "balanced") -> Ints:
 
 
 def _least_loaded(loads: Ints, cost: int, count: int) -> Ints:
-    """How many of `count` pieces of the same cost each rank gets, each going to the first rank of those with the least so far.
+    """How many of `count` pieces of the same cost each rank gets, when each piece goes to the first rank with the lowest load.
 
-    Rank r takes its pieces at loads[r], loads[r] + cost, ...: those are the `count` smallest of all these numbers.
+    Rank r would take pieces at the levels loads[r], loads[r] + cost, ...; the `count` smallest levels of all ranks are taken.
+
+        level    0  1  2  3  4  5        loads = [0, 3], cost = 2, count = 3
+        rank 0   x     x     .           rank 0 takes pieces at levels 0 and 2,
+        rank 1            x     .        rank 1 takes one at level 3
     """
 
-    def up_to(level: int) -> Ints:
+    def pieces_up_to(level: int) -> Ints:
         return np.maximum(0, (level - loads) // cost + 1)
 
-    low, high = int(loads.min()) - 1, int(loads.min()) + cost * count  # by bisection: the last level that takes no more than all
+    low, high = int(loads.min()) - 1, int(loads.min()) + cost * count  # bisect for the last level with at most `count` pieces
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if up_to(middle).sum() <= count else (low, middle)
-    numbers = up_to(low)
-    next_ones = np.flatnonzero(up_to(low + 1) > numbers)
-    numbers[next_ones[: count - numbers.sum()]] += 1
+        low, high = (middle, high) if pieces_up_to(middle).sum() <= count else (low, middle)
+    numbers = pieces_up_to(low)
+    next_ranks = np.flatnonzero(pieces_up_to(low + 1) > numbers)
+    numbers[next_ranks[: count - numbers.sum()]] += 1
     return numbers
 
 
 def _costliest_first(clients: Ints, costs: Ints) -> Ints:
-    """Places (n,) of `clients`, of equal ones the lowest number first."""
+    """Indices (n,) that sort `clients` by descending cost, and those of equal cost by number."""
     return np.lexsort((clients, -costs))
 
 
 def _cut(clients: Ints, costs: Ints, grouping: Grouping) -> list[Ints]:
-    """Groups of `clients`, the costliest of which come first; as few as may be, and of like size."""
+    """Cut `clients`, sorted by descending cost, into as few groups as possible, of similar size."""
     groups = []
     for part in np.split(clients, np.flatnonzero(np.diff(costs)) + 1 if grouping.alike else []):
         groups += np.array_split(part, -(-len(part) // grouping.most)) if len(part) else []

@@ -1,4 +1,4 @@
-"""The accuracy of an adapter on the test images, of all clients together and of each on its own mix of classes."""
+"""Accuracy of an adapter on the test images: for all clients together, and for each client's own mix of classes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
 from flora_hpc.records.schema import Rows
 
-MOST_SCORES = 2**27  # of images against captions at once: half a gibibyte
-MANY = 10_000  # clients; of more, this many are tested on their own, evenly spaced
+MOST_SCORES = 2**27  # of images against captions, computed at once: half a gibibyte
+MANY = 10_000  # clients that are tested on their own; of more clients, this many, evenly spaced
 
 
 def count_correct(
@@ -24,23 +24,25 @@ def count_correct(
     inputs: Inputs,
     labels: torch.Tensor,
     test: torch.Tensor,
-    mine: Callable[[int], Iterable[int]] = range,
+    local_blocks: Callable[[int], Iterable[int]] = range,
 ) -> Ints:
-    """How many of this rank's test images of each class get the highest score for it: (num_classes,) int64.
+    """Count, for each class, this rank's test images with the highest score for their class: (num_classes,) int64.
 
-    `mine` tells which of so many blocks of images are this rank's. `adapter` (num_params,) float32, `labels` (num_images,) int64,
-    `test` (num_test_images,) int64 rows of the images. Where every image has a caption of its own, those of the test images compete
-    with each other, and there is one count of all, (1,).
+    `local_blocks` selects this rank's blocks of images from their number. `adapter` (num_params,) float32, `labels` (num_images,)
+    int64, `test` (num_test_images,) int64 rows of the images. Where every image has its own caption, the captions of the test
+    images compete with each other, and there is one count for all, (1,).
     """
     competing = torch.from_numpy(np.unique(labels[test].cpu().numpy())).to(labels.device) if method.paired else None
     block = inputs.block if competing is None else max(1, min(inputs.block, MOST_SCORES // len(competing)))
     correct = [torch.empty(0, dtype=torch.int64)]  # labels of the images that were right
     with torch.inference_mode():
         tensors = method.unpack(adapter[None])
-        wanted = () if competing is None else (competing[None],)
         classes = None
-        for number in mine(-(-len(test) // block)):
-            classes = method.classes(tensors, None, *wanted) if classes is None else classes
+        for number in local_blocks(-(-len(test) // block)):
+            if classes is None and competing is not None:
+                classes = method.caption_features(tensors, None, competing[None])
+            elif classes is None:
+                classes = method.classes(tensors, None)
             rows = test[number * block : (number + 1) * block]
             scores = method.logits(tensors, classes, inputs(rows[None]), None)[0]
             best = scores.argmax(1) if competing is None else competing[scores.argmax(1)]
@@ -51,9 +53,9 @@ def count_correct(
 
 @dataclass(frozen=True)
 class Mixes:
-    """Clients that are tested on their own: on the test images, weighted so that the classes are mixed as in the client's data.
+    """Mixes of classes of the clients that are tested on their own, on test images weighted by the client's label shares.
 
-    That is the limit of a client's own test split with its label shares: exact, and without the noise of a small sample.
+    This accuracy is the limit of a client's own test split with these label shares: exact, without the noise of a small sample.
     """
 
     clients: Ints  # (n,)
@@ -61,16 +63,16 @@ class Mixes:
     num_test: Ints  # (num_classes,) test images
 
     def note(self, row: Rows, correct: Ints) -> None:
-        """Put mean, spread and minimum into a row of /rounds (1,). `correct` (at most num_classes,) test images were right."""
-        right = np.zeros(len(self.num_test))
-        right[: len(correct)] = correct
-        accuracies = self.shares @ (right / np.maximum(1, self.num_test))
+        """Put mean, spread and minimum into a row of /rounds (1,), from counts of right answers (at most num_classes,)."""
+        counts = np.zeros(len(self.num_test))
+        counts[: len(correct)] = correct
+        accuracies = self.shares @ (counts / np.maximum(1, self.num_test))
         row["client_accuracy_mean"], row["client_accuracy_std"] = accuracies.mean(), accuracies.std()
         row["client_accuracy_min"], row["worst_client"] = accuracies.min(), self.clients[accuracies.argmin()]
 
 
 def mixes(holdings: Holdings, labels: Ints, test: Ints, num_classes: int) -> Mixes:
-    """The mixes of classes of all clients, or of MANY of them. Clients that hold only classes without test images are left out.
+    """The mixes of classes of all clients, or of MANY of them. Clients that hold only classes without test images are dropped.
 
     Raises UserError when no client is left.
     """

@@ -30,49 +30,49 @@ from flora_hpc.round import State
 from flora_hpc.setup import Setup, Site
 from flora_hpc.shared import NothingShared, Shared
 
-MANY = 0.1  # share of images looked at above which a user is warned of them: a few may be so in any data
+MANY = 0.1  # share of the examined images above which a user is warned: a few odd images are in any data
 SHOWN = 10  # damaged images named in a message
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a run is about. `build` makes all of it but the images, `see` adds these."""
+    """Data, model and setup of a run. `build` makes all but the images' features or pixels; `with_inputs` adds them."""
 
     config: Config
     dataset: Dataset
-    clip: Clip  # its modules are this run's own, its tensors may be shared with other runs
+    clip: Clip  # no other run uses its modules; other runs may share its tensors
     setup: Setup
-    weights: str = ""  # a digest of the model's
-    features: embed.Embedded = field(default_factory=lambda: embed.Embedded(torch.empty(0)))  # how they were come by
+    weights: str = ""  # digest of the model's weights
+    features: embed.Embedded = field(default_factory=lambda: embed.Embedded(torch.empty(0)))  # of all images, and their origin
 
     @property
     def digests(self) -> dict[str, str]:
-        """Digests of what decides results: data and weights, and images once they are seen."""
+        """Digests of data and weights, which decide results, and of the images once `with_inputs` has read them."""
         images = {"images": self.features.digest} if self.features.digest else {}
         data = of_data(self.dataset, self.setup.holdings)
         return {"model weights": self.weights} | data | images | of_parts(self.config)
 
     @property
     def identity(self) -> Identity:
-        """What decides the results of the run."""
+        """Everything that decides the results of the run."""
         chosen = {"client.first_step": "jacobian" if self.setup.by_jacobian else "each"}
         if self.setup.grouping.fixed:
             chosen["client.group_size"] = str(self.setup.grouping.most)
         return Identity(self.config.essence(), self.digests, sources(self.config), chosen)
 
     def work(self, site: Site, progress: embed.Progress) -> embed.Work:
-        """What a rank needs to make features with the experiment's model."""
+        """The tools of a rank for making features with the experiment's model."""
         return work(self.clip, self.config, site, progress)
 
 
 def work(clip: Clip, config: Config, site: Site, progress: embed.Progress) -> embed.Work:
-    """What a rank needs to make features with `clip`."""
-    looks = site.launch.local_rank == 0
-    return embed.Work(clip, config.features, site.comm, site.device, site.num_threads, looks, progress)
+    """The tools of a rank for making features with `clip`. One rank of each node reads the times of files."""
+    reads_times = site.launch.local_rank == 0
+    return embed.Work(clip, config.features, site.comm, site.device, site.num_threads, reads_times, progress)
 
 
 def build_together(config: Config, site: Site, shared: Shared | None = None) -> Experiment:
-    """`build` on every rank, and make sure that all have built the same. Raises AgreedError, on every rank, otherwise."""
+    """Call `build` on every rank. Raises AgreedError, on every rank, unless all ranks have built the same."""
     shared = shared or NothingShared()
     experiment = together(site.comm, lambda: build(config, site.device, site.room, shared))
     lowered = config.model.precision == "bf16"
@@ -85,9 +85,9 @@ def build_together(config: Config, site: Site, shared: Shared | None = None) -> 
 
 
 def build(config: Config, device: torch.device, room: devices.Room, shared: Shared | None = None) -> Experiment:
-    """Dataset, model and setup: everything but the images themselves; nothing is sent. On device 'meta', shapes only.
+    """Build dataset, model and setup, without features or pixels; nothing is sent. On device 'meta' the model has shapes only.
 
-    `room` is what all ranks have for a group of clients. Raises UserError for what does not exist or does not fit together.
+    `room` is the memory that every rank has for a group. Raises UserError for parts that do not exist or do not fit together.
     """
     shared = shared or NothingShared()
     images = checks.checked(shared.recall("dataset", _data_key(config), lambda: dataset(config)))
@@ -97,13 +97,13 @@ def build(config: Config, device: torch.device, room: devices.Room, shared: Shar
 
 
 def own_clip(config: Config, device: torch.device, shared: Shared) -> Clip:
-    """The model that `config` names, in modules of its own: what a run does to them reaches no other run."""
-    kept = shared.recall("model", _model_key(config, device), lambda: load(config.model, config.seed, device))
-    return kept if isinstance(shared, NothingShared) else kept.copy()
+    """The model that `config` names, in new modules: a run may change them without effect on other runs."""
+    clip = shared.recall("model", _model_key(config, device), lambda: load(config.model, config.seed, device))
+    return clip if isinstance(shared, NothingShared) else clip.copy()
 
 
 def _model_key(config: Config, device: torch.device) -> tuple[str, int | None, str]:
-    """What decides the model and its numbers."""
+    """Everything that decides the model and its weights."""
     seed = config.seed if weights.find(config.model).random else None
     return config.model.model_dump_json(), seed, str(device)
 
@@ -113,17 +113,17 @@ def _data_key(config: Config) -> str:
 
 
 def dataset(config: Config) -> Dataset:
-    """The dataset that `config` names. Raises UserError when it is not there, or not what it should be."""
-    found: Dataset = plugins.member("datasets", config.data.name).build(config.data)
-    return found
+    """Build the dataset that `config` names. Raises UserError when its files are missing or wrong."""
+    built: Dataset = plugins.member("datasets", config.data.name).build(config.data)
+    return built
 
 
 def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.device, room: devices.Room) -> Setup:
-    """What stays the same in every round, but for the images. Raises UserError for what does not fit together."""
+    """Make the setup of all rounds, without inputs. Raises UserError for parts that do not fit together."""
     images = dataset.images
     holders = holdings.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed, dataset.test)
     method = build_method(config.method, config.model.precision, dataset, clip, holders)
-    if (fault := config.cohort_fault(holders.num_clients)) is not None:  # of a partition whose file says how many there are
+    if (fault := config.cohort_fault(holders.num_clients)) is not None:  # for a partition whose file decides num_clients
         raise UserError(fault)
     if config.evaluate.per_client and dataset.paired:
         raise UserError("evaluate.per_client: tests clients on their mix of classes, but pairs have none; leave it away")
@@ -153,41 +153,41 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
 def group_size(
     config: Config, dataset: Dataset, clip: Clip, method: Method, holders: holdings.Holdings, room: devices.Room
 ) -> tuple[groupsize.GroupSize, groupsize.Load]:
-    """How many clients of a round train in one batch of tensors at most, why no more, and what one of them takes."""
+    """The largest group of clients, with the limit that decides it, and the memory that one client needs."""
     client, num_clients = config.client, config.cohort.num_clients(holders.num_clients)
-    crowd = by_jacobian(config, clip, method, num_clients, room.gpu)
-    only_first = client.epochs == 1 and holders.largest <= client.batch_size
-    load = groupsize.load(clip, method, client, len(dataset.captions), encodes=not (crowd and only_first))
+    jacobian = by_jacobian(config, clip, method, num_clients, room.gpu)
+    one_step = client.epochs == 1 and holders.largest <= client.batch_size
+    load = groupsize.load(clip, method, client, len(dataset.captions), encodes=not (jacobian and one_step))
     if client.group_size:
         return groupsize.GroupSize(client.group_size, "as client.group_size says"), load
-    left = room._replace(num_bytes=max(0, room.num_bytes - firststep.num_bytes(method, crowd)))
-    return groupsize.choose(num_clients, load, left), load
+    free = room._replace(num_bytes=max(0, room.num_bytes - firststep.num_bytes(method, jacobian)))
+    return groupsize.choose(num_clients, load, free), load
 
 
 def by_jacobian(config: Config, clip: Clip, method: Method, num_clients: int, on_gpu: bool) -> bool:
-    """Whether a cohort's `num_clients` make their first step by a Jacobian. Raises UserError when they must and cannot."""
+    """Whether a cohort's `num_clients` make their first step by a Jacobian. Raises UserError if requested but impossible."""
     text = groupsize.tower(getattr(clip.model, "text", clip.model))
-    backward = 24 * text.blocks * text.width**2  # as much as forwards: weights are frozen
+    backward = 24 * text.blocks * text.width**2  # FLOPs, as many as forwards: weights are frozen
     return firststep.choose(config.client.first_step, method, on_gpu, num_clients, backward)
 
 
 def build_method(options: BaseOptions, number_format: str, dataset: Dataset, clip: Clip, holders: holdings.Holdings) -> Method:
-    """The method that `options` are of, and the frozen layers of `clip` in its `number_format`, model.precision.
+    """Build the method of `options`, and convert the frozen layers of `clip` to `number_format` (model.precision).
 
-    Raises UserError when it does not fit the model, the data or its options.
+    Raises UserError when the method does not fit the model, the data or its options.
     """
     setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired)
     method: Method = plugins.member("methods", options.name).build(options, setting)
     tokens = clip.tokenize(list(method.prompts)) if method.prompts else setting.tokens
     text, image = method.text_positions + method.caption_positions > 0, method.image_positions > 0
     precision.lower(number_format, clip.model, clip.name, options.name, set(method.shapes), text, image)
-    return replace(method, paired=dataset.paired, warnings=told_apart(dataset, tokens))
+    return replace(method, paired=dataset.paired, warnings=warn_of_equal_captions(dataset, tokens))
 
 
-def told_apart(dataset: Dataset, tokens: torch.Tensor) -> tuple[str, ...]:
-    """Warnings about captions that the model cannot tell apart. `tokens` (num_captions, context_length) are what it sees of them.
+def warn_of_equal_captions(dataset: Dataset, tokens: torch.Tensor) -> tuple[str, ...]:
+    """Warnings about captions with the same `tokens` (num_captions, context_length), which the model cannot tell apart.
 
-    Raises UserError where they belong to two classes.
+    Raises UserError where equal captions belong to two classes.
     """
     alike = checks.alike(twins.marks(tokens.int()).tolist())
     if not alike:
@@ -203,48 +203,48 @@ def told_apart(dataset: Dataset, tokens: torch.Tensor) -> tuple[str, ...]:
     )
 
 
-def see(experiment: Experiment, site: Site, progress: embed.Progress, shared: Shared | None = None) -> Experiment:
-    """The experiment with what its method sees of the images, and without those that cannot be decoded. All ranks call this.
+def with_inputs(experiment: Experiment, site: Site, progress: embed.Progress, shared: Shared | None = None) -> Experiment:
+    """Add the method's inputs (features or pixels) to the experiment, and drop images that cannot be decoded. All ranks call this.
 
     Raises UserError, on every rank, for images that cannot be decoded, unless `data.damaged` says to skip them.
     """
     config, shared = experiment.config, shared or NothingShared()
     sees = experiment.setup.method.sees
     key = (_model_key(config, site.device), _data_key(config), config.features.model_dump_json(), sees)
-    features = shared.recall("features", key, lambda: look_at_images(experiment, site, progress))
+    features = shared.recall("features", key, lambda: features_and_digest(experiment, site, progress))
     shared.keep("features", key, replace(features, num_computed=0))
     experiment = replace(experiment, features=features)
     if features.damaged:
-        dataset = together(site.comm, lambda: without(experiment.dataset, features.damaged, config))
+        dataset = together(site.comm, lambda: drop_damaged(experiment.dataset, features.damaged, config))
         setup = together(site.comm, lambda: make_setup(config, dataset, experiment.clip, site.device, site.room))
         experiment = replace(experiment, dataset=dataset, setup=setup)
     inputs = inputs_of(experiment.dataset, experiment.setup.method, experiment.work(site, progress), features)
     return replace(experiment, setup=replace(experiment.setup, inputs=inputs))
 
 
-def look_at_images(experiment: Experiment, site: Site, progress: embed.Progress) -> embed.Embedded:
-    """The features of all images where the method sees these; which images cannot be decoded; and a digest of all images."""
+def features_and_digest(experiment: Experiment, site: Site, progress: embed.Progress) -> embed.Embedded:
+    """The features of all images where the method sees features, the images that cannot be decoded, and a digest of all images."""
     dataset, work = experiment.dataset, experiment.work(site, progress)
     features = embed_for(dataset, experiment.setup.method, work)
     return features if features.digest else replace(features, digest=embed.images_digest(dataset.images, work))
 
 
 def embed_for(dataset: Dataset, method: Method, work: embed.Work) -> embed.Embedded:
-    """Features, from the store or computed by all ranks; none for a method that reads pixels. And what cannot be decoded."""
+    """Features, from the store or computed (none for a method that sees pixels), and the images that cannot be decoded."""
     if method.sees == "pixels":
         return embed.Embedded(torch.empty(0), embed.find_damage(dataset.images, work), place="")
     return embed.embed(dataset.images, dataset.name, work)
 
 
 def inputs_of(dataset: Dataset, method: Method, work: embed.Work, features: embed.Embedded) -> Inputs:
-    """What `method` sees of the images: features, or pixels, which each rank reads."""
+    """The inputs of `method`: features, or pixels, which each rank reads."""
     if method.sees == "pixels":
         return Pixels(dataset.images, work.clip.preprocess, work.device, work.num_threads)
     return Features.near(features.values, work.device)
 
 
 def mixes(experiment: Experiment) -> evaluate.Mixes | None:
-    """The mixes of clients that are tested on their own, if any are."""
+    """The mixes of clients that are tested on their own; None without `evaluate.per_client`."""
     dataset, setup = experiment.dataset, experiment.setup
     if not setup.evaluate.per_client:
         return None
@@ -252,15 +252,15 @@ def mixes(experiment: Experiment) -> evaluate.Mixes | None:
 
 
 def split(experiment: Experiment) -> Split | None:
-    """Who holds which classes, for the run's file; None where every image has a caption of its own."""
+    """The clients' counts of classes, for the run's file; None where every image has a caption of its own."""
     dataset = experiment.dataset
     if dataset.paired:
         return None
     return Split(*mix.counts_of(experiment.setup.holdings, dataset.images.labels, len(dataset.wordings)), dataset.wordings)
 
 
-def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
-    """The dataset without images that cannot be decoded. Raises UserError, naming them, unless `data.damaged` says to skip them."""
+def drop_damaged(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
+    """Drop the images that cannot be decoded. Raises UserError, naming them, unless `data.damaged` says to skip them."""
     if damaged and getattr(config.data, "damaged", "refuse") == "refuse":
         named = [f"{dataset.images.where(row)}: {why}" for row, why in sorted(damaged.items())]
         more = f"; and {len(named) - SHOWN:,} more" if len(named) > SHOWN else ""
@@ -268,23 +268,23 @@ def without(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
             f"data: {len(named):,} of {len(dataset.images):,} images cannot be decoded ({'; '.join(named[:SHOWN])}{more}); "
             "mend or remove them, or set data.damaged: skip to leave them out"
         )
-    kept = dataset.drop(list(damaged))
-    if len(kept.test) == 0 or (len(dataset.train) and len(kept.train) == 0):
+    usable = dataset.drop(list(damaged))
+    if len(usable.test) == 0 or (len(dataset.train) and len(usable.train) == 0):
         raise UserError(f"data: {len(damaged):,} of {len(dataset.images):,} images cannot be decoded; too few are left")
-    return checks.checked(kept) if len(dataset.train) else kept
+    return checks.checked(usable) if len(dataset.train) else usable
 
 
 def warnings(experiment: Experiment, num_threads: int) -> list[str]:
-    """Sentences that a user must read before round 0, from a few pictures themselves and from the features of all."""
+    """Sentences that a user must read before round 0, from the pixels of a few images and from the features of all images."""
     dataset = experiment.dataset
     rows = look.sample(np.concatenate([dataset.train, dataset.test]))
-    sentences = look.inspect(dataset.images, rows, num_threads).warnings(dataset.images, MANY)
-    same = twins.warnings(dataset, experiment.features.values) if experiment.setup.method.sees == "features" else []
-    return [*sentences, *same]
+    of_pixels = look.inspect(dataset.images, rows, num_threads).warnings(dataset.images, MANY)
+    of_features = twins.warnings(dataset, experiment.features.values) if experiment.setup.method.sees == "features" else []
+    return [*of_pixels, *of_features]
 
 
 def first_state(experiment: Experiment, site: Site) -> State:
-    """The adapter before training: rank 0's, sent to all once."""
+    """The state before training; rank 0 broadcasts its initial adapter to all ranks, once."""
     setup = experiment.setup
     adapter = setup.method.pack(setup.method.init(seeds.generator(setup.seed, "initial adapter")))
     site.comm.broadcast(adapter.numpy())
@@ -293,5 +293,5 @@ def first_state(experiment: Experiment, site: Site) -> State:
 
 
 def tests(experiment: Experiment, site: Site) -> AdapterTests:
-    """When adapters of this experiment are tested; rank 0 knows how the classes of clients are mixed."""
+    """The tests of this experiment's adapters; rank 0 has the clients' mixes of classes."""
     return AdapterTests(experiment.setup, site, together(site.comm, lambda: mixes(experiment) if site.comm.rank == 0 else None))

@@ -1,9 +1,10 @@
-"""The first local step of a round, in which all clients still hold the same adapter: what they share is computed once.
+"""The first local step of a round: all clients hold the same adapter, so their common work is done once.
 
-With one adapter there is one set of features of the classes, T. The text tower runs forwards once for all clients of a group, and
-backwards for each (`clip.alike`); that changes no bit. For crowds there is a shorter way: a client's gradient is J^T vec(dL/dT),
-where J is the Jacobian of T by the trained numbers and dL/dT (num_classes, embed_dim) is what the client's images ask of T. J is
-computed once by all ranks together, caption by caption; then each client takes one product. That pays for some hundred clients.
+With one adapter there is one set of class features, T. The text tower runs forwards once for all clients of a group, and backwards
+for each client (`clip.alike`); that changes no bit. For many clients there is a shorter way: a client's gradient is
+J^T vec(dL/dT), where J is the Jacobian of T by the trained numbers, and dL/dT (num_classes, embed_dim) is the gradient of the
+client's loss by T. All ranks together compute J once, caption by caption; each client then takes one product. That pays from some
+hundred clients on.
 """
 
 from collections.abc import Callable
@@ -20,20 +21,20 @@ from flora_hpc.comm.communicator import Communicator
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
 
-MAX_BYTES = 2**30  # of a Jacobian. Whether there is one decides bits, so this is the same on every machine
-ROWS = 256  # of a Jacobian that are computed at once
-CLIENTS = 64  # in a product with it
+MAX_BYTES = 2**30  # of a Jacobian; the same on every machine, since bits depend on whether there is a Jacobian
+ROWS = 256  # of a Jacobian, computed in one batch
+CLIENTS = 64  # in one product with a Jacobian
 
 
 @dataclass(frozen=True)
 class FirstStep:
-    """What gives clients that start from one adapter their first gradient."""
+    """Computes the first gradient of clients that start from the same adapter."""
 
-    classes: torch.Tensor  # (1, num_classes, embed_dim), what the method knows of each class
+    classes: torch.Tensor  # (1, num_classes, embed_dim), the method's class features
     jacobian: torch.Tensor  # (num_classes * embed_dim, num_params)
 
     def gradient(self, loss: torch.Tensor, classes: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
-        """That of losses (num_clients,) by the numbers (num_clients, num_params), on which they depend by `classes` and `leaf`."""
+        """Gradient (num_clients, num_params) of losses (num_clients,), which depend on the numbers by `classes` and `leaf`."""
         by_classes, direct = torch.autograd.grad(loss.sum(), (classes, leaf), allow_unused=True)
         gradient = self.by_params(by_classes)
         return gradient if direct is None else gradient.add_(direct)
@@ -41,7 +42,7 @@ class FirstStep:
     def by_params(self, by_classes: torch.Tensor) -> torch.Tensor:
         """Gradients by the classes (num_clients, num_classes, embed_dim) -> by the trained numbers (num_clients, num_params).
 
-        Always as many clients at once, since their number may decide how a product is cut, and its bits.
+        Each product has CLIENTS clients (padded), since this number may decide how the product is cut, and so its bits.
         """
         parts = []
         for part in by_classes.flatten(1).tensor_split(list(range(CLIENTS, len(by_classes), CLIENTS))):
@@ -51,7 +52,7 @@ class FirstStep:
 
 
 def why_not(method: Method) -> str | None:
-    """Why clients share nothing of their captions in their first step; None when they do."""
+    """The reason why clients cannot share the features of captions in their first step; None when they can."""
     reasons = {
         "each client sees the pixels of its own images": method.sees == "pixels",
         "each client encodes the captions of its own images": method.paired,
@@ -60,40 +61,40 @@ def why_not(method: Method) -> str | None:
         "each client drops out other numbers": method.noisy,
         "clients hold different parts of the adapter": method.holds is not None,
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def choose(wanted: str, method: Method, on_gpu: bool, num_clients: int, flops: int) -> bool:
-    """Whether `num_clients` of a round make their first step by a Jacobian; that never depends on the number of ranks.
+def choose(requested: str, method: Method, on_gpu: bool, num_clients: int, flops: int) -> bool:
+    """Decide whether the `num_clients` clients of a round make their first step by a Jacobian.
 
-    What ranks send each other is left out of the count for this reason; `plan` tells it.
-    The way back of one position through the text tower takes so many `flops`. Raises UserError when a Jacobian is `wanted` and
-    cannot be.
+    The answer never depends on the number of ranks, so the bytes that ranks send each other are not counted; `plan` shows them.
+    `flops` is the cost of the backward pass of one position through the text tower. Raises UserError when a Jacobian is
+    `requested` and impossible.
     """
     num_outputs = prod(method.text_shape)
     reason = why_not(method) or ("it is for CPUs so far" if on_gpu else None)
     if reason is None and 4 * num_outputs * method.num_params > MAX_BYTES:
         reason = f"its {num_outputs:,} x {method.num_params:,} numbers take more than a gibibyte"
-    if wanted == "jacobian" and reason is not None:
+    if requested == "jacobian" and reason is not None:
         raise UserError(f"client.first_step: jacobian cannot be, since {reason}; leave it away")
-    if wanted != "auto" or reason is not None:
-        return wanted == "jacobian"
-    spared = flops * method.text_positions - 2 * num_outputs * method.num_params  # by each client
-    return num_clients * spared > flops * method.positions_alone * method.text_shape[1]
+    if requested != "auto" or reason is not None:
+        return requested == "jacobian"
+    saved_flops = flops * method.text_positions - 2 * num_outputs * method.num_params  # by each client
+    return num_clients * saved_flops > flops * method.positions_alone * method.text_shape[1]
 
 
 def num_bytes(method: Method, by_jacobian: bool) -> int:
-    """What a rank keeps of it during a round."""
+    """Bytes of the Jacobian that a rank keeps during a round."""
     return method.payload_bytes * prod(method.text_shape) if by_jacobian else 0
 
 
 def sent_bytes(method: Method, by_jacobian: bool, num_ranks: int) -> int:
-    """What all ranks together send in a round, so that each has the rows that others made; the meter counts the same."""
+    """Bytes that all ranks together send in a round, so that each rank has all rows; the meter counts the same."""
     return num_bytes(method, by_jacobian) if num_ranks > 1 else 0
 
 
 def describe(method: Method, by_jacobian: bool) -> str:
-    """How the first step goes, for people."""
+    """Describe how the first step is computed, for people."""
     if by_jacobian:
         return "one Jacobian of the captions' features for all clients, and a product for each"
     if (reason := why_not(method)) is not None:
@@ -104,10 +105,10 @@ def describe(method: Method, by_jacobian: bool) -> str:
 def make(
     method: Method, adapter: torch.Tensor, comm: Communicator, computing: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> FirstStep:
-    """A Jacobian for clients that start from `adapter` (num_params,). All ranks of `comm` call this: each computes some rows.
+    """Compute the Jacobian at `adapter` (num_params,). All ranks of `comm` call this: each computes some rows.
 
-    A caption's features depend on that caption alone, so each is encoded by itself: with ten captions, a quarter of the work. What
-    is no exchange between ranks happens inside `computing()`.
+    A caption's features depend on that caption alone, so each caption is encoded by itself: with ten captions, a quarter of the
+    work. All work but the exchange between ranks happens inside `computing()`.
     """
     with computing():
         with torch.no_grad():
@@ -116,28 +117,28 @@ def make(
         parts = [(caption, start) for caption in range(num_classes) for start in range(0, width, ROWS)]
         blocks = torch.arange(num_classes * width).view(num_classes, width)
         jacobian = adapter.new_empty(num_classes * width, method.num_params)
-        local_rows = places(parts[comm.rank :: comm.size], blocks)
+        local_rows = row_numbers(parts[comm.rank :: comm.size], blocks)
         for caption, start in parts[comm.rank :: comm.size]:
-            jacobian[blocks[caption, start : start + ROWS]] = rows(method, adapter, caption, start, width)
+            jacobian[blocks[caption, start : start + ROWS]] = compute_rows(method, adapter, caption, start, width)
     if comm.size > 1:
         shares = comm.allgather(jacobian[local_rows].numpy().tobytes())
         with computing():
             for rank, data in enumerate(shares):
                 if data and rank != comm.rank:
-                    theirs = torch.frombuffer(bytearray(data), dtype=adapter.dtype).view(-1, method.num_params)
-                    jacobian[places(parts[rank :: comm.size], blocks)] = theirs
-                shares[rank] = b""  # as large as the Jacobian, all together
+                    rows = torch.frombuffer(bytearray(data), dtype=adapter.dtype).view(-1, method.num_params)
+                    jacobian[row_numbers(parts[rank :: comm.size], blocks)] = rows
+                shares[rank] = b""  # free its memory: all shares together are as large as the Jacobian
     return FirstStep(classes, jacobian)
 
 
-def places(parts: list[tuple[int, int]], blocks: torch.Tensor) -> torch.Tensor:
-    """The rows (n,) int64 of the Jacobian that `parts`, captions and where they start in their features, stand for."""
+def row_numbers(parts: list[tuple[int, int]], blocks: torch.Tensor) -> torch.Tensor:
+    """The Jacobian's rows (n,) int64 in `parts`, each of which is a caption and the first number of its features."""
     return torch.cat([blocks[0, :0], *(blocks[caption, start : start + ROWS] for caption, start in parts)])
 
 
-def rows(method: Method, adapter: torch.Tensor, caption: int, start: int, width: int) -> torch.Tensor:
-    """Rows (n, num_params) of the Jacobian: at most ROWS numbers, from `start`, of a caption's features (width,)."""
+def compute_rows(method: Method, adapter: torch.Tensor, caption: int, start: int, width: int) -> torch.Tensor:
+    """Compute rows (n, num_params) of the Jacobian: for at most ROWS numbers, from `start`, of a caption's features (width,)."""
     units = torch.eye(width, dtype=adapter.dtype, device=adapter.device)[start : start + ROWS]
     leaf = adapter.expand(len(units), -1).detach().requires_grad_()
-    classes = method.classes(method.unpack(leaf), None, torch.tensor([[caption]]))
-    return back(classes, units[:, None], [leaf])[0]
+    features = method.caption_features(method.unpack(leaf), None, torch.tensor([[caption]]))
+    return back(features, units[:, None], [leaf])[0]

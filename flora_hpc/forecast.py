@@ -1,4 +1,4 @@
-"""What a run would do, from shapes alone: clients to ranks, bytes on the wire, memory. No weights are read, no features made."""
+"""Forecast a run from shapes alone: clients of each rank, bytes on the wire, memory. No weights are read, no features made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from flora_hpc.round import groups_of_ranks
 from flora_hpc.setup import Setup
 
 LIBRARY_BYTES = 65 * 10**7  # Python, PyTorch and open_clip on a CPU, measured after a product
-UNSEEN_GPU_BYTES = 16 * 10**9  # memory of a GPU that is planned for and not here
+UNSEEN_GPU_BYTES = 16 * 10**9  # assumed memory of a GPU of another machine
 ASSIGNMENTS = {
     "static": "static: {}s go to ranks in turn",
     "balanced": "balanced: the costliest {} first, each to the rank with the least so far",
@@ -28,27 +28,27 @@ ASSIGNMENTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What round 1 of a run would do on `num_ranks` ranks, and what each of them needs.
+    """Forecast of round 1 of a run on `num_ranks` ranks, and of the memory of a rank.
 
-    `groups` has the groups of clients of each rank. Bytes are those of one round: `uplink_bytes` what a federation's clients send
-    in all, and receive as much; `allreduce_bytes` what each rank hands to the exact sum; `allgather_bytes` what ranks send each
-    other of a Jacobian. `memory_bytes` of a rank are by what takes them.
+    `groups` has the groups of clients of each rank. Bytes are per round: all clients together send `uplink_bytes` and receive as
+    much; each rank gives `allreduce_bytes` to the exact sum; ranks send each other `allgather_bytes` of a Jacobian.
+    `memory_bytes` maps each use of a rank's memory to its bytes.
     """
 
     config: Config
     num_ranks: int
     dataset: Dataset = field(repr=False)
     model: str
-    model_numbers: int  # of all its weights
-    weights: str  # where they come from
+    model_numbers: int  # number of all weights
+    weights: str  # their source
     num_registered: int
     clients: Ints = field(repr=False)  # (num_clients,) of round 1
-    num_examples: Ints = field(repr=False)  # (num_clients,) of each
-    num_steps: Ints = field(repr=False)  # (num_clients,) of each
+    num_examples: Ints = field(repr=False)  # (num_clients,) of each client
+    num_steps: Ints = field(repr=False)  # (num_clients,) of each client
     groups: list[list[Ints]] = field(repr=False)
-    bound: str  # why no more clients are in a group
-    group_bytes: int  # of the largest
-    room: devices.Room  # for a group
+    bound: str  # the limit that decides the size of a group
+    group_bytes: int  # of the largest group
+    room: devices.Room  # memory for a group
     first_step: str
     assignment: str
     how: str
@@ -67,8 +67,8 @@ class Plan:
 
 
 def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
-    """The plan of a run of `config`. Raises UserError for what a run would refuse, as far as shapes tell."""
-    if not gpus_per_node:  # what another machine's GPUs can do is not known here
+    """Plan a run of `config`. Raises UserError for mistakes that a run would refuse, as far as shapes show them."""
+    if not gpus_per_node:  # the abilities of another machine's GPUs are unknown
         precision.prepare_device(config.model.precision, torch.device("cpu"))
         precision.prepare_device(config.features.compute, torch.device("cpu"), "features.compute")
     room = room_for(gpus_per_node, num_ranks)
@@ -76,9 +76,13 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
     dataset, setup, method = built.dataset, built.setup, built.setup.method
     clients = cohort.sample(config.cohort, setup.holdings.num_clients, config.seed, 1)
     sizes, groups = setup.holdings.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
-    largest = max(len(group) for of_rank in groups for group in of_rank)
+    largest = max(len(group) for rank_groups in groups for group in rank_groups)
     choice, load = experiment.group_size(config, dataset, built.clip, method, setup.holdings, room)
-    bound = choice.bound if any(len(of_rank) > 1 for of_rank in groups) or num_ranks == 1 else "each rank trains its clients in one"
+    bound = (
+        choice.bound
+        if any(len(rank_groups) > 1 for rank_groups in groups) or num_ranks == 1
+        else "each rank trains its clients in one"
+    )
     if config.cohort.assignment == "dynamic" and largest < choice.clients:
         bound = "several for each rank, so that an idle one finds work"
     on_gpu = torch.device("cuda" if gpus_per_node else "cpu")
@@ -112,7 +116,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
 
 
 def room_for(gpus: int, ranks: int) -> devices.Room:
-    """Memory for a group: of this machine, or of a GPU like those here, which some of `ranks` may share."""
+    """Memory for a group: of this machine, or of a GPU like this machine's GPUs, which some of `ranks` may share."""
     sharing = -(-ranks // gpus) if gpus else 1
     if gpus and not torch.cuda.is_available():
         return devices.Room(UNSEEN_GPU_BYTES // 2 // sharing, gpu=True)
@@ -120,7 +124,7 @@ def room_for(gpus: int, ranks: int) -> devices.Room:
 
 
 def _lasting(config: Config, clip: Clip, setup: Setup, load: Load, kept_clients: int, num_images: int) -> dict[str, int]:
-    """About how many bytes stay with a rank; the optimizers of `kept_clients` do where they are kept."""
+    """About how many bytes a rank needs all the time, with the optimizers of `kept_clients` where they are kept."""
     method = setup.method
     lasting = {"weights": sum(p.numel() * p.element_size() for p in clip.model.parameters())}
     if method.sees == "features":
@@ -135,23 +139,23 @@ def _lasting(config: Config, clip: Clip, setup: Setup, load: Load, kept_clients:
 
 
 def _peak(config: Config, clip: Clip, setup: Setup, group_bytes: int, at_once: int) -> dict[str, int]:
-    """About how many bytes more the largest of a rank's peaks takes; they do not meet. Images are encoded `at_once`."""
+    """About how many more bytes a rank's largest peak needs; peaks do not overlap. `at_once` images are encoded in a batch."""
     model, method = clip.model, setup.method
     # beside a group: the adapter, the mean update and an exact sum of 16 bytes a number
     peaks = {"training a group": group_bytes + 6 * method.payload_bytes}
     if method.sees == "features":
         size = model.visual.image_size
         pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)
-        # pixels of the images that are encoded at once, and of those that are read ahead; and what one layer makes of the former
+        # pixels of the images that are encoded at once and of the images that are read ahead, and activations of one layer
         peaks["encoding images"] = 4 * at_once * (3 * pixels + 10 * num_image_positions(model) * tower(model.visual).width)
-    if setup.by_jacobian:  # while ranks exchange its rows, they are there twice
+    if setup.by_jacobian:  # while ranks exchange its rows, the rows are in memory twice
         peaks["exchanging a Jacobian"] = firststep.num_bytes(method, True)
     largest = max(peaks, key=lambda name: peaks[name])
     return {largest: peaks[largest]}
 
 
 def _too_large(plan: Plan, clients: int) -> str:
-    """A warning that a group of `clients` takes more memory than there is."""
+    """A warning that a group of `clients` needs more memory than there is."""
     whose = "of its part of a GPU's memory" if plan.room.gpu else "of this machine's memory for each core"
     cure = "lower client.group_size or" if clients > 1 else "put fewer ranks on a node, or lower"
     half = f"half {whose} is {decimal(plan.room.num_bytes)}"

@@ -1,4 +1,4 @@
-"""What decides the results of a run, as digests: data, weights, and settings that were chosen. Runs are resumed by it."""
+"""The identity of a run: digests of everything that decides its results. A run is resumed only with the same identity."""
 
 import hashlib
 import json
@@ -14,20 +14,20 @@ from flora_hpc.userparts import Part
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides the results of a run. Checkpoints of any other run are refused."""
+    """Everything that decides the results of a run. Checkpoints of any other run are refused."""
 
     essence: Config
     digests: Mapping[str, str]  # of data and weights
-    sources: Mapping[str, str]  # where these come from, for people
-    chosen: Mapping[str, str] = field(default_factory=dict)  # settings that were chosen, and that decide bits
+    sources: Mapping[str, str]  # where data and weights come from, for people
+    chosen: Mapping[str, str] = field(default_factory=dict)  # settings that the program chose, and that decide bits
 
     @property
     def all(self) -> dict[str, str]:
-        """What is written down."""
+        """The names and values that a run's file stores."""
         return {**self.digests, **self.chosen}
 
     def differences(self, began_with: Mapping[str, str]) -> str:
-        """What differs from the digests that a run began with, and where it comes from; empty for nothing."""
+        """Name the digests that differ from those that a run began with, and their sources; empty without differences."""
         changed: dict[str, list[str]] = {}
         for name, digest in began_with.items():
             if self.digests.get(name, digest) != digest:
@@ -36,13 +36,13 @@ class Identity:
 
 
 def of_data(dataset: Dataset, holders: holdings.Holdings | None = None) -> dict[str, str]:
-    """Digests of what decides the results of a run, of its data: all but the images themselves."""
-    held = [holders.order, holders.starts] if isinstance(holders, holdings.Partition) else []
+    """Digests of the data that decide the results of a run, except the images."""
+    partition = [holders.order, holders.starts] if isinstance(holders, holdings.Partition) else []
     parts = {
         "captions": [json.dumps([dataset.captions, dataset.wordings]).encode()],
         "labels": [dataset.images.labels.tobytes()],
         "split": [rows.tobytes() for rows in (dataset.train, dataset.test)],
-        "clients": [rows.tobytes() for rows in held],
+        "clients": [array.tobytes() for array in partition],
     }
     return {name: hashlib.blake2b(b"\0".join(data), digest_size=16).hexdigest() for name, data in parts.items()}
 
@@ -53,17 +53,17 @@ def of_parts(config: Config) -> dict[str, str]:
 
 
 def title(part: Part) -> str:
-    """What a user's part is called in messages and files."""
+    """The name of a user's part in messages and files."""
     return f"{part.family[:-1]} {part.name}"
 
 
 def sources(config: Config) -> dict[str, str]:
-    """Where the parts of a run's identity come from, for people: keys of the configuration with their values."""
+    """The sources of a run's identity, for people: keys of the configuration with their values."""
     keys = ("path", "test_path", "root", "images_root", "names")
     places = [f"data.{key}: {value}" for key in keys if (value := getattr(config.data, key, None))]
     data = ", ".join(places) or f"data.name: {config.data.name}"
     weights = f"model.pretrained: {config.model.pretrained}" if config.model.pretrained else f"model.name: {config.model.name}"
-    table = getattr(config.partition, "path", None)  # that says who holds what
+    table = getattr(config.partition, "path", None)  # the file that assigns images to clients
     clients = ", ".join([f"partition.name: {config.partition.name}", *([f"partition.path: {table}"] if table else []), data])
     parts = {title(part): f"{'--plugin ' * part.is_file}{part.source}" for part in configfile.own_parts(config)}
     return parts | {"captions": data, "labels": data, "split": data, "images": data, "clients": clients, "model weights": weights}

@@ -1,4 +1,4 @@
-"""Play the rounds of an experiment: tell observers of them, save it, and end it as it should end."""
+"""Play the rounds of an experiment: notify observers, save checkpoints, and end the run with the right status."""
 
 import json
 import shutil
@@ -34,45 +34,45 @@ from flora_hpc.setup import Site, find_site
 from flora_hpc.shared import Shared
 from flora_hpc.versions import versions
 
-SOON_SECONDS = 10.0  # to reach an address of rank 0's where a run can do without
+SOON_SECONDS = 10.0  # limit for reaching rank 0's store where a run does not need it
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run writes, who is told of it, and how it begins and ends: all that is no part of its configuration."""
+    """Options of a run outside its configuration: directory, observers, and how the run begins and ends."""
 
-    out: Path  # its directory
-    make_observers: Callable[[], Sequence[Observer]] = tuple  # called on rank 0, where they are told
-    progress: embed.Progress = lambda done, total: None  # of the features of images, told on rank 0
+    out: Path  # the run directory
+    make_observers: Callable[[], Sequence[Observer]] = tuple  # called on rank 0, which notifies the observers
+    progress: embed.Progress = lambda done, total: None  # of making features, called on rank 0
     started: float = field(default_factory=time.perf_counter)  # when the program began, by time.perf_counter
-    resume: bool = False  # go on with the unfinished run in `out`
-    end: Callable[[str], None] = lambda why: None  # says why ranks cannot go on, and ends the job
+    resume: bool = False  # resume the unfinished run in `out`
+    end: Callable[[str], None] = lambda why: None  # shows why ranks cannot continue, and ends the job
     holds: Callable[[], None] = lambda: None  # raises UserError when `out` belongs to another process now
-    listens: bool = True  # to signals that ask it to stop
-    ends_process: bool = True  # whether the process ends with the run, so that signals mean nothing once it is stopped
-    shared: Shared | None = None  # what the runs of this process have in common
+    listens: bool = True  # whether signals stop the run
+    ends_process: bool = True  # whether the process ends with the run, so that later signals can be ignored
+    shared: Shared | None = None  # model, data and features that the runs of this process share
 
 
 def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions) -> None:
-    """Run an experiment on all ranks of `comm` and leave its adapter in `options.out`; or go on with the one that is there.
+    """Run an experiment on all ranks of `comm`, or resume the run in `options.out`; write the adapter to `options.out`.
 
-    Raises UserError, on every rank, for what the user must change; nothing is written then. Raises StoppedError, on every rank,
-    when a signal ended the run and it can be gone on with.
+    Raises UserError, on every rank, for mistakes that the user must correct; nothing is written then. Raises StoppedError, on every
+    rank, when a signal stopped the run and it can be resumed.
     """
     stop = Stop(config.checkpoint.on_signal == "abandon", options.ends_process)
     with stop.listening() if options.listens else nullcontext():
         site = find_site(config, comm, launch, stop)
         built = experiment.build_together(config, site, options.shared)
         if options.resume:  # before the features of other images are computed
-            early = Saved(options.out, built.identity)
-            together(comm, lambda: early.refuse_others() if comm.rank == 0 else None)
-        built = experiment.see(built, site, options.progress, options.shared)
+            checkpoints = Saved(options.out, built.identity)
+            together(comm, lambda: checkpoints.refuse_others() if comm.rank == 0 else None)
+        built = experiment.with_inputs(built, site, options.progress, options.shared)
         warnings = together(comm, lambda: experiment.warnings(built, site.num_threads) if comm.rank == 0 else [])
         site = replace(site, counters=shared_counters(config, site))
         saved = Saved(options.out, built.identity, options.holds)
         begin = saved.find(built, site) if options.resume else Begin(experiment.first_state(built, site))
         if built.setup.method.sees == "features":
-            del built.clip.model.visual  # its work is done, for all rounds
+            del built.clip.model.visual  # all features are made, so no round needs the image tower
         observers = Background(options.make_observers() if comm.rank == 0 else [])
         site = replace(site, trained=observers.trained)
         topology = place_rows(devices.places(comm, launch, site.device, site.num_threads))
@@ -81,7 +81,7 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
         loop = Loop(built, site, saved, observers, begin.state, begin.next_round)
         with loop.ending():
             loop.start(info)
-            del begin, info  # with all rows of a run that goes on
+            del begin, info  # frees all rows of a resumed run
             hosts = [host.decode() for host in topology["host"].tolist()]
             with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.counters.store(), options.end, stop.received):
                 loop.play()
@@ -108,14 +108,14 @@ class Loop:
         self.config, self.setup = self.built.config, self.built.setup
 
     def start(self, info: RunInfo) -> None:
-        """Tell observers what is known of the run. Raises AgreedError, on every rank, when one of them cannot begin."""
+        """Notify observers of the run's start. Raises AgreedError, on every rank, when an observer cannot begin."""
         together(self.site.comm, lambda: self.observers.started(info))
         self.site.comm.lap()
 
     def play(self) -> None:
-        """Play all rounds, tell observers of them, and save what `checkpoint.every` asks for.
+        """Play all rounds, notify observers, and save checkpoints as `checkpoint.every` says.
 
-        Raises StoppedError, on every rank, when a signal asks for it, as soon as the state is saved.
+        Raises StoppedError, on every rank, when a signal stops the run, as soon as the state is saved.
         """
         for number in range(self.next_round, self.config.rounds + 1):
             if self.site.stop.agreed(self.site.comm):
@@ -131,29 +131,29 @@ class Loop:
         self.observers.flush()
 
     def is_saved(self, number: int) -> bool:
-        """Whether the state after round `number` is kept, to go on from."""
+        """Whether the state after round `number` is saved, so that a run can be resumed from it."""
         checkpoint = self.config.checkpoint
         if number == self.config.rounds:
             return checkpoint.keeps_last
         return bool(checkpoint.every) and number % checkpoint.every == 0
 
     def save(self, number: int) -> Callable[[], None]:
-        """Save this rank's part of the state after round `number`. Returns what saves the rest, once the round is logged."""
+        """Save this rank's part of the state after round `number`. Returns a function that saves the rest, after the log."""
         self.last_saved = number
         return self.saved.write(self.setup, self.site, self.state, number)
 
     def stop_after(self, number: int, abandoned: bool = False) -> None:
-        """Save the state after round `number` where it is not saved yet, and raise StoppedError on every rank."""
-        optimizers_are_of_no_round = abandoned and self.setup.client.optimizer_state == "keep"
-        if number > self.last_saved and not optimizers_are_of_no_round:
+        """Save the state after round `number` if it is not saved yet, and raise StoppedError on every rank."""
+        optimizers_are_inconsistent = abandoned and self.setup.client.optimizer_state == "keep"  # some are of the abandoned round
+        if number > self.last_saved and not optimizers_are_inconsistent:
             self.observers.rounds([], self.save(number))
-        together(self.site.comm, self.observers.flush)  # the launcher may kill the others when a rank leaves early
+        together(self.site.comm, self.observers.flush)  # the launcher may kill all ranks when one rank leaves early
         where = f"after round {self.last_saved} of {self.config.rounds}" if self.last_saved >= 0 else "before round 0"
         how = "the same command with --resume goes on from there"
         raise StoppedError(f"a signal stopped the run {where}; {how}", self.last_saved - self.next_round + 1)
 
     def refuse_empty(self, number: int, records: list[RoundRecord]) -> None:
-        """Raise AgreedError, on every rank, when clients have trained and every update was rejected; that round is logged."""
+        """Raise AgreedError, on every rank, when clients have trained and every update was rejected; the round is logged first."""
         if number == 0 or self.state.weight:
             return
         together(self.site.comm, partial(self.observers.rounds, records))
@@ -163,7 +163,7 @@ class Loop:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Tell observers how the run ended, whatever happens inside."""
+        """Notify observers of the status with which the run ended, whatever happens inside."""
         status = "failed"
         try:
             yield
@@ -177,15 +177,15 @@ class Loop:
         finally:
             untested = self.state.tests.untested
             if untested is not None and status != "stopped":
-                with suppress(Exception):  # what ended the run counts, not what follows from it
+                with suppress(Exception):  # the first error is reported, not later ones
                     self.observers.round(untested)
             self.observers.ended(status)
 
 
 def shared_counters(config: Config, site: Site) -> counters.Counters:
-    """Counters for idle ranks, whose store also tells which rank hangs.
+    """Connect all ranks to shared counters, for idle ranks; their store also carries the heartbeats that show a hanging rank.
 
-    Raises UserError, on every rank, when they are needed and cannot be had; for the rest a job does without, and soon.
+    Raises UserError, on every rank, when the run needs the counters and cannot connect. Other runs soon continue without them.
     """
     if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
         return counters.share(site.comm, config.comm.timeout_seconds)
@@ -196,7 +196,7 @@ def shared_counters(config: Config, site: Site) -> counters.Counters:
 
 
 def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
-    """The facts that hold for the whole run."""
+    """The description of the whole run for observers."""
     config, setup, features = built.config, built.setup, built.features
     return RunInfo(
         seed=config.seed,
@@ -232,17 +232,17 @@ def place_rows(places: list[devices.RankPlace]) -> Rows:
 
 
 def save_adapter(out: Path, built: Experiment, state: State) -> None:
-    """Write the adapter, whole or not at all; one that a run left when it was killed just then makes way.
+    """Write the adapter, whole or not at all; replace an adapter, or part of one, of a run that was killed here.
 
-    Raises UserError when it cannot be written.
+    Raises UserError when the adapter cannot be written.
     """
     method, clip = built.setup.method, built.clip
-    trained, classes = method.unpack(state.adapter.cpu()), built.dataset.wordings if method.per_class else ()
+    tensors, classes = method.unpack(state.adapter.cpu()), built.dataset.wordings if method.per_class else ()
     part = out / "adapter.part"
     for folder in (part, out / "adapter"):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        adapters.save(part, clip.model, trained, method.alpha, clip.name, built.config.method.name, classes)
+        adapters.save(part, clip.model, tensors, method.alpha, clip.name, built.config.method.name, classes)
         part.rename(out / "adapter")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)

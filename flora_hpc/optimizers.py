@@ -1,7 +1,7 @@
-"""What a client does with its gradients, for many clients at once: Adam, AdamW and SGD, each as torch.optim has it.
+"""Optimizers of the clients, for many clients at once: Adam, AdamW and SGD, each as torch.optim has it.
 
-All work in place on plain tensors, gradients included: with all weights of a CLIP in training, copies are what memory goes into.
-What an optimizer remembers is a tuple of tensors, one row for each client, so that a part of the clients can take a step.
+All steps change plain tensors in place, gradients included: when all weights of a CLIP are trained, copies would fill the memory.
+An optimizer's state is a tuple of tensors with one row for each client, so that some of the clients can take a step.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ State = tuple[torch.Tensor, ...]  # (num_clients, num_params) or (num_clients, 1
 
 
 class Kept(NamedTuple):
-    """What the optimizers of a group remember from one round to the next."""
+    """Optimizer states of a group, kept from one round to the next."""
 
     clients: Ints  # (num_clients,)
     state: State
 
 
 class Optimizer(NamedTuple):
-    """A rule: what it remembers at first, and a step of it.
+    """An optimizer: its initial state and its step.
 
-    `init(params, config)` makes the state of params (num_clients, num_params) float32; `step(params, gradient, state, config)`
-    moves params and state on, and leaves nothing of use in `gradient`.
+    `init(params, config)` makes the state for params (num_clients, num_params) float32. `step(params, gradient, state, config)`
+    updates params and state in place, and overwrites `gradient`.
     """
 
     init: Callable[[torch.Tensor, ClientConfig], State]
@@ -34,20 +34,20 @@ class Optimizer(NamedTuple):
 
 
 def forget(state: State, clients: torch.Tensor) -> None:
-    """Remember nothing of `clients` (num_clients,) bool, in place: numbers that are not finite would stay so for ever."""
+    """Reset the state of the clients in the mask `clients` (num_clients,) bool, in place: NaN in a state would never leave it."""
     for part in state:
         part.masked_fill_(clients[:, None].to(part.device), 0.0)
 
 
 def first(state: State, num_clients: int) -> State:
-    """The part of the first `num_clients` clients; what happens to it happens to `state`."""
+    """The state of the first `num_clients` clients, as views of `state`."""
     return tuple(part[:num_clients] for part in state)
 
 
 def _moments(params: torch.Tensor, config: ClientConfig) -> State:
-    """Both moments, and the steps that each client has taken.
+    """Zeros for both moments, and for the number of steps of each client.
 
-    Not by zeros_like: for a tensor on device 'meta', by which `groupsize` asks for sizes, PyTorch would load sympy.
+    zeros_like is no choice: for a tensor on device 'meta', by which `groupsize` computes sizes, PyTorch would load sympy.
     """
     return params.new_zeros(params.shape), params.new_zeros(params.shape), params.new_zeros(len(params), 1)
 
@@ -70,22 +70,21 @@ def _adapt(params: torch.Tensor, gradient: torch.Tensor, state: State, config: C
     mean.lerp_(gradient, 1 - beta1)
     square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     steps.add_(1)
-    corrected1, corrected2 = (
-        (1 - beta ** steps.double()).to(params.dtype) for beta in config.betas
-    )  # in float32, 1 - 0.999 loses digits
+    # in float64, since 1 - 0.999 loses digits in float32
+    corrected1, corrected2 = ((1 - beta ** steps.double()).to(params.dtype) for beta in config.betas)
     denominator = torch.div(square, corrected2, out=gradient).sqrt_().add_(config.eps).mul_(corrected1)
     params.addcdiv_(mean, denominator, value=-config.lr)
 
 
 def _velocity(params: torch.Tensor, config: ClientConfig) -> State:
-    """What is left of earlier gradients; without momentum nothing is kept."""
+    """Zeros for the velocity; without momentum there is no state."""
     return (params.new_zeros(params.shape),) if config.momentum else ()
 
 
 def _sgd(params: torch.Tensor, gradient: torch.Tensor, state: State, config: ClientConfig) -> None:
     """Gradient descent with momentum (Sutskever et al., ICML 2013, in torch's form), the L2 penalty added to the gradient.
 
-    velocity = momentum * velocity + gradient; from zeros, the first step's is the gradient.
+    velocity = momentum * velocity + gradient. It starts at zero, so in the first step it is the gradient.
     """
     gradient.add_(params, alpha=config.weight_decay)
     for velocity in state:

@@ -1,12 +1,12 @@
 """One round of federated learning, as every rank plays it.
 
 every rank holds the same adapter and server state
-    cohort -> my clients -> in groups                 the same answer on every rank, nothing is sent (unless dynamic)
+    cohort -> this rank's clients -> groups           the same result on every rank, nothing is sent (unless dynamic)
     each group trains; its weighted updates are added to a running sum
     the sum is added up over ranks                    one allreduce, exact
-    the server's rule makes the next adapter          on every rank, sent to none
-    the adapter is tested, or will be by ranks that have trained their groups of the next round
-    reports go to rank 0, which makes the record
+    the aggregator computes the next adapter          on every rank, nothing is sent
+    the adapter is tested                             now, or in the next round by ranks that have trained their groups
+    rank 0 gathers the reports and makes the record
 """
 
 import hashlib
@@ -34,19 +34,19 @@ class AbandonedError(Exception):
 
 @dataclass
 class State:
-    """What a round changes. Every rank holds the same adapter and server state; optimizer states stay with their rank."""
+    """The state that a round changes. Every rank holds the same adapter and server state; optimizer states stay with their rank."""
 
     adapter: torch.Tensor  # (num_params,) float32
     server: Any
     optimizers: dict[int, optimizers.Kept]  # by number of this rank's group; empty unless client.optimizer_state is 'keep'
     tests: AdapterTests
-    weight: int = 0  # of all updates that the last round of training added up; 0 when every one was rejected
+    weight: int = 0  # of all updates in the sum of the last round; 0 when every update was rejected
 
 
 def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecord]:
-    """Play round `number` (0 only evaluates) and move `state` on. Returns, on rank 0, the records that are complete now.
+    """Play round `number` (0 only evaluates) and update `state`. Returns, on rank 0, the records that are complete now.
 
-    Raises AbandonedError, on every rank, when a signal says so; adapter and server state are those of the round before then.
+    Raises AbandonedError, on every rank, when a signal abandons the round; adapter and server state are then unchanged.
     """
     comm, tests = site.comm, state.tests
     clients, before = np.zeros(0, CLIENTS), NOTHING
@@ -63,12 +63,12 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
     if reports is None:
         return []
     with comm.phase("log"):
-        of_ranks = [RankReport.from_bytes(data) for data in reports]
-        return tests.settle(merge(number, of_ranks), of_ranks)
+        rank_reports = [RankReport.from_bytes(data) for data in reports]
+        return tests.complete_records(merge(number, rank_reports), rank_reports)
 
 
 def apply_mean(setup: Setup, state: State, total: ExactSum) -> None:
-    """The next adapter, from the weighted mean of updates. When every update was rejected, the adapter stays as it was."""
+    """Apply the weighted mean of updates to the adapter. When every update was rejected, the adapter stays as it was."""
     state.weight = total.total
     if total.total:
         mean = total.mean().to(state.adapter.device)
@@ -84,7 +84,7 @@ class Group(NamedTuple):
 
 
 def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> tuple[ExactSum, Rows]:
-    """Train the groups that fall to this rank: their exact weighted sum, and one row per client."""
+    """Train the groups of this rank. Returns the exact weighted sum of updates, and one row per client."""
     with site.comm.phase("batch"):
         local_groups = my_groups(setup, site, number)
         total, rows = ExactSum(setup.method.num_params), [np.zeros(0, CLIENTS)]
@@ -103,15 +103,15 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> tupl
 
 
 def train_group(setup: Setup, site: Site, state: State, group: Group, total: ExactSum, first: firststep.FirstStep | None) -> Rows:
-    """Train a group and add its weighted updates to `total`: one row per client."""
+    """Train a group and add its weighted updates to `total`. Returns one row per client."""
     comm, clients, method = site.comm, group.clients, setup.method
     started = comm.clock()
     with comm.phase("batch"):
         mask = method.holds(clients).to(site.device) if method.holds else None
         batches = trainer.make_batches(clients, setup.holdings, setup.client, setup.seed, group.round, setup.width_unit)
-        kept = kept_optimizers(state, group)
+        optimizer_state = kept_optimizers(state, group)
     with comm.phase("train"):
-        result = trainer.train(setup.task, state.adapter, batches, mask, kept, first)
+        result = trainer.train(setup.task, state.adapter, batches, mask, optimizer_state, first)
     with comm.phase("sum"):
         accepted = total.add(result.updates, torch.from_numpy(batches.sizes))
         if setup.client.optimizer_state == "keep":
@@ -128,38 +128,38 @@ def train_group(setup: Setup, site: Site, state: State, group: Group, total: Exa
 
 
 def kept_optimizers(state: State, group: Group) -> optimizers.State | None:
-    """What the optimizers of a group's clients remember; None where they begin."""
-    kept = state.optimizers.get(group.number)
-    if kept is None:
+    """The kept optimizer states of a group's clients; None where they begin."""
+    stored = state.optimizers.get(group.number)
+    if stored is None:
         return None
-    assert np.array_equal(kept.clients, group.clients), "with every client in every round, a rank's groups stay the same"
-    return kept.state
+    assert np.array_equal(stored.clients, group.clients), "with every client in every round, a rank's groups stay the same"
+    return stored.state
 
 
 def participants(setup: Setup, number: int) -> tuple[Ints, Ints]:
-    """The clients (n,) of a round, and what they cost to train, in examples (n,)."""
+    """The participants (n,) of a round, and the cost of training each, in examples (n,)."""
     clients = cohort.sample(setup.cohort, setup.holdings.num_clients, setup.seed, number)
     return clients, setup.client.epochs * trainer.filled_up(setup.holdings.sizes(clients), setup.client, setup.width_unit)
 
 
-def groups_of_ranks(setup: Setup, num_ranks: int, number: int, wanted: Sequence[int] | None = None) -> list[list[Ints]]:
-    """The groups of clients that each of `num_ranks`, or of those `wanted`, trains; if dynamic, of ranks of the same speed."""
+def groups_of_ranks(setup: Setup, num_ranks: int, number: int, ranks: Sequence[int] | None = None) -> list[list[Ints]]:
+    """The groups that each of `num_ranks` ranks, or each of `ranks`, trains; if dynamic, those of ranks of the same speed."""
     clients, costs = participants(setup, number)
-    return cohort.groups_of_ranks(clients, costs, setup.grouping, num_ranks, setup.cohort.assignment, wanted)
+    return cohort.groups_of_ranks(clients, costs, setup.grouping, num_ranks, setup.cohort.assignment, ranks)
 
 
 def my_groups(setup: Setup, site: Site, number: int) -> Iterable[Ints]:
-    """The groups that this rank trains. With dynamic assignment, the next one is settled when this rank asks for it."""
+    """The groups that this rank trains. With dynamic assignment, this rank draws the next group when it asks for it."""
     if setup.cohort.assignment == "dynamic":
         groups = cohort.units(*participants(setup, number), setup.grouping, site.comm.size)
-        return (groups[number] for number in site.counters.draw("groups", number, len(groups)))
+        return (groups[index] for index in site.counters.draw("groups", number, len(groups)))
     return groups_of_ranks(setup, site.comm.size, number, [site.comm.rank])[0]
 
 
 def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Length of what each client trained (num_clients,) float64; numbers where its `mask` is False have not been trained.
+    """Norm of each client's update, (num_clients,) float64; numbers where its `mask` is False are not trained.
 
-    In float32, a sum of 151 million squares stops growing: each is less than half the distance to the next float.
+    In float32, a sum of 151 million squares stops growing: each square is less than half the distance to the next float.
     """
     squares = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
     for block in blocks(updates.shape[1], len(updates), updates.device):
@@ -171,25 +171,25 @@ def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def report(comm: Meter, number: int, clients: Rows, correct: Ints, before: Ints, adapter: torch.Tensor) -> RankReport:
-    """What this rank tells rank 0: its rows of /clients, its counts of right answers, and its timeline since the round before."""
+    """This rank's report to rank 0: its rows of /clients, its counts of right answers, and its timeline since the last round."""
     with comm.phase("log"):
-        held = digest(adapter)
+        adapter_digest = digest(adapter)
     lap = comm.lap()
     row = np.zeros(1, RANKS)
     row["round"], row["rank"], row["num_clients"] = number, comm.rank, len(clients)
     for phase, value in lap.seconds.items():
         row[f"{phase}_seconds"] = value
     row["round_seconds"], row["collective_bytes"], row["peak_memory_bytes"] = lap.total, lap.num_bytes, peak_memory_bytes()
-    return RankReport(row, clients, correct, held, np.array(lap.collectives), before)
+    return RankReport(row, clients, correct, adapter_digest, np.array(lap.collectives), before)
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident set of this process so far (Linux's VmHWM, which a parent's size does not taint)."""
+    """The largest resident set of this process so far (Linux's VmHWM, which does not include the parent's memory)."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def digest(adapter: torch.Tensor) -> int:
-    """64 bits of a hash of the adapter."""
-    data = np.ascontiguousarray(adapter.cpu().numpy())  # hashed where it lies: it may be a whole CLIP
+    """A hash of the adapter, 64 bits."""
+    data = np.ascontiguousarray(adapter.cpu().numpy())  # hashed without a copy: it may be a whole CLIP
     return int.from_bytes(hashlib.blake2b(data.data, digest_size=8).digest(), "little", signed=True)

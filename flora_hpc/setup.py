@@ -1,7 +1,7 @@
-"""What a round is played on: the `Setup`, which is the same on every rank and in every round, and this rank's `Site`."""
+"""The inputs of every round: the `Setup`, the same on all ranks and in all rounds, and the `Site` of this rank."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -23,7 +23,7 @@ from flora_hpc.methods._method import Method
 
 @dataclass(frozen=True)
 class Setup:
-    """What is played."""
+    """Options, data and functions of all rounds."""
 
     seed: int
     rounds: int
@@ -34,10 +34,10 @@ class Setup:
     aggregator: Aggregator
     holdings: Holdings
     grouping: Grouping
-    by_jacobian: bool  # whether clients make their first step by one; see `firststep`
+    by_jacobian: bool  # whether clients make their first step by a Jacobian; see `firststep`
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
-    inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # what the method sees of all images
+    inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # features or pixels of all images
 
     @property
     def width_unit(self) -> int:
@@ -46,7 +46,7 @@ class Setup:
 
     @property
     def task(self) -> trainer.Task:
-        """What clients train, on what, and how."""
+        """Method, data and options of local training."""
         return trainer.Task(self.method, self.inputs, self.labels, self.client)
 
     @property
@@ -59,24 +59,30 @@ class Setup:
         return number % self.evaluate.every == 0 or number == self.rounds
 
 
+class GroupProgress(Protocol):
+    """Report progress: `done` of this rank's `num_local` clients are trained, in a round of `num_participants`."""
+
+    def __call__(self, done: int, num_local: int, num_participants: int, /) -> None: ...
+
+
 @dataclass(frozen=True)
 class Site:
-    """Where this rank works, whom it talks to, and who may interrupt it."""
+    """This rank's communicator, device, memory, and the means to interrupt it or report its progress."""
 
     comm: Meter
     launch: Launch = field(default_factory=Launch)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_threads: int = 1
-    room: devices.Room = field(default_factory=lambda: devices.Room(0, gpu=False))  # what all ranks have for a group of clients
+    room: devices.Room = field(default_factory=lambda: devices.Room(0, gpu=False))  # memory that every rank has for a group
     stop: Stop = field(default_factory=Stop)
-    counters: Counters = field(default_factory=Counters)  # for work that goes to idle ranks
-    trained: Callable[[int, int, int], None] = lambda done, mine, cohort: None  # called after each group; see Background.trained
+    counters: Counters = field(default_factory=Counters)  # shared by all ranks, for work that goes to idle ranks
+    trained: GroupProgress = lambda done, num_local, num_participants: None  # called after each group
 
 
 def find_site(config: Config, comm: Communicator, launch: Launch, stop: Stop | None = None) -> Site:
-    """Find this rank's device and cores, and have rank 0 fetch the weights while the others wait; they then find them in the cache.
+    """Find this rank's device and cores. Rank 0 fetches the weights while the other ranks wait; they find them in the cache.
 
-    Raises UserError, on every rank, for what a device lacks.
+    Raises UserError, on every rank, for a precision or backend that a device lacks.
     """
     device = together(comm, lambda: devices.pick(launch, config.comm))
     together(comm, lambda: precision.prepare_device(config.model.precision, device))

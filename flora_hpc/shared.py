@@ -1,4 +1,4 @@
-"""What the runs of one process have in common: model, data and features are built once and handed to each run."""
+"""Share model, data and features between the runs of one process: they are built once."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -9,33 +9,33 @@ T = TypeVar("T")
 class Shared:
     """Keeps the last model, the last dataset and its features for the runs of one process, as long as this object lives.
 
-    Runs never change what is kept. Files are read once: what changes on the disk later is not seen. All ranks hand over an object
-    of their own and play the same runs in the same order.
+    Runs never change shared objects. Files are read once, so later changes on the disk have no effect. Each rank passes its own
+    `Shared` object, and all ranks play the same runs in the same order.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[Hashable, Any]] = {}
+        self._entries: dict[str, tuple[Hashable, Any]] = {}
 
     def recall(self, name: str, key: Hashable, make: Callable[[], T]) -> T:
-        """What is kept under `name` for `key`. Where that is something else or nothing, `make` it, and keep it instead."""
-        kept = self._kept.get(name)
-        if kept is None or kept[0] != key:
-            self._kept.pop(name, None)  # its memory is free before the next one is made
-            kept = self._kept[name] = key, make()
-        value: T = kept[1]
+        """Return the value under `name` if it was kept for `key`. Otherwise `make` a new value and keep it instead."""
+        entry = self._entries.get(name)
+        if entry is None or entry[0] != key:
+            self._entries.pop(name, None)  # its memory is free before the next value is made
+            entry = self._entries[name] = key, make()
+        value: T = entry[1]
         return value
 
     def keep(self, name: str, key: Hashable, value: object) -> None:
-        """Keep `value` under `name` for `key`, in place of what was kept."""
-        self._kept[name] = key, value
+        """Keep `value` under `name` for `key`, in place of the former value."""
+        self._entries[name] = key, value
 
 
 class NothingShared(Shared):
-    """Keeps nothing: for a run that is alone in its process."""
+    """Keeps nothing: for the only run of a process."""
 
     def recall(self, name: str, key: Hashable, make: Callable[[], T]) -> T:
-        """Made anew."""
+        """Return a new value."""
         return make()
 
     def keep(self, name: str, key: Hashable, value: object) -> None:
-        """Let it go."""
+        """Keep nothing."""

@@ -75,12 +75,12 @@ def test_a_shared_model_is_what_it_was_after_a_run(tmp_path: Path, short: dict[s
     except UserError as error:
         pytest.skip(str(error))
     experiment.own_clip(config, site.device, shared)
-    kept = shared._kept["model"][1]
-    before, modules = model_identity.module(kept.model), [type(module) for module in kept.model.modules()]
+    clip = shared._entries["model"][1]
+    before, modules = model_identity.module(clip.model), [type(module) for module in clip.model.modules()]
     flora_hpc.run(config, out=tmp_path / "run", shared=shared)
-    assert shared._kept["model"][1] is kept
-    assert [type(module) for module in kept.model.modules()] == modules
-    assert model_identity.module(kept.model) == before
+    assert shared._entries["model"][1] is clip
+    assert [type(module) for module in clip.model.modules()] == modules
+    assert model_identity.module(clip.model) == before
 
 
 def test_shared_keeps_one_of_a_kind_and_makes_what_is_not_kept() -> None:
@@ -170,21 +170,21 @@ def test_two_runs_of_one_second_have_directories_of_their_own(
 
 
 def test_threads_and_signals_are_what_they_were(tmp_path: Path, short: dict[str, Any]) -> None:
-    def mine(number: int, frame: object) -> None:
+    def own_handler(number: int, frame: object) -> None:
         """A handler of the user's own."""
 
     seen: list[Any] = []
-    before = signal.signal(signal.SIGUSR1, mine), torch.get_num_threads()
+    before = signal.signal(signal.SIGUSR1, own_handler), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
 
         def look(row: dict[str, Any]) -> None:
-            seen.append(signal.getsignal(signal.SIGUSR1) is mine)
+            seen.append(signal.getsignal(signal.SIGUSR1) is own_handler)
 
         flora_hpc.run(QUICKSTART, out=tmp_path / "a", on_round=look, **short)
         flora_hpc.run(QUICKSTART, out=tmp_path / "b", on_round=look, signals=False, **short)
         assert seen == [False] * 3 + [True] * 3
-        assert signal.getsignal(signal.SIGUSR1) is mine
+        assert signal.getsignal(signal.SIGUSR1) is own_handler
         assert torch.get_num_threads() == 1
     finally:
         signal.signal(signal.SIGUSR1, before[0])

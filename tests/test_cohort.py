@@ -23,10 +23,10 @@ def test_everybody_unless_told_otherwise() -> None:
     assert sample(5, fraction=1.0) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("config", "wanted"), [({"fraction": 0.25}, 10), ({"size": 7}, 7), ({"size": 40}, 40)])
-def test_a_share_or_a_number_of_clients_ascending_and_none_twice(config: dict[str, float], wanted: int) -> None:
+@pytest.mark.parametrize(("config", "num_clients"), [({"fraction": 0.25}, 10), ({"size": 7}, 7), ({"size": 40}, 40)])
+def test_a_share_or_a_number_of_clients_ascending_and_none_twice(config: dict[str, float], num_clients: int) -> None:
     drawn = sample(**config)
-    assert len(drawn) == wanted
+    assert len(drawn) == num_clients
     assert drawn == sorted(set(drawn))
     assert set(drawn) <= set(range(40))
 
@@ -60,8 +60,8 @@ def test_a_small_cohort_of_a_million_clients() -> None:
 def groups(costs: list[int], num_ranks: int = 1, assignment: str = "balanced", **grouping: int) -> list[list[list[int]]]:
     """The groups of each rank, of clients 100, 101, ... with these costs."""
     clients, numbers = np.arange(100, 100 + len(costs)), np.array(costs)
-    found = cohort.groups_of_ranks(clients, numbers, Grouping(**{"most": 100} | grouping), num_ranks, assignment)
-    return [[group.tolist() for group in mine] for mine in found]
+    by_rank = cohort.groups_of_ranks(clients, numbers, Grouping(**{"most": 100} | grouping), num_ranks, assignment)
+    return [[group.tolist() for group in local_groups] for local_groups in by_rank]
 
 
 def test_clients_of_like_cost_are_grouped_the_costliest_first_in_as_few_groups_of_like_size_as_may_be() -> None:
@@ -83,19 +83,19 @@ def test_static_clients_go_to_ranks_in_turn_whatever_they_cost() -> None:
 
 def test_idle_ranks_take_some_groups_each() -> None:
     """Sixteen clients for two ranks are eight pieces of work; here, as ranks of the same speed take them."""
-    found = groups([1] * 16, 2, "dynamic")
-    assert [[len(group) for group in mine] for mine in found] == [[2] * 4] * 2
+    by_rank = groups([1] * 16, 2, "dynamic")
+    assert [[len(group) for group in local_groups] for local_groups in by_rank] == [[2] * 4] * 2
     assert [len(group) for group in cohort.units(np.arange(3), np.ones(3, np.int64), Grouping(100), 2)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("assignment", ["balanced", "static", "dynamic"])
 def test_fixed_groups_are_the_same_on_any_number_of_ranks(assignment: str) -> None:
     costs = np.random.default_rng(0).integers(1, 9, 33).tolist()
-    found = [groups(costs, ranks, assignment, most=4, fixed=True) for ranks in (1, 2, 5, 20)]
-    for mine in found:
-        assert sorted(chain(*mine)) == sorted(chain(*found[0]))
-        assert sorted(map(len, chain(*mine))) == [1] + [4] * 8
-    assert sorted(map(len, found[-1])) == [0] * 11 + [1] * 9
+    by_size = [groups(costs, ranks, assignment, most=4, fixed=True) for ranks in (1, 2, 5, 20)]
+    for by_rank in by_size:
+        assert sorted(chain(*by_rank)) == sorted(chain(*by_size[0]))
+        assert sorted(map(len, chain(*by_rank))) == [1] + [4] * 8
+    assert sorted(map(len, by_size[-1])) == [0] * 11 + [1] * 9
 
 
 @pytest.mark.parametrize("assignment", ["balanced", "static", "dynamic"])
@@ -103,11 +103,11 @@ def test_fixed_groups_are_the_same_on_any_number_of_ranks(assignment: str) -> No
 @pytest.mark.parametrize("alike", [False, True])
 def test_every_client_is_in_one_group(num_ranks: int, assignment: str, alike: bool) -> None:
     costs = np.random.default_rng(0).integers(1, 9, 33).tolist()
-    found = groups(costs, num_ranks, assignment, most=4, alike=alike)
-    together = list(chain(*found))
+    by_rank = groups(costs, num_ranks, assignment, most=4, alike=alike)
+    together = list(chain(*by_rank))
     assert sorted(chain(*together)) == list(range(100, 133))
     assert max(map(len, together)) <= 4
-    assert all(found) or num_ranks == 50, "no rank is idle while there are clients for it"
+    assert all(by_rank) or num_ranks == 50, "no rank is idle while there are clients for it"
     if alike:
         assert all(len({costs[client - 100] for client in group}) == 1 for group in together)
 

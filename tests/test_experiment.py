@@ -11,7 +11,7 @@ import torch
 
 from flora_hpc.data.images import Dataset
 from flora_hpc.errors import UserError
-from flora_hpc.experiment import told_apart
+from flora_hpc.experiment import warn_of_equal_captions
 from tests.data.made_images import made
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -32,7 +32,7 @@ def test_captions_of_the_same_tokens_are_two_names_for_one_class() -> None:
     with pytest.raises(
         UserError, match=r"classes 'cat' and 'owl' of zoo cannot be told apart: they have the same 3 tokens for the"
     ):
-        told_apart(zoo(), tokens([1, 5, END], [1, 6, END], [1, 5, END], [1, 7, END]))
+        warn_of_equal_captions(zoo(), tokens([1, 5, END], [1, 6, END], [1, 5, END], [1, 7, END]))
 
 
 def test_captions_that_are_cut() -> None:
@@ -40,16 +40,16 @@ def test_captions_that_are_cut() -> None:
     with pytest.raises(
         UserError, match=r"'lynx' and 'emu' .* the same 6 tokens for the model, which cuts captions at 6; give each"
     ):
-        told_apart(zoo(), tokens([1, 5, END], cut, [1, 6, END], cut))
+        warn_of_equal_captions(zoo(), tokens([1, 5, END], cut, [1, 6, END], cut))
 
 
 def test_captions_of_pairs_may_repeat_themselves() -> None:
-    (sentence,) = told_apart(zoo(paired=True), tokens([1, END], [1, 6, END], [1, END], [1, END]))
+    (sentence,) = warn_of_equal_captions(zoo(paired=True), tokens([1, END], [1, 6, END], [1, END], [1, END]))
     assert sentence.startswith("2 of 4 captions have the same tokens as another one, such as 'a cat' and 'a owl'")
 
 
 def test_captions_that_differ() -> None:
-    assert told_apart(zoo(), tokens([1, 5, END], [1, 5, 6, END], [1, 6, END], [1, END])) == ()
+    assert warn_of_equal_captions(zoo(), tokens([1, 5, END], [1, 5, 6, END], [1, 6, END], [1, END])) == ()
 
 
 def shapes(path: Path, names: list[str], caption: str) -> Path:

@@ -14,7 +14,7 @@ import torch
 from flora_hpc import firststep
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Noise, Tensors, Wanted
+from flora_hpc.methods._method import CaptionRows, Method, Noise, Tensors
 from tests.test_trainer import linear_method
 
 
@@ -86,9 +86,9 @@ def test_ranks_make_a_jacobian_together(size: int) -> None:
     """Of three captions with 300 numbers each, in two blocks; with seven ranks, one has none."""
     matrix, sent, barrier = torch.randn(3, 300), [b""] * size, Barrier(size)
 
-    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
+    def classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
         first = tensors["weight"].flatten(1)[:, :1, None]
-        return first * (matrix if wanted is None else matrix[wanted[0]])
+        return first * (matrix if caption_rows is None else matrix[caption_rows[0]])
 
     method, adapter = replace(linear_method(), classes=classes), torch.randn(6)
 
@@ -96,24 +96,24 @@ def test_ranks_make_a_jacobian_together(size: int) -> None:
         return firststep.make(method, adapter, Ranks(rank, sent, partial(barrier.wait, timeout=30)))
 
     with ThreadPoolExecutor(size) as ranks:
-        for found in ranks.map(make, range(size)):
-            assert found.classes.equal((adapter[0] * matrix)[None])
-            assert found.jacobian[:, 0].equal(matrix.flatten())
-            assert not found.jacobian[:, 1:].any()
-    told = firststep.sent_bytes(replace(method, text_shape=(3, 300)), True, size)
-    assert sum(map(len, sent)) == told == (6 * matrix.nbytes if size > 1 else 0)
+        for first in ranks.map(make, range(size)):
+            assert first.classes.equal((adapter[0] * matrix)[None])
+            assert first.jacobian[:, 0].equal(matrix.flatten())
+            assert not first.jacobian[:, 1:].any()
+    num_bytes = firststep.sent_bytes(replace(method, text_shape=(3, 300)), True, size)
+    assert sum(map(len, sent)) == num_bytes == (6 * matrix.nbytes if size > 1 else 0)
     assert firststep.sent_bytes(method, False, size) == 0
 
 
 def test_gradients_of_a_curve_by_hand() -> None:
     """Of T = sin(w), the gradient by w is that by T times cos(w)."""
 
-    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
-        found = tensors["weight"].sin()
-        return found if wanted is None else found[:, wanted[0]]
+    def classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
+        features = tensors["weight"].sin()
+        return features if caption_rows is None else features[:, caption_rows[0]]
 
     method = replace(linear_method(), classes=classes)
-    adapter, asked = torch.linspace(0, 1, 6), torch.randn(70, 2, 3)
+    adapter, by_classes = torch.linspace(0, 1, 6), torch.randn(70, 2, 3)
     first = firststep.make(method, adapter, Serial())
     assert first.classes.equal(adapter.view(1, 2, 3).sin())
-    np.testing.assert_allclose(first.by_params(asked), asked.flatten(1) * adapter.cos(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(first.by_params(by_classes), by_classes.flatten(1) * adapter.cos(), rtol=1e-5, atol=1e-7)

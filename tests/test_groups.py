@@ -54,19 +54,19 @@ class Clients:
 
     def updates(self, groups: list[Ints], num_threads: int) -> dict[int, tuple[bytes, float]]:
         """Each client's update and loss, to the last bit."""
-        method, found = self.method, {}
+        method, updates = self.method, {}
         torch.set_num_threads(num_threads)
         first = firststep.make(method, self.adapter, Serial()) if self.by_jacobian else None
         for members in groups:
             batches = trainer.make_batches(members, self.holdings, self.config, 0, 1, self.unit)
-            held = method.holds(members) if method.holds else None
+            mask = method.holds(members) if method.holds else None
             result = trainer.train(
-                trainer.Task(method, self.inputs, self.labels, self.config), self.adapter, batches, held, first=first
+                trainer.Task(method, self.inputs, self.labels, self.config), self.adapter, batches, mask, first=first
             )
             assert result.updates.any() or len(members) == 1  # a batch of one, of which the loss may be none
             for client, update, loss in zip(members.tolist(), result.updates, result.losses.tolist(), strict=True):
-                found[client] = (update.numpy().tobytes(), loss)
-        return found
+                updates[client] = (update.numpy().tobytes(), loss)
+        return updates
 
     @property
     def unit(self) -> int:
@@ -76,7 +76,8 @@ class Clients:
         """Groups of `clients` as that many ranks would make them."""
         costs = trainer.filled_up(self.holdings.sizes(clients), self.config, self.unit)
         grouping = cohort.Grouping(most, alike=self.method.per_example)
-        return [group for mine in cohort.groups_of_ranks(clients, costs, grouping, num_ranks, "static") for group in mine]
+        by_rank = cohort.groups_of_ranks(clients, costs, grouping, num_ranks, "static")
+        return [group for local_groups in by_rank for group in local_groups]
 
     def assert_bits_are_their_own(self, times: int = 4) -> None:
         """Each client alone on one thread, against random groups of some of them on one to three threads."""
@@ -87,10 +88,10 @@ class Clients:
             some = rng.permutation(everybody)[: rng.integers(2, len(everybody) + 1)]
             tried.append((self.groups(some, int(rng.integers(2, 8)), int(rng.integers(1, 4))), number % 3 + 1))
         for groups, num_threads in tried:
-            found = self.updates(groups, num_threads)
-            differing = [client for client, numbers in found.items() if numbers != alone[client]]
+            updates = self.updates(groups, num_threads)
+            differing = [client for client, numbers in updates.items() if numbers != alone[client]]
             assert differing == [], f"of groups {[group.tolist() for group in groups]} on {num_threads} threads"
-            assert len(found) > 1
+            assert len(updates) > 1
 
 
 @pytest.fixture(autouse=True)
@@ -140,8 +141,8 @@ def test_nor_where_every_image_has_a_caption_of_its_own(dropout: float, loss: st
     """Of some clients all captions are short, of others long."""
     lengths = [3] * 20 + [11] * 6 + [5] * 14
     tokens = torch.tensor([[1, *range(2 + i % 9, i % 9 + n), END] + [0] * (CONTEXT - n) for i, n in enumerate(lengths)])
-    given = replace(setting(small_model(), tokens), paired=True)
-    method = build(Options(name="flora", targets=("text.q_proj", "text.mlp"), dropout=dropout), given)
+    setting_of_data = replace(setting(small_model(), tokens), paired=True)
+    method = build(Options(name="flora", targets=("text.q_proj", "text.mlp"), dropout=dropout), setting_of_data)
     method = replace(method, paired=True)
     holders = Partition(np.arange(40), np.array([0, 14, 20, 26, 31, 40]))
     features = Features(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
@@ -161,8 +162,8 @@ def test_nor_at_the_size_of_a_vit_b_32(targets: tuple[Target, ...]) -> None:
     names = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "lorry")
     starts = np.array([0, 300, 310, 438, 700, 828, 829])
     holders, labels = Partition(np.arange(829), starts), np.arange(829) % 10
-    given = Setting(clip, names, tuple(f"a photo of a {name}." for name in names), holders, labels)
-    method = build(Options(name="flora", targets=targets), given)
+    setting_of_data = Setting(clip, names, tuple(f"a photo of a {name}." for name in names), holders, labels)
+    method = build(Options(name="flora", targets=targets), setting_of_data)
     features = Features(torch.randn(829, 512, generator=torch.Generator().manual_seed(0)))
     config = ClientConfig(lr=0.01)
     Clients(method, holders, config, features, torch.from_numpy(labels), moved(method)).assert_bits_are_their_own(3)

@@ -65,8 +65,8 @@ def clip() -> Clip:
 
 def build(clip: Clip, name: str, **options: object) -> Method:
     member, classes = plugins.member("methods", name), tuple(f"a photo of the digit {word}." for word in WORDS)
-    given = Setting(clip, WORDS, classes, Partition(np.arange(8), np.array([0, 8])), np.arange(8))
-    method: Method = member.build(member.Options(name=name, **options), given)
+    setting = Setting(clip, WORDS, classes, Partition(np.arange(8), np.array([0, 8])), np.arange(8))
+    method: Method = member.build(member.Options(name=name, **options), setting)
     return method
 
 
@@ -93,18 +93,18 @@ def test_what_a_step_keeps_is_at_most_the_estimate_and_not_much_less(clip: Clip,
     method, batch = build(clip, name, **options), 8
     params = method.pack(method.init(np.random.default_rng(0))).repeat(3, 1)
     shape = (3, batch, clip.model.visual.output_dim) if method.sees == "features" else (3, batch, 3, 32, 32)
-    inputs, labels, held = torch.randn(shape), torch.zeros(3, batch, dtype=torch.int64), {}
+    inputs, labels, storages = torch.randn(shape), torch.zeros(3, batch, dtype=torch.int64), {}
     before = {tensor.untyped_storage().data_ptr() for tensor in (*clip.model.parameters(), *clip.model.buffers(), params, inputs)}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         tensors = method.unpack(params.requires_grad_())
         scores = method.logits(tensors, method.classes(tensors, None), inputs, None)
         loss = contrastive(scores, labels, torch.ones(3, batch, dtype=torch.bool))
-        kept = sum(num_bytes for place, num_bytes in held.items() if place not in before)
+        kept = sum(num_bytes for place, num_bytes in storages.items() if place not in before)
     assert loss.requires_grad
     estimate = 3 * load_of(clip, method, ClientConfig(batch_size=batch), 10).kept_bytes
     assert 0.2 * estimate < kept < estimate, kept / estimate

@@ -26,8 +26,8 @@ def test_contrastive_is_the_loss_of_the_full_matrix_and_so_is_its_gradient(prese
     expected = torch.stack([full_matrix(scores[k, :n], labels[k, :n]) for k, n in enumerate(present)])
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(value.sum(), scores)
-    (wanted,) = torch.autograd.grad(expected.sum(), scores)
-    torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-12)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), scores)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-12)
 
 
 def test_contrastive_by_hand() -> None:

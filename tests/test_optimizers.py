@@ -45,9 +45,9 @@ def test_a_client_that_is_forgotten_starts_afresh_and_the_others_go_on(kind: dic
     optimizer, params = OPTIMIZERS[config.optimizer], torch.ones(2, 3)
     state = optimizer.init(params, config)
     optimizer.step(params.clone(), torch.tensor([[torch.nan], [1.0]]).repeat(1, 3), state, config)
-    kept = [part[1].clone() for part in state]
+    before_step = [part[1].clone() for part in state]
     forget(state, torch.tensor([True, False]))
-    for part, fresh, before in zip(state, optimizer.init(params, config), kept, strict=True):
+    for part, fresh, before in zip(state, optimizer.init(params, config), before_step, strict=True):
         assert part[0].equal(fresh[0])
         assert part[1].equal(before)
         assert before.abs().min() > 0

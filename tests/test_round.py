@@ -142,8 +142,8 @@ def test_what_is_tested_during_the_next_round_has_the_same_records(every: int) -
         return [played(setup, state, number) for number in range(4)]
 
     at_once, later = records(overlap=False), records(overlap=True)
-    assert [len(told) for told in at_once] == [1, 1, 1, 1]
-    assert [len(told) for told in later] == ([0, 1, 1, 2] if every == 1 else [0, 2, 0, 2])
+    assert [len(records) for records in at_once] == [1, 1, 1, 1]
+    assert [len(records) for records in later] == ([0, 1, 1, 2] if every == 1 else [0, 2, 0, 2])
     for one, other in zip(chain(*at_once), chain(*later), strict=True):
         for name in one.row.dtype.names:
             if not name.endswith("_seconds"):
@@ -224,10 +224,10 @@ class Listening(Serial):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[RankReport] = []
+        self.reports: list[RankReport] = []
 
     def gather(self, data: bytes) -> list[bytes] | None:
-        self.told.append(RankReport.from_bytes(data))
+        self.reports.append(RankReport.from_bytes(data))
         return super().gather(data)
 
 
@@ -238,7 +238,7 @@ def test_a_rank_reports_a_digest_of_the_adapter_that_it_holds() -> None:
         played(setup, state, number, Meter(comm))
         hashed = hashlib.blake2b(state.adapter.numpy().tobytes(), digest_size=8).digest()
         right.append(int.from_bytes(hashed, "little", signed=True))
-    assert [report.digest for report in comm.told] == right
+    assert [report.digest for report in comm.reports] == right
     assert len(set(right)) == 3
 
 
@@ -273,5 +273,5 @@ def test_the_servers_rule_rests_when_every_update_is_rejected() -> None:
 @pytest.mark.parametrize(("epochs", "costs"), [(1, [6, 4, 4, 2]), (3, [18, 12, 12, 6])])
 def test_a_client_costs_the_examples_that_it_computes_in_all_epochs(epochs: int, costs: list[int]) -> None:
     """In batches of two, which are filled up: 5, 3, 3 and 1 examples are 3, 2, 2 and 1 batches."""
-    clients, found = rounds.participants(federation(epochs=epochs)[0], 1)
-    assert (clients.tolist(), found.tolist()) == ([0, 1, 2, 3], costs)
+    clients, measured = rounds.participants(federation(epochs=epochs)[0], 1)
+    assert (clients.tolist(), measured.tolist()) == ([0, 1, 2, 3], costs)

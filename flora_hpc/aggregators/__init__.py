@@ -1,1 +1,1 @@
-"""What the server does with the mean update; one file each."""
+"""Rules by which the server applies the mean update; one file each."""

@@ -1,4 +1,4 @@
-"""What a server's rule is: two pure functions and an explicit state."""
+"""The interface of an aggregator, the server's rule: two pure functions and an explicit state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

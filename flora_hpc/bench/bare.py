@@ -68,7 +68,7 @@ def train(setup: Setup, adapter: torch.Tensor, group: Group, first: FirstStep | 
         if first_step is not None:
             classes, targets = first_step.classes.repeat(n, 1, 1).requires_grad_(), setup.labels[rows]
         else:
-            classes, targets = trainer.choices(setup.method, tensors, noise, setup.labels[rows])
+            classes, targets = trainer.classes_and_targets(setup.method, tensors, noise, setup.labels[rows])
         scores = setup.method.logits(tensors, classes, setup.inputs(rows), noise)
         loss = LOSSES[setup.client.loss](scores.expand(n, -1, -1), targets, present)
         if first_step is not None:

@@ -1,6 +1,7 @@
 """Seconds per client step and peak memory of methods, each in a process of its own, so that its peak is its own.
 
-The measured code is that of a run with a group of clients: `experiment.see`, then `trainer.train`. Weights and images are random.
+The measured code is that of a run with a group of clients: `experiment.with_inputs`, then `trainer.train`. Weights and images are
+random.
 """
 
 import json
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from flora_hpc import plugins
 from flora_hpc.bench import workload
 from flora_hpc.clip import weights
-from flora_hpc.clip.load import load, untouched
+from flora_hpc.clip.load import load, load_open_clip
 from flora_hpc.comm import devices, launch
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import CommConfig, ModelConfig
@@ -156,7 +157,7 @@ def weights_file(model: str) -> Iterator[str | None]:
         return
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         file = str(Path(folder) / "random.safetensors")
-        clip_model, _ = untouched(model_config(model), 0, torch.device("cpu"))
+        clip_model, _ = load_open_clip(model_config(model), 0, torch.device("cpu"))
         try:
             save_file({name: tensor.clone() for name, tensor in clip_model.state_dict().items()}, file)
         except (OSError, SafetensorError) as error:

@@ -19,7 +19,7 @@ from flora_hpc.bench.workload import Group, clock
 from flora_hpc.clip import frozen, precision
 from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.frozen import tensor_cores
-from flora_hpc.clip.load import load, untouched
+from flora_hpc.clip.load import load, load_open_clip
 from flora_hpc.comm import devices, launch
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import ClientConfig, CommConfig
@@ -133,7 +133,7 @@ def measure(task: Task, progress: Callable[[str], None] = lambda text: None) -> 
 
 def plain_client(task: Task, group: Group, device: torch.device) -> plain.Client:
     """The plain side, in fp32: open_clip's model, whose attention alone is unfused, for peft."""
-    model, tokenize = untouched(methods.model_config(task.model), 0, device)
+    model, tokenize = load_open_clip(methods.model_config(task.model), 0, device)
     tensors = group.method.unpack(different_tensors(group, 1, device)[0])
     config = ClientConfig(batch_size=task.batch_size)
     if group.method.alpha is None:

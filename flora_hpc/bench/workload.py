@@ -103,7 +103,7 @@ def built_alone(config: Config, launch: Launch) -> tuple[experiment.Experiment, 
     """An experiment and its site in one process, built as a run builds them. Raises UserError like a run."""
     site = find_site(config, Serial(), launch)
     built = experiment.build(config, site.device, site.room)
-    return experiment.see(built, site, lambda done, total: None), site
+    return experiment.with_inputs(built, site, lambda done, total: None), site
 
 
 def class_names(count: int) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def evaluate(
 
         if comm.rank == 0:
             note_round(run)
-        dataset, correct, total = jobs.measure(config, folder / "adapter", comm, me, Bar("features"))
+        dataset, correct, total = jobs.evaluate_adapter(config, folder / "adapter", comm, me, Bar("features"))
         if comm.rank == 0:
             result = {"run": str(run), "dataset": dataset, "num_images": total, "num_correct": correct, "accuracy": correct / total}
             text = f"{config.method.name} of {run} on {dataset}: {correct:,} of {total:,} test images right, {correct / total:.4f}"

@@ -116,7 +116,7 @@ def save(form: str, out: Path, folder: Path) -> None:
         return write(out, lambda new: export.save_open_clip(new, clip, config.model, state, method))
     write(out, lambda new: export.save_clip_model(new, clip, state, method))
     names = class_names(hdf5file.locate(folder))
-    if unlike := export.read_otherwise(out, clip, names):
+    if unlike := export.texts_with_other_tokens(out, clip, names):
         print(
             f"warning: a CLIPProcessor gives other tokens than the run for {len(unlike):,} of {len(names):,} class names, such as "
             f"'{unlike[0]}', since it does not clean captions as open_clip does; {out / 'README.md'} says how to clean them",

@@ -1,4 +1,4 @@
-"""What a run trained, on disk and on modules: LoRA in PEFT's layout, anything else as tensors by name."""
+"""Save, read and attach the trained tensors of a run: LoRA in PEFT's layout, all others as tensors by name."""
 
 import json
 import re
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PEFT_FILE, PEFT_CONFIG_FILE, PLAIN_FILE = "adapter_model.safetensors", "adapter_config.json", "trained.safetensors"
 PEFT_PREFIX = "base_model.model."
-PEFT_CONSTANTS: dict[str, Any] = {  # of every LoRA adapter; without `peft_version`, of which PEFT before 0.18 warns
+PEFT_CONSTANTS: dict[str, Any] = {  # of every LoRA adapter; no `peft_version`, since PEFT before 0.18 warns of it
     "alpha_pattern": {},
     "base_model_name_or_path": None,
     "bias": "none",
@@ -44,14 +44,14 @@ Made by flora-hpc. For any other program, first merge it into whole weights. The
     flora-hpc export <run> --to open_clip                # open_clip.create_model("local-dir:<export>")
     flora-hpc export <run> --to transformers --merged    # transformers.CLIPModel.from_pretrained("<export>")
 
-PEFT puts this folder on the open_clip model {name} after flora-hpc has split its attention and heads into plain Linear layers:
+PEFT loads this folder on the open_clip model {name} after flora-hpc has unfused its attention and heads into plain Linear layers:
 
     import peft
     from flora_hpc.clip.attention import unfuse
     model = peft.PeftModel.from_pretrained(unfuse(open_clip_model), "<this folder>").base_model.model
 
-On a model that is not split, PEFT says "Target modules ... not found in the base model". open_clip's own attention would read past
-an adapter there, and nothing would change.
+On a model that is not unfused, PEFT says "Target modules ... not found in the base model". open_clip's own attention would not
+read an adapter there, and nothing would change.
 """
 PLAIN_CARD = """# {method} for {name}
 
@@ -66,7 +66,7 @@ def attach(model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) 
 
     This changes `model`.
     """
-    import peft  # takes seconds, and no run needs it
+    import peft  # the import takes seconds, and no run needs it
 
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**_lora(tensors, alpha), lora_dropout=0.0))
     result = peft.set_peft_model_state_dict(wrapped, _peft_state(tensors))
@@ -89,7 +89,7 @@ def _peft_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _peft_config(model: nn.Module, tensors: Mapping[str, torch.Tensor], alpha: float) -> dict[str, Any]:
-    """The fields of adapter_config.json that say what the adapter is. PEFT's loader takes its defaults for all others."""
+    """The fields of adapter_config.json that describe the adapter. PEFT's loader takes its defaults for all other fields."""
     kind = type(model)
     mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
     return PEFT_CONSTANTS | _lora(tensors, alpha) | {"auto_mapping": mapping}
@@ -104,10 +104,10 @@ def save(
     method: str,
     classes: Sequence[str] = (),
 ) -> None:
-    """Write what was trained. With `alpha`, `tensors` are low-rank updates: a PEFT adapter directory. Else `trained.safetensors`.
+    """Write the trained `tensors`: low-rank updates (with `alpha`) as a PEFT adapter directory, others as `trained.safetensors`.
 
-    PEFT itself is not imported, which would take seconds on every run's end. `name` is the model's, for people; the model itself
-    is neither written nor changed. `classes` are the names of the classes that the tensors belong to, where they belong to any.
+    PEFT is not imported: that would take seconds at the end of every run. `name` is the model's name, for people. The model is
+    neither written nor changed. `classes` names the classes that the tensors belong to, if they belong to classes.
     """
     folder.mkdir(parents=True)
     if alpha is not None:
@@ -119,20 +119,20 @@ def save(
         save_file(contiguous, folder / PLAIN_FILE, metadata={"classes": json.dumps(list(classes))})
         (folder / "README.md").write_text(PLAIN_CARD.format(name=name, method=method))
     for file in folder.iterdir():
-        file.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody else read its files
+        file.chmod(folder.stat().st_mode & 0o666)  # safetensors makes its files readable by their owner only
 
 
 class Stored(NamedTuple):
-    """What `save` wrote."""
+    """Trained tensors as `save` wrote them."""
 
     file: Path
     tensors: dict[str, torch.Tensor]  # float32
-    alpha: float | None  # None where they are no low-rank updates
-    classes: list[str]  # that the tensors belong to; empty where they belong to none
+    alpha: float | None  # None where the tensors are no low-rank updates
+    classes: list[str]  # names of the classes that the tensors belong to; empty where they belong to none
 
 
 def read(folder: Path) -> Stored:
-    """What `save` wrote to `folder`. Raises UserError when there is none that can be read."""
+    """Read the adapter that `save` wrote to `folder`. Raises UserError when there is no readable adapter."""
     file = next((folder / file for file in (PEFT_FILE, PLAIN_FILE) if (folder / file).is_file()), None)
     if file is None:
         cure = "only a run that finished has one: go on with it by its command with --resume"
@@ -147,7 +147,7 @@ def read(folder: Path) -> Stored:
         return Stored(file, tensors, None, classes)
     try:
         config = json.loads((folder / PEFT_CONFIG_FILE).read_text())
-        alpha = config["lora_alpha"] / config["r"]  # PEFT's alpha is the paper's times the rank
+        alpha = config["lora_alpha"] / config["r"]  # PEFT's alpha is the paper's alpha times the rank
     except (OSError, ValueError, LookupError, TypeError):
         raise UserError(f"{folder}: has no readable {PEFT_CONFIG_FILE} beside {file.name}; put back what the run wrote") from None
     return Stored(
@@ -156,18 +156,18 @@ def read(folder: Path) -> Stored:
 
 
 def is_former(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether low-rank updates have names that a model which was not split has, too, as earlier versions wrote them."""
+    """Whether low-rank updates have open_clip's layer names, as earlier versions wrote them, instead of an unfused model's."""
     return any(re.search(r"\.(out_proj|c_fc|c_proj)\.lora_|text_projection\.lora_", name) for name in tensors)
 
 
 def load(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str, alpha: float | None, classes: Sequence[str] = ()
 ) -> dict[str, torch.Tensor]:
-    """Read what `save` wrote: tensors float32 of these names and shapes, of scale `alpha`, which belong to `classes`, if to any.
+    """Read the adapter that `save` wrote, as float32, and check it against `shapes`, `alpha` and `classes`.
 
-    Raises UserError when there is no adapter, or one of another model, method or classes; `name` is that of the model expected.
+    Raises UserError when there is no adapter, or one of another model, method or classes; `name` is the expected model's name.
     """
-    file, stored, its_alpha, its_classes = read(folder)
+    file, stored, stored_alpha, stored_classes = read(folder)
     current = by_current_names(stored, shapes)
     for key, shape in shapes.items():
         if key not in current:
@@ -185,12 +185,14 @@ def load(
             f"{file}: has {surplus[0]}, which {name} with this method lacks: it belongs to another model or method; "
             "give the settings it was trained with"
         )
-    if its_alpha != alpha:
-        raise UserError(f"{file}: was trained with alpha {its_alpha:g}, not {alpha:g}; leave method.alpha as it was")
-    if list(classes) != its_classes:
-        raise UserError(f"{file}: tells the classes {_few(its_classes)} apart, not {_few(classes)}; give data with its own classes")
+    if stored_alpha != alpha:
+        raise UserError(f"{file}: was trained with alpha {stored_alpha:g}, not {alpha:g}; leave method.alpha as it was")
+    if list(classes) != stored_classes:
+        raise UserError(
+            f"{file}: tells the classes {_listed(stored_classes)} apart, not {_listed(classes)}; give data with its own classes"
+        )
     return {key: current[key] for key in shapes}
 
 
-def _few(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

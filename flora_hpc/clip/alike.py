@@ -1,8 +1,8 @@
-"""What is the same for many clients is computed once: in a round's first step, all of them hold the same adapter.
+"""Compute once what is the same for many clients: in a round's first step, all clients hold the same adapter.
 
-Such a tensor has one row, which all clients share (a stride of 0 along the clients). What comes of it is of that kind, too, up to
-the first thing that is a client's own. Backwards, each client has a gradient of its own. Both ways the bits are those that each
-client would get with a row of its own.
+A shared tensor has one row for all clients (a stride of 0 along the clients). Results of shared tensors are shared, too; a result
+that depends on a tensor of each client is not. In the backward pass, each client has its own gradient. Forwards and backwards, the
+bits are the same as with one row per client.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Compute = Callable[..., torch.Tensor]
 def are_alike(*tensors: torch.Tensor) -> bool:
     """Whether tensors (num_clients or 1, ...) are the same for several clients."""
     several = False
-    for x in tensors:  # asked a hundred times a step, so not by any() and all()
+    for x in tensors:  # called a hundred times a step, so any() and all() would be too slow
         if x.shape[0] > 1:
             if x.stride(0) != 0:
                 return False
@@ -25,7 +25,7 @@ def are_alike(*tensors: torch.Tensor) -> bool:
 
 
 def once(compute: Compute, *tensors: torch.Tensor) -> torch.Tensor:
-    """compute(*tensors), of one row where all clients share it. Backwards it is computed again for each, so it should be cheap."""
+    """compute(*tensors), on one row where all clients share it. The backward pass repeats it for each client: keep it cheap."""
     if not are_alike(*tensors):
         return compute(*tensors)
     result: torch.Tensor = _Once.apply(compute, *tensors)
@@ -33,9 +33,9 @@ def once(compute: Compute, *tensors: torch.Tensor) -> torch.Tensor:
 
 
 def spread(compute: Compute, *tensors: torch.Tensor) -> torch.Tensor:
-    """compute of the first row of each tensor, as a row of all clients; no gradient.
+    """Apply `compute` to the first row of each tensor, and expand the result to all clients; no gradient.
 
-    x[:1] of such a tensor would keep its stride of 0, for which oneDNN has slow ways only; and it would take these, from then on,
+    x[:1] of a shared tensor would keep its stride of 0. For this stride oneDNN has slow kernels only, and it would then take them
     for any tensor of the same shape.
     """
     result = compute(*(x[0][None] for x in tensors))
@@ -43,7 +43,7 @@ def spread(compute: Compute, *tensors: torch.Tensor) -> torch.Tensor:
 
 
 class _Once(torch.autograd.Function):
-    """Forwards for one client, backwards for all."""
+    """Forward pass for one client, backward pass for all."""
 
     @staticmethod
     def forward(ctx: Any, compute: Compute, *tensors: torch.Tensor) -> torch.Tensor:
@@ -57,22 +57,22 @@ class _Once(torch.autograd.Function):
         leaves = [x.detach().contiguous().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needs, strict=True)]
         with torch.enable_grad():
             result = ctx.compute(*(leaf.view_as(leaf) for leaf in leaves))  # torch's FLOP counter takes no leaf here
-        found = iter(back(result, gradients[0], [leaf for leaf in leaves if leaf.requires_grad]))
-        return None, *(next(found) if leaf.requires_grad else None for leaf in leaves)
+        by_leaf = iter(back(result, gradients[0], [leaf for leaf in leaves if leaf.requires_grad]))
+        return None, *(next(by_leaf) if leaf.requires_grad else None for leaf in leaves)
 
 
 def back(result: torch.Tensor, gradient: torch.Tensor, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """The gradients by `leaves` of what has this `gradient` by `result`.
+    """Gradients by `leaves` of a scalar whose gradient by `result` is `gradient`.
 
-    torch.autograd.grad does this, too, with its grad_outputs; but then it imports sympy, at the start of every rank.
+    torch.autograd.grad can do the same by grad_outputs, but then every rank imports sympy at its start.
     """
     with torch.enable_grad():
-        scalar = _Given.apply(result, gradient)
+        scalar = _FixedGradient.apply(result, gradient)
     return torch.autograd.grad(scalar, leaves)
 
 
-class _Given(torch.autograd.Function):
-    """A number whose gradient by a tensor is given."""
+class _FixedGradient(torch.autograd.Function):
+    """A scalar with a given gradient by a tensor."""
 
     @staticmethod
     def forward(ctx: Any, result: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ def add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """A sum whose gradients need no second look at it."""
+    """A sum; its gradients need no second computation of it."""
 
     @staticmethod
     def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

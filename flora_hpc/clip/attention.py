@@ -1,11 +1,11 @@
-"""Plain Linear layers where open_clip has none, so that an adapter can sit on each of them.
+"""Replace open_clip's fused layers by plain Linear layers (unfuse), so that an adapter can sit on each layer.
 
-open_clip's blocks use nn.MultiheadAttention, whose query, key and value share one fused weight that adapters cannot address
-one by one, and whose output projection is a weight read directly, so that an adapter put on it would never take part. The heads of
+open_clip's blocks use nn.MultiheadAttention. Its query, key and value share one fused weight, so adapters cannot address them one
+by one. It reads the weight of its output projection directly, so an adapter on this projection would have no effect. The heads of
 both towers are bare matrices.
 
-Every layer that an adapter can sit on has a name here that open_clip's own model lacks. PEFT then refuses to put an adapter on a
-model that was not split, where some of its parts would be read past and others would not. It ignores parts that it cannot place.
+Every layer that an adapter can sit on gets a name that open_clip's own model lacks. PEFT then refuses to put an adapter on a model
+that was not unfused, where some parts of the adapter would have no effect. PEFT ignores parts of an adapter that it cannot place.
 """
 
 from collections import OrderedDict
@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 HEADS = ("text_projection", "proj")
-MLP = {"c_fc": "up_proj", "c_proj": "down_proj"}  # open_clip's layers of a block's MLP, and their names in a split model
-RENAMED = {"attn.out_proj": "attn.o_proj"} | {f"mlp.{theirs}": f"mlp.{ours}" for theirs, ours in MLP.items()}
+MLP = {"c_fc": "up_proj", "c_proj": "down_proj"}  # open_clip's layers of a block's MLP, and their names in an unfused model
+RENAMED = {"attn.out_proj": "attn.o_proj"} | {f"mlp.{fused}": f"mlp.{plain}" for fused, plain in MLP.items()}
 FORMER = {f".{former}.": f".{current}." for former, current in RENAMED.items()} | {"text_projection.": "text_projection.linear."}
 
 
 class SplitAttention(nn.Module):
-    """The same numbers as the nn.MultiheadAttention it replaces, from four Linear layers."""
+    """Four Linear layers that compute the same numbers as the nn.MultiheadAttention `fused`."""
 
     def __init__(self, fused: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -34,16 +34,16 @@ class SplitAttention(nn.Module):
         self.requires_grad_(fused.in_proj_weight.requires_grad)
 
     def joined(self) -> nn.Linear | None:
-        """q_proj, k_proj and v_proj as one layer, frozen, as long as their values lie side by side; none is copied."""
-        layers, kept = (self.q_proj, self.k_proj, self.v_proj), self.__dict__.get("_joined")
-        if kept is None or kept.weight.data_ptr() != self.q_proj.weight.data_ptr():
+        """q_proj, k_proj and v_proj as one frozen layer, without a copy; None where their values do not lie side by side."""
+        layers, joined = (self.q_proj, self.k_proj, self.v_proj), self.__dict__.get("_joined")
+        if joined is None or joined.weight.data_ptr() != self.q_proj.weight.data_ptr():
             weight = side_by_side([layer.weight.detach() for layer in layers])
             biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
             bias = side_by_side(biases) if biases else None
             if weight is None or (biases and bias is None):
                 return None
-            kept = self.__dict__["_joined"] = _linear(weight, bias).requires_grad_(False)  # beside the modules: it is none of them
-        return kept
+            joined = self.__dict__["_joined"] = _linear(weight, bias).requires_grad_(False)  # __dict__: it is no submodule
+        return joined
 
     def forward(
         self,
@@ -61,17 +61,17 @@ class SplitAttention(nn.Module):
 
 
 def side_by_side(parts: list[torch.Tensor]) -> torch.Tensor | None:
-    """One tensor of all that `parts` (n, ...) hold, where they lie one after the other in memory; else None."""
+    """One tensor over all `parts` (n, ...), where they lie one after the other in memory; else None."""
     first, starts = parts[0], [part.data_ptr() for part in parts]
-    near = all(part.is_contiguous() and part.dtype == first.dtype and part.shape == first.shape for part in parts)
-    near = near and len({part.untyped_storage().data_ptr() for part in parts}) == 1
-    if not near or starts != list(range(starts[0], starts[0] + first.nbytes * len(parts), first.nbytes)):
+    uniform = all(part.is_contiguous() and part.dtype == first.dtype and part.shape == first.shape for part in parts)
+    one_storage = len({part.untyped_storage().data_ptr() for part in parts}) == 1
+    if not uniform or not one_storage or starts != list(range(starts[0], starts[0] + first.nbytes * len(parts), first.nbytes)):
         return None
     return first.as_strided((len(parts) * first.shape[0], *first.shape[1:]), first.stride())
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    """A Linear layer on these values, which are not copied: they may lie in a mapped file that other ranks read, too."""
+    """A Linear layer on these values. They are not copied: they may lie in a mapped file that other ranks read, too."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")  # meta: no random numbers are drawn
     layer.weight = nn.Parameter(weight)
     if bias is not None:
@@ -80,19 +80,19 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 
 
 class SplitMlp(nn.Sequential):
-    """A block's MLP, its two Linear layers called up_proj and down_proj."""
+    """A block's MLP, with its two Linear layers renamed to up_proj and down_proj."""
 
     def __init__(self, mlp: nn.Sequential) -> None:
         super().__init__(OrderedDict((MLP.get(name, name), layer) for name, layer in mlp.named_children()))
 
     @property
     def c_fc(self) -> nn.Module:
-        """The first layer, whose number format open_clip looks up under this name."""
+        """The first layer: open_clip looks up its number format under this name."""
         return self.get_submodule("up_proj")
 
 
 class Projection(nn.Module):
-    """A Linear layer that stands where open_clip writes `x @ matrix`, or has a Linear layer for a head."""
+    """A tower's head as a Linear layer: open_clip has a bare matrix there (`x @ matrix`), or a Linear layer."""
 
     def __init__(self, head: torch.Tensor | nn.Linear) -> None:
         super().__init__()
@@ -105,12 +105,12 @@ class Projection(nn.Module):
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_heads: int, mask: torch.Tensor | None) -> torch.Tensor:
-    """Scaled dot-product attention of projected (batch, length, width) tensors, heads side by side in the width."""
+    """Scaled dot-product attention of projected (batch, length, width) tensors; heads lie side by side in the width."""
 
-    def heads(x: torch.Tensor) -> torch.Tensor:
+    def by_head(x: torch.Tensor) -> torch.Tensor:
         return x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
 
-    mixed = F.scaled_dot_product_attention(heads(query), heads(key), heads(value), attn_mask=mask)
+    mixed = F.scaled_dot_product_attention(by_head(query), by_head(key), by_head(value), attn_mask=mask)
     return mixed.transpose(1, 2).reshape(query.shape)
 
 
@@ -137,7 +137,7 @@ def unfuse(model: nn.Module) -> nn.Module:
 
 
 def fuse(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state`, a state dict of the split `model`, under open_clip's own names and shapes: what `split` did, undone."""
+    """Undo `unfuse`: `state`, a state dict of the unfused `model`, under open_clip's own names and shapes."""
     fused = dict(state)
     for path, part in model.named_modules():
         for kind in ("weight", "bias"):
@@ -145,8 +145,8 @@ def fuse(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch
                 fused[f"{path}.in_proj_{kind}"] = torch.cat([fused.pop(f"{path}.{name}_proj.{kind}") for name in "qkv"])
                 fused[f"{path}.out_proj.{kind}"] = fused.pop(f"{path}.o_proj.{kind}")
             elif isinstance(part, SplitMlp):
-                for theirs, ours in MLP.items():
-                    fused[f"{path}.{theirs}.{kind}"] = fused.pop(f"{path}.{ours}.{kind}")
+                for fused_name, plain_name in MLP.items():
+                    fused[f"{path}.{fused_name}.{kind}"] = fused.pop(f"{path}.{plain_name}.{kind}")
             elif isinstance(part, Projection) and f"{path}.linear.{kind}" in fused:
                 value = fused.pop(f"{path}.linear.{kind}")
                 fused |= {path: value.T.contiguous()} if part.was_matrix else {f"{path}.{kind}": value}
@@ -154,14 +154,14 @@ def fuse(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch
 
 
 def open_clip_name(path: str) -> str:
-    """The path of a split model's layer, with open_clip's own name for the layer."""
-    for theirs, ours in RENAMED.items():
-        path = path.replace(f".{ours}", f".{theirs}")
+    """The path of an unfused model's layer, with open_clip's own name for the layer."""
+    for fused, plain in RENAMED.items():
+        path = path.replace(f".{plain}", f".{fused}")
     return path
 
 
 def by_current_names(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Rename `tensors` of a file to the current names of a split model's layers, `names`. Earlier versions had open_clip's own."""
+    """Rename `tensors` of a file to the current layer names of an unfused model, `names`. Earlier versions used open_clip's."""
     current_names = set(names)
 
     def current_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run trained, for other programs: merged into whole weights of open_clip or transformers, or as a PEFT adapter."""
+"""Export a run's trained tensors for other programs: merged into weights of open_clip or transformers, or as a PEFT adapter."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from flora_hpc.errors import UserError
 
 Tensors = Mapping[str, torch.Tensor]
 
-TO_TRANSFORMERS = (  # parts of a layer's name in a split open_clip.CLIP, and in transformers.CLIPModel
+TO_TRANSFORMERS = (  # parts of a layer's name in an unfused open_clip.CLIP, and in transformers.CLIPModel
     ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
     ("transformer.resblocks.", "text_model.encoder.layers."),
     (".attn.o_proj", ".self_attn.out_proj"),
@@ -33,7 +33,7 @@ TO_TRANSFORMERS = (  # parts of a layer's name in a split open_clip.CLIP, and in
     ("text_projection.linear", "text_projection"),
 )
 
-SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's words, and transformers'
+SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's tokens -> transformers'
 
 OPEN_CLIP_CARD = """# {name}, adapted with {method}
 
@@ -73,7 +73,7 @@ its activation (`hidden_act` must be `{activation}`); on other weights it loads 
 
 
 def low_rank(alpha: float | None) -> float:
-    """`alpha` itself. Raises UserError where there is none, since PEFT's LoRA layout holds low-rank updates only."""
+    """Return `alpha`. Raises UserError where it is None, since PEFT's LoRA layout holds low-rank updates only."""
     if alpha is None:
         raise UserError(
             "this run trained no low-rank adapter, which is all that PEFT's LoRA files can hold; try --to open_clip or "
@@ -83,10 +83,10 @@ def low_rank(alpha: float | None) -> float:
 
 
 def merged(model: nn.Module, tensors: Tensors, alpha: float | None) -> dict[str, torch.Tensor]:
-    """The state dict, under open_clip's own names, of a split model with the trained tensors in it; nothing shares memory.
+    """Merge the trained tensors into the state dict of an unfused model, under open_clip's own names; nothing shares memory.
 
-    With `alpha` they are low-rank updates, W + alpha * B A, computed in float64; else they replace the parameters of their names.
-    Raises UserError for tensors that have no place in the model.
+    With `alpha`, `tensors` are low-rank updates: W + alpha * B A, computed in float64. Without, they replace the parameters of the
+    same names. Raises UserError for tensors that have no place in the model.
     """
     tensors = fitting(model, tensors, alpha)
     state: dict[str, torch.Tensor] = model.state_dict()
@@ -102,9 +102,9 @@ def merged(model: nn.Module, tensors: Tensors, alpha: float | None) -> dict[str,
 
 
 def transformers_lora(model: Any, tensors: Tensors, alpha: float | None) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Low-rank updates of a split model as a peft.LoraConfig and the tensors of an adapter file, both for a CLIPModel.
+    """Convert low-rank updates of an unfused model for a CLIPModel: a peft.LoraConfig, and the tensors of an adapter file.
 
-    Raises UserError when they are of another kind, or the model is none that a CLIPModel can be.
+    Raises UserError when `tensors` are no low-rank updates, or a CLIPModel cannot represent the model.
     """
     alpha = low_rank(alpha)
     check_transformers(model)
@@ -122,7 +122,7 @@ def transformers_lora(model: Any, tensors: Tensors, alpha: float | None) -> tupl
 
 
 def save_open_clip(folder: Path, clip: Clip, config: ModelConfig, state: Tensors, method: str) -> None:
-    """Write `state` as a directory that open_clip loads by the name `local-dir:<folder>`. `clip` was loaded by `config`."""
+    """Write `state` as a directory that open_clip loads as `local-dir:<folder>`. `config` is the configuration of `clip`."""
     settings = {"model_cfg": weights.find(config).model_cfg, "preprocess_cfg": clip.model.visual.preprocess_cfg}
     folder.mkdir()
     if settings["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
@@ -133,16 +133,16 @@ def save_open_clip(folder: Path, clip: Clip, config: ModelConfig, state: Tensors
 
 
 def save_transformers(folder: Path, clip: Clip, config: Any, state: Tensors) -> None:
-    """Write what `transformers_lora` gave as a PEFT adapter directory."""
+    """Write the result of `transformers_lora` as a PEFT adapter directory."""
     config.save_pretrained(str(folder))
     save_file(dict(state), folder / adapters.PEFT_FILE, metadata={"format": "pt"})
     (folder / "README.md").write_text(LORA_CARD.format(name=clip.name, activation=_activation(clip.model)))
 
 
 def save_clip_model(folder: Path, clip: Clip, state: Tensors, method: str) -> None:
-    """Write `state`, as `merged` gave it, as a whole CLIPModel of transformers with its processor: nothing is fetched.
+    """Write `state`, the result of `merged`, as a whole CLIPModel of transformers with its processor; nothing is fetched.
 
-    Raises UserError when images or captions are prepared otherwise than a CLIPProcessor can.
+    Raises UserError when a CLIPProcessor cannot prepare images or captions as the run did.
     """
     import transformers
 
@@ -163,8 +163,8 @@ def save_clip_model(folder: Path, clip: Clip, state: Tensors, method: str) -> No
     (folder / "README.md").write_text(TRANSFORMERS_CARD.format(name=clip.name, method=method))
 
 
-def read_otherwise(folder: Path, clip: Clip, texts: Sequence[str]) -> list[str]:
-    """Those of `texts` that the tokenizer saved in `folder` splits into other tokens than the run's own."""
+def texts_with_other_tokens(folder: Path, clip: Clip, texts: Sequence[str]) -> list[str]:
+    """Select the `texts` to which the tokenizer saved in `folder` gives other tokens than the run's tokenizer."""
     import transformers
 
     tokenizer = transformers.CLIPTokenizerFast.from_pretrained(str(folder))
@@ -173,7 +173,7 @@ def read_otherwise(folder: Path, clip: Clip, texts: Sequence[str]) -> list[str]:
 
 
 def _clip_config(clip: Clip) -> dict[str, Any]:
-    """The arguments of a transformers.CLIPConfig for a split open_clip.CLIP."""
+    """The arguments of a transformers.CLIPConfig for an unfused open_clip.CLIP."""
     model, (start, end) = clip.model, clip.tokenize.all_special_ids  # type: ignore[attr-defined]
 
     def tower(positions: torch.Tensor, blocks: Any) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _clip_config(clip: Clip) -> dict[str, Any]:
 
 
 def _preprocessor(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A CLIPImageProcessor's settings for open_clip's preprocessing. Raises UserError for steps that it does not have."""
+    """A CLIPImageProcessor's settings for open_clip's preprocessing. Raises UserError for steps that it lacks."""
     height, width = cfg["size"] if isinstance(cfg["size"], tuple | list) else (cfg["size"], cfg["size"])
     if cfg["resize_mode"] not in ("shortest", "squash") or height != width:
         raise UserError(
@@ -230,7 +230,7 @@ def _activation(model: Any) -> str:
 
 
 def fitting(model: nn.Module, tensors: Tensors, alpha: float | None) -> dict[str, torch.Tensor]:
-    """`tensors` by the current names of the layers of `model`. Raises UserError unless each is for a weight of it, and fits."""
+    """Rename `tensors` to the current layer names of `model`. Raises UserError unless each fits a weight of the model."""
     names = list(model.state_dict())
     if alpha is not None:
         names = [f"{name.removesuffix('.weight')}.lora_{part}" for name in names if name.endswith(".weight") for part in "AB"]
@@ -240,7 +240,7 @@ def fitting(model: nn.Module, tensors: Tensors, alpha: float | None) -> dict[str
 
 
 def _check(model: nn.Module, tensors: Tensors, alpha: float | None) -> None:
-    """Raise UserError unless every tensor is for a weight of `model`, and fits it."""
+    """Raise UserError unless every tensor fits a weight of `model`."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     roots = {name.partition(".")[0] for name in shapes}
     if alpha is None:
@@ -263,13 +263,13 @@ def _check(model: nn.Module, tensors: Tensors, alpha: float | None) -> None:
 
 
 def check_transformers(model: Any) -> None:
-    """Raise UserError unless a split model computes what a transformers.CLIPModel does."""
+    """Raise UserError unless a transformers.CLIPModel computes the same as an unfused model."""
     if (reason := _why_not_transformers(model)) is not None:
         raise UserError(f"--to transformers: a CLIPModel cannot be this model, since {reason}; use --to open_clip")
 
 
 def _why_not_transformers(model: Any) -> str | None:
-    """What keeps a split model from being a transformers.CLIPModel; None when the two compute the same."""
+    """The reason why an unfused model cannot be a transformers.CLIPModel; None when it can."""
     visual: Any = getattr(model, "visual", None)
     if type(model) is not open_clip.CLIP or type(visual) is not VisionTransformer:
         return f"it is a {type(model).__name__} whose image tower is a {type(visual).__name__}"
@@ -290,7 +290,7 @@ def _why_not_transformers(model: Any) -> str | None:
 
 
 def _rename(name: str) -> str:
-    """A layer's name in a split open_clip.CLIP -> its name in transformers.CLIPModel."""
-    for ours, theirs in TO_TRANSFORMERS:
-        name = name.replace(ours, theirs)
+    """Translate a layer's name in an unfused open_clip.CLIP to its name in transformers.CLIPModel."""
+    for open_clip_part, transformers_part in TO_TRANSFORMERS:
+        name = name.replace(open_clip_part, transformers_part)
     return name

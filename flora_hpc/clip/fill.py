@@ -1,4 +1,4 @@
-"""Put a checkpoint's tensors into a model without copying, and refuse those that do not fit or hold no usable numbers."""
+"""Put a checkpoint's tensors into a model without copying; refuse tensors that do not fit or hold no usable numbers."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -21,9 +21,9 @@ LARGEST_SCALE = 10.0  # of logit_scale: CLIP's is at most 4.6, the logarithm of 
 
 
 def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
-    """Give `model`, which may be on device 'meta', these weights themselves (not copies), as float32.
+    """Assign the tensors of `state` to `model`, as float32 and without copies; `model` may be on device 'meta'.
 
-    Raises UserError that says which tensors are missing, surplus or of another shape; `where` names the file.
+    Raises UserError that names missing and surplus tensors and those of another shape; `where` names the file.
     """
     if layout.is_transformers(state):
         state = layout.to_open_clip(state, where)
@@ -40,12 +40,12 @@ def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
     for name, resize in POSITIONS.items():  # of another image size or context length: open_clip interpolates
         if name in state and name in expected and _can_be_resized(state[name], expected[name]):
-            with suppress(RuntimeError, IndexError):  # no square grid: told as another shape below
+            with suppress(RuntimeError, IndexError):  # no square grid: reported as another shape below
                 resize(state, model)
     problems = [
-        _some("missing", [name for name in expected if name not in state]),
-        _some("surplus", [name for name in state if name not in expected]),
-        _some(
+        _listed("missing", [name for name in expected if name not in state]),
+        _listed("surplus", [name for name in state if name not in expected]),
+        _listed(
             "of another shape",
             [
                 f"{name} ({_size(state[name])} in the file, {_size(expected[name])} in the model)"
@@ -53,7 +53,7 @@ def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
                 if name in state and state[name].shape != expected[name].shape
             ],
         ),
-        _some("not of floating-point numbers", _odd_kinds(state, expected)),
+        _listed("not of floating-point numbers", _odd_kinds(state, expected)),
     ]
     if any(problems):
         raise UserError(f"model.pretrained: {where} does not fit the model: {'; '.join(filter(None, problems))}")
@@ -61,7 +61,7 @@ def fill(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
 
 
 def check_values(state: Mapping[str, torch.Tensor], where: str) -> None:
-    """Raise UserError for NaN, infinities, matrices of zeros, or a scale that no score survives. `where` names the file."""
+    """Raise UserError for NaN, infinities, matrices of zeros, or a far too large logit_scale. `where` names the file."""
     bad: dict[str, int] = {}
     zeros: list[str] = []
     for name, tensor in state.items():
@@ -83,7 +83,7 @@ def check_values(state: Mapping[str, torch.Tensor], where: str) -> None:
         )
     if zeros:
         raise UserError(
-            f"model.pretrained: {where} holds {_some('of zeros alone', zeros)}, as where a copy broke off; "
+            f"model.pretrained: {where} holds {_listed('of zeros alone', zeros)}, as where a copy broke off; "
             "copy or download it again"
         )
     scale = state.get("logit_scale")
@@ -95,18 +95,18 @@ def check_values(state: Mapping[str, torch.Tensor], where: str) -> None:
 
 
 def _odd_kinds(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names and number formats of tensors that are no plain floating-point numbers, where the model has such."""
+    """Names and number formats of tensors that are not floating-point, where the model expects floating-point."""
     plain = {name for name, tensor in state.items() if tensor.is_floating_point() and tensor.layout == torch.strided}
     names = [name for name in expected if name in state and name not in plain and expected[name].is_floating_point()]
     return [f"{name} is {str(state[name].dtype).removeprefix('torch.')}" for name in names]
 
 
 def _can_be_resized(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether position embeddings (length, width) are of one width and differ in length."""
+    """Whether position embeddings (length, width) have the same width and different lengths."""
     return tensor.ndim == expected.ndim == 2 and tensor.shape[1] == expected.shape[1] and len(tensor) != len(expected)
 
 
-def _some(what: str, names: Iterable[str]) -> str:
+def _listed(what: str, names: Iterable[str]) -> str:
     """'3 tensors missing (a, b, c)'; long lists are cut."""
     names = list(names)
     listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

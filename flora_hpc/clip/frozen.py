@@ -1,8 +1,8 @@
 """Products with frozen weights, which are nearly all of the work.
 
-On CPUs they go through oneDNN. PyTorch's own float32 `linear` calls MKL, which on AMD processors reaches half of what oneDNN does
-(104 against 225 GFLOP/s on one Zen 5 core), and oneDNN's products came out with the same bits for 1 to 16 threads in all shapes
-tried. The operator is the one that torch.compile puts in place of `linear`.
+On CPUs oneDNN computes them. PyTorch's own float32 `linear` calls MKL. On AMD processors MKL reaches half the speed of oneDNN (104
+against 225 GFLOP/s on one Zen 5 core). oneDNN's products had the same bits for 1 to 16 threads in all shapes tried. torch.compile
+replaces `linear` by the same operator.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 
 
 def linear(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
-    """A Linear layer with frozen weights on x (..., in) -> (..., out), with the gradient for x alone.
+    """Apply a Linear layer with frozen weights, (..., in) -> (..., out); only x gets a gradient.
 
-    bfloat16 weights take and give bfloat16 inside; x and the result stay as they are.
+    With bfloat16 weights the product is bfloat16; the result has the type of x.
     """
     assert isinstance(layer, nn.Linear)
     assert not layer.weight.requires_grad
@@ -49,12 +49,12 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 
 class _Product(torch.autograd.Function):
-    """oneDNN's product; backwards it reads the weight transposed, which needs no copy of it."""
+    """oneDNN's product; the backward pass reads the weight transposed, without a copy."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.weight = weight
-        return spread(lambda one: product(one, weight, bias), x) if are_alike(x) else product(x, weight, bias)
+        return spread(lambda row: product(row, weight, bias), x) if are_alike(x) else product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -62,7 +62,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Cast(torch.autograd.Function):
-    """The product in the weight's type, between tensors of another."""
+    """The product in the weight's type, for x and a result of another type."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -80,7 +80,7 @@ class _Cast(torch.autograd.Function):
 
 
 class FrozenProducts(TorchFunctionMode):
-    """Inside, frozen Linear layers of any module go the same way, for towers whose own code runs."""
+    """Inside, frozen Linear layers of any module are computed as by `linear`; for towers whose own code runs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
@@ -91,13 +91,13 @@ class FrozenProducts(TorchFunctionMode):
 
 
 def _arguments(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[Any, ...]:
-    """Those of F.linear, by whatever name or place they were given."""
+    """The arguments of F.linear, whether given by name or by place."""
     return input, weight, bias
 
 
 @contextmanager
 def tensor_cores(tf32: bool) -> Iterator[None]:
-    """Inside, float32 products and convolutions on a GPU are tf32, or are not."""
+    """Inside, float32 products and convolutions on a GPU use tf32, or not, as `tf32` says."""
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
     products.allow_tf32 = convolutions.allow_tf32 = tf32

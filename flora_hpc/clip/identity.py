@@ -1,4 +1,4 @@
-"""What decides the numbers that a model computes, as a digest: two models with the same one make the same features."""
+"""Digest of everything that decides the numbers a model computes: models with the same digest make the same features."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ SIMPLE = (bool, int, float, str, type(None))
 
 
 def image_tower(clip: Clip) -> str:
-    """A digest of the image tower: its weights, its layers with their settings, and the preprocessing of images."""
+    """Digest of the image tower: its weights, its layers with their settings, and the preprocessing of images."""
     return module(clip.model.visual, type(clip.model).__name__, json.dumps(clip.model.visual.preprocess_cfg, sort_keys=True))
 
 
 def module(root: nn.Module, *also: str) -> str:
-    """A digest of a module's layers, their settings (an activation or a stride is no weight) and all tensors, and of `also`."""
+    """Digest of a module's layers, their settings (such as activation or stride), all tensors, and the strings `also`."""
     digest = hashlib.blake2b("\0".join(also).encode(), digest_size=16)
     for path, layer in root.named_modules():
         settings = {name: _plain(value) for name, value in vars(layer).items() if not name.startswith("_") and _is_plain(value)}

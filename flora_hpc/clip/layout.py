@@ -1,4 +1,4 @@
-"""CLIP in transformers' layout, CLIPModel: names and shapes of its tensors, its configuration, and open_clip's for each."""
+"""Convert between open_clip's CLIP and transformers' CLIPModel: names and shapes of tensors, configuration, preprocessing."""
 
 import json
 import math
@@ -47,9 +47,9 @@ def is_transformers(state: Mapping[str, torch.Tensor]) -> bool:
 
 
 def to_open_clip(state: Mapping[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-    """The tensors of a CLIPModel by open_clip's names: q, k and v fused, projections transposed. `where` names their file.
+    """Convert a CLIPModel's tensors to open_clip's names: q, k and v fused, projections transposed. `where` names their file.
 
-    Raises UserError for one tower alone, and for towers of another model than CLIP.
+    Raises UserError for a single tower, and for towers of another model than CLIP.
     """
     for tower, other in (("text_model.", "image"), ("vision_model.", "text")):
         if not any(name.startswith(tower) for name in state):
@@ -66,13 +66,13 @@ def to_open_clip(state: Mapping[str, torch.Tensor], where: str) -> dict[str, tor
         if match and all(part in rest and rest[part].ndim == rest[name].ndim for part in parts):
             result[_renamed(f"{match[1]}.attn.in_proj_{match[2]}", 0)] = torch.cat([rest.pop(part) for part in parts])
     for name, tensor in rest.items():
-        ours = _renamed(name, 0)
-        result[ours] = tensor.T.contiguous() if ours in HEADS and tensor.ndim == 2 else tensor
+        open_clip_name = _renamed(name, 0)
+        result[open_clip_name] = tensor.T.contiguous() if open_clip_name in HEADS and tensor.ndim == 2 else tensor
     return result
 
 
 def to_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a plain open_clip.CLIP by the names of transformers' CLIPModel."""
+    """Convert the tensors of a plain open_clip.CLIP to the names of transformers' CLIPModel."""
     result: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         if match := FUSED.fullmatch(name):
@@ -84,14 +84,14 @@ def to_transformers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def _renamed(name: str, column: int) -> str:
-    """A name of TABLE's `column`, 0 or 1, by the other column."""
+    """Translate a name from TABLE's `column`, 0 or 1, to the other column."""
     for pair in TABLE:
         name = name.replace(pair[column], pair[1 - column])
     return name
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """A folder's config.json; None when there is none. Raises UserError for one that cannot be read."""
+    """Read a folder's config.json; None when there is none. Raises UserError for an unreadable file."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         return None
@@ -103,9 +103,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def architecture(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What open_clip.create_model needs to build the CLIPModel of `folder`: embed_dim, quick_gelu, vision_cfg and text_cfg.
+    """Convert the `config` of a CLIPModel in `folder` for open_clip.create_model: embed_dim, quick_gelu, vision_cfg, text_cfg.
 
-    Raises UserError for a model that is not a CLIPModel, or one that open_clip's CLIP cannot be.
+    Raises UserError for a model that is not a CLIPModel, or that open_clip's CLIP cannot represent.
     """
     at, kind = f"model.pretrained: {folder / CONFIG_FILE}", config.get("model_type")
     if kind in ("clip_text_model", "clip_vision_model"):
@@ -116,7 +116,7 @@ def architecture(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             "give a CLIPModel, or the weights of an open_clip model with its model.name"
         )
     extras.need(at, "transformers")
-    import transformers  # seconds of imports, for such folders alone
+    import transformers  # the import takes seconds, and only such folders need it
 
     try:
         whole = transformers.CLIPConfig.from_dict(config)
@@ -143,7 +143,7 @@ def architecture(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             },
         }
         reason = _why_not(text, vision)
-    except Exception as error:  # transformers raises whatever its checks of a configuration do
+    except Exception as error:  # transformers' checks of a configuration raise any exception
         raise UserError(
             f"{at} is not a CLIPModel's: {' '.join(str(error).split())[:200]}; put back the one it was saved with"
         ) from None
@@ -159,13 +159,13 @@ def _mlp_ratio(config: Any) -> float:
 
 
 def _square(value: Any) -> Any:
-    """A size as open_clip has it: one number, where height and width are the same."""
+    """A size in open_clip's form: one number where height and width are equal, else both."""
     sizes = list(value) if isinstance(value, list | tuple) else [value]
     return sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
 
 
 def _why_not(text: Any, vision: Any) -> str | None:
-    """What open_clip's CLIP lacks to be a CLIPModel of this configuration."""
+    """The reason why open_clip's CLIP cannot represent a CLIPModel of this configuration; None when it can."""
     if text.hidden_act != vision.hidden_act or text.hidden_act not in ("gelu", "quick_gelu"):
         return f"its hidden_act is {text.hidden_act} in the text tower and {vision.hidden_act} in the image tower"
     if {text.layer_norm_eps, vision.layer_norm_eps} != {EPSILON}:
@@ -180,9 +180,9 @@ def _why_not(text: Any, vision: Any) -> str | None:
 
 
 def preprocessing(folder: Path, image_size: Any) -> dict[str, Any]:
-    """Preprocessing of images as open_clip has it, from a folder's preprocessor_config.json; CLIP's own where there is none.
+    """Convert a folder's preprocessor_config.json to open_clip's preprocessing of images; without the file, CLIP's own.
 
-    Raises UserError for steps that open_clip does not have.
+    Raises UserError for steps that open_clip lacks.
     """
     file = folder / PREPROCESSOR_FILE
     try:
@@ -192,7 +192,7 @@ def preprocessing(folder: Path, image_size: Any) -> dict[str, Any]:
         sizes = {_side(size), _side(crop)} if settings.get("do_center_crop", True) else {_side(size)}
         steps = ["do_resize", "do_rescale", "do_normalize"] + ["do_center_crop"] * (not squash)
         interpolation = RESAMPLING.get(settings.get("resample", 3))
-        is_clips = (
+        is_supported = (
             all(settings.get(step, True) for step in steps)
             and sizes == {image_size}
             and interpolation is not None
@@ -201,7 +201,7 @@ def preprocessing(folder: Path, image_size: Any) -> dict[str, Any]:
         numbers = {name: _channels(settings[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in settings}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"model.pretrained: {file} is not a CLIP's preprocessing; put back the one it was saved with") from None
-    if not is_clips:
+    if not is_supported:
         raise UserError(
             f"model.pretrained: {file} prepares images otherwise than CLIP does: it must resize, crop to {image_size} pixels, "
             "rescale by 1/255 and normalize, with bicubic or bilinear resampling; give a folder that does"

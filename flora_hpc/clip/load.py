@@ -1,4 +1,4 @@
-"""Load an open_clip model: frozen, in evaluation mode, its attention split."""
+"""Load an open_clip model: frozen, in evaluation mode, unfused (see `attention.unfuse`)."""
 
 import copy
 import logging
@@ -25,15 +25,15 @@ DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_no
 
 @dataclass(frozen=True)
 class Clip:
-    """A frozen CLIP with what belongs to it."""
+    """A frozen CLIP with its preprocessing, tokenizer and name."""
 
-    model: Any  # an open_clip model, split
+    model: Any  # an open_clip model, unfused
     preprocess: Callable[[Any], torch.Tensor]  # PIL image -> (3, height, width) float32
     tokenize: Callable[[list[str]], torch.Tensor]  # captions -> (num_captions, context_length) int64
     name: str
 
     def copy(self) -> "Clip":
-        """The same model in other modules, which share its tensors: a change of one's modules does not reach the other's."""
+        """Copy the modules, but share their tensors: a change to the modules of the copy does not reach this model."""
         tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         return replace(self, model=copy.deepcopy(self.model, tensors))
 
@@ -43,34 +43,34 @@ def load(config: ModelConfig, seed: int, device: torch.device) -> Clip:
 
     Raises UserError for a name, tag or file that does not exist or does not fit.
     """
-    model, tokenize = untouched(config, seed, device)
+    model, tokenize = load_open_clip(config, seed, device)
     preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     return Clip(steady(unfuse(model)).to(device), preprocess, tokenize, config.name)
 
 
-def untouched(config: ModelConfig, seed: int, device: torch.device) -> tuple[Any, Any]:
-    """The same model as open_clip makes it, frozen and in evaluation mode, and its tokenizer. It is not on `device` yet."""
+def load_open_clip(config: ModelConfig, seed: int, device: torch.device) -> tuple[Any, Any]:
+    """Build open_clip's own model, frozen and in evaluation mode but not unfused, and its tokenizer; not moved to `device`."""
     source = weights.find(config)
     text = source.model_cfg.get("text_cfg", {})
     if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
         extras.need(f"model.name: {config.name}", "transformers")
     try:
         with _quiet():
-            model, tokenize = _whole(source, seed, device)
+            model, tokenize = _build_with_tokenizer(source, seed, device)
     except UserError:
         raise
-    except Exception as error:  # open_clip, timm and transformers raise whatever a broken or unreachable part makes them raise
+    except Exception as error:  # open_clip, timm and transformers raise any exception for broken or unreachable parts
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"model: {config.name} cannot be built here: {reason}") from None
     return model.eval().requires_grad_(False), tokenize
 
 
-def _whole(source: weights.Source, seed: int, device: torch.device) -> tuple[Any, Any]:
-    """The model with its numbers, and its tokenizer. What open_clip cannot build is built with timm and transformers at hand."""
+def _build_with_tokenizer(source: weights.Source, seed: int, device: torch.device) -> tuple[Any, Any]:
+    """Build the model with its weights, and its tokenizer. If open_clip fails, import timm and transformers and try again."""
     try:
         if device.type == "meta":
             model = _build(source, "meta")
-            if source.file is not None:  # names and shapes must fit here, too; a tag is not fetched for it
+            if source.file is not None:  # names and shapes must fit on 'meta', too; the weights of a tag are not fetched
                 fill(model, weights.read(source.file, "meta"), str(source.file))
         elif source.random:
             with torch.random.fork_rng(devices=[]):
@@ -82,19 +82,19 @@ def _whole(source: weights.Source, seed: int, device: torch.device) -> tuple[Any
     except UserError:
         raise
     except Exception:
-        if not library.complete():
+        if not library.import_deferred():
             raise
-    return _whole(source, seed, device)
+    return _build_with_tokenizer(source, seed, device)
 
 
 def _build(source: weights.Source, device: str) -> Any:
-    """The architecture, with random values, or none on device 'meta'."""
+    """Build the architecture with random values, or without values on device 'meta'."""
     with torch.device(device):
         return open_clip.create_model(
             source.name,
             load_weights=False,
             pretrained_text=False,
-            force_quick_gelu=bool(source.facts.get("quick_gelu")),
+            force_quick_gelu=bool(source.tag_cfg.get("quick_gelu")),
             force_preprocess_cfg=source.preprocess,
             device=device,
             **source.sizes,
@@ -102,12 +102,12 @@ def _build(source: weights.Source, device: str) -> Any:
 
 
 def _tokenizer(source: weights.Source) -> Any:
-    """The model's tokenizer; a CLIPModel has CLIP's own."""
+    """The model's tokenizer; for a CLIPModel, CLIP's own."""
     return open_clip.get_tokenizer(source.name, context_length=source.sizes.get("text_cfg", {}).get("context_length"))
 
 
-class Undrawn(TorchFunctionMode):
-    """Leaves random numbers undrawn and their memory untouched: drawing them only to throw them away takes seconds."""
+class NoRandomInit(TorchFunctionMode):
+    """Inside, no random initial values are drawn and their memory stays untouched: drawing takes seconds, for values not used."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -117,11 +117,11 @@ class Undrawn(TorchFunctionMode):
 
 
 def _with_weights(source: weights.Source) -> Any:
-    """The architecture around the tensors of its file."""
+    """Build the architecture and fill in the tensors of its file."""
     file = weights.fetch(source)
     assert file is not None
     state = weights.read(file)
-    with Undrawn():  # not on 'meta', where PyTorch loads its compiler
+    with NoRandomInit():  # not on 'meta', where PyTorch loads its compiler
         model = _build(source, "cpu")
     fill(model, state, str(file))
     check_values(state, str(file))
@@ -130,7 +130,7 @@ def _with_weights(source: weights.Source) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip narrates; what matters comes as an exception."""
+    """Inside, logging is off: open_clip logs a lot, and its errors come as exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

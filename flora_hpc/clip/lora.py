@@ -1,4 +1,4 @@
-"""Low-rank updates of Linear layers, another one for each client."""
+"""Low-rank updates of Linear layers, a different one for each client."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flora_hpc.clip.alike import are_alike, spread
-from flora_hpc.clip.steady import multiply, of_all
+from flora_hpc.clip.steady import multiply, sum_if_shared
 
 Drop = Callable[[torch.Tensor], torch.Tensor]
 
@@ -22,7 +22,7 @@ class Lora(NamedTuple):
     drop: Drop | None = None  # (num_clients or 1, length, in) -> (num_clients, length, in)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """What is added to W x + b: (num_clients or 1, length, in) -> (num_clients, length, out)."""
+        """Compute the term added to W x + b: (num_clients or 1, length, in) -> (num_clients, length, out)."""
         if self.drop is not None:
             x = self.drop(x)
         y: torch.Tensor = _LowRank.apply(x, self.down, self.up, self.alpha)
@@ -30,7 +30,7 @@ class Lora(NamedTuple):
 
 
 class _LowRank(torch.autograd.Function):
-    """alpha * up (down x), as one step of autograd's: its own bookkeeping would take longer than the products."""
+    """alpha * up (down x) as one autograd function: autograd's bookkeeping of two would take longer than the products."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -46,18 +46,18 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,), (x, down, up, mixed) = gradients, ctx.saved_tensors
-        of_inner = multiply(gradient, up).mul_(ctx.alpha)
-        of_x = of_all(multiply(of_inner, down), x.shape[0]) if ctx.needs_input_grad[0] else None
-        of_down = of_all(multiply(of_inner.transpose(1, 2), x), down.shape[0])
-        return of_x, of_down, of_all(multiply(gradient.transpose(1, 2), mixed), up.shape[0]), None
+        gradient_inner = multiply(gradient, up).mul_(ctx.alpha)
+        gradient_x = sum_if_shared(multiply(gradient_inner, down), x.shape[0]) if ctx.needs_input_grad[0] else None
+        gradient_down = sum_if_shared(multiply(gradient_inner.transpose(1, 2), x), down.shape[0])
+        return gradient_x, gradient_down, sum_if_shared(multiply(gradient.transpose(1, 2), mixed), up.shape[0]), None
 
 
 def dropout(probability: float, seeds: Sequence[int]) -> Drop:
-    """Zero numbers with this probability and scale the rest up; each client draws from a seed of its own, whoever is beside it."""
+    """Zero numbers with this probability and scale the rest up. Each client draws from its own seed, whatever its group."""
 
     def drop(x: torch.Tensor) -> torch.Tensor:
-        sources = [torch.Generator().manual_seed(seed) for seed in seeds]
-        kept = torch.stack([torch.rand(x.shape[1:], generator=source) >= probability for source in sources])
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        kept = torch.stack([torch.rand(x.shape[1:], generator=generator) >= probability for generator in generators])
         return x * kept.to(x.device, x.dtype) / (1 - probability)
 
     return drop
@@ -65,10 +65,10 @@ def dropout(probability: float, seeds: Sequence[int]) -> Drop:
 
 @contextmanager
 def attached(model: nn.Module, adapters: Mapping[str, Lora], num_clients: int) -> Iterator[None]:
-    """For a while, the Linear layers of `model` that `adapters` names add their updates.
+    """Inside, the Linear layers of `model` that `adapters` names add their low-rank updates.
 
-    The model then computes for `num_clients` clients at once, folded into the batch: the first batch // num_clients rows are
-    those of the first client, and so on. Any model will do whose layers keep the batch first and do not mix its rows.
+    The model then computes for `num_clients` clients at once, folded into the batch: the first batch // num_clients rows belong
+    to the first client, and so on. The layers of `model` must keep the batch first and must not mix its rows.
     """
 
     def hook(lora: Lora) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], torch.Tensor]:

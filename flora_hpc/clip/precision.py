@@ -1,8 +1,8 @@
 """The number format of frozen weights in training and evaluation.
 
-`bf16` keeps the frozen Linear layers of the towers that take part in a step in bfloat16, and multiplies in it. Adapters, norms,
-attention, sums and losses stay float32. Image features that are computed once have a setting of their own (features.compute).
-`tf32` is how an NVIDIA GPU multiplies float32 with ten bits of mantissa.
+`bf16` keeps the frozen Linear layers of the towers that a step computes in bfloat16, and multiplies in bfloat16. Adapters, norms,
+attention, sums and losses stay float32. Image features that are computed once have their own setting (features.compute).
+With `tf32` an NVIDIA GPU multiplies float32 numbers with ten bits of mantissa.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from torch import nn
 from flora_hpc.clip.text import text_root, why_not
 from flora_hpc.errors import UserError
 
-NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of processors (x86, ARM) that multiply in it; others are slower with it
+NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # processor flags (x86, ARM): without them bfloat16 is slower than float32
 AMPERE = (8, 0)  # compute capability of the first NVIDIA GPUs with tf32 and bfloat16
 
 
 def prepare_device(precision: str, device: torch.device, key: str = "model.precision") -> None:
-    """Prepare `device` for the precision of `key`. Raises UserError for one that it lacks, or that would only slow it down."""
+    """Prepare `device` for the `precision` set by `key`. Raises UserError where the device lacks it or is slower with it."""
     if precision != "fp32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
         raise UserError(
             f"{key}: {torch.cuda.get_device_name(device)} does not multiply in {precision}, which came with compute "
@@ -40,7 +40,7 @@ def prepare_device(precision: str, device: torch.device, key: str = "model.preci
 
 
 def processor_flags() -> set[str]:
-    """What the processor can do, as Linux names it."""
+    """The flags of the processor, as Linux names them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -49,10 +49,10 @@ def processor_flags() -> set[str]:
 
 
 def lower(precision: str, model: Any, name: str, method: str, trained: set[str], text: bool, image: bool) -> None:
-    """Bring the frozen Linear layers of the text tower, the image tower or both of a split `model` to `precision`, in place.
+    """Convert the frozen Linear layers of an unfused `model` to `precision`, in place: `text` tower, `image` tower or both.
 
-    `trained` names what the method trains. Raises UserError when that is these weights themselves, and for a text tower whose
-    own code would not have it.
+    `trained` names the tensors that the method trains. Raises UserError when they are weights of the model, and for a text tower
+    whose own code cannot multiply in `precision`.
     """
     if precision != "bf16":
         return
@@ -66,7 +66,7 @@ def lower(precision: str, model: Any, name: str, method: str, trained: set[str],
 
 
 def in_bf16(layer: nn.Linear) -> tuple[nn.Parameter, Any]:
-    """Weight and bias as new parameters: the layer's own may belong to other models, too."""
+    """Weight and bias in bfloat16, as new parameters: other models may share the layer's own."""
     weight, bias = (p if p is None else nn.Parameter(p.bfloat16(), requires_grad=False) for p in (layer.weight, layer.bias))
     assert weight is not None
     return weight, bias
@@ -74,7 +74,7 @@ def in_bf16(layer: nn.Linear) -> tuple[nn.Parameter, Any]:
 
 @contextmanager
 def lowered(precision: str, tower: nn.Module) -> Iterator[None]:
-    """Inside, the Linear layers of a frozen `tower` are in `precision`; then they are what they were."""
+    """Inside, the Linear layers of a frozen `tower` are in `precision`; afterwards their former weights are back."""
     before = {layer: (layer.weight, layer.bias) for layer in linear_layers(tower)} if precision == "bf16" else {}
     for layer in before:
         layer.weight, layer.bias = in_bf16(layer)
@@ -86,6 +86,6 @@ def lowered(precision: str, tower: nn.Module) -> Iterator[None]:
 
 
 def linear_layers(tower: nn.Module) -> list[nn.Linear]:
-    """Those that are called as layers; the pooling of CLIP's ResNets reads the weights of its own by itself."""
-    read = {layer for module in tower.modules() if isinstance(module, AttentionPool2d) for layer in module.children()}
-    return [layer for layer in tower.modules() if type(layer) is nn.Linear and layer not in read]
+    """The Linear layers that are called as layers. The pooling of CLIP's ResNets reads the weights of its layers directly."""
+    pooling = {layer for module in tower.modules() if isinstance(module, AttentionPool2d) for layer in module.children()}
+    return [layer for layer in tower.modules() if type(layer) is nn.Linear and layer not in pooling]

@@ -1,9 +1,9 @@
-"""Layers and products that do not depend on the number of threads, so that one rank and many give the same bits.
+"""Layers and products whose bits do not depend on the number of threads, so that one rank and many give the same bits.
 
-On CPUs the gradient of a LayerNorm's weight and bias is gathered in one buffer per thread, and oneDNN cuts the gradient of a large
-convolution's weight by threads, too; that matters only where such weights are trained. MKL cuts small products. Large ones (with
-MKL_CBWR set), attention and sums over rows are steady. Convolutions whose patches overlap, and norms of channels, are left as they
-are.
+On CPUs, PyTorch gathers the gradient of a LayerNorm's weight and bias in one buffer per thread. oneDNN cuts the gradient of a large
+convolution's weight by threads. Both matter only where such weights are trained. MKL cuts small products by threads. Large products
+(with MKL_CBWR set), attention and sums over rows are steady. Convolutions whose patches overlap, and norms of channels, are left as
+they are.
 """
 
 import sys
@@ -17,20 +17,20 @@ from torch.overrides import TorchFunctionMode
 
 from flora_hpc.clip.alike import are_alike, spread
 
-SMALL = 128  # rows or columns of a product that MKL may cut by threads; it did so up to 64 of them, and never from 100 (8 threads)
+SMALL = 128  # rows or columns below which MKL may cut a product by threads; it did so up to 64, and never from 100 (8 threads)
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left (num_clients or 1, n, k) times right (num_clients or 1, k, m) -> (num_clients, n, m).
 
-    Each client's part, and its gradients, are the same bits whoever is beside it and on however many threads.
+    The bits of a client's part, and of its gradients, depend neither on the other clients nor on the number of threads.
     """
-    x: torch.Tensor = _EachClients.apply(left, right)
+    x: torch.Tensor = _ClientProducts.apply(left, right)
     return x
 
 
-class _EachClients(torch.autograd.Function):
-    """A product of its own for each client, forwards and backwards."""
+class _ClientProducts(torch.autograd.Function):
+    """One product for each client, forwards and backwards."""
 
     @staticmethod
     def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -40,21 +40,21 @@ class _EachClients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         (gradient,), (left, right) = gradients, ctx.saved_tensors
-        of_left = multiply(gradient, right.transpose(1, 2)) if ctx.needs_input_grad[0] else None
-        of_right = multiply(left.transpose(1, 2), gradient) if ctx.needs_input_grad[1] else None
-        return of_all(of_left, len(left)), of_all(of_right, len(right))
+        gradient_left = multiply(gradient, right.transpose(1, 2)) if ctx.needs_input_grad[0] else None
+        gradient_right = multiply(left.transpose(1, 2), gradient) if ctx.needs_input_grad[1] else None
+        return sum_if_shared(gradient_left, len(left)), sum_if_shared(gradient_right, len(right))
 
 
-def of_all(gradient: torch.Tensor | None, length: int) -> torch.Tensor | None:
-    """Clients' gradients (num_clients, ...); of an operand of `length` 1, which all clients share, added up."""
+def sum_if_shared(gradient: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """Sum the clients' gradients (num_clients, ...) of an operand that all clients share (`length` 1); keep others as they are."""
     return gradient if gradient is None or gradient.shape[0] == length else gradient.sum(0, keepdim=True)
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """The same as `product`, without gradients.
 
-    MKL cuts small products by threads where there are fewer clients than threads, in spite of MKL_CBWR. Those are therefore
-    computed on one thread; and a lone one of a single column, for which MKL has another way, twice.
+    MKL cuts small products by threads where there are fewer clients than threads, in spite of MKL_CBWR. Such products are therefore
+    computed on one thread. A single product with a single column is computed twice, since MKL has another kernel for it.
     """
     num_clients, num_threads = max(left.shape[0], right.shape[0]), torch.get_num_threads()
     enough = num_clients >= max(2, num_threads)
@@ -70,7 +70,7 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 class SteadyProducts(TorchFunctionMode):
-    """Inside, Linear layers with weights of one client go the same way, for towers whose own code runs."""
+    """Inside, Linear layers with one client's weights use `product`; for towers whose own code runs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.linear or kwargs or args[1].ndim != 2:
@@ -81,7 +81,7 @@ class SteadyProducts(TorchFunctionMode):
 
 
 class SteadyNorm(nn.Module):
-    """nn.LayerNorm; where its weight is trained, the gradient is a sum over rows."""
+    """nn.LayerNorm; the gradient of a trained weight is a sum over rows."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -102,16 +102,16 @@ class Patches(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) -> (batch, out_channels, rows, columns); a rest at the border is left out."""
-        _, channels, tall, wide = self.weight.shape
-        rows, columns = x.shape[2] // tall, x.shape[3] // wide
-        x = x[:, :, : rows * tall, : columns * wide].reshape(len(x), channels, rows, tall, columns, wide)
-        patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (batch, rows, columns, channels * tall * wide)
+        """(batch, channels, height, width) -> (batch, out_channels, rows, columns); an incomplete patch at a border is cut off."""
+        _, channels, height, width = self.weight.shape
+        rows, columns = x.shape[2] // height, x.shape[3] // width
+        x = x[:, :, : rows * height, : columns * width].reshape(len(x), channels, rows, height, columns, width)
+        patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (batch, rows, columns, channels * height * width)
         return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 def steady(model: nn.Module) -> nn.Module:
-    """Put steady layers into `model`, in place, under the same names; returns `model`, which computes the same to rounding."""
+    """Replace layers of `model` by steady ones, in place, under the same names; its results stay the same to rounding."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) in norms() and child.weight is not None and child.bias is not None:
@@ -122,7 +122,7 @@ def steady(model: nn.Module) -> nn.Module:
 
 
 def norms() -> set[type]:
-    """LayerNorms, and not those that inherit from them to normalise something else. A timm that is not loaded has built none."""
+    """The LayerNorm classes, without subclasses that normalise something else. A timm that is not loaded has built no layer."""
     timm = sys.modules.get("timm.layers")
     return {nn.LayerNorm, LayerNorm} | ({timm.LayerNorm} if timm else set())
 

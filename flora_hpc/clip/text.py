@@ -1,9 +1,9 @@
-"""The text tower for many clients at once: what captions have in common is encoded once.
+"""The text tower for many clients at once: the common beginning of captions is encoded once.
 
-A CLIP text tower is causal and reads its feature at the end token, so what a position holds depends on the tokens before it and on
+A CLIP text tower is causal and reads its feature at the end token. A position's activations depend on the tokens up to it and on
 nothing after it. The captions of a run are therefore laid out as a trie (`trie.py`): captions that begin alike share the nodes of
-their common beginning, and padding does not occur. A node attends to itself and its ancestors. This gives the same features as
-encoding every padded caption by itself, to rounding. In the last block only the end nodes are computed further.
+their common beginning, and there is no padding. A node attends to itself and its ancestors. The features are those of encoding
+every padded caption by itself, to rounding. After the last block's attention only the end nodes are computed.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def why_not(model: Any) -> str | None:
-    """Why the text tower of `model` cannot be computed as a trie; None when it can."""
+    """The reason why the text tower of `model` cannot be computed as a trie; None when it can."""
     root, _ = text_root(model)
     if not hasattr(root, "transformer") or not hasattr(root.transformer, "resblocks"):
         return f"its text tower is a {type(root).__name__}"
@@ -50,7 +50,7 @@ def text_root(model: Any) -> tuple[Any, str]:
 
 @dataclass(frozen=True)
 class Parts:
-    """The text tower's own layers and tables."""
+    """The layers and embedding tables of a text tower."""
 
     prefix: str  # of their names in the model
     table: torch.Tensor  # (vocab_size, width)
@@ -61,47 +61,47 @@ class Parts:
 
     @property
     def embed_dim(self) -> int:
-        """Numbers of a feature."""
+        """The length of a feature."""
         head = self.projection.linear if isinstance(self.projection, Projection) else self.projection
         return int(self.table.shape[1] if head is None else head.out_features)
 
     @classmethod
     def of(cls, model: Any) -> "Parts":
-        """Those of a split open_clip model for which `why_not` is None."""
+        """The parts of an unfused open_clip model for which `why_not` is None."""
         root, prefix = text_root(model)
         embedding = root.token_embedding.weight
         return cls(prefix, embedding, root.positional_embedding, root.transformer.resblocks, root.ln_final, root.text_projection)
 
 
 class Layout(Protocol):
-    """Where captions lie among the positions that are computed."""
+    """Where captions lie among the computed positions."""
 
     def at_ends(self, x: torch.Tensor) -> torch.Tensor:
-        """(num_clients or 1, num_positions, width) -> those of the end tokens, (num_clients or 1, num_captions, width)."""
+        """Take the end tokens: (num_clients or 1, num_positions, width) -> (num_clients or 1, num_captions, width)."""
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, last: bool) -> torch.Tensor:
-        """Attention within captions; if `last`, `q` holds the end tokens alone."""
+        """Attention within captions; if `last`, `q` has the end tokens only."""
 
 
 class TextTower:
     """Encodes a fixed list of captions under the trained tensors of many clients, on the device of `model`.
 
-    `model` is a split open_clip model for which `why_not` is None; `tokens` (num_captions, context_length) int64.
+    `model` is an unfused open_clip model for which `why_not` is None; `tokens` (num_captions, context_length) int64.
     """
 
-    caption_positions = 0  # that a client computes for an image's own caption
+    caption_positions = 0  # positions that a client computes for each image, for the image's own caption
 
     def __init__(self, model: Any, tokens: torch.Tensor) -> None:
         self.parts, self._model, self._captions = Parts.of(model), model, tokens
         trie, device = build_trie(tokens), self.parts.table.device
         self.num_positions = len(trie.tokens)  # text positions that each client computes
-        self.num_alone = int(tokens.argmax(1).sum()) + len(tokens)  # of all captions, each encoded by itself
+        self.num_alone = int(tokens.argmax(1).sum()) + len(tokens)  # text positions if each caption were encoded by itself
         self.shape = (len(tokens), self.parts.embed_dim)  # of the features of all captions
         self._alone: dict[int, TextTower] = {}
         self.tokens, self.depths = trie.tokens.to(device), trie.depths.to(device)
         self.ends, self._attend = trie.ends.to(device), Attention(trie, device)
         with torch.no_grad():
-            self.embedded = (self.parts.table[self.tokens] + self.parts.positions[self.depths])[None]  # alike for all clients
+            self.embedded = (self.parts.table[self.tokens] + self.parts.positions[self.depths])[None]  # shared by all clients
 
     def __call__(
         self,
@@ -109,22 +109,22 @@ class TextTower:
         weights: Mapping[str, torch.Tensor] = NONE,
         *,
         context: torch.Tensor | None = None,
-        wanted: torch.Tensor | None = None,
+        caption_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Unit-length features (num_clients, num_captions, embed_dim) of all captions.
 
-        `adapters` maps a Linear layer of the model, such as `transformer.resblocks.0.attn.o_proj`, to its updates; `weights` maps
-        names of the tower's parameters to each client's own values (num_clients, *shape), all of them or none. Where neither is
-        given, all clients share one row of the batch. `context` (num_clients, n, width) stands in for the embeddings of tokens
-        1..n, which must be alike in all captions. `wanted` (1, 1) int64 asks for a single caption.
+        `adapters` maps a Linear layer of the model, such as `transformer.resblocks.0.attn.o_proj`, to its updates. `weights` maps
+        names of the tower's parameters to each client's own values (num_clients, *shape): all parameters or none. Without both,
+        all clients share one row of the batch. `context` (num_clients, n, width) replaces the embeddings of tokens 1..n, which
+        must be the same in all captions. `caption_rows` (1, 1) int64 asks for a single caption.
         """
-        if wanted is not None:
-            return self.alone(int(wanted))(adapters, weights, context=context)
+        if caption_rows is not None:
+            return self.alone(int(caption_rows))(adapters, weights, context=context)
         layers = Layers(self.parts.prefix, adapters, weights)
-        return through(self.parts, layers, self._embed(layers, context), self)
+        return run_blocks(self.parts, layers, self._embed(layers, context), self)
 
     def alone(self, caption: int) -> "TextTower":
-        """The tower on one caption: its feature depends on no other."""
+        """The tower on one caption, whose feature depends on no other caption."""
         if caption not in self._alone:
             self._alone[caption] = TextTower(self._model, self._captions[caption : caption + 1])
         return self._alone[caption]
@@ -138,32 +138,32 @@ class TextTower:
         return self._attend(q, k, v, num_heads, last)
 
     def _embed(self, layers: "Layers", context: torch.Tensor | None) -> torch.Tensor:
-        """What the first block sees: (num_clients or 1, num_positions, width)."""
+        """The input of the first block, (num_clients or 1, num_positions, width)."""
         if context is not None:
             n = context.shape[1]
 
-            def put(context: torch.Tensor) -> torch.Tensor:
+            def insert(context: torch.Tensor) -> torch.Tensor:
                 head, tail = (part.expand(len(context), -1, -1) for part in (self.embedded[:, :1], self.embedded[:, n + 1 :]))
                 return torch.cat([head, context + self.parts.positions[1 : n + 1], tail], dim=1)
 
-            return once(put, context)
+            return once(insert, context)
         if not layers.weights:
             return self.embedded
         return layers.embed(self.parts, self.tokens[None], self.depths)
 
 
-def through(parts: Parts, layers: "Layers", x: torch.Tensor, layout: Layout) -> torch.Tensor:
+def run_blocks(parts: Parts, layers: "Layers", x: torch.Tensor, layout: Layout) -> torch.Tensor:
     """All blocks and the projection: (num_clients or 1, num_positions, width) -> (num_clients or 1, num_captions, embed_dim).
 
-    The features have unit length. In the last block only the end tokens are computed further.
+    The features have unit length. The last block computes queries, and all that follows, for the end tokens only.
     """
     for i, block in enumerate(parts.blocks):
         at = f"transformer.resblocks.{i}"
         last = i == len(parts.blocks) - 1
         normed = layers.norm(x, block.ln_1, f"{at}.ln_1")
-        asking = once(layout.at_ends, normed) if last else normed
+        query_input = once(layout.at_ends, normed) if last else normed
         attend = partial(layout.attend, num_heads=block.attn.num_heads, last=last)
-        mixed = once(attend, *layers.projections(asking, normed, block.attn, f"{at}.attn"))
+        mixed = once(attend, *layers.projections(query_input, normed, block.attn, f"{at}.attn"))
         mixed = layers.linear(mixed, block.attn.o_proj, f"{at}.attn.o_proj")
         x = add(once(layout.at_ends, x) if last else x, layers.scale(mixed, block.ls_1, f"{at}.ls_1"))
         hidden = layers.linear(layers.norm(x, block.ln_2, f"{at}.ln_2"), block.mlp.up_proj, f"{at}.mlp.up_proj")
@@ -178,33 +178,33 @@ def through(parts: Parts, layers: "Layers", x: torch.Tensor, layout: Layout) -> 
 
 
 class Layers:
-    """The text tower's layers: frozen ones for all clients at once, or each client's own, with or without a low-rank update."""
+    """The text tower's layers: frozen and shared by all clients, or each client's own; with or without low-rank updates."""
 
     def __init__(self, prefix: str, adapters: Mapping[str, Lora], weights: Mapping[str, torch.Tensor]) -> None:
         self.prefix, self.adapters, self.weights = prefix, adapters, weights
 
-    def own(self, name: str) -> torch.Tensor | None:
-        """Each client's own values of a parameter."""
+    def value(self, name: str) -> torch.Tensor | None:
+        """Each client's values of a parameter; None where it is frozen."""
         return self.weights.get(self.prefix + name)
 
     def embed(self, parts: Parts, tokens: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:
         """Tokens (num_clients or 1, num_positions) int64 at `depths` (num_positions,) -> (same, num_positions, width)."""
-        table, positions = self.own("token_embedding.weight"), self.own("positional_embedding")
+        table, positions = self.value("token_embedding.weight"), self.value("positional_embedding")
         if table is None or positions is None:
             return parts.table[tokens] + parts.positions[depths]
 
         def look_up(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             num_clients, size, width = table.shape
             first = torch.arange(num_clients, device=table.device)[:, None] * size
-            # index_select adds gradients of equal tokens up in order; indexing does so in whatever order its threads come
+            # index_select adds up the gradients of equal tokens in order; indexing adds them in the order of its threads
             rows = table.flatten(0, 1).index_select(0, (first + tokens).flatten())
             return rows.view(num_clients, -1, width) + positions.index_select(1, depths)
 
         return once(look_up, table, positions) if len(tokens) == 1 else look_up(table, positions)
 
     def linear(self, x: torch.Tensor, layer: nn.Module, path: str) -> torch.Tensor:
-        """(num_clients or 1, length, in) -> the same with out: one large product for a frozen W, batched ones for the rest."""
-        weight, bias, lora = self.own(f"{path}.weight"), self.own(f"{path}.bias"), self.adapters.get(self.prefix + path)
+        """(num_clients or 1, length, in) -> (..., out): one large product for a frozen W, one product per client otherwise."""
+        weight, bias, lora = self.value(f"{path}.weight"), self.value(f"{path}.bias"), self.adapters.get(self.prefix + path)
         if weight is None:
             y = frozen.linear(x, layer)
         else:
@@ -212,17 +212,18 @@ class Layers:
             y = y if bias is None else once(lambda y, bias: y + bias[:, None], y, bias)
         return y if lora is None else add(y, lora(x))
 
-    def projections(self, asking: torch.Tensor, x: torch.Tensor, attn: SplitAttention, path: str) -> tuple[torch.Tensor, ...]:
-        """Queries of `asking`, keys and values of `x`. Where all three are frozen, and asked of the same, they are one product."""
+    def projections(self, query_input: torch.Tensor, x: torch.Tensor, attn: SplitAttention, path: str) -> tuple[torch.Tensor, ...]:
+        """Queries of `query_input`, keys and values of `x`; one product where all three are frozen and have the same input."""
         names = [f"{path}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
         changed = self.weights or any(self.prefix + name in self.adapters for name in names)
-        if asking is x and not changed and (joined := attn.joined()) is not None:
+        if query_input is x and not changed and (joined := attn.joined()) is not None:
             return frozen.linear(x, joined).chunk(3, dim=-1)
         layers = (attn.q_proj, attn.k_proj, attn.v_proj)
-        return tuple(self.linear(given, layer, name) for given, layer, name in zip((asking, x, x), layers, names, strict=True))
+        inputs = (query_input, x, x)
+        return tuple(self.linear(y, layer, name) for y, layer, name in zip(inputs, layers, names, strict=True))
 
     def norm(self, x: torch.Tensor, layer: Any, path: str) -> torch.Tensor:
-        weight, bias = self.own(f"{path}.weight"), self.own(f"{path}.bias")
+        weight, bias = self.value(f"{path}.weight"), self.value(f"{path}.bias")
         if weight is None or bias is None:
             return once(layer, x)
 
@@ -232,5 +233,5 @@ class Layers:
         return once(compute, x, weight, bias)
 
     def scale(self, x: torch.Tensor, layer: nn.Module, path: str) -> torch.Tensor:
-        gamma = self.own(f"{path}.gamma")
+        gamma = self.value(f"{path}.gamma")
         return once(layer, x) if gamma is None else once(lambda x, gamma: x * gamma[:, None], x, gamma)

@@ -1,7 +1,7 @@
 """Both towers of any open_clip model, for many clients at once.
 
-The text tower takes the fast way (`text.TextTower`) where the model allows it. Else, and for the image tower, the model's own code
-runs: with low-rank updates for all clients in one batch, with each client's own weights for one client after the other.
+The text tower is a trie (`text.TextTower`) where the model allows it. Otherwise, and for images, the model's own code runs.
+Clients with low-rank updates are computed in one batch, clients with their own weights one after the other.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from flora_hpc.clip.lora import Lora, attached
 from flora_hpc.clip.steady import SteadyProducts
 from flora_hpc.clip.text import NONE, TextTower, why_not
 
-POSITIONS_AT_ONCE = {"cpu": 2**9, "cuda": 2**14}  # of images: on 2 cores more of them were not faster, and take more memory
+POSITIONS_AT_ONCE = {"cpu": 2**9, "cuda": 2**14}  # of images; more of them were not faster on 2 cores, and take more memory
 
 
 class PlainText:
-    """The interface of TextTower for any text tower: each distinct caption at full length, through the model's own code."""
+    """Any text tower with the interface of TextTower: the model's own code encodes each distinct caption at full length."""
 
     caption_positions = 0
 
@@ -31,13 +31,17 @@ class PlainText:
         device = next(model.parameters()).device
         self.tokens, self.rows = distinct.to(device), rows.to(device)
         self.num_positions = distinct.numel()
-        self.num_alone, self.shape = 0, (0, 0)  # no caption is asked for by itself
+        self.num_alone, self.shape = 0, (0, 0)  # a single caption cannot be encoded
 
     def __call__(
-        self, adapters: Mapping[str, Lora] = NONE, weights: Mapping[str, torch.Tensor] = NONE, *, wanted: torch.Tensor | None = None
+        self,
+        adapters: Mapping[str, Lora] = NONE,
+        weights: Mapping[str, torch.Tensor] = NONE,
+        *,
+        caption_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Unit-length features (num_clients, num_captions, embed_dim), as TextTower."""
-        assert wanted is None
+        """Unit-length features (num_clients, num_captions, embed_dim) of all captions, as TextTower's."""
+        assert caption_rows is None
         features = encode(self.model, "encode_text", self.tokens[None], adapters, weights)
         return F.normalize(features, dim=-1)[:, self.rows]
 
@@ -55,20 +59,20 @@ def encode(
     Clients differ by `adapters`, by `weights` (each client's own values of parameters, (num_clients, *shape)), or not at all.
     """
     assert not (adapters and weights)
-    num_clients = max([len(x)] + [len(lora.down) for lora in adapters.values()] + [len(own) for own in weights.values()])
+    num_clients = max([len(x)] + [len(lora.down) for lora in adapters.values()] + [len(values) for values in weights.values()])
     if not weights:
         folded = x.expand(num_clients, *x.shape[1:]).flatten(0, 1)
         with attached(model, adapters, num_clients), FrozenProducts():
             features: torch.Tensor = getattr(model, entry)(folded, normalize=False)
         return features.view(num_clients, -1, features.shape[-1])
     x = x.expand(num_clients, *x.shape[1:])
-    each = ({f"model.{name}": own[k] for name, own in weights.items()} for k in range(num_clients))
+    by_client = ({f"model.{name}": values[k] for name, values in weights.items()} for k in range(num_clients))
     with SteadyProducts():
-        return torch.stack([functional_call(_Entry(model, entry), own, (x[k],)) for k, own in enumerate(each)])
+        return torch.stack([functional_call(_Entry(model, entry), named, (x[k],)) for k, named in enumerate(by_client)])
 
 
 class _Entry(nn.Module):
-    """Makes an encoder of a CLIP what functional_call calls."""
+    """A module whose forward is an encoder of a CLIP, since functional_call calls forward."""
 
     def __init__(self, model: nn.Module, entry: str) -> None:
         super().__init__()
@@ -82,7 +86,7 @@ class _Entry(nn.Module):
 def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The frozen image tower's features (num_images, embed_dim), not normalised, of pixels (num_images, 3, height, width).
 
-    They are float32 whatever the number format of the tower's products.
+    The features are float32 whatever the number format of the tower's products.
     """
     with torch.inference_mode(), FrozenProducts(), tensor_cores(False):
         features: torch.Tensor = model.encode_image(pixels, normalize=False)
@@ -90,7 +94,7 @@ def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def images_at_once(model: Any, device: torch.device) -> int:
-    """How many images the frozen image tower is given at a time; the shape of a product may decide its last bits."""
+    """How many images the frozen image tower encodes in one batch; the shape of a product may decide its last bits."""
     return max(1, POSITIONS_AT_ONCE[device.type] // num_image_positions(model))
 
 

@@ -1,4 +1,4 @@
-"""Read a file of weights. Its first bytes say what it is, whatever its suffix; pickled code is never run."""
+"""Read a file of weights. Its first bytes decide its format, whatever its suffix; pickled code is never run."""
 
 import json
 import re
@@ -13,10 +13,10 @@ from safetensors import safe_open
 from flora_hpc import filekinds
 from flora_hpc.errors import UserError, reason
 
-WRAPPERS = re.compile(r"^((module|_orig_mod|model|clip)\.)+")  # what training code puts before a CLIP's names
-WITHIN = ("state_dict", "model_state_dict", "model")  # where a training checkpoint holds the weights
+WRAPPERS = re.compile(r"^((module|_orig_mod|model|clip)\.)+")  # prefixes that training code puts before a CLIP's names
+STATE_KEYS = ("state_dict", "model_state_dict", "model")  # keys of a training checkpoint that hold the weights
 INDEX = ".index.json"  # the table of a checkpoint in several files: weight_map, tensor -> file
-HEADER_LIMIT = 100_000_000  # bytes, of safetensors' own readers
+HEADER_LIMIT = 100_000_000  # bytes, the limit of safetensors' own readers
 OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save's pickled magic number, before it wrote zip archives
 DTYPES = {
     "F64": torch.float64,
@@ -38,9 +38,9 @@ RESAVE = "load it with the program that wrote it, and save its state dict as .sa
 
 
 def read(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, mapped from the file where its format allows it. On device 'meta' only headers are read.
+    """Read the tensors of a checkpoint, mapped from the file where its format allows it. On device 'meta', read only headers.
 
-    `file` may be the index of a checkpoint in several files. Raises UserError for what is not a checkpoint.
+    `file` may be the index of a checkpoint in several files. Raises UserError when it is no checkpoint.
     """
     if file.name.endswith(INDEX):
         return _joined({part.name: read(part, device) for part in shards(file)}, file)
@@ -52,8 +52,8 @@ def read(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
             named = _unpickle(file, device, mapped=kind == "zip")
     except UserError:
         raise
-    except Exception as error:  # an unpickler raises whatever damaged bytes make it raise
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, of a file that may be right
+    except Exception as error:  # an unpickler raises any exception for damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:  # an error of the system; the file may be intact
             raise UserError(
                 f"model.pretrained: {file} cannot be read ({reason(error)}); make it readable, or copy it again"
             ) from None
@@ -67,7 +67,7 @@ def read(file: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
 
 
 def _joined(parts: dict[str, dict[str, torch.Tensor]], index: Path) -> dict[str, torch.Tensor]:
-    """The tensors of all files of a checkpoint. Raises UserError when two files hold a tensor of one name."""
+    """Join the tensors of all files of a checkpoint. Raises UserError when two files hold a tensor of the same name."""
     tensors: dict[str, torch.Tensor] = {}
     files: dict[str, str] = {}
     for file, named in parts.items():
@@ -82,7 +82,7 @@ def _joined(parts: dict[str, dict[str, torch.Tensor]], index: Path) -> dict[str,
 
 
 def _unwrapped(tensors: dict[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
-    """The tensors by a CLIP's own names. Raises UserError when two tensors have one such name, as those of two models do."""
+    """Remove the prefixes of training code from names. Raises UserError when two tensors then have the same name (two models)."""
     wrapped: dict[str, str] = {}
     for name in tensors:
         plain = WRAPPERS.sub("", name)
@@ -96,7 +96,7 @@ def _unwrapped(tensors: dict[str, torch.Tensor], file: Path) -> dict[str, torch.
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index names. Raises UserError when one is not there."""
+    """The files that an index names. Raises UserError when one is missing."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         parts = [index.parent / Path(name).name for name in names]
@@ -161,7 +161,7 @@ def _check_zip(file: Path) -> None:
 
 
 def _describe(head: bytes, size: int) -> str:
-    """What a file that is no checkpoint is, and the cure."""
+    """Describe a file that is no checkpoint, with the cure."""
     if not size:
         return f"empty; {AGAIN}"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -179,23 +179,23 @@ def _describe(head: bytes, size: int) -> str:
 
 
 def _unpickle(file: Path, device: str, mapped: bool) -> dict[Any, Any]:
-    """The state dict in a file of torch.save. The old format has no header of its own: it is read whole."""
+    """Read the state dict in a file of torch.save. The old format has no header, so the whole file is read."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's remarks on a pickle that it then refuses
-        if file.suffix == ".safetensors":  # torch goes by this suffix; a file that is open has none, and cannot be mapped
+        warnings.simplefilter("ignore")  # torch warns of a pickle that it then refuses
+        if file.suffix == ".safetensors":  # torch trusts this suffix; an open file has none, but cannot be mapped
             with file.open("rb") as opened:
                 checkpoint = torch.load(opened, map_location="cpu", weights_only=True)
         else:
             checkpoint = torch.load(file, map_location=device if mapped else "cpu", weights_only=True, mmap=mapped)
     state = checkpoint if isinstance(checkpoint, dict) else {}
-    state = next((state[name] for name in WITHIN if isinstance(state.get(name), dict)), state)
+    state = next((state[name] for name in STATE_KEYS if isinstance(state.get(name), dict)), state)
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()}
 
 
 def _map(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, in one mapping for each tower.
+    """Map the tensors of a safetensors file, in one mapping for each tower.
 
-    A mapping lasts as long as any of its tensors. A run that drops the image tower then holds no pages of it any more.
+    A mapping lasts as long as any of its tensors. So a run that drops the image tower releases all pages of that tower.
     """
     tensors: dict[str, torch.Tensor] = {}
     for visual in (True, False):

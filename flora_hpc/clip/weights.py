@@ -1,4 +1,4 @@
-"""Find a model's weights: a tag of open_clip, a file, or a folder of open_clip or transformers."""
+"""Find a model's weights: an open_clip tag, a file, or a folder of open_clip or transformers."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from flora_hpc.errors import UserError, did_you_mean
 BUNDLED = "flora-tiny"
 CONFIG_FILE = "open_clip_config.json"  # beside the weights of an open_clip model directory, such as a snapshot of a hub
 PART = re.compile(r"-\d+-of-\d+(?=\.)")  # in the name of one file of several
-PLAIN = "ViT-B-32"  # an open_clip model of the class CLIP, whose sizes are all replaced by those of a CLIPModel
-OTHER_FOLDERS = {  # by a file in them
+PLAIN = "ViT-B-32"  # an open_clip model of the class CLIP; a CLIPModel's sizes replace all of its sizes
+OTHER_FOLDERS = {  # file in a folder -> what the folder is
     "adapter_config.json": "an adapter, not whole weights; merge it first (flora-hpc export, or peft's merge_and_unload)",
     "run.h5": "a run; export it (flora-hpc export RUN --to open_clip), and give the folder that this writes",
     "snapshots": "a cache of the hub; give the folder with the weights that is in its snapshots/",
@@ -34,13 +34,13 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from, in open_clip's terms."""
+    """The source of a model's architecture and weights, in open_clip's terms."""
 
-    name: str  # what open_clip.create_model builds: a known name, or 'local-dir:...'
+    name: str  # of the model for open_clip.create_model: a known name, or 'local-dir:...'
     tag: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)  # of the tag, as open_clip knows it: place, QuickGELU, preprocessing
+    tag_cfg: Mapping[str, Any] = field(default_factory=dict)  # open_clip's entry for the tag: URL, QuickGELU, preprocessing
     file: Path | None = None
-    sizes: Mapping[str, Any] = field(default_factory=dict)  # that replace those of `name`, for a CLIPModel of transformers
+    sizes: Mapping[str, Any] = field(default_factory=dict)  # replace the sizes of `name`, for a CLIPModel of transformers
 
     @property
     def random(self) -> bool:
@@ -49,18 +49,18 @@ class Source:
 
     @property
     def preprocess(self) -> dict[str, Any]:
-        """What the tag says of preprocessing; a directory says it in its own file, which open_clip reads."""
-        return {key: value for key, value in self.facts.items() if key in PreprocessCfg.__dataclass_fields__}
+        """The tag's settings of preprocessing. A directory has them in its own file, which open_clip reads."""
+        return {key: value for key, value in self.tag_cfg.items() if key in PreprocessCfg.__dataclass_fields__}
 
     @property
     def model_cfg(self) -> dict[str, Any]:
-        """The architecture as open_clip writes it down."""
-        quick = {"quick_gelu": True} if self.facts.get("quick_gelu") else {}
-        return dict(open_clip.get_model_config(self.name)) | quick | dict(self.sizes)
+        """The architecture as open_clip's configuration."""
+        activation = {"quick_gelu": True} if self.tag_cfg.get("quick_gelu") else {}
+        return dict(open_clip.get_model_config(self.name)) | activation | dict(self.sizes)
 
 
 def find(config: ModelConfig) -> Source:
-    """Work out what `config` names; nothing is fetched. Raises UserError for what does not exist."""
+    """Find the source that `config` names; nothing is fetched. Raises UserError for a name, tag or file that does not exist."""
     if config.name == BUNDLED:
         if config.pretrained is not None:
             raise UserError(f"model.pretrained: {BUNDLED} brings its weights; leave model.pretrained away")
@@ -75,7 +75,7 @@ def find(config: ModelConfig) -> Source:
     if path is not None and os.path.isdir(path):  # noqa: PTH112
         return _directory(path, known_name)
     if path is not None and is_file:
-        path = _whole(path)
+        path = _index_or_file(path)
         if (path.parent / CONFIG_FILE).is_file():
             return _open_clip(path.parent, known_name, path)
         if (config_beside := _config_beside(path)) is not None:
@@ -100,22 +100,22 @@ def find(config: ModelConfig) -> Source:
     return Source(config.name, file=path)
 
 
-def _whole(file: Path) -> Path:
+def _index_or_file(file: Path) -> Path:
     """The index of a checkpoint in several files, where `file` is one of them; else `file` itself."""
     index = file.with_name(PART.sub("", file.name) + INDEX)
     return index if PART.search(file.name) and index.is_file() else file
 
 
 def _config_beside(file: Path) -> dict[str, Any] | None:
-    """The configuration of a CLIPModel in the folder of its weights file; None where the folder holds none."""
+    """Read the configuration of a CLIPModel in the folder of its weights file; None where the folder has none."""
     config = None
-    with suppress(UserError):  # a config.json of something else
+    with suppress(UserError):  # a config.json of another program
         config = layout.read_config(file.parent)
     return config if config is not None and config.get("model_type") == "clip" else None
 
 
 def _directory(folder: Path, name: str | None) -> Source:
-    """A model directory of open_clip or transformers. `name` is the architecture that the user expects, if it is a known one."""
+    """The source in a model directory of open_clip or transformers. `name` is the expected architecture, if it is a known one."""
     if not (folder / CONFIG_FILE).is_file():
         for mark, what in OTHER_FOLDERS.items():
             if (folder / mark).exists():
@@ -126,7 +126,7 @@ def _directory(folder: Path, name: str | None) -> Source:
 
 
 def _transformers(folder: Path, config: dict[str, Any], name: str | None, file: Path | None = None) -> Source:
-    """A CLIPModel that transformers saved in `folder`, or `file` in it."""
+    """The source of a CLIPModel that transformers saved in `folder`; `file` is one weights file in it."""
     sizes = layout.architecture(folder, config)
     if name:
         expected = open_clip.get_model_config(name)
@@ -137,7 +137,7 @@ def _transformers(folder: Path, config: dict[str, Any], name: str | None, file: 
                     f"model.pretrained: {folder} holds another architecture than {name}: its {part} is {sizes[part]}, "
                     f"not {expected[part]}; set model.name to the right one, or to a name of your own"
                 )
-    facts = layout.preprocessing(folder, sizes["vision_cfg"]["image_size"])
+    preprocessing = layout.preprocessing(folder, sizes["vision_cfg"]["image_size"])
     if file is None:
         present = [folder / file for file in layout.FILES if (folder / file).is_file()]
         if not present:
@@ -146,11 +146,11 @@ def _transformers(folder: Path, config: dict[str, Any], name: str | None, file: 
                 "by save_pretrained, or give the weights file itself"
             )
         file = present[0]
-    return Source(PLAIN, facts=facts, file=file, sizes=sizes)
+    return Source(PLAIN, tag_cfg=preprocessing, file=file, sizes=sizes)
 
 
 def _tower(sizes: Any, kind: type) -> Any:
-    """A tower's sizes of a kind of open_clip, its MLPs by their width: ratios are rounded where they are written down."""
+    """A tower's sizes as an open_clip `kind`, with the width of its MLPs as ratio: written ratios are rounded."""
     if kind is int:
         return sizes
     cfg = kind(**sizes)
@@ -158,7 +158,7 @@ def _tower(sizes: Any, kind: type) -> Any:
 
 
 def _open_clip(folder: Path, name: str | None, file: Path | None = None) -> Source:
-    """An open_clip model directory, or `file` in it."""
+    """The source in an open_clip model directory; `file` is one weights file in it."""
     try:
         text = (folder / CONFIG_FILE).read_text()
         config = json.loads(text)["model_cfg"]
@@ -184,7 +184,7 @@ def _open_clip(folder: Path, name: str | None, file: Path | None = None) -> Sour
 
 
 def _only_weights(folder: Path) -> Path:
-    """The weights file of an open_clip model directory. Raises UserError unless there is one."""
+    """The weights file of an open_clip model directory. Raises UserError unless there is exactly one."""
     paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     paths = [path for path in paths if path.stem.startswith("open_clip")] or paths
     paths = [path for path in paths if path.suffix == ".safetensors"] or paths
@@ -195,7 +195,7 @@ def _only_weights(folder: Path) -> Path:
 
 
 def what_is_checked(source: Source) -> str:
-    """One sentence on what building the model without values checks of its weights, and what it does not."""
+    """One sentence on what a plan, which builds the model without values, checks of its weights."""
     if source.tag:
         return f"'{source.tag}' of open_clip: not looked at; a run fetches it, where it is not in the cache"
     if source.file is None:
@@ -204,12 +204,12 @@ def what_is_checked(source: Source) -> str:
 
 
 def fetch(source: Source) -> Path | None:
-    """The weights file, downloaded into the cache of the hub if it is not there yet; None for random weights."""
+    """Return the weights file, after downloading it into the hub's cache if it is missing there; None for random weights."""
     if not source.tag:
         return source.file
     try:
-        return Path(open_clip.download_pretrained(dict(source.facts)))
-    except Exception as error:  # the hub's client raises whatever its transport does
+        return Path(open_clip.download_pretrained(dict(source.tag_cfg)))
+    except Exception as error:  # the hub's client raises any exception of its transport
         raise UserError(
             f"model.pretrained: '{source.tag}' of {source.name} is not in the cache and cannot be fetched "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); where there is a network, run "

@@ -1,1 +1,1 @@
-"""What clients train; one file each."""
+"""Methods: the tensors that clients train, and the forward pass; one file each."""

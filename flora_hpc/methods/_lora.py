@@ -1,4 +1,4 @@
-"""What flora and feddylora share: where adapters sit, their shapes, and the forward pass."""
+"""The common part of flora and feddylora: the layers with adapters, their shapes, and the forward pass."""
 
 import re
 from collections.abc import Mapping
@@ -15,18 +15,19 @@ from flora_hpc.clip.towers import encode, num_image_positions
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import (
+    CaptionClasses,
+    CaptionRows,
     Method,
     Noise,
     Setting,
     Tensors,
-    Wanted,
     cosine_scores,
     describe,
     fixed,
 )
 from flora_hpc.plugins import BaseOptions
 
-PROJECTIONS = {  # of a target, without its tower: layers of every block, as open_clip names them
+PROJECTIONS = {  # target without its tower -> layers of every block, as open_clip names them
     "q_proj": ["attn.q_proj"],
     "k_proj": ["attn.k_proj"],
     "v_proj": ["attn.v_proj"],
@@ -45,7 +46,7 @@ Target = Literal[
 
 
 class LoraOptions(BaseOptions):
-    """Place and scale of the adapters."""
+    """Layers and scale of the adapters."""
 
     alpha: float = Field(32.0, gt=0, allow_inf_nan=False, description="scale of B A x, in the paper's sense (PEFT's alpha / rank)")
     targets: tuple[Target, ...] = Field(
@@ -72,21 +73,21 @@ def _layers(target: str) -> list[str]:
 
 
 def find_layers(model: nn.Module, targets: tuple[Target, ...], name: str) -> dict[str, nn.Linear]:
-    """The Linear layers of a split model that `targets` mean, by path. Raises UserError for a target that is absent."""
-    found: dict[str, nn.Linear] = {}
+    """The Linear layers that `targets` name in an unfused model, by path. Raises UserError for a target that is absent."""
+    paths: set[str] = set()
     for target in targets:
         tower, _, part = target.partition(".")
         parts = [re.escape(RENAMED.get(layer, layer)) for layer in PROJECTIONS.get(part, [])]
         pattern = HEADS[tower] if part == "head" else rf"{BLOCKS[tower]}\.({'|'.join(parts)})"
-        layers = {path: layer for path, layer in model.named_modules() if re.fullmatch(pattern, path) and type(layer) is nn.Linear}
-        if not layers:
+        target_paths = {path for path, layer in model.named_modules() if re.fullmatch(pattern, path) and type(layer) is nn.Linear}
+        if not target_paths:
             raise UserError(f"method.targets: {name} has no {target}; its {tower} tower is built otherwise; leave it out")
-        found |= layers
-    return {path: layer for path, layer in model.named_modules() if path in found}  # in the model's order, whatever the user's
+        paths |= target_paths
+    return {path: layer for path, layer in model.named_modules() if path in paths}  # in the model's order, not the user's
 
 
 def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method:
-    """Adapters of `rank` on the targets. Raises UserError when a target is absent or, naming `key`, the rank too large."""
+    """Put adapters of `rank` on the targets. Raises UserError for an absent target or, naming `key`, a rank too large."""
     model = setting.clip.model
     layers = find_layers(model, options.targets, setting.clip.name)
     for path, layer in layers.items():
@@ -123,8 +124,10 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
 
     if text_layers:
 
-        def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
-            return text(adapters(text_layers, tensors, noise), wanted=wanted)
+        def trained_classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
+            return text(adapters(text_layers, tensors, noise), caption_rows=caption_rows)
+
+        classes: CaptionClasses = trained_classes
     else:
         with torch.no_grad():
             classes = fixed(text())
@@ -151,13 +154,13 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
     )
 
 
-def ranks_held(shapes: Mapping[str, tuple[int, ...]], ranks: Ints) -> torch.Tensor:
-    """Which numbers a client of each rank (num_clients,) holds: the first rows of A, the first columns of B -> (n, num_params)."""
-    parts = []
+def mask_of_ranks(shapes: Mapping[str, tuple[int, ...]], ranks: Ints) -> torch.Tensor:
+    """Mask (n, num_params) bool of the numbers that clients of `ranks` (n,) hold: the first rows of A, the first columns of B."""
+    masks = []
     for name, shape in shapes.items():
         if name.endswith(".lora_A"):
-            held = np.broadcast_to((np.arange(shape[0]) < ranks[:, None])[:, :, None], (len(ranks), *shape))
+            mask = np.broadcast_to((np.arange(shape[0]) < ranks[:, None])[:, :, None], (len(ranks), *shape))
         else:
-            held = np.broadcast_to((np.arange(shape[1]) < ranks[:, None])[:, None, :], (len(ranks), *shape))
-        parts.append(torch.from_numpy(held.reshape(len(ranks), -1)))
-    return torch.cat(parts, 1)
+            mask = np.broadcast_to((np.arange(shape[1]) < ranks[:, None])[:, None, :], (len(ranks), *shape))
+        masks.append(torch.from_numpy(mask.reshape(len(ranks), -1)))
+    return torch.cat(masks, 1)

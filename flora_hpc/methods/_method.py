@@ -1,10 +1,10 @@
-"""What a method is: trained tensors, their initial values, and a forward pass for many clients at once."""
+"""The interface of a method: trained tensors, their initial values, and a forward pass for many clients at once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,16 +20,34 @@ from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
 
 Tensors = Mapping[str, torch.Tensor]
-Noise = Sequence[int] | None  # a seed of each client for this step, where random numbers are drawn; None when evaluating
-Wanted = torch.Tensor | None  # captions (num_clients or 1, batch) int64, where only some are needed; None: all
+Noise = Sequence[int] | None  # one seed per client for the random numbers of this step; None when evaluating
+CaptionRows = torch.Tensor | None  # numbers of captions (num_clients or 1, batch) int64; None: all captions
 Text = TextTower | PlainText | OwnCaptions
-UNUSED = ("logit_bias", "text_decoder.")  # parameters that no score depends on, so that training them would only decay them
+UNUSED = ("logit_bias", "text_decoder.")  # parameters that no score depends on, so that training would only decay them
 Init = Callable[[np.random.Generator], dict[str, torch.Tensor]]
+
+
+class Classes(Protocol):
+    """Compute the features of all classes, (num_clients or 1, num_classes, embed_dim), from tensors (num_clients, *shape)."""
+
+    def __call__(self, tensors: Tensors, noise: Noise) -> torch.Tensor: ...
+
+
+class CaptionClasses(Protocol):
+    """`Classes` that can also compute the features of some captions only, (num_clients or 1, batch, embed_dim)."""
+
+    def __call__(self, tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor: ...
+
+
+class Logits(Protocol):
+    """Score inputs (num_clients, batch, ...), each client under its own tensors: (num_clients, batch, num_classes)."""
+
+    def __call__(self, tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is built on."""
+    """The model and data that a method is built for."""
 
     clip: Clip
     wordings: tuple[str, ...]  # the names of the classes as captions say them
@@ -40,7 +58,7 @@ class Setting:
 
     @cached_property
     def tokens(self) -> torch.Tensor:
-        """The captions as the model sees them, (num_captions, context_length) int64."""
+        """The tokens of the captions, (num_captions, context_length) int64."""
         return self.clip.tokenize(list(self.captions))
 
     @cached_property
@@ -50,7 +68,7 @@ class Setting:
         return OwnCaptions(model, tokens) if self.paired else text_tower(model, tokens)
 
     def needs_classes(self, method: str) -> None:
-        """Raise UserError, for a method that learns something of each class, when there are none."""
+        """Raise UserError when `method` learns something of each class, but the data have no classes."""
         if self.paired:
             raise UserError(
                 f"method.name: {method} learns something of each class, but in these data every image has a caption of its own; "
@@ -62,52 +80,54 @@ class Setting:
 class Method:
     """One way to adapt a CLIP. Clients train `num_params` numbers each; everything else is frozen and shared.
 
-    A forward pass has two parts, because the first is the same for all images of a step, or of an evaluation:
-    `classes(tensors, noise)` turns tensors (num_clients, *shape) by name into what is known of each class, usually text
-    features (num_clients or 1, num_classes, embed_dim); `logits(tensors, classes, inputs, noise)` turns a batch of
-    inputs (num_clients, batch, ...) into scores (num_clients, batch, num_classes), each client under its own tensors.
+    A forward pass has two parts: `classes` is the same for all images of a step or of an evaluation, `logits` scores a batch of
+    inputs against the result of `classes`, usually text features (num_clients or 1, num_classes, embed_dim).
 
-    Where every image has a caption of its own, `classes(tensors, noise, wanted)` is asked for the captions of a batch alone; where
-    the text tower is trained, also for a single caption, `wanted` (1, 1) int64.
+    Where every image has a caption of its own, `caption_features` computes the captions of a batch only. Where the text tower is
+    trained, a Jacobian also asks for a single caption, `caption_rows` (1, 1) int64.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     init: Init
-    classes: Callable[..., torch.Tensor]
-    logits: Callable[[Tensors, torch.Tensor, torch.Tensor, Noise], torch.Tensor]
-    how: str  # one sentence on what is computed how, for `plan` and the log
+    classes: Classes  # a `CaptionClasses` unless the method learns something of each class
+    logits: Logits
+    how: str  # one sentence on how images and captions are computed, for `plan` and the log
     sees: Literal["features", "pixels"] = "features"  # inputs: the frozen image tower's features (embed_dim), or its pixels
-    text_positions: int = 0  # that each client computes in a step
-    positions_alone: int = 0  # the same if each caption were encoded by itself; 0 where that cannot be
+    text_positions: int = 0  # positions of the text tower that each client computes in a step
+    positions_alone: int = 0  # the same if each caption were encoded by itself; 0 where that is impossible
     text_shape: tuple[int, int] = (0, 0)  # of the features of all captions, where they are trained
-    caption_positions: int = 0  # that each client computes for an image's own caption
-    image_positions: int = 0  # that each client computes for an image
+    caption_positions: int = 0  # positions that each client computes for an image's own caption
+    image_positions: int = 0  # positions that each client computes for an image
     alpha: float | None = None  # scale of low-rank updates; None where the trained tensors are of another kind
     per_class: bool = False  # whether trained tensors belong to the classes, so that other classes cannot use them
     paired: bool = False  # whether every image has a caption of its own, so that scores are for the captions of a batch
     noisy: bool = False  # whether training draws random numbers
     prompts: tuple[str, ...] = ()  # texts of the classes, where they are not the captions of the data
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
-    holds: Callable[[Ints], torch.Tensor] | None = None  # clients (n,) -> (n, num_params) bool, where some hold only a part
+    holds: Callable[[Ints], torch.Tensor] | None = None  # clients (n,) -> mask (n, num_params) bool, where some hold only a part
     sends: Callable[[Ints], Ints] | None = None  # clients (n,) -> (n,) int64, trained numbers of each, where some hold only a part
+
+    def caption_features(self, tensors: Tensors, noise: Noise, caption_rows: torch.Tensor) -> torch.Tensor:
+        """Features of the captions `caption_rows` (num_clients or 1, batch) int64: (num_clients or 1, batch, embed_dim)."""
+        return cast(CaptionClasses, self.classes)(tensors, noise, caption_rows)
 
     @property
     def num_params(self) -> int:
-        """Trained numbers of one client; of the largest one, where they differ."""
+        """Trained numbers of one client; of the largest client, where they differ."""
         return sum(map(prod, self.shapes.values()))
 
     @property
     def per_example(self) -> bool:
-        """Whether a tower computes each image of a step, or its caption, for each client."""
+        """Whether each client computes a tower for each image of a step, or for its caption."""
         return self.image_positions + self.caption_positions > 0
 
     @property
     def payload_bytes(self) -> int:
-        """An adapter or an update as float32, without any header; of the largest client, where they differ."""
+        """Bytes of an adapter or an update as float32, without any header; of the largest client, where they differ."""
         return 4 * self.num_params
 
     def bytes_of(self, clients: Ints) -> Ints:
-        """What each of `clients` (num_clients,) int64 sends and receives: (num_clients,) int64."""
+        """Bytes that each of `clients` (num_clients,) int64 sends, and receives: (num_clients,) int64."""
         if self.sends is None:
             return np.full(len(clients), self.payload_bytes, np.int64)
         return 4 * self.sends(clients)
@@ -126,17 +146,17 @@ class Method:
         return torch.cat([torch.empty(0), *(tensors[name].reshape(-1).cpu() for name in self.shapes)]).float()
 
 
-def fixed(features: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """`classes` of a method that leaves the text tower as it is: features (1, num_classes, embed_dim), or those wanted."""
+def fixed(features: torch.Tensor) -> CaptionClasses:
+    """`classes` of a method with a frozen text tower, from its `features` (1, num_captions, embed_dim)."""
 
-    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
-        return features if wanted is None else features[0][wanted]
+    def classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
+        return features if caption_rows is None else features[0][caption_rows]
 
     return classes
 
 
 def describe(image_trained: bool, text: Text | None) -> str:
-    """What is computed how. `text` is the text tower, if it is trained."""
+    """Describe how images and captions are computed. `text` is the text tower, if it is trained."""
     images = "every image in every step, since the image tower is trained" if image_trained else "each image once for all rounds"
     if text is None:
         return f"{images}; captions once for all rounds"
@@ -149,14 +169,13 @@ def describe(image_trained: bool, text: Text | None) -> str:
 
 def cosine_scores(scale: torch.Tensor, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """CLIP's scores: scaled cosines of images (num_clients, batch, dim) and unit-length classes (num_clients or 1, C, dim)."""
-    rows = scale.expand(
-        *images.shape[:2], 1
-    )  # a scale that is trained: its gradient is summed in steps too small to be cut by threads
-    return products(rows * F.normalize(images, dim=-1), classes)
+    # one scale per image: the gradient of a trained scale is then summed in steps too small to be cut by threads
+    scales = scale.expand(*images.shape[:2], 1)
+    return products(scales * F.normalize(images, dim=-1), classes)
 
 
 def products(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """images (num_clients, batch, dim) times classes (num_clients or 1, C, dim) -> (num_clients, batch, C)."""
+    """Dot products of images (num_clients, batch, dim) and classes (num_clients or 1, C, dim): (num_clients, batch, C)."""
     return product(images, classes.transpose(1, 2))
 
 

@@ -1,6 +1,6 @@
 """FedAA: FedCLIP's attention adapter, which weighs the dimensions of the image feature (Lu et al., arXiv 2302.13485).
 
-f' = f * softmax(W2 tanh(W1 f + b1) + b2), on the image tower's feature as it is, before it is scaled to unit length.
+f' = f * softmax(W2 tanh(W1 f + b1) + b2), where f is the image tower's feature before it is scaled to unit length.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """FedCA: CLIP-Adapter, a small bottleneck whose output is mixed into the image feature (Gao et al., arXiv 2110.04544).
 
-f' = ratio * relu(W2 relu(W1 f)) + (1 - ratio) * f; the scale of f does not matter, so its unit-length form would do as well.
+f' = ratio * relu(W2 relu(W1 f)) + (1 - ratio) * f. The scale of f does not matter, so f of unit length would give the same.
 """
 
 import numpy as np

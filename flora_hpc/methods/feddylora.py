@@ -1,9 +1,9 @@
 """FedDyLoRA: FLoRA whose clients have adapters of different rank, by share of the data or by how unusual their labels are.
 
-rank = max(1, round(min_rank + (max_rank - min_rank) * x)), as in the FLoRA paper's code, where x is the client's share of all
-examples, or its part of the sum of all divergences; with `normalized`, x is that stretched over 0..1. A client receives the
-first rows of A and columns of B that it holds and trains them; what comes back is padded with zeros before it is averaged. So
-numbers that few clients hold are drawn towards zero.
+rank = max(1, round(min_rank + (max_rank - min_rank) * x)), as in the FLoRA paper's code. x is the client's share of all examples,
+or its share of the sum of all divergences; with `normalized`, x is stretched over 0..1. A client of rank r receives and trains the
+first r rows of A and columns of B. The server pads its update with zeros before it averages, so numbers that few clients hold are
+drawn towards zero.
 """
 
 from dataclasses import replace
@@ -20,11 +20,11 @@ from flora_hpc.errors import UserError
 from flora_hpc.methods import _lora
 from flora_hpc.methods._method import Method, Setting
 
-MANY = 100_000  # clients; to look at more of them before the start takes too long
+MANY = 100_000  # clients; reading the labels of more clients before the start takes too long
 
 
 class Options(_lora.LoraOptions):
-    """Ranks between two bounds, and what decides on them."""
+    """Bounds of the ranks, and how a client's rank is chosen between them."""
 
     min_rank: int = Field(1, ge=1, description="rank where x is 0")
     max_rank: int = Field(8, ge=1, description="rank where x is 1")
@@ -45,7 +45,7 @@ def build(options: Options, setting: Setting) -> Method:
     method = _lora.build(options, setting, options.max_rank, "method.max_rank")
 
     def holds(clients: Ints) -> torch.Tensor:
-        return _lora.ranks_held(method.shapes, ranks[clients])
+        return _lora.mask_of_ranks(method.shapes, ranks[clients])
 
     def sends(clients: Ints) -> Ints:
         return ranks[clients] * (method.num_params // options.max_rank)
@@ -54,7 +54,7 @@ def build(options: Options, setting: Setting) -> Method:
 
 
 def choose_ranks(options: Options, holdings: Holdings, labels: Ints, num_classes: int) -> Ints:
-    """The rank of every registered client, (num_clients,) int64. Raises UserError when they are too many to look at."""
+    """The rank of every registered client, (num_clients,) int64. Raises UserError for too many clients to read their labels."""
     if holdings.num_clients > MANY:
         raise UserError(
             f"method.name: feddylora looks at the data of every registered client first; {holdings.num_clients:,} are more than "
@@ -74,8 +74,8 @@ def divergences(holdings: Holdings, labels: Ints, num_classes: int) -> npt.NDArr
     """Kullback-Leibler divergence of each client's shares of the classes from those of all clients together, (num_clients,)."""
     counts = np.stack([np.bincount(labels[holdings.examples(i)], minlength=num_classes) for i in range(holdings.num_clients)])
     shares = counts / counts.sum(1, keepdims=True)
-    everyone = counts.sum(0) / counts.sum()
+    total_shares = counts.sum(0) / counts.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(counts > 0, shares * np.log(shares / everyone), 0.0)
+        terms = np.where(counts > 0, shares * np.log(shares / total_shares), 0.0)
     result: npt.NDArray[np.float64] = terms.sum(1)
     return result

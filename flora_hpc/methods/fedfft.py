@@ -6,11 +6,11 @@ import torch
 from flora_hpc.clip.towers import encode, num_image_positions
 from flora_hpc.methods._method import (
     UNUSED,
+    CaptionRows,
     Method,
     Noise,
     Setting,
     Tensors,
-    Wanted,
     cosine_scores,
     describe,
 )
@@ -24,17 +24,17 @@ class Options(BaseOptions):
 def build(options: Options, setting: Setting) -> Method:
     model, text = setting.clip.model, setting.text
     weights = {name: value for name, value in model.named_parameters() if not name.startswith(UNUSED)}
-    of_image = [name for name in weights if name.startswith("visual.")]
-    of_text = [name for name in weights if not name.startswith("visual.")]
+    image_names = [name for name in weights if name.startswith("visual.")]
+    text_names = [name for name in weights if not name.startswith("visual.")]
 
     def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         return weights
 
-    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
-        return text(weights={name: tensors[name] for name in of_text}, wanted=wanted)
+    def classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
+        return text(weights={name: tensors[name] for name in text_names}, caption_rows=caption_rows)
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
-        features = encode(model, "encode_image", inputs, weights={name: tensors[name] for name in of_image})
+        features = encode(model, "encode_image", inputs, weights={name: tensors[name] for name in image_names})
         return cosine_scores(tensors["logit_scale"].exp().view(-1, 1, 1), features, classes)
 
     return Method(

@@ -1,8 +1,8 @@
 """FedPrompt: the words before the class name become trained vectors, as in CoOp and PromptFL.
 
 A prompt is `<context> <class name>.`, whatever the caption of the data set. The vectors start as the embeddings of the words of
-`context`, or, with `num_tokens`, as that many random ones of standard deviation 0.02 (Zhou et al., arXiv 2109.01134; federated
-by Guo et al., arXiv 2208.11625).
+`context`. With `num_tokens`, that many vectors start at random, with standard deviation 0.02 (Zhou et al., arXiv 2109.01134;
+federated by Guo et al., arXiv 2208.11625).
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ from pydantic import Field, model_validator
 
 from flora_hpc.clip.text import TextTower, text_root, why_not
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, Wanted, cosine_scores, describe
+from flora_hpc.methods._method import CaptionRows, Method, Noise, Setting, Tensors, cosine_scores, describe
 from flora_hpc.plugins import BaseOptions
 
-STAND_IN = "X"  # one token, as CoOp has it: what stands where a random vector goes
+STAND_IN = "X"  # one token in place of each random vector, as in CoOp
 
 
 class Options(BaseOptions):
-    """Number and start of the vectors."""
+    """Number and initial values of the vectors."""
 
     context: str = Field("a photo of a", description="words that the vectors start from")
     num_tokens: int | None = Field(None, ge=1, description="start from this many random vectors instead")
@@ -53,8 +53,8 @@ def build(options: Options, setting: Setting) -> Method:
             return {"context": torch.from_numpy(0.02 * rng.standard_normal(words.shape, np.float32))}
         return {"context": words}
 
-    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
-        return tower(context=tensors["context"], wanted=wanted)
+    def classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
+        return tower(context=tensors["context"], caption_rows=caption_rows)
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         return cosine_scores(scale, inputs, classes)

@@ -5,11 +5,11 @@ import torch
 
 from flora_hpc.methods._method import (
     UNUSED,
+    CaptionRows,
     Method,
     Noise,
     Setting,
     Tensors,
-    Wanted,
     cosine_scores,
     describe,
 )
@@ -30,8 +30,8 @@ def build(options: Options, setting: Setting) -> Method:
     def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
         return weights
 
-    def classes(tensors: Tensors, noise: Noise, wanted: Wanted = None) -> torch.Tensor:
-        return text(weights=tensors, wanted=wanted)
+    def classes(tensors: Tensors, noise: Noise, caption_rows: CaptionRows = None) -> torch.Tensor:
+        return text(weights=tensors, caption_rows=caption_rows)
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         return cosine_scores(scale, inputs, classes)

@@ -1,4 +1,4 @@
-"""FedVM-LC: the image tower and a linear classifier on its features are trained, the classifier from the zero-shot weights."""
+"""FedVM-LC: the image tower and a linear classifier on its features are trained; the classifier starts at the zero-shot weights."""
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ def build(options: Options, setting: Setting) -> Method:
     setting.needs_classes("fedvmlc")
     model = setting.clip.model
     tower = {name: value for name, value in model.named_parameters() if name.startswith("visual.")}
-    shapes, start = fedlc.head(setting)
+    shapes, head_init = fedlc.head(setting)
 
     def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        return start(rng) | tower
+        return head_init(rng) | tower
 
     def logits(tensors: Tensors, classes: torch.Tensor, inputs: torch.Tensor, noise: Noise) -> torch.Tensor:
         features = encode(model, "encode_image", inputs, weights={name: tensors[name] for name in tower})

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP: nothing is trained; what every other method has to beat."""
+"""Zero-shot CLIP: nothing is trained; the baseline of every other method."""
 
 import torch
 

@@ -109,7 +109,7 @@ def test_a_group_is_that_of_a_large_cohort() -> None:
 
 
 def test_random_weights_are_mapped_from_a_file_that_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "untouched", lambda *rest: (small_model(), None))
+    monkeypatch.setattr(methods, "load_open_clip", lambda *rest: (small_model(), None))
     with methods.weights_file("ViT-B-32") as file:
         assert file is not None
         assert methods.model_config("ViT-B-32", weights_file=file).pretrained == file
@@ -123,7 +123,7 @@ def test_weights_that_find_no_room_are_told_with_the_folder(monkeypatch: pytest.
     def fail(*rest: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(methods, "untouched", lambda *rest: (small_model(), None))
+    monkeypatch.setattr(methods, "load_open_clip", lambda *rest: (small_model(), None))
     monkeypatch.setattr(methods, "save_file", fail)
     with (
         pytest.raises(UserError, match="No space left on device; set TMPDIR to a folder with room"),

@@ -14,7 +14,7 @@ def test_operators_by_kind() -> None:
         parts.kind("aten::bmm") == parts.kind("mkldnn::_linear_pointwise") == parts.kind("aten::mkldnn_convolution") == "products"
     )
     assert parts.kind("aten::_scaled_dot_product_flash_attention_for_cpu_backward") == "attention"
-    assert parts.kind("aten::mul") == parts.kind("aten::_softmax") == parts.kind("_EachClients") == "other"
+    assert parts.kind("aten::mul") == parts.kind("aten::_softmax") == parts.kind("_ClientProducts") == "other"
 
 
 def test_seconds_are_added_up_by_kind() -> None:

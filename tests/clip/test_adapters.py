@@ -31,8 +31,8 @@ def test_peft_loads_what_was_saved_and_computes_the_same(
         warnings.simplefilter("ignore")
         loaded = peft.PeftModel.from_pretrained(fresh, str(tmp_path / "adapter"))
     features = torch.randn(1, 6, 8, dtype=torch.float64)
-    mine = {name: tensor[None] for name, tensor in tensors.items()}
-    scores = method.logits(mine, method.classes(mine, None), features, None)
+    one_client = {name: tensor[None] for name, tensor in tensors.items()}
+    scores = method.logits(one_client, method.classes(one_client, None), features, None)
     text = loaded.base_model.model.encode_text(captions, normalize=True)
     expected = split_model.logit_scale.exp() * F.normalize(features, dim=-1) @ text.T
     torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-10)

@@ -25,21 +25,21 @@ def shared(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def result_and_gradients(compute: Compute, *tensors: torch.Tensor) -> list[torch.Tensor]:
     """Of gradients from above that are each client's own, or shared by all as those of a plain sum are."""
-    found = []
+    results = []
     for own in (True, False):
         leaves = [x.detach().requires_grad_() for x in tensors]
         y = compute(*leaves)
         above = numbers(*y.shape, seed=9).to(y) if own else torch.ones((), dtype=y.dtype).expand(y.shape)
-        found += [y.detach(), *torch.autograd.grad(y, leaves, above)]
-    return found
+        results += [y.detach(), *torch.autograd.grad(y, leaves, above)]
+    return results
 
 
 def check(compute: Compute, plain: Compute, *tensors: torch.Tensor, rounding: float = SINGLE, terms: int = 64) -> None:
     """`compute` in float32 against `plain` in float64, to within the `rounding` of sums of so many `terms`."""
     assert alike.are_alike(*tensors)
-    found, expected = result_and_gradients(compute, *tensors), result_and_gradients(plain, *(x.double() for x in tensors))
-    assert found[0].stride(0) == 0, "it was computed for each client"
-    for one, exact in zip(found, expected, strict=True):
+    actual, expected = result_and_gradients(compute, *tensors), result_and_gradients(plain, *(x.double() for x in tensors))
+    assert actual[0].stride(0) == 0, "it was computed for each client"
+    for one, exact in zip(actual, expected, strict=True):
         assert one.dtype == torch.float32
         assert one.shape == exact.shape
         assert (one - exact).abs().max() <= rounding * terms**0.5 * 4 * exact.abs().max().clamp(min=1)

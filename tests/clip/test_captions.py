@@ -18,7 +18,7 @@ from flora_hpc.data.holdings import Partition
 from flora_hpc.errors import UserError
 from flora_hpc.losses import contrastive
 from flora_hpc.methods._method import Method
-from flora_hpc.trainer import choices
+from flora_hpc.trainer import classes_and_targets
 from tests.clip.test_text import TARGETS, random_adapters
 from tests.conftest import setting, small_model
 
@@ -42,10 +42,10 @@ def test_each_client_gets_its_own_captions_under_its_own_adapters(
     adapters = random_adapters(split_model, TARGETS, num_clients=3)
     everything = TextTower(split_model, captions)(adapters)
     monkeypatch.setattr(captions_module, "why_not", lambda model: reason)
-    found = OwnCaptions(split_model, captions)(adapters, wanted=LABELS)
-    assert found.shape == (3, 4, 8)
+    features = OwnCaptions(split_model, captions)(adapters, caption_rows=LABELS)
+    assert features.shape == (3, 4, 8)
     for client, labels in enumerate(LABELS):
-        torch.testing.assert_close(found[client], everything[client, labels], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(features[client], everything[client, labels], rtol=1e-11, atol=1e-11)
 
 
 def test_as_many_positions_are_computed_as_the_longest_of_all_captions_needs(
@@ -53,9 +53,9 @@ def test_as_many_positions_are_computed_as_the_longest_of_all_captions_needs(
 ) -> None:
     tower, lengths = OwnCaptions(split_model, captions), []
     assert tower.caption_positions == 5
-    monkeypatch.setattr(captions_module, "through", lambda parts, layers, x, lines: lengths.append((x.shape[1], lines.length)))
-    tower(wanted=torch.tensor([[3, 3]]))  # tokens 1, 2 and the end
-    tower(wanted=torch.tensor([[3, 1]]))
+    monkeypatch.setattr(captions_module, "run_blocks", lambda parts, layers, x, lines: lengths.append((x.shape[1], lines.length)))
+    tower(caption_rows=torch.tensor([[3, 3]]))  # tokens 1, 2 and the end
+    tower(caption_rows=torch.tensor([[3, 1]]))
     assert lengths == [(10, 5), (10, 5)], "shapes must not depend on what lies beside a client's captions"
 
 
@@ -79,26 +79,26 @@ def test_losses_and_gradients_are_those_with_all_captions(captions: torch.Tensor
     inputs = torch.randn(shape, generator=generator, dtype=torch.float64)
     start = torch.randn(3, closed.num_params, generator=generator, dtype=torch.float64) * 0.3
     assert paired.shapes == closed.shapes
-    found = []
+    results = []
     for method in (closed, paired):
         leaf = start.clone().requires_grad_()
         tensors = method.unpack(leaf)
-        classes, targets = choices(method, tensors, None, LABELS)
+        classes, targets = classes_and_targets(method, tensors, None, LABELS)
         scores = method.logits(tensors, classes, inputs, None).expand(3, -1, -1)
         assert scores.shape == ((3, 4, 5) if method is closed else (3, 4, 4))
         loss = contrastive(scores, targets, torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool())
         gradient = torch.autograd.grad(loss.sum(), leaf)[0] if closed.num_params else torch.empty(0)
-        found.append((loss.detach(), gradient))
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-8, atol=1e-10)
-    assert closed.num_params == 0 or float(found[0][1].abs().max()) > 1e-6
+        results.append((loss.detach(), gradient))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-8, atol=1e-10)
+    assert closed.num_params == 0 or float(results[0][1].abs().max()) > 1e-6
 
 
 def build(name: str, captions: torch.Tensor, paired: bool) -> Method:
     options: dict[str, Any] = {"name": name} | METHODS.get(name, {})
     member = plugins.member("methods", options["name"])
-    given = replace(setting(small_model(dtype=torch.float64), captions), paired=paired)
-    return replace(member.build(member.Options(**options), given), paired=paired)
+    paired_setting = replace(setting(small_model(dtype=torch.float64), captions), paired=paired)
+    return replace(member.build(member.Options(**options), paired_setting), paired=paired)
 
 
 @pytest.mark.parametrize("name", ["fedlc", "fedvmlc", "fedprompt"])

@@ -43,11 +43,11 @@ Examples = tuple[torch.Tensor, torch.Tensor]
 def adapters_on(model: Any, seed: int = 0) -> dict[str, torch.Tensor]:
     """Low-rank updates of every kind of layer of a split model, large enough that each of them matters."""
     draw = torch.Generator().manual_seed(seed)
-    found: dict[str, torch.Tensor] = {}
+    updates: dict[str, torch.Tensor] = {}
     for path, layer in find_layers(model, EVERYWHERE, "the model").items():
-        found[f"{path}.lora_A"] = torch.randn(RANK, layer.in_features, generator=draw) * layer.in_features**-0.5
-        found[f"{path}.lora_B"] = torch.randn(layer.out_features, RANK, generator=draw) * 0.1
-    return found
+        updates[f"{path}.lora_A"] = torch.randn(RANK, layer.in_features, generator=draw) * layer.in_features**-0.5
+        updates[f"{path}.lora_B"] = torch.randn(layer.out_features, RANK, generator=draw) * 0.1
+    return updates
 
 
 def features(model: Any, examples: Examples) -> Examples:
@@ -56,9 +56,9 @@ def features(model: Any, examples: Examples) -> Examples:
         return model.encode_image(examples[0], normalize=True), model.encode_text(examples[1], normalize=True)
 
 
-def assert_alike(given: Examples, expected: Examples, base: Examples) -> None:
+def assert_alike(actual: Examples, expected: Examples, base: Examples) -> None:
     """Both towers agree to rounding, and neither is what it was before training."""
-    for one, other, untrained in zip(given, expected, base, strict=True):
+    for one, other, untrained in zip(actual, expected, base, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
         assert (one - untrained).abs().max() > 1e-2
 
@@ -91,9 +91,9 @@ def test_open_clip_computes_what_peft_computes_on_the_split_model(tiny: Clip, re
     base = open_clip.create_model(TINY).eval()
     before = features(base, real)
     adapted = peft.PeftModel.from_pretrained(unfuse(base), str(tmp_path / "adapter")).base_model.model
-    given = opened(tmp_path / "out", tiny, ModelConfig(), *adapters.read(tmp_path / "adapter")[1:3])
-    assert_alike(features(given, real), features(adapted, real), before)
-    assert given.visual.preprocess_cfg == tiny.model.visual.preprocess_cfg
+    exported = opened(tmp_path / "out", tiny, ModelConfig(), *adapters.read(tmp_path / "adapter")[1:3])
+    assert_alike(features(exported, real), features(adapted, real), before)
+    assert exported.visual.preprocess_cfg == tiny.model.visual.preprocess_cfg
     assert open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(["a photo of a cat"]).equal(tiny.tokenize(["a photo of a cat"]))
 
 
@@ -103,9 +103,9 @@ def test_open_clip_gets_every_weight_that_full_fine_tuning_changed(tiny: Clip, r
     adapters.save(tmp_path / "adapter", tiny.model, tensors, None, "flora-tiny", "fedfft")
     changed = deepcopy(tiny.model)
     changed.load_state_dict(tensors, strict=False)
-    given = opened(tmp_path / "out", tiny, ModelConfig(), *adapters.read(tmp_path / "adapter")[1:3])
-    assert_alike(features(given, real), features(changed, real), features(tiny.model, real))
-    assert given.logit_scale.item() == tensors["logit_scale"].item()
+    exported = opened(tmp_path / "out", tiny, ModelConfig(), *adapters.read(tmp_path / "adapter")[1:3])
+    assert_alike(features(exported, real), features(changed, real), features(tiny.model, real))
+    assert exported.logit_scale.item() == tensors["logit_scale"].item()
 
 
 def test_only_what_was_trained_changes_and_nothing_shares_memory() -> None:
@@ -119,8 +119,8 @@ def test_only_what_was_trained_changes_and_nothing_shares_memory() -> None:
     added = torch.arange(float(WIDTH))[:, None].expand(-1, WIDTH) / 2
     torch.testing.assert_close(state[changed][2 * WIDTH :], fused[changed][2 * WIDTH :] + added)
     assert state[changed][: 2 * WIDTH].equal(fused[changed][: 2 * WIDTH])
-    kept = {tensor.data_ptr() for tensor in model.state_dict().values()}
-    assert len({tensor.data_ptr() for tensor in state.values()} - kept) == len(state)
+    addresses = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert len({tensor.data_ptr() for tensor in state.values()} - addresses) == len(state)
     assert {(tensor.dtype, tensor.is_contiguous()) for tensor in state.values()} == {(torch.float32, True)}
 
 
@@ -142,10 +142,10 @@ def test_quick_gelu_of_a_tag_is_written_down(tmp_path: Path) -> None:
 def test_a_tokenizer_that_open_clip_looks_for_beside_the_weights_is_there(tmp_path: Path) -> None:
     """Models with one of Hugging Face's name it, and in a directory open_clip reads it from there."""
     words = {word: i for i, word in enumerate(["<pad>", "<unk>", "a", "cat", "dog"])}
-    theirs = PreTrainedTokenizerFast(
+    fast_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, "<unk>")), pad_token="<pad>", unk_token="<unk>", eos_token="<pad>"
     )
-    theirs.save_pretrained(tmp_path / "in")
+    fast_tokenizer.save_pretrained(tmp_path / "in")
     model = small_model()
     text = {
         "context_length": CONTEXT,
@@ -244,15 +244,15 @@ def as_transformers(model: open_clip.CLIP, quick_gelu: bool, end: int) -> CLIPMo
                 state |= {f"{at}.self_attn.{part}_proj.weight": weight, f"{at}.self_attn.{part}_proj.bias": bias}
     for name, part in parts.items():
         state |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
-    theirs = CLIPModel(config).eval()
-    assert theirs.load_state_dict(state) == ([], [])
-    return theirs
+    clip_model = CLIPModel(config).eval()
+    assert clip_model.load_state_dict(state) == ([], [])
+    return clip_model
 
 
 def their_features(model: Any, examples: Examples) -> Examples:
     with torch.inference_mode():
-        found = model.get_image_features(examples[0]), model.get_text_features(examples[1])
-    image, text = (F.normalize(getattr(output, "pooler_output", output), dim=-1) for output in found)  # a tensor before version 5
+        outputs = model.get_image_features(examples[0]), model.get_text_features(examples[1])
+    image, text = (F.normalize(getattr(output, "pooler_output", output), dim=-1) for output in outputs)  # a tensor before version 5
     return image, text
 
 
@@ -262,16 +262,16 @@ def test_transformers_computes_what_peft_computes_on_the_split_model(
     quick_gelu: bool, captions: torch.Tensor, tmp_path: Path
 ) -> None:
     model = small_model(quick_gelu=quick_gelu)
-    theirs = as_transformers(model, quick_gelu, END)
+    clip_model = as_transformers(model, quick_gelu, END)
     examples = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), captions
     before = features(model, examples)
-    torch.testing.assert_close(their_features(theirs, examples), before, rtol=0, atol=1e-5)
+    torch.testing.assert_close(their_features(clip_model, examples), before, rtol=0, atol=1e-5)
 
     clip = Clip(unfuse(model), lambda image: image, lambda texts: captions, "small")
     tensors = adapters_on(clip.model)
     export.save_transformers(tmp_path / "out", clip, *export.transformers_lora(clip.model, tensors, ALPHA))
     expected = features(adapters.attach(deepcopy(clip.model), tensors, ALPHA).base_model.model, examples)
-    adapted = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "out"))
+    adapted = peft.PeftModel.from_pretrained(clip_model, str(tmp_path / "out"))
     assert_alike(their_features(adapted, examples), expected, before)
     sits_on = [name for name, part in adapted.base_model.model.named_modules() if hasattr(part, "lora_A")]
     assert len(sits_on) == len(tensors) // 2 == 2 * 2 * 6 + 2, "no layer beside those that were trained"
@@ -302,14 +302,14 @@ def test_a_whole_clip_model_reads_and_computes_as_the_run_did(method: str, tiny:
         tensors = {name: value + 0.02 * torch.randn(value.shape, generator=draw) for name, value in tiny.model.named_parameters()}
     state = export.merged(tiny.model, tensors, ALPHA if method == "flora" else None)
     export.save_clip_model(tmp_path / "out", tiny, state, method)
-    theirs = CLIPModel.from_pretrained(tmp_path / "out").eval()
+    clip_model = CLIPModel.from_pretrained(tmp_path / "out").eval()
     export.save_open_clip(tmp_path / "same", tiny, ModelConfig(), state, method)
     expected = features(open_clip.create_model(f"local-dir:{tmp_path / 'same'}").eval(), real)
-    assert_alike(their_features(theirs, real), expected, features(tiny.model, real))
+    assert_alike(their_features(clip_model, real), expected, features(tiny.model, real))
     processor = CLIPProcessor.from_pretrained(tmp_path / "out", backend="pil")
     for caption, tokens in zip(CAPTIONS, tiny.tokenize(CAPTIONS), strict=True):
-        (given,) = processor.tokenizer([caption], truncation=True)["input_ids"]
-        assert given == tokens[: tokens.argmax() + 1].tolist(), caption
+        (ids,) = processor.tokenizer([caption], truncation=True)["input_ids"]
+        assert ids == tokens[: tokens.argmax() + 1].tolist(), caption
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8))
     torch.testing.assert_close(processor.image_processor(image, return_tensors="pt")["pixel_values"][0], tiny.preprocess(image))
     assert "CLIPModel.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
@@ -373,7 +373,7 @@ CLEANED = ["salt &amp; pepper", "\uff11\uff12 dogs", "a dog\u2019s \u201chouse\u
 
 def test_captions_that_a_processor_reads_otherwise_are_told_and_can_be_cleaned(tiny: Clip, tmp_path: Path) -> None:
     export.save_clip_model(tmp_path / "out", tiny, export.merged(tiny.model, {}, None), "zeroshot")
-    assert export.read_otherwise(tmp_path / "out", tiny, [*CAPTIONS, *CLEANED]) == CLEANED
+    assert export.texts_with_other_tokens(tmp_path / "out", tiny, [*CAPTIONS, *CLEANED]) == CLEANED
     card = (tmp_path / "out" / "README.md").read_text()
     (line,) = [line.strip() for line in card.splitlines() if line.strip().startswith("captions = ")]
     names: dict[str, Any] = {"captions": CLEANED, "html": html, "ftfy": ftfy}

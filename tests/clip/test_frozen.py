@@ -31,9 +31,9 @@ def test_result_and_gradient_equal_those_in_double_precision(rows: int, inputs: 
     of = layer(inputs, outputs, bias=bias)
     x = torch.randn(2, rows, inputs, generator=torch.Generator().manual_seed(0))
     rounding = torch.finfo(torch.float32).eps * max(inputs, outputs) ** 0.5  # of a sum of so many products
-    for found, exact in zip(result_and_gradient(x, of), result_and_gradient(x.double(), deepcopy(of).double()), strict=True):
-        assert found.shape == exact.shape
-        assert (found - exact).abs().max() < rounding * exact.abs().max()
+    for actual, exact in zip(result_and_gradient(x, of), result_and_gradient(x.double(), deepcopy(of).double()), strict=True):
+        assert actual.shape == exact.shape
+        assert (actual - exact).abs().max() < rounding * exact.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -47,38 +47,38 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[CLIPModel, Path]:
     return model, folder
 
 
-def assert_same_numbers(theirs: CLIPModel, pretrained: Path, name: str = "mine") -> None:
+def assert_same_numbers(original: CLIPModel, pretrained: Path, name: str = "mine") -> None:
     clip = load(ModelConfig(name=name, pretrained=str(pretrained)), 0, CPU)
     load(ModelConfig(name=name, pretrained=str(pretrained)), 0, torch.device("meta"))
     tokens, pixels = clip.tokenize(["a photo of a cat", "two dogs and a house"]), torch.randn(3, 3, 16, 16)
     with torch.inference_mode():
-        image, text = theirs.get_image_features(pixels), theirs.get_text_features(tokens)
+        image, text = original.get_image_features(pixels), original.get_text_features(tokens)
         image, text = (getattr(output, "pooler_output", output) for output in (image, text))  # a tensor before version 5
         torch.testing.assert_close(clip.model.encode_image(pixels), image, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(clip.model.encode_text(tokens), text, rtol=1e-5, atol=1e-5)
-    assert clip.model.logit_scale.equal(theirs.logit_scale)
+    assert clip.model.logit_scale.equal(original.logit_scale)
 
 
 def test_a_folder_and_a_file_in_it(whole: tuple[CLIPModel, Path]) -> None:
-    theirs, folder = whole
-    assert_same_numbers(theirs, folder)
-    assert_same_numbers(theirs, folder / "model.safetensors")
+    original, folder = whole
+    assert_same_numbers(original, folder)
+    assert_same_numbers(original, folder / "model.safetensors")
 
 
 def test_several_files_and_the_plain_gelu_of_an_old_configuration(tmp_path: Path) -> None:
-    theirs = clip_model("gelu", eos_token_id=2)
-    theirs.save_pretrained(tmp_path, max_shard_size="2MB")
+    original = clip_model("gelu", eos_token_id=2)
+    original.save_pretrained(tmp_path, max_shard_size="2MB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert_same_numbers(theirs, tmp_path)
-    assert_same_numbers(theirs, min(tmp_path.glob("*.safetensors")))
+    assert_same_numbers(original, tmp_path)
+    assert_same_numbers(original, min(tmp_path.glob("*.safetensors")))
 
 
 def test_pytorchs_file_with_the_buffers_of_old_versions_in_half_precision(whole: tuple[CLIPModel, Path], tmp_path: Path) -> None:
-    theirs = clip_model().half()
-    state = theirs.state_dict() | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    original = clip_model().half()
+    state = original.state_dict() | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
     torch.save(state, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text((whole[1] / "config.json").read_text())
-    assert_same_numbers(theirs.float(), tmp_path)
+    assert_same_numbers(original.float(), tmp_path)
 
 
 def test_names_there_and_back(whole: tuple[CLIPModel, Path]) -> None:

@@ -38,7 +38,7 @@ assert "torch._dynamo" not in sys.modules
 answer = module.is_compile_supported("cpu")
 import torch._dynamo.utils
 assert answer == torch._dynamo.utils.is_compile_supported("cpu")
-with library.put_off():
+with library.deferred_imports():
     from torch._dynamo.utils import is_compile_supported
 assert is_compile_supported is torch._dynamo.utils.is_compile_supported
 print("asked")
@@ -58,7 +58,7 @@ assert torchvision.models.resnet18 is resnet18
 OTHER_NAMES = """
 import torch
 from flora_hpc.clip import library
-with library.put_off():
+with library.deferred_imports():
     from torch._dynamo.utils import counters
 import torch._dynamo.utils
 assert counters is torch._dynamo.utils.counters
@@ -99,8 +99,8 @@ def test_other_names_of_the_compiler_are_its_own_at_once() -> None:
 def test_an_image_tower_of_timms_is_built_with_timm(tmp_path: Path) -> None:
     model = model_directory(tmp_path, {"embed_dim": 8, "vision_cfg": TIMM, "text_cfg": TEXT}, open_clip.CLIP)
     right = model.encode_image(torch.ones(1, 3, 160, 160))[0]  # type: ignore[operator]
-    found = torch.tensor([float(number) for number in python(LOAD, tmp_path).split()])
-    torch.testing.assert_close(found, right.detach(), rtol=1e-4, atol=1e-5)
+    features = torch.tensor([float(number) for number in python(LOAD, tmp_path).split()])
+    torch.testing.assert_close(features, right.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_text_tower_of_transformers_is_built_with_transformers(tmp_path: Path) -> None:
@@ -115,5 +115,5 @@ def test_a_text_tower_of_transformers_is_built_with_transformers(tmp_path: Path)
     text |= {"hf_pooler_type": "mean_pooler"}
     model = model_directory(tmp_path, {"embed_dim": 8, "vision_cfg": VIT, "text_cfg": text}, open_clip.CustomTextCLIP)
     right = model.encode_image(torch.ones(1, 3, 16, 16))[0]  # type: ignore[operator]
-    found = torch.tensor([float(number) for number in python(LOAD, tmp_path).split()])
-    torch.testing.assert_close(found, right.detach(), rtol=1e-4, atol=1e-5)
+    features = torch.tensor([float(number) for number in python(LOAD, tmp_path).split()])
+    torch.testing.assert_close(features, right.detach(), rtol=1e-4, atol=1e-5)

@@ -65,8 +65,8 @@ def test_a_clients_product_and_its_gradients_are_the_same_bits_beside_any_others
             left, right = torch.randn(clients, n, k), torch.randn(clients, m, k).transpose(1, 2)
             together = numbers(left, right, 1)
             for some in (slice(0, 1), slice(clients - 2, clients), slice(0, clients)):
-                for mine, expected in zip(numbers(left[some], right[some], num_threads), together, strict=True):
-                    assert mine.equal(expected[some]), (clients, n, k, m, some)
+                for part, expected in zip(numbers(left[some], right[some], num_threads), together, strict=True):
+                    assert part.equal(expected[some]), (clients, n, k, m, some)
                 wrong += not (left[some] @ right[some]).equal(together[0][some])
     finally:
         torch.set_num_threads(before)

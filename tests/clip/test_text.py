@@ -57,7 +57,7 @@ def test_cut_into_blocks_features_and_gradients_stay_the_same(
         return [features.detach(), *torch.autograd.grad(features.sin().sum(), leaves)]
 
     whole = computed()
-    monkeypatch.setattr(trie, "OWN", own)
+    monkeypatch.setattr(trie, "BLOCK_NODES", own)
     assert len(trie.build_trie(captions).starts) > 2, "there are several blocks"
     for one, other in zip(whole, computed(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)

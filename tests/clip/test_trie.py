@@ -19,7 +19,7 @@ def test_captions_that_begin_alike_share_nodes(captions: torch.Tensor) -> None:
 
 def test_blocks_share_the_prefix_alone(captions: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of two nodes or more; one may grow, up to twice as many, for captions that share nodes with it."""
-    monkeypatch.setattr(trie, "OWN", 2)
+    monkeypatch.setattr(trie, "BLOCK_NODES", 2)
     built = build_trie(captions)
     assert built.starts == (1, 3, 7, 13)
     assert built.tokens.tolist() == [1, 2, 39, 5, 6, 9, 39, 5, 6, 39, 7, 8, 39]
@@ -28,7 +28,7 @@ def test_blocks_share_the_prefix_alone(captions: torch.Tensor, monkeypatch: pyte
 
 @pytest.mark.parametrize("own", [1, 2, 5, 100])
 def test_every_caption_can_be_read_back(captions: torch.Tensor, own: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trie, "OWN", own)
+    monkeypatch.setattr(trie, "BLOCK_NODES", own)
     built = build_trie(captions)
     for row, node in zip(captions.tolist(), built.ends.tolist(), strict=True):
         read = []
@@ -52,7 +52,7 @@ def test_a_node_attends_to_itself_and_its_ancestors(
     captions: torch.Tensor, own: int, last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against softmax written out, node by node, two clients and two heads; gradients by finite differences."""
-    monkeypatch.setattr(trie, "OWN", own)
+    monkeypatch.setattr(trie, "BLOCK_NODES", own)
     built = build_trie(captions)
     asking = built.ends.tolist() if last else range(len(built.tokens))
     q, k, v = torch.randn(3, 2, len(built.tokens), 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -111,12 +111,12 @@ def test_equal_clients_get_the_rank_in_the_middle(captions: torch.Tensor) -> Non
 def test_a_client_holds_the_first_rows_of_a_and_columns_of_b(captions: torch.Tensor) -> None:
     method = dynamic(captions)
     assert method.holds is not None
-    held = method.unpack(method.holds(np.array([1, 2])))
-    for name, part in held.items():
+    masks = method.unpack(method.holds(np.array([1, 2])))
+    for name, part in masks.items():
         for client, rank in enumerate((4, 1)):
-            kept = part[client] if name.endswith("lora_A") else part[client].T
-            assert kept[:rank].all()
-            assert not kept[rank:].any()
+            by_rank = part[client] if name.endswith("lora_A") else part[client].T
+            assert by_rank[:rank].all()
+            assert not by_rank[rank:].any()
     assert method.bytes_of(np.array([0, 1, 2])).tolist() == [4 * 2 * rank * 32 for rank in (8, 4, 1)]
 
 
@@ -144,16 +144,16 @@ def test_a_client_of_lower_rank_trains_what_flora_of_that_rank_would(captions: t
     features, labels = torch.randn(15, 8, generator=generator), torch.from_numpy(case.labels)
     for client, rank in enumerate((8, 4, 1)):
         batches = trainer.make_batches(np.array([client]), case.holdings, config, 0, 1)
-        held = method.holds(np.array([client]))
-        result = trainer.train(trainer.Task(method, Features(features), labels, config), adapter, batches, held)
+        mask = method.holds(np.array([client]))
+        result = trainer.train(trainer.Task(method, Features(features), labels, config), adapter, batches, mask)
         end = method.unpack(adapter + result.updates[0])
         alone = build(captions, rank=rank, alpha=2.0)
         first = {name: t[:rank] if name.endswith("A") else t[:, :rank] for name, t in method.unpack(adapter).items()}
         other = trainer.train(trainer.Task(alone, Features(features), labels, config), alone.pack(first), batches)
-        wanted = alone.unpack(alone.pack(first) + other.updates[0])
+        expected = alone.unpack(alone.pack(first) + other.updates[0])
         for name, tensor in end.items():
-            kept, rest = (tensor[:rank], tensor[rank:]) if name.endswith("A") else (tensor[:, :rank], tensor[:, rank:])
-            torch.testing.assert_close(kept, wanted[name], rtol=1e-4, atol=1e-6)
+            first_ranks, rest = (tensor[:rank], tensor[rank:]) if name.endswith("A") else (tensor[:, :rank], tensor[:, rank:])
+            torch.testing.assert_close(first_ranks, expected[name], rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(rest, torch.zeros_like(rest), rtol=0, atol=1e-7)
-        trained = rounds.norms(result.updates, held)
+        trained = rounds.norms(result.updates, mask)
         torch.testing.assert_close(trained, other.updates.double().norm(dim=1), rtol=1e-3, atol=1e-6)
