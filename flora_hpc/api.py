@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,6 @@ def run(
     if resume and out is None:
         raise UserError("resume=True: which run? name its directory with out")
     folder = Path(out) if out is not None else rundir.new(name)
-    num_threads = torch.get_num_threads()
 
     def load() -> Config:
         resolved = load_config(config, plugin_files=plugin_files, **overrides)
@@ -106,35 +106,39 @@ def run(
             rundir.check_plugins(folder)
         return resolved
 
-    with Claim(folder, warnings.warn) as claim, _ranks(me, load) as (comm, resolved):
-
-        def enter_folder() -> rundir.Contents:
-            if comm.rank != 0:
-                return rundir.Contents()
-            _tracker.check(list(track))
-            return rundir.enter(folder, resolved, claim, resume)
-
-        def observers() -> list[Observer]:
-            callbacks = [_Callback(on_round)] if on_round else []
-            return [claim, hdf5.build(folder), *callbacks, _trackerthread.build(track, folder)]
-
-        earlier_run, folder = rundir.agree(comm, together(comm, enter_folder), folder)
+    with Claim(folder, warnings.warn) as claim, _ranks(me, load) as (comm, resolved), _threads_restored():
+        together(comm, lambda: _tracker.check(list(track)) if comm.rank == 0 else None)
+        contents, folder = rundir.enter(comm, folder, resolved, claim, resume)
         options = loop.RunOptions(
             folder,
-            observers,
+            partial(_observers, claim, on_round, track),
             started=started,
-            resume=earlier_run.unfinished,
+            resume=contents.unfinished,
             end=aborter(comm),
             holds=claim.check,
             listens=signals,
+            ends_process=False,
             shared=shared,
         )
-        try:
-            if not earlier_run.finished:
-                loop.run(resolved, comm, me, options)
-        finally:
-            torch.set_num_threads(num_threads)
+        if not contents.finished:
+            loop.run(resolved, comm, me, options)
         return _opened(comm, folder)
+
+
+def _observers(claim: Claim, on_round: OnRound | None, track: Sequence[str]) -> list[Observer]:
+    """The observers of a run on rank 0."""
+    callbacks = [_Callback(on_round)] if on_round else []
+    return [claim, hdf5.build(claim.folder), *callbacks, _trackerthread.build(track, claim.folder)]
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    """At the end, PyTorch has as many threads as before."""
+    num_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 class _Callback:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from flora_hpc import configfile, plugins
-from flora_hpc.comm.communicator import Communicator
+from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
+from flora_hpc.owner import living
 from flora_hpc.owner.claim import Claim
 
 
@@ -69,15 +70,36 @@ def newest_saved(out: Path) -> int:
     return max((int(match[1]) for match in matches if match), default=-1)
 
 
-def enter(out: Path, config: Config, claim: Claim, resume: bool) -> Contents:
-    """Claim `out` for a new run of `config`, or to resume its unfinished run. Raises UserError where that is not allowed."""
+def enter(comm: Communicator, out: Path, config: Config, claim: Claim, resume: bool) -> tuple[Contents, Path]:
+    """Claim `out` on rank 0 for a new run of `config`, or to resume its unfinished run.
+
+    Returns, on every rank, what rank 0 found, and rank 0's directory: ranks that start in different seconds choose other names.
+    Raises AgreedError, on every rank, where the run is not allowed.
+    """
+    contents = together(comm, lambda: _enter(out, config, claim, resume) if comm.rank == 0 else Contents())
+    texts = comm.allgather(json.dumps([asdict(contents), str(out)]).encode())
+    values, path = json.loads(texts[0])
+    return Contents(**values), Path(path)
+
+
+def _enter(out: Path, config: Config, claim: Claim, resume: bool) -> Contents:
     claim.take(lambda: newest_saved(out))
     if not resume:
         refuse_used(out)
     contents = unfinished(out, config) if resume else Contents()
     if not contents.finished:
         claim.require()
+        end_of_chain(claim.owner.idle, 2)
     return replace(contents, idle=claim.owner.idle)
+
+
+def end_of_chain(idle: int, most: int) -> None:
+    """Raise UserError when `idle`, the starts of a job without a new round, reaches `most`: exit code 2 is not requeued."""
+    if living.restarts() and idle >= most:
+        raise AgreedError(
+            "two starts of this Slurm job in a row saved no new round, so it is not queued again; give it a longer time limit "
+            "(sbatch --time), or shorter rounds, and submit it anew"
+        )
 
 
 def check_plugins(out: Path) -> None:
@@ -105,10 +127,3 @@ def check_plugins(out: Path) -> None:
         raise UserError(
             f"{out}: was run with {', '.join(missing)} from files of its user; where they are yours to run, add {files}"
         )
-
-
-def agree(comm: Communicator, contents: Contents, out: Path) -> tuple[Contents, Path]:
-    """Rank 0's directory and its contents, on every rank: ranks that start in different seconds would choose other names."""
-    texts = comm.allgather(json.dumps([asdict(contents), str(out)]).encode())
-    values, path = json.loads(texts[0])
-    return Contents(**values), Path(path)

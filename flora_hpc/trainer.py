@@ -121,7 +121,7 @@ def train(
     leaves the batch after its last step. `state`, the optimizer's state of an earlier round, is updated in place. `first` computes
     the gradient of the first step, where there is a Jacobian.
     """
-    method, inputs, labels, config = task
+    method, config = task.method, task.config
     num_clients, device = len(batches.num_steps), adapter.device
     params = adapter.repeat(num_clients, 1)
     if mask is not None:
@@ -135,22 +135,15 @@ def train(
     for step in range(len(examples)):
         n = int((batches.num_steps > step).sum())  # clients that have not finished
         width = int(batches.widths[step])
-        rows, mask_present = examples[step, :n, :width], present[step, :n, :width]
+        rows = examples[step, :n, :width]
+        input_rows = rows if method.sees == "features" else torch.from_numpy(batches.examples[step, :n, :width])
         noise = None if noise_seeds is None else noise_seeds[step][:n]
+        of_step = Step(rows, input_rows, present[step, :n, :width], noise)
         shared = step == 0 and mask is None  # all clients hold the same adapter
         leaf = (adapter.expand(n, -1) if shared else params[:n]).detach().requires_grad_()
-        tensors = method.unpack(leaf)
         by_jacobian = first if step == 0 else None
-        if by_jacobian is not None:
-            classes, targets = by_jacobian.classes.repeat(n, 1, 1).requires_grad_(), labels[rows]
-        else:
-            classes, targets = classes_and_targets(method, tensors, noise, labels[rows])
-        input_rows = rows if method.sees == "features" else torch.from_numpy(batches.examples[step, :n, :width])
-        scores = method.logits(tensors, classes, inputs(input_rows), noise)
-        if method.paired:  # captions of padding must not compete with others
-            scores = scores.masked_fill(~mask_present[:, None], torch.finfo(scores.dtype).min / 4)
-        loss = LOSSES[config.loss](scores.expand(n, -1, -1), targets, mask_present)
-        loss_sum[:n] += loss.detach().double() * mask_present.sum(1)
+        loss, classes = compute_loss(task, leaf, of_step, by_jacobian)
+        loss_sum[:n] += loss.detach().double() * of_step.present.sum(1)
         if not loss.requires_grad:  # nothing is trained
             continue
         if by_jacobian is not None:
@@ -161,6 +154,31 @@ def train(
             gradient *= mask[:n]
         optimizer.step(params[:n], gradient, optimizers.first(state, n), config)
     return Trained(params.sub_(adapter), loss_sum / send(counts.sum(0), device), batches.num_steps, state)
+
+
+class Step(NamedTuple):
+    """The examples of one step. All tensors are (num_clients, batch)."""
+
+    rows: torch.Tensor  # int64, of the training examples, on the device that trains
+    input_rows: torch.Tensor  # the same numbers, on the device that needs them for the inputs
+    present: torch.Tensor  # bool, False for padding
+    noise: Noise
+
+
+def compute_loss(
+    task: Task, leaf: torch.Tensor, step: Step, by_jacobian: FirstStep | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each client's mean loss (num_clients,) with its numbers `leaf` (num_clients, num_params), and its classes."""
+    method, inputs, labels, config = task
+    tensors = method.unpack(leaf)
+    if by_jacobian is not None:
+        classes, targets = by_jacobian.classes.repeat(len(leaf), 1, 1).requires_grad_(), labels[step.rows]
+    else:
+        classes, targets = classes_and_targets(method, tensors, step.noise, labels[step.rows])
+    scores = method.logits(tensors, classes, inputs(step.input_rows), step.noise)
+    if method.paired:  # captions of padding must not compete with others
+        scores = scores.masked_fill(~step.present[:, None], torch.finfo(scores.dtype).min / 4)
+    return LOSSES[config.loss](scores.expand(len(leaf), -1, -1), targets, step.present), classes
 
 
 def send(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:

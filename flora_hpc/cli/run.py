@@ -2,6 +2,9 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +15,8 @@ from flora_hpc.cli._args import ConfigFile, Overrides, Plugins, View, has_termin
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
 from flora_hpc.comm import launch, stop
-from flora_hpc.comm.communicator import AgreedError, together
+from flora_hpc.comm.communicator import Communicator, together
+from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
 from flora_hpc.errors import StoppedError, UserError
 from flora_hpc.job import aborter
@@ -80,53 +84,60 @@ def run(
         return resolved
 
     with claim, job_with_config(me, load, lambda: configfile.load_comm(config, overrides)) as (comm, resolved):
-
-        def enter_run() -> rundir.Contents:
-            if comm.rank == 0 and track:
-                from flora_hpc.observers import _tracker
-
-                _tracker.check(track)
-            if comm.rank != 0:
-                return rundir.Contents()
-            state = rundir.enter(out, resolved, claim, resume)
-            if not state.finished:
-                end_of_chain(state.idle, 2)
-            return state
-
-        state, folder = rundir.agree(comm, together(comm, enter_run), out)
-        if state.finished:
-            print(f"the run in {out} has finished already")
+        together(comm, lambda: check_trackers(track) if comm.rank == 0 else None)
+        contents, folder = rundir.enter(comm, out, resolved, claim, resume)
+        if contents.finished:
+            print(f"the run in {folder} has finished already")
             return
-
-        from flora_hpc import loop  # torch and open_clip take seconds to import
-        from flora_hpc.observers import _trackerthread, hdf5, plain, terminal
-        from flora_hpc.observers import quiet as one_line
-
-        can_redraw = has_terminal() and me.launcher != "openmpi"  # its ranks always have a terminal, also with a log file
-        live = not quiet and (view == View.live or (view == View.auto and can_redraw))
-        observers = (hdf5, one_line if quiet else terminal if live else plain)
-        try:
-            options = loop.RunOptions(
-                folder,
-                lambda: [claim, *(each.build(out) for each in observers), _trackerthread.build(track or (), out)],
-                Bar("features", live=live) if not quiet else lambda done, total: None,
-                STARTED,
-                state.unfinished,
-                aborter(comm),
-                claim.check,
-            )
-            loop.run(resolved, comm, me, options)
-        except StoppedError as error:
-            if error.num_rounds == 0:
-                end_of_chain(state.idle, 1)
-            raise
+        with ending_chain(contents.idle):
+            play(resolved, comm, me, claim, folder, Display(view, quiet, tuple(track or ()), contents.unfinished))
         stop.ignore()
 
 
-def end_of_chain(idle: int, most: int) -> None:
-    """Raise UserError when `idle`, the starts of a job without a new round, reaches `most`: exit code 2 is not requeued."""
-    if living.restarts() and idle >= most:
-        raise AgreedError(
-            "two starts of this Slurm job in a row saved no new round, so it is not queued again; give it a longer time limit "
-            "(sbatch --time), or shorter rounds, and submit it anew"
-        )
+@dataclass(frozen=True)
+class Display:
+    """How a run is shown, and whether it is resumed."""
+
+    view: View
+    quiet: bool
+    track: tuple[str, ...]
+    resumes: bool
+
+
+def play(config: Config, comm: Communicator, me: Launch, claim: Claim, folder: Path, display: Display) -> None:
+    """Play a run, with the observers that show it."""
+    from flora_hpc import loop  # torch and open_clip take seconds to import
+    from flora_hpc.observers import _trackerthread, hdf5, plain, quiet, terminal
+
+    can_redraw = has_terminal() and me.launcher != "openmpi"  # its ranks always have a terminal, also with a log file
+    live = not display.quiet and (display.view == View.live or (display.view == View.auto and can_redraw))
+    shown = quiet if display.quiet else terminal if live else plain
+    options = loop.RunOptions(
+        folder,
+        lambda: [claim, hdf5.build(folder), shown.build(folder), _trackerthread.build(display.track, folder)],
+        Bar("features", live=live) if not display.quiet else lambda done, total: None,
+        STARTED,
+        display.resumes,
+        aborter(comm),
+        claim.check,
+    )
+    loop.run(config, comm, me, options)
+
+
+@contextmanager
+def ending_chain(idle: int) -> Iterator[None]:
+    """A run inside that is stopped before it saves a new round ends the chain of requeued jobs, if the start before did so, too."""
+    try:
+        yield
+    except StoppedError as error:
+        if error.num_rounds == 0:
+            rundir.end_of_chain(idle, 1)
+        raise
+
+
+def check_trackers(names: list[str] | None) -> None:
+    """Raise UserError when a tracker does not exist or is not installed."""
+    if names:
+        from flora_hpc.observers import _tracker
+
+        _tracker.check(names)
