@@ -38,7 +38,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(DEMO): EXTRAS := demo,mpich
+$(DEMO): EXTRAS := mpich
 $(INSTALLED): EXTRAS := dev,mpich
 $(DEMO) $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -13,12 +13,11 @@ EXTRAS = {  # import name -> the extra of flora-hpc that installs the package
     "peft": "peft",
     "pyarrow": "parquet",
     "scipy": "mat",
-    "sklearn": "demo",
     "tensorboard": "tensorboard",
     "transformers": "peft",
     "wandb": "wandb",
 }
-NAMES = {"jinja2": "Jinja2", "sklearn": "scikit-learn"}  # import name -> the package's usual name
+NAMES = {"jinja2": "Jinja2"}  # import name -> the package's usual name
 
 
 def need(what: str, *packages: str, otherwise: str = "") -> None:

@@ -91,7 +91,6 @@ def test_commands_that_need_no_extra(words: str, start: Start, run: Path) -> Non
         ("bench report", "bench report", "matplotlib and Jinja2", "report"),
         ("data inspect CONFIG --picture RUN/split.png", "a picture", "matplotlib", "report"),
         ("show RUN --clients --parquet RUN/clients.parquet", "--parquet", "pyarrow", "parquet"),
-        ("run QUICKSTART --out RUN/digits", "data.name: digits", "scikit-learn", "demo"),
         ("run CONFIG --out RUN/tracked --track wandb", "--track wandb", "wandb", "wandb"),
         ("run CONFIG --out RUN/mpi -s comm.backend=mpi", "backend 'mpi'", "mpi4py", "mpich"),
         ("data fetch flowers102", "flowers102", "scipy", "mat"),
