@@ -31,20 +31,23 @@ class AdapterTests:
     mixes: Mixes | None = None  # on rank 0: the clients that are tested on their own
     untested: RoundRecord | None = None  # on rank 0: the previous round, if its adapter is tested during this round
 
-    def is_late(self, number: int) -> bool:
+    def is_postponed(self, number: int) -> bool:
         """Whether the adapter after round `number` is tested during the next round."""
         return self.setup.evaluate.overlap and self.setup.is_tested(number) and number < self.setup.rounds
 
     def now(self, adapter: torch.Tensor, number: int) -> Ints:
         """Count this rank's right answers of each class with the adapter after round `number`; empty where it is not tested now."""
         comm = self.site.comm
-        if not self.setup.is_tested(number) or self.is_late(number):
+        if not self.setup.is_tested(number) or self.is_postponed(number):
             return NOTHING
         return self._count(adapter, lambda num_blocks: range(comm.rank, num_blocks, comm.size))
 
     def later(self, adapter: torch.Tensor, number: int) -> Ints:
-        """The same during the next round, while this rank still holds the adapter after round `number`. Idle ranks test more."""
-        if not self.is_late(number):
+        """Count them during the next round, with the adapter after round `number`, before the adapter changes.
+
+        A rank that has trained its clients early tests more blocks of images.
+        """
+        if not self.is_postponed(number):
             return NOTHING
         return self._count(adapter, lambda num_blocks: self.site.counters.draw("test", number + 1, num_blocks))
 
@@ -53,9 +56,9 @@ class AdapterTests:
         self._note(record, [report.correct for report in reports])
         complete = [record]
         if self.untested is not None:
-            self._note(self.untested, [report.before for report in reports])
+            self._note(self.untested, [report.previous_correct for report in reports])
             complete = [self.untested, record]
-        self.untested = complete.pop() if self.is_late(int(record.row["round"][0])) else None
+        self.untested = complete.pop() if self.is_postponed(int(record.row["round"][0])) else None
         return complete
 
     def _count(self, adapter: torch.Tensor, local_blocks: Callable[[int], Iterable[int]]) -> Ints:

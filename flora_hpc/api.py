@@ -114,9 +114,9 @@ def run(
             partial(_observers, claim, on_round, track),
             started=started,
             resume=contents.unfinished,
-            end=aborter(comm),
-            holds=claim.check,
-            listens=signals,
+            abort_job=aborter(comm),
+            check_ownership=claim.check,
+            handles_signals=signals,
             ends_process=False,
             shared=shared,
         )

@@ -30,7 +30,7 @@ from flora_hpc.round import State
 from flora_hpc.setup import Setup, Site
 from flora_hpc.shared import NothingShared, Shared
 
-MANY = 0.1  # share of the examined images above which a user is warned: a few odd images are in any data
+MAX_ODD_SHARE = 0.1  # a user is warned of more odd images than this share of those examined; any data has a few
 SHOWN = 10  # damaged images named in a message
 
 
@@ -75,8 +75,8 @@ def build_together(config: Config, site: Site, shared: Shared | None = None) -> 
     """Call `build` on every rank. Raises AgreedError, on every rank, unless all ranks have built the same."""
     shared = shared or NothingShared()
     experiment = together(site.comm, lambda: build(config, site.device, site.room, shared))
-    lowered = config.model.precision == "bf16"
-    weights = (NothingShared() if lowered else shared).recall(
+    is_bf16 = config.model.precision == "bf16"  # of which layers, the method decides, so the digest is this run's own
+    weights = (NothingShared() if is_bf16 else shared).recall(
         "weights", _model_key(config, site.device), lambda: model_identity.module(experiment.clip.model)
     )
     experiment = replace(experiment, weights=weights)
@@ -165,10 +165,10 @@ def group_size(
 
 
 def by_jacobian(config: Config, clip: Clip, method: Method, num_clients: int, on_gpu: bool) -> bool:
-    """Whether a cohort's `num_clients` make their first step by a Jacobian. Raises UserError if requested but impossible."""
+    """Whether a round's `num_clients` compute their first step with a Jacobian. Raises UserError if requested but impossible."""
     text = groupsize.tower(getattr(clip.model, "text", clip.model))
-    backward = 24 * text.blocks * text.width**2  # FLOPs, as many as forwards: weights are frozen
-    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, backward)
+    backward_flops = 24 * text.blocks * text.width**2  # as many as forwards: weights are frozen
+    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, backward_flops)
 
 
 def build_method(options: BaseOptions, number_format: str, dataset: Dataset, clip: Clip, holders: holdings.Holdings) -> Method:
@@ -278,7 +278,7 @@ def warnings(experiment: Experiment, num_threads: int) -> list[str]:
     """Sentences that a user must read before round 0, from the pixels of a few images and from the features of all images."""
     dataset = experiment.dataset
     rows = look.sample(np.concatenate([dataset.train, dataset.test]))
-    of_pixels = look.inspect(dataset.images, rows, num_threads).warnings(dataset.images, MANY)
+    of_pixels = look.inspect(dataset.images, rows, num_threads).warnings(dataset.images, MAX_ODD_SHARE)
     of_features = twins.warnings(dataset, experiment.features.values) if experiment.setup.method.sees == "features" else []
     return [*of_pixels, *of_features]
 

@@ -34,7 +34,7 @@ from flora_hpc.setup import Site, find_site
 from flora_hpc.shared import Shared
 from flora_hpc.versions import versions
 
-SOON_SECONDS = 10.0  # limit for reaching rank 0's store where a run does not need it
+OPTIONAL_STORE_SECONDS = 10.0  # to reach rank 0's store when the run can do without it
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class RunOptions:
     progress: embed.Progress = lambda done, total: None  # of making features, called on rank 0
     started: float = field(default_factory=time.perf_counter)  # when the program began, by time.perf_counter
     resume: bool = False  # resume the unfinished run in `out`
-    end: Callable[[str], None] = lambda why: None  # shows why ranks cannot continue, and ends the job
-    holds: Callable[[], None] = lambda: None  # raises UserError when `out` belongs to another process now
-    listens: bool = True  # whether signals stop the run
+    abort_job: Callable[[str], None] = lambda why: None  # shows why ranks cannot continue, and ends the job
+    check_ownership: Callable[[], None] = lambda: None  # raises UserError when `out` belongs to another process now
+    handles_signals: bool = True  # whether signals stop the run
     ends_process: bool = True  # whether the process ends with the run, so that later signals can be ignored
     shared: Shared | None = None  # model, data and features that the runs of this process share
 
@@ -60,7 +60,7 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
     rank, when a signal stopped the run and it can be resumed.
     """
     stop = Stop(config.checkpoint.on_signal == "abandon", options.ends_process)
-    with stop.listening() if options.listens else nullcontext():
+    with stop.listening() if options.handles_signals else nullcontext():
         site = find_site(config, comm, launch, stop)
         built = experiment.build_together(config, site, options.shared)
         if options.resume:  # before the features of other images are computed
@@ -69,7 +69,7 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
         built = experiment.with_inputs(built, site, options.progress, options.shared)
         warnings = together(comm, lambda: experiment.warnings(built, site.num_threads) if comm.rank == 0 else [])
         site = replace(site, counters=shared_counters(config, site))
-        saved = Saved(options.out, built.identity, options.holds)
+        saved = Saved(options.out, built.identity, options.check_ownership)
         begin = saved.find(built, site) if options.resume else Begin(experiment.first_state(built, site))
         if built.setup.method.sees == "features":
             del built.clip.model.visual  # all features are made, so no round needs the image tower
@@ -83,9 +83,9 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
             loop.start(info)
             del begin, info  # frees all rows of a resumed run
             hosts = [host.decode() for host in topology["host"].tolist()]
-            with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.counters.store(), options.end, stop.received):
+            with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.counters.store(), options.abort_job, stop.received):
                 loop.play()
-            together(comm, options.holds)
+            together(comm, options.check_ownership)
             if comm.rank == 0:
                 save_adapter(options.out, built, loop.state)
         if comm.rank == 0:
@@ -138,7 +138,7 @@ class Loop:
         return bool(checkpoint.every) and number % checkpoint.every == 0
 
     def save(self, number: int) -> Callable[[], None]:
-        """Save this rank's part of the state after round `number`. Returns a function that saves the rest, after the log."""
+        """Save this rank's part of the state after round `number`. Returns what saves the rest; call it once the round is logged."""
         self.last_saved = number
         return self.saved.write(self.setup, self.site, self.state, number)
 
@@ -154,12 +154,14 @@ class Loop:
 
     def refuse_empty(self, number: int, records: list[RoundRecord]) -> None:
         """Raise AgreedError, on every rank, when clients have trained and every update was rejected; the round is logged first."""
-        if number == 0 or self.state.weight:
+        if number == 0 or self.state.accepted_weight:
             return
         together(self.site.comm, partial(self.observers.rounds, records))
         lr = self.setup.client.lr
         cure = f"lower client.lr ({lr:g}), or look for NaN and infinity in the model's weights and in the data"
-        raise AgreedError(f"round {number}: every client's update was rejected, for none was finite and of a sane size; {cure}")
+        raise AgreedError(
+            f"round {number}: every client's update was rejected, since each one was not finite or far too large; {cure}"
+        )
 
     @contextmanager
     def ending(self) -> Iterator[None]:
@@ -185,12 +187,13 @@ class Loop:
 def shared_counters(config: Config, site: Site) -> counters.Counters:
     """Connect all ranks to shared counters, for idle ranks; their store also carries the heartbeats that show a hanging rank.
 
-    Raises UserError, on every rank, when the run needs the counters and cannot connect. Other runs soon continue without them.
+    Raises UserError, on every rank, when the run needs the counters and cannot connect. Other runs stop trying after a few seconds,
+    and continue without counters.
     """
     if config.cohort.assignment == "dynamic" or config.evaluate.overlap:
         return counters.share(site.comm, config.comm.timeout_seconds)
     try:
-        return counters.share(site.comm, config.comm.timeout_seconds, SOON_SECONDS)
+        return counters.share(site.comm, config.comm.timeout_seconds, OPTIONAL_STORE_SECONDS)
     except AgreedError:
         return counters.Counters()
 

@@ -40,7 +40,7 @@ class State:
     server: Any
     optimizers: dict[int, optimizers.Kept]  # by number of this rank's group; empty unless client.optimizer_state is 'keep'
     tests: AdapterTests
-    weight: int = 0  # of all updates in the sum of the last round; 0 when every update was rejected
+    accepted_weight: int = 0  # of the updates that the last round added up; 0 when every update was rejected
 
 
 def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecord]:
@@ -49,17 +49,17 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
     Raises AbandonedError, on every rank, when a signal abandons the round; adapter and server state are then unchanged.
     """
     comm, tests = site.comm, state.tests
-    clients, before = np.zeros(0, CLIENTS), NOTHING
+    clients, previous_correct = np.zeros(0, CLIENTS), NOTHING
     if number > 0:
         total, clients = train_my_groups(setup, site, state, number)
-        before = tests.later(state.adapter, number - 1)
+        previous_correct = tests.later(state.adapter, number - 1)
         if site.stop.agreed_to_abandon(comm):
             raise AbandonedError
         comm.allreduce(total.buffer)
         with comm.phase("server"):
             apply_mean(setup, state, total)
     correct = tests.now(state.adapter, number)
-    reports = comm.gather(report(comm, number, clients, correct, before, state.adapter).to_bytes())
+    reports = comm.gather(report(comm, number, clients, correct, previous_correct, state.adapter).to_bytes())
     if reports is None:
         return []
     with comm.phase("log"):
@@ -69,7 +69,7 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
 
 def apply_mean(setup: Setup, state: State, total: ExactSum) -> None:
     """Apply the weighted mean of updates to the adapter. When every update was rejected, the adapter stays as it was."""
-    state.weight = total.total
+    state.accepted_weight = total.total
     if total.total:
         mean = total.mean().to(state.adapter.device)
         state.adapter, state.server = setup.aggregator.apply(state.adapter, mean, state.server)
@@ -108,7 +108,7 @@ def train_group(setup: Setup, site: Site, state: State, group: Group, total: Exa
     started = comm.clock()
     with comm.phase("batch"):
         mask = method.holds(clients).to(site.device) if method.holds else None
-        batches = trainer.make_batches(clients, setup.holdings, setup.client, setup.seed, group.round, setup.width_unit)
+        batches = trainer.make_batches(clients, setup.holdings, setup.client, setup.seed, group.round, setup.padding_multiple)
         optimizer_state = kept_optimizers(state, group)
     with comm.phase("train"):
         result = trainer.train(setup.task, state.adapter, batches, mask, optimizer_state, first)
@@ -128,7 +128,7 @@ def train_group(setup: Setup, site: Site, state: State, group: Group, total: Exa
 
 
 def kept_optimizers(state: State, group: Group) -> optimizers.State | None:
-    """The kept optimizer states of a group's clients; None where they begin."""
+    """The optimizer states that the group's clients kept from the previous round; None if there are none yet."""
     stored = state.optimizers.get(group.number)
     if stored is None:
         return None
@@ -139,11 +139,14 @@ def kept_optimizers(state: State, group: Group) -> optimizers.State | None:
 def participants(setup: Setup, number: int) -> tuple[Ints, Ints]:
     """The participants (n,) of a round, and the cost of training each, in examples (n,)."""
     clients = cohort.sample(setup.cohort, setup.holdings.num_clients, setup.seed, number)
-    return clients, setup.client.epochs * trainer.filled_up(setup.holdings.sizes(clients), setup.client, setup.width_unit)
+    return clients, setup.client.epochs * trainer.filled_up(setup.holdings.sizes(clients), setup.client, setup.padding_multiple)
 
 
 def groups_of_ranks(setup: Setup, num_ranks: int, number: int, ranks: Sequence[int] | None = None) -> list[list[Ints]]:
-    """The groups that each of `num_ranks` ranks, or each of `ranks`, trains; if dynamic, those of ranks of the same speed."""
+    """The groups of each of `num_ranks` ranks, or of those in `ranks` alone.
+
+    With dynamic assignment this is a forecast, for ranks that are equally fast.
+    """
     clients, costs = participants(setup, number)
     return cohort.groups_of_ranks(clients, costs, setup.grouping, num_ranks, setup.cohort.assignment, ranks)
 
@@ -157,7 +160,7 @@ def my_groups(setup: Setup, site: Site, number: int) -> Iterable[Ints]:
 
 
 def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Norm of each client's update, (num_clients,) float64; numbers where its `mask` is False are not trained.
+    """Norm of each client's update, (num_clients,) float64; parameters where its `mask` is False do not count.
 
     In float32, a sum of 151 million squares stops growing: each square is less than half the distance to the next float.
     """
@@ -170,7 +173,7 @@ def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return squares.sqrt_().cpu()
 
 
-def report(comm: Meter, number: int, clients: Rows, correct: Ints, before: Ints, adapter: torch.Tensor) -> RankReport:
+def report(comm: Meter, number: int, clients: Rows, correct: Ints, previous_correct: Ints, adapter: torch.Tensor) -> RankReport:
     """This rank's report to rank 0: its rows of /clients, its counts of right answers, and its timeline since the last round."""
     with comm.phase("log"):
         adapter_digest = digest(adapter)
@@ -180,7 +183,7 @@ def report(comm: Meter, number: int, clients: Rows, correct: Ints, before: Ints,
     for phase, value in lap.seconds.items():
         row[f"{phase}_seconds"] = value
     row["round_seconds"], row["collective_bytes"], row["peak_memory_bytes"] = lap.total, lap.num_bytes, peak_memory_bytes()
-    return RankReport(row, clients, correct, adapter_digest, np.array(lap.collectives), before)
+    return RankReport(row, clients, correct, adapter_digest, np.array(lap.collectives), previous_correct)
 
 
 def peak_memory_bytes() -> int:

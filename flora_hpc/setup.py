@@ -40,9 +40,9 @@ class Setup:
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # features or pixels of all images
 
     @property
-    def width_unit(self) -> int:
-        """Batches are filled up to a multiple of this many examples; see `trainer.width_unit`."""
-        return trainer.width_unit(self.method, self.client, self.holdings.largest)
+    def padding_multiple(self) -> int:
+        """Batches are padded to a multiple of this many examples; see `trainer.padding_multiple`."""
+        return trainer.padding_multiple(self.method, self.client, self.holdings.largest)
 
     @property
     def task(self) -> trainer.Task:

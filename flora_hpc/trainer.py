@@ -42,7 +42,7 @@ class Batches:
     origin: tuple[int, int, Ints]  # seed, round and clients (num_clients,), which decide every random number
 
 
-def width_unit(method: Method, config: ClientConfig, largest: int) -> int:
+def padding_multiple(method: Method, config: ClientConfig, largest: int) -> int:
     """Unit of a batch's width, in examples: batches are padded to a multiple, so a client's shapes and bits depend on it alone.
 
     `largest` is the largest number of examples of a client. Absent examples (padding) cost little where image features are
@@ -63,7 +63,7 @@ def make_batches(
 ) -> Batches:
     """Lay out the epochs of a group. The order of a client's examples depends on (seed, round, client) alone.
 
-    `unit` is `width_unit`; None stands for whole batches.
+    `unit` is `padding_multiple`; None stands for whole batches.
     """
     held_rows, sizes = holdings.examples_of(clients)
     longest, steps = int(sizes.max()), -(-sizes // config.batch_size)  # of an epoch

@@ -70,7 +70,7 @@ class Clients:
 
     @property
     def unit(self) -> int:
-        return trainer.width_unit(self.method, self.config, self.holdings.largest)
+        return trainer.padding_multiple(self.method, self.config, self.holdings.largest)
 
     def groups(self, clients: Ints, most: int, num_ranks: int) -> list[Ints]:
         """Groups of `clients` as that many ranks would make them."""

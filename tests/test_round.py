@@ -261,11 +261,11 @@ def test_the_servers_rule_rests_when_every_update_is_rejected() -> None:
     setup = replace(setup, aggregator=momentum)
     state.server = torch.zeros(6)
     play(setup, state)
-    assert state.weight == 12
+    assert state.accepted_weight == 12
     adapter, velocity = state.adapter.clone(), state.server.clone()
     values(setup)[:] = torch.nan
     play(setup, state, 2)
-    assert state.weight == 0
+    assert state.accepted_weight == 0
     assert state.adapter.equal(adapter)
     assert state.server.equal(velocity)
 

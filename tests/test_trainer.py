@@ -170,10 +170,10 @@ def test_batches_are_filled_up_to_whole_units_but_not_beyond_a_batch(size: int, 
 
 def test_features_take_whole_batches_and_towers_few_absent_examples() -> None:
     config, method = ClientConfig(batch_size=32), linear_method()
-    assert trainer.width_unit(method, config, largest=1000) == 32
-    assert trainer.width_unit(method, config, largest=20) == 20
-    assert trainer.width_unit(replace(method, image_positions=5), config, largest=1000) == 8
-    assert trainer.width_unit(replace(method, caption_positions=5), config, largest=1000) == 8
+    assert trainer.padding_multiple(method, config, largest=1000) == 32
+    assert trainer.padding_multiple(method, config, largest=20) == 20
+    assert trainer.padding_multiple(replace(method, image_positions=5), config, largest=1000) == 8
+    assert trainer.padding_multiple(replace(method, caption_positions=5), config, largest=1000) == 8
 
 
 def test_in_every_epoch_each_batch_is_computed_to_its_end() -> None:

@@ -40,7 +40,7 @@ def lay_out(setup: Setup, number: int, device: torch.device) -> list[Group]:
     """Prepare the groups of round `number`, as a run makes them."""
     groups = []
     for members in groups_of_ranks(setup, 1, number)[0]:
-        batches = trainer.make_batches(members, setup.holdings, setup.client, setup.seed, number, setup.width_unit)
+        batches = trainer.make_batches(members, setup.holdings, setup.client, setup.seed, number, setup.padding_multiple)
         noise = trainer.draw_noise_seeds(batches) if setup.method.noisy else None
         steps = []
         for step in range(len(batches.examples)):

@@ -76,11 +76,11 @@ class RankReport:
     correct: Ints  # right answers by class on this rank's test images; empty when not evaluated
     digest: int  # of the rank's adapter
     collectives: Floats  # seconds of each since the round before, waiting included
-    before: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # as `correct`, with the adapter of the round before
+    previous_correct: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # as `correct`, with the previous round's adapter
 
     def to_bytes(self) -> bytes:
         """Encode the report for a collective; `from_bytes` decodes it."""
-        parts = (self.rank, self.correct, self.before, self.collectives, self.clients)
+        parts = (self.rank, self.correct, self.previous_correct, self.collectives, self.clients)
         header = np.array([self.digest, *map(len, parts)], np.int64)
         return b"".join(part.tobytes() for part in (header, *parts))
 
@@ -93,8 +93,8 @@ class RankReport:
         for dtype, length in zip(dtypes, lengths, strict=True):
             parts.append(np.frombuffer(data, dtype, length, start))
             start += parts[-1].nbytes
-        rank, correct, before, collectives, clients = parts
-        return cls(rank, clients, correct, digest, collectives, before)
+        rank, correct, previous_correct, collectives, clients = parts
+        return cls(rank, clients, correct, digest, collectives, previous_correct)
 
 
 SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]

@@ -152,7 +152,7 @@ def test_the_bare_loop_trains_what_a_run_trains(method: str) -> None:
     first = firststep.make(setup.method, adapter, Serial()) if method == "flora" else None
     clients = part_groups(setup.holdings.sizes(np.arange(6)))
     for group, members in zip(groups, clients, strict=True):
-        batches = trainer.make_batches(members, setup.holdings, setup.client, setup.seed, 1, setup.width_unit)
+        batches = trainer.make_batches(members, setup.holdings, setup.client, setup.seed, 1, setup.padding_multiple)
         held = setup.method.holds(members) if setup.method.holds else None
         expected = trainer.train(setup.task, adapter, batches, held, first=first).updates
         assert expected.abs().max() > 0

@@ -54,7 +54,7 @@ def test_a_report_survives_the_way_to_rank_0(report: RankReport) -> None:
     np.testing.assert_array_equal(again.rank, report.rank)
     np.testing.assert_array_equal(again.clients, report.clients)
     np.testing.assert_array_equal(again.correct, report.correct)
-    np.testing.assert_array_equal(again.before, report.before)
+    np.testing.assert_array_equal(again.previous_correct, report.previous_correct)
     np.testing.assert_array_equal(again.collectives, report.collectives)
     assert again.digest == report.digest
 
