@@ -138,7 +138,7 @@ class Loop:
         return bool(checkpoint.every) and number % checkpoint.every == 0
 
     def save(self, number: int) -> Callable[[], None]:
-        """Save this rank's part of the state after round `number`. Returns what saves the rest; call it once the round is logged."""
+        """Save this rank's part of the state after round `number`. Returns what saves the rest, called once the round is logged."""
         self.last_saved = number
         return self.saved.write(self.setup, self.site, self.state, number)
 

@@ -43,7 +43,7 @@ SECOND = RankReport(
     correct=np.array([5, 40]),
     digest=-5,
     collectives=np.array([3.25, 0.25]),  # last to come to the second one
-    before=np.array([7, 8, 9]),
+    previous_correct=np.array([7, 8, 9]),
 )
 IDLE = RankReport(rows(RANKS, {"round": 3, "rank": 2}), np.zeros(0, CLIENTS), np.array([0]), -5, np.array([1.25, 0.75]))
 
