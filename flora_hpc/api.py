@@ -2,12 +2,15 @@
 
 import atexit
 import pickle
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import Communicator, choose, connect, send_to_all, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig, Config
-from flora_hpc.errors import UserError
+from flora_hpc.errors import StoppedError, UserError, at_home
 from flora_hpc.job import aborter, guarded
 from flora_hpc.observers import _tracker, _trackerthread, hdf5
 from flora_hpc.observers._observer import Observer
@@ -27,25 +30,39 @@ from flora_hpc.records.opened import Run, open_run
 from flora_hpc.shared import Shared
 
 Source = Config | Mapping[str, Any] | str | Path
+Files = str | Path | Sequence[str | Path]
 OnRound = Callable[[dict[str, Any]], None]
 
 
-def load_config(config: Source, /, *, plugin_files: Sequence[str | Path] = (), **overrides: Any) -> Config:
+def load_config(config: Source, /, *, plugin_files: Files = (), **overrides: Any) -> Config:
     """Load the whole configuration, checked, with every default filled in. `run` explains the arguments.
 
     Values that an override replaces or drops are named in warnings. Raises UserError with one line per mistake.
     """
-    for file in plugin_files:
-        plugins.use(file)
-    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    _use(plugin_files)
+    resolved, sentences = configfile.load_values(_source(config), _dotted(overrides))
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=2)
+    return resolved
+
+
+def _source(config: Source) -> Path | Mapping[str, Any]:
+    """The file or the mapping of a configuration. Raises UserError for anything else."""
     source = config.model_dump(mode="json") if isinstance(config, Config) else config
     source = Path(source) if isinstance(source, str) else source
     if not isinstance(source, Path | Mapping):
         raise UserError(f"config: must be a path, a mapping or a Config, not {type(source).__name__}")
-    resolved, sentences = configfile.load_values(source, dotted)
-    for sentence in sentences:
-        warnings.warn(sentence, stacklevel=2)
-    return resolved
+    return source
+
+
+def _dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("__", "."): value for key, value in overrides.items()}
+
+
+def _use(plugin_files: Files) -> None:
+    """Add the parts in the user's files to their families."""
+    for file in [plugin_files] if isinstance(plugin_files, str | Path) else plugin_files:
+        plugins.use(file)
 
 
 def plan(
@@ -54,7 +71,7 @@ def plan(
     *,
     ranks: int = 1,
     gpus_per_node: int = 0,
-    plugin_files: Sequence[str | Path] = (),
+    plugin_files: Files = (),
     **overrides: Any,
 ) -> forecast.Plan:
     """Plan a run on `ranks` ranks from shapes alone: clients of each rank, bytes of a round, memory of a rank.
@@ -73,8 +90,8 @@ def run(
     out: str | Path | None = None,
     resume: bool = False,
     on_round: OnRound | None = None,
-    track: Sequence[str] = (),
-    plugin_files: Sequence[str | Path] = (),
+    track: str | Sequence[str] = (),
+    plugin_files: Files = (),
     signals: bool = True,
     shared: Shared | None = None,
     **overrides: Any,
@@ -98,20 +115,24 @@ def run(
     name = Path(config).stem if isinstance(config, str | Path) else "run"
     if resume and out is None:
         raise UserError("resume=True: which run? name its directory with out")
-    folder = Path(out) if out is not None else rundir.new(name)
+    folder = at_home(out, key="out") if out is not None else rundir.new(name)
+    trackers = (track,) if isinstance(track, str) else tuple(track)
 
     def load() -> Config:
-        resolved = load_config(config, plugin_files=plugin_files, **overrides)
+        _use(plugin_files)
         if resume and me.rank == 0:
             rundir.check_plugins(folder)
-        return resolved
+        return load_config(config, **overrides)
 
-    with Claim(folder, warnings.warn) as claim, _ranks(me, load) as (comm, resolved), _threads_restored():
-        together(comm, lambda: _tracker.check(list(track)) if comm.rank == 0 else None)
+    def load_comm() -> CommConfig:
+        return configfile.load_comm_values(_source(config), _dotted(overrides))
+
+    with Claim(folder, _warn) as claim, _ranks(me, load, load_comm) as (comm, resolved), _threads_restored():
+        together(comm, lambda: _tracker.check(list(trackers)) if comm.rank == 0 else None)
         contents, folder = rundir.enter(comm, folder, resolved, claim, resume)
         options = loop.RunOptions(
             folder,
-            partial(_observers, claim, on_round, track),
+            partial(_observers, claim, on_round, trackers),
             started=started,
             resume=contents.unfinished,
             abort_job=aborter(comm),
@@ -129,6 +150,10 @@ def _observers(claim: Claim, on_round: OnRound | None, track: Sequence[str]) -> 
     """The observers of a run on rank 0."""
     callbacks = [_Callback(on_round)] if on_round else []
     return [claim, hdf5.build(claim.folder), *callbacks, _trackerthread.build(track, claim.folder)]
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
 
 
 @contextmanager
@@ -158,9 +183,12 @@ class _Callback:
 
 
 def _opened(comm: Communicator, folder: Path) -> Run:
-    """Open the run on rank 0 and send it to every rank: other ranks need no access to its folder."""
+    """Open the run on rank 0, and send its attributes, /rounds and /topology to the other ranks: they may not see its folder."""
     opened = together(comm, lambda: open_run(folder) if comm.rank == 0 else None)
-    data = send_to_all(comm, b"" if opened is None else pickle.dumps(opened))
+    if comm.size == 1 and opened is not None:
+        return opened
+    short = opened and replace(opened, tables={name: opened.tables[name] for name in ("rounds", "topology")})
+    data = send_to_all(comm, pickle.dumps(short) if short else b"")
     result: Run = opened or pickle.loads(data)
     return result
 
@@ -171,8 +199,11 @@ atexit.register(_connection.close)
 
 
 @contextmanager
-def _ranks(me: Launch, load: Callable[[], Config]) -> Iterator[tuple[Communicator, Config]]:
-    """The communicator that all runs of this process share, and the configuration; all ranks raise for a mistake in it."""
+def _ranks(me: Launch, load: Callable[[], Config], load_comm: Callable[[], CommConfig]) -> Iterator[tuple[Communicator, Config]]:
+    """The communicator that all runs of this process share, and the configuration; all ranks raise for a mistake in it.
+
+    A rank whose configuration has a mistake connects nevertheless, by what `load_comm` can read: the other ranks wait for it.
+    """
     config, problem = None, ""
     try:
         config = load()
@@ -180,27 +211,41 @@ def _ranks(me: Launch, load: Callable[[], Config]) -> Iterator[tuple[Communicato
         if me.size == 1:
             raise
         problem = str(error)
+    comm_config = config.comm if config else load_comm()
+    comm = _communicator(me, comm_config)
 
     def checked() -> Config:
         if config is None:
             raise UserError(problem)
+        first = _world[0][0]
+        if choose(me, comm_config).backend != first:
+            raise UserError(f"comm.backend: all runs of a process share one backend, and the first took {first}; set it to that")
         return config
 
-    comm = _communicator(me, config.comm if config else CommConfig())
     with guarded(comm):
         yield comm, together(comm, checked)
 
 
 def _communicator(me: Launch, config: CommConfig) -> Communicator:
-    """Return the communicator that the first run of this process made. Raises UserError for a later run with another backend."""
+    """The communicator of this process, made by its first run. A process that is alone may change its backend."""
     backend = choose(me, config).backend
-    if not _world:
-        _world.append((backend, _connection.enter_context(connect(me, config))))
-    first, comm = _world[0]
-    if first != backend:
-        if me.size > 1:
-            raise UserError(f"comm.backend: all runs of a process share one backend, and the first took {first}; set it to that")
+    if _world and me.size == 1 and _world[0][0] != backend:
         _connection.close()
         _world.clear()
-        return _communicator(me, config)
-    return comm
+    if not _world:
+        _world.append((backend, _connection.enter_context(connect(me, config))))
+        if me.size > 1:
+            _abort_on_uncaught_errors(_world[0][1])
+    return _world[0][1]
+
+
+def _abort_on_uncaught_errors(comm: Communicator) -> None:
+    """Let an error that ends the script on one rank end the job: the other ranks would wait for this rank in the next run."""
+    show = sys.excepthook
+
+    def show_and_abort(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        show(kind, error, trace)
+        time.sleep(1)  # the abort may overtake the message
+        comm.abort(75 if isinstance(error, StoppedError) else 2 if isinstance(error, UserError) else 1)
+
+    sys.excepthook = show_and_abort

@@ -1,6 +1,6 @@
 """Read a configuration from YAML and `-s key=value`, and report all its mistakes at once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,12 +70,21 @@ def _copied(tree: Any) -> Any:
 
 def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
     """The section `comm` alone, also of a configuration with mistakes; the defaults where it cannot be read."""
+    return _comm(lambda: _read_all(path)[0], lambda: dict(_split_override(text) for text in overrides or []))
+
+
+def load_comm_values(source: Path | Mapping[str, Any], values: Mapping[str, Any]) -> CommConfig:
+    """The same from a file or a nested mapping, with overrides as Python values by dotted key."""
+    return _comm(lambda: _read_all(source)[0] if isinstance(source, Path) else _copied(source), lambda: values)
+
+
+def _comm(read: Callable[[], dict[str, Any]], overrides: Callable[[], Mapping[str, Any]]) -> CommConfig:
     try:
-        tree, _ = _read_all(path)
+        tree = read()
     except UserError:
         tree = {}
     try:
-        _apply(tree, Layer(dict(_split_override(text) for text in overrides or [])))
+        _apply(tree, Layer(overrides()))
         return CommConfig.model_validate(tree.get("comm", {}))
     except (UserError, ValidationError):
         return CommConfig()

@@ -1,6 +1,7 @@
 """Build an experiment from its Config: the data, the model, and the setup of its rounds."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -108,8 +109,10 @@ def _model_key(config: Config, device: torch.device) -> tuple[str, int | None, s
     return config.model.model_dump_json(), seed, str(device)
 
 
-def _data_key(config: Config) -> str:
-    return config.data.model_dump_json()
+def _data_key(config: Config) -> tuple[str, str, str]:
+    """Everything that decides the dataset, but for its files: a user's own code, and the folder that paths are relative to."""
+    part = plugins.own_part("datasets", config.data.name)
+    return config.data.model_dump_json(), part.digest if part else "", str(Path.cwd())
 
 
 def dataset(config: Config) -> Dataset:

@@ -26,6 +26,10 @@ def guarded(comm: Communicator) -> Iterator[None]:
             raise
         time.sleep(0 if comm.rank == 0 else 2)  # rank 0 must close its file
         comm.abort(130)
+    except SystemExit as error:
+        if comm.size == 1:
+            raise
+        comm.abort(error.code if isinstance(error.code, int) else 1)
     except Exception as error:
         mistake = isinstance(error, UserError)
         if comm.size == 1:

@@ -2,7 +2,7 @@
 
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.data.holdings import Partitioner, PartitionOptions
-from flora_hpc.data.images import Dataset, Images
+from flora_hpc.data.images import Dataset, DatasetOptions, Images, assemble
 from flora_hpc.methods._method import Method, Setting, cosine_scores, describe, fixed, uniform
 from flora_hpc.plugins import BaseOptions
 
@@ -10,11 +10,13 @@ __all__ = [
     "Aggregator",
     "BaseOptions",
     "Dataset",
+    "DatasetOptions",
     "Images",
     "Method",
     "PartitionOptions",
     "Partitioner",
     "Setting",
+    "assemble",
     "cosine_scores",
     "describe",
     "fixed",

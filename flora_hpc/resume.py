@@ -64,7 +64,8 @@ class Saved:
         untested = state.tests.untested
         if untested is not None:
             untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round writes into `row`
-        point = Checkpoint(number, state.adapter, state.server, untested, parts, self._identity.all)
+        # copies, since a server's rule may change its tensors in place while a thread writes them
+        point = Checkpoint(number, state.adapter.clone(), copied(state.server), untested, parts, self._identity.all)
 
         def save() -> None:
             self.holds()
@@ -163,12 +164,22 @@ def forget_tests(rows: Rows, setup: Setup) -> None:
         rows["worst_client"][untested] = -1
 
 
+def copied(tree: Any) -> Any:
+    """A tree of tensors with tensors of its own."""
+    return mapped(tree, torch.Tensor.clone)
+
+
 def to(tree: Any, device: torch.device) -> Any:
-    """Move a tree of tensors to `device`."""
+    """A tree of tensors on `device`."""
+    return mapped(tree, lambda tensor: tensor.to(device))
+
+
+def mapped(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A tree of tensors, each of which is changed; a tree is a tensor, or a dictionary, tuple or list of trees."""
     if isinstance(tree, torch.Tensor):
-        return tree.to(device)
+        return change(tree)
     if isinstance(tree, dict):
-        return {key: to(value, device) for key, value in tree.items()}
+        return {key: mapped(value, change) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(to(value, device) for value in tree)
+        return type(tree)(mapped(value, change) for value in tree)
     return tree

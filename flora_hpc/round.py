@@ -10,7 +10,7 @@ every rank holds the same adapter and server state
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -93,13 +93,24 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> tupl
     first = firststep.make(setup.method, state.adapter, site.comm, timed) if setup.by_jacobian else None
     done = 0
     site.trained(done, num_local, setup.num_participants)
-    for index, clients in enumerate(local_groups):
+    for index, clients in enumerate(timed_groups(site, local_groups)):
         if site.stop.abandons:
             break
         rows.append(train_group(setup, site, state, Group(number, index, clients), total, first))
         done += len(clients)
         site.trained(done, num_local, setup.num_participants)
     return total, np.concatenate(rows)
+
+
+def timed_groups(site: Site, groups: Iterable[Ints]) -> Iterator[Ints]:
+    """The same groups; the time of drawing the next one from a shared counter counts as `batch`."""
+    iterator = iter(groups)
+    while True:
+        with site.comm.phase("batch"):
+            clients = next(iterator, None)
+        if clients is None:
+            return
+        yield clients
 
 
 def train_group(setup: Setup, site: Site, state: State, group: Group, total: ExactSum, first: firststep.FirstStep | None) -> Rows:

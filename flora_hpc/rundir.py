@@ -121,7 +121,8 @@ def check_plugins(out: Path) -> None:
         if part is None:
             missing[name] = path
         elif part.digest != digests.get(name, part.digest):
-            raise UserError(f"--plugin {part.source}: changed since the run in {out} began with it; put back what it was")
+            file = f"{'--plugin ' * part.is_file}{part.source}"
+            raise UserError(f"{file}: changed since the run in {out} began with it; put back what it was")
     if missing:
         files = " ".join(f"--plugin {shlex.quote(path)}" for path in sorted(set(missing.values())))
         raise UserError(

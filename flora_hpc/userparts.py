@@ -7,6 +7,7 @@ when a user names the file; a configuration or a run directory never runs it.
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from flora_hpc.errors import UserError, at_home, did_you_mean, reason
+from flora_hpc.strict import StrictModel
 
 OPEN = ("aggregators", "datasets", "methods", "partitioners")  # families that a user can add to
 
@@ -38,7 +40,7 @@ class Part:
     @property
     def digest(self) -> str:
         """A digest of the part's file. Raises UserError when the part cannot be imported."""
-        return self.file_digest or digest_of(Path(str(self.load().__file__)).read_bytes())
+        return self.file_digest or digest_of(inspect.getsource(self.load()).encode())
 
     def load(self) -> ModuleType:
         """The part's module. Raises UserError when the module cannot be imported, or lacks `Options` or `build`."""
@@ -48,7 +50,7 @@ class Part:
             module: ModuleType = self.module.load()
         except Exception as error:  # a module of another package may raise any error
             raise UserError(f"{self.family[:-1]} {self.name} of {self.source}: {_why(error)}") from error
-        return _checked(module, f"{self.family[:-1]} {self.name} of {self.source}")
+        return _checked(module, self.family, f"{self.family[:-1]} {self.name} of {self.source}")
 
 
 def read(path: str | Path) -> list[Part]:
@@ -56,7 +58,7 @@ def read(path: str | Path) -> list[Part]:
 
     Raises UserError for a file that does not exist, cannot be imported or is no part.
     """
-    place = at_home(path, key="--plugin").absolute()
+    place = at_home(path, key="--plugin").resolve()
     if place.is_dir():
         files = sorted(file for file in place.glob("*.py") if not file.name.startswith("_"))
         if not files:
@@ -81,7 +83,7 @@ def _read_file(file: Path, where: str) -> Part:
     if family not in OPEN:
         mistake = "does not say of which family it is" if family is None else f"says FAMILY = {family!r}"
         raise UserError(f'{where}: {mistake}; write FAMILY = "aggregators", or one of {", ".join(OPEN)}, at its top')
-    return Part(family, name, str(file), _checked(module, where), digest)
+    return Part(family, name, str(file), _checked(module, family, where), digest)
 
 
 def digest_of(source: bytes) -> str:
@@ -99,26 +101,34 @@ def _run(file: Path, source: bytes, name: str, where: str) -> ModuleType:
     sys.modules[name] = module  # pydantic looks for the types of annotations there
     try:
         exec(compile(source, str(file), "exec"), module.__dict__)  # exactly the bytes of the digest
-    except Exception as error:  # a user's file may raise any error
+    except BaseException as error:  # a user's file may raise any error
         del sys.modules[name]
-        raise UserError(f"{where}: {_why(error)}") from error
+        if isinstance(error, Exception):
+            raise UserError(f"{where}: {_why(error, str(file))}") from error
+        raise
     return module
 
 
-def _checked(module: ModuleType, where: str) -> ModuleType:
-    """The same module. Raises UserError unless it has `build` and `Options`, like every member."""
+def _checked(module: ModuleType, family: str, where: str) -> ModuleType:
+    """The same module. Raises UserError unless it is a module with `build` and `Options`, like every member of `family`."""
+    if not isinstance(module, ModuleType):
+        raise UserError(f"{where}: is no module; let the entry point name the module alone, without a colon")
     if not callable(getattr(module, "build", None)):
-        raise UserError(f"{where}: has no function build; see CONTRIBUTING.md for what a member of its family offers")
-    if not isinstance(getattr(module, "Options", None), type):
-        raise UserError(f"{where}: has no class Options(BaseOptions); one without fields will do")
+        raise UserError(f"{where}: has no function build; see docs/own-parts.md for what a member of its family offers")
+    base = {"partitioners": "PartitionOptions", "datasets": "DatasetOptions"}.get(family, "BaseOptions")
+    options = getattr(module, "Options", None)
+    bases = [kind.__name__ for kind in options.__mro__] if isinstance(options, type) and issubclass(options, StrictModel) else []
+    if base not in bases:
+        raise UserError(f"{where}: has no class Options({base}), with {base} from flora_hpc.parts; a class without fields will do")
     return module
 
 
-def _why(error: Exception) -> str:
-    """The error and the line that stopped an import."""
-    trace, line = error.__traceback__, getattr(error, "lineno", None)
-    while trace is not None:
-        line, trace = trace.tb_lineno if line is None or not isinstance(error, SyntaxError) else line, trace.tb_next
+def _why(error: Exception, file: str = "") -> str:
+    """The error and the line of `file` that stopped an import; without a file, the line of the code that raised the error."""
+    line, trace = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None, error.__traceback__
+    while trace is not None and not isinstance(error, SyntaxError):
+        line = trace.tb_lineno if file in ("", trace.tb_frame.f_code.co_filename) else line
+        trace = trace.tb_next
     return f"cannot be imported: {type(error).__name__} in line {line}: {reason(error)}"
 
 

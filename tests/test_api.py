@@ -213,7 +213,8 @@ shared = flora_hpc.Shared()
 for seed in (0, 1):
     run = flora_hpc.run(sys.argv[1], out=f"{sys.argv[2]}/{seed}", seed=seed, shared=shared, rounds=2, partition__num_clients=3,
                         client__epochs=1, data={"name": "hdf5", "path": sys.argv[3]})
-    print(run.status, len(run.rounds), flush=True)
+    sys.stdout.write(f"{run.status} {len(run.rounds)}\\n")
+    sys.stdout.flush()
 """
 
 
@@ -248,7 +249,7 @@ def test_all_public_names_are_there_and_documented() -> None:
         flora_hpc.runs  # noqa: B018
 
 
-def test_the_identity_of_a_run_names_its_configuration_alone(short: dict[str, Any]) -> None:
+def test_the_identity_of_a_run_without_own_parts_names_none(short: dict[str, Any]) -> None:
     assert identity.of_parts(flora_hpc.load_config(QUICKSTART, **short)) == {}
 
 

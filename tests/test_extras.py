@@ -109,8 +109,8 @@ def test_commands_that_need_no_extra(words: str, start: Start, run: Path) -> Non
 def test_a_missing_extra_is_answered_with_what_installs_it(
     words: str, what: str, package: str, extra: str, start: Start, run: Path
 ) -> None:
-    places = {"RUN": run, "CONFIG": run / "config.yaml", "QUICKSTART": QUICKSTART}
-    done = start(*(re.sub("RUN|CONFIG|QUICKSTART", lambda name: str(places[name[0]]), word) for word in words.split()))
+    places = {"RUN": run, "CONFIG": run / "config.yaml"}
+    done = start(*(re.sub("RUN|CONFIG", lambda name: str(places[name[0]]), word) for word in words.split()))
     are = "are" if " and " in package else "is"
     sentence = f"flora-hpc: {what} needs {package}, which {are} not installed: pip install 'flora-hpc[{extra}]'"
     assert done.returncode == 2, done.stderr
@@ -126,9 +126,9 @@ def test_a_frame_says_that_it_needs_pandas(run: Path, monkeypatch: pytest.Monkey
     )
     with pytest.raises(UserError, match=sentence):
         opened.rounds  # noqa: B018
-    with pytest.raises(UserError, match=r"'flora-hpc\[study\]'; `Run\.holdings` has "):
+    with pytest.raises(UserError, match=r"'flora-hpc\[study\]'; `Run\.class_counts` has "):
         opened.split  # noqa: B018
-    assert opened.holdings is not None
+    assert opened.class_counts is not None
     assert opened.columns("rounds")["round"].tolist() == [0, 1, 2]
 
 

@@ -103,7 +103,7 @@ def inspect(
     if clients is not None and rows is None:
         raise UserError("--clients: says of how many clients --rows writes the images; give --rows FILE, too")
     dataset = plugins.member("datasets", resolved.data.name).build(resolved.data)
-    skips = resolved.data.damaged == "skip"  # type: ignore[attr-defined]
+    skips = getattr(resolved.data, "damaged", "refuse") == "skip"
     inspection = inspect_all(dataset) if check or skips else None
     damage = {} if inspection is None else inspection.damaged
     damaged = None if inspection is None else [f"{dataset.images.where(row)}: {why}" for row, why in sorted(damage.items())]

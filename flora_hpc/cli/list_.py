@@ -90,10 +90,10 @@ def first_line(family: str, name: str) -> str:
     """
     try:
         part = plugins.own_part(family, name)
-    except UserError as error:  # two plugins have that name
+        if part is not None:
+            return f"{(part.load().__doc__ or '').strip().partition(chr(10))[0]} [{part.source}]".strip()
+    except UserError as error:  # two plugins have that name, or this one cannot be imported
         return str(error)
-    if part is not None:
-        return f"{str(part.load().__doc__).strip().partition(chr(10))[0]} [{part.source}]"
     with suppress(ImportError, OSError, SyntaxError):
         module = f"{plugins.FAMILIES[family]}.{name}"
         spec = find_spec(module)

@@ -171,9 +171,26 @@ def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test:
             "lower it, or set partition.examples_per_client to let clients draw overlapping examples"
         )
     rng = seeds.generator(seed, "partition")
-    clients = partitioner.split(num_clients, rng)
+    clients = _checked(partitioner.split(num_clients, rng), len(rows), num_clients, options.name)
     mixed = rng.permutation(len(rows)) if partitioner.order is None else partitioner.order  # the order of a client's examples
     order = mixed[np.argsort(clients[mixed], kind="stable")]
     counts = np.bincount(clients + 1, minlength=num_clients + 1)
     num_unassigned = counts[0]  # examples of no client (-1) come first
     return Partition(rows[order[num_unassigned:]], np.cumsum(counts) - num_unassigned, partitioner.warnings)
+
+
+def _checked(clients: Ints, num_examples: int, num_clients: int, name: str) -> Ints:
+    """The client of each example, as a partitioner returned it; a user may have written it. Raises UserError where it is no split."""
+    rule = f"must be {num_examples:,} whole numbers from -1 (nobody) to {num_clients - 1:,}, each client's at least once"
+    if not isinstance(clients, np.ndarray) or clients.shape != (num_examples,) or clients.dtype.kind not in "iu":
+        given = f"{clients.dtype} {clients.shape}" if isinstance(clients, np.ndarray) else type(clients).__name__
+        raise UserError(f"partition.name: {name}: the result of its split {rule}, and is {given}; mend the partitioner")
+    wrong = clients[(clients < -1) | (clients >= num_clients)]
+    if len(wrong):
+        raise UserError(f"partition.name: {name}: the result of its split {rule}, and has client {wrong[0]}; mend the partitioner")
+    empty = np.flatnonzero(np.bincount(clients[clients >= 0], minlength=num_clients) == 0)
+    if len(empty):
+        raise UserError(
+            f"partition.name: {name}: the result of its split {rule}, and lacks client {empty[0]}; mend the partitioner"
+        )
+    return clients.astype(np.int64)

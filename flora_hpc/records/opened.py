@@ -79,21 +79,23 @@ class Run:
 
         None for files before schema 4, and where images have captions of their own instead of classes.
         """
-        holdings = self.holdings
+        holdings = self.class_counts
         if holdings is None:
             return None
-        extras.need("a frame of a run", "pandas", otherwise="; `Run.holdings` has the same numbers as NumPy arrays")
+        extras.need("a frame of a run", "pandas", otherwise="; `Run.class_counts` has the same numbers as NumPy arrays")
         import pandas as pd
 
         return pd.DataFrame(holdings.counts, pd.Index(holdings.clients, name="client"), pd.Index(holdings.classes, name="class"))
 
     @cached_property
-    def holdings(self) -> split_of.Split | None:
+    def class_counts(self) -> split_of.Split | None:
         """The numbers of `split` as NumPy arrays."""
         return split_of.read(self.path)
 
     def columns(self, table: str) -> dict[str, Any]:
         """The columns of a table, those of `records.schema` first: NumPy arrays, and lists of texts."""
+        if table not in self.tables:
+            raise UserError(f"{self.path}: /{table} was not read; flora_hpc.open_run reads all tables, where the file can be seen")
         rows = self.tables[table]
         columns: dict[str, Any] = {name: np.full(len(rows), np.nan) for name in TABLES[table].names or ()}
         for name in rows.dtype.names or ():
@@ -106,7 +108,8 @@ class Run:
         extras.need("a frame of a run", "pandas", otherwise=f"; `Run.tables['{table}']` has the same rows as a NumPy array")
         import pandas as pd  # takes half a second
 
-        return pd.DataFrame(self.columns(table), index=range(len(self.tables[table])))
+        columns = self.columns(table)
+        return pd.DataFrame(columns, index=range(len(self.tables[table])))
 
 
 def open_run(path: str | Path, tables: Sequence[str] = tuple(TABLES)) -> Run:

@@ -58,7 +58,7 @@ def sizes(run: Run) -> Figure:
 
 def labels(run: Run) -> Figure:
     """The share of each class in a client's examples."""
-    split = run.holdings
+    split = run.class_counts
     if split is None:
         raise NothingError(
             "The file does not say which classes clients hold: an older version wrote it, or images have captions and no classes."

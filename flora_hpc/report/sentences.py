@@ -86,7 +86,7 @@ def sizes(run: Run) -> str:
 
 def labels(run: Run) -> str:
     """Caption of the classes of clients."""
-    split = run.holdings
+    split = run.class_counts
     assert split is not None
     num_classes, num = (split.counts > 0).sum(1), int(run.attributes["num_clients"])
     who = f"{len(num_classes):,} of {num:,} clients, spread evenly over all; each" if len(num_classes) < num else "Each client"

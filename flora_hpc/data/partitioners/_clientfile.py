@@ -103,10 +103,13 @@ def numbered(names: list[str]) -> Ints:
 
     -1 is NOBODY. If all names are numbers, 7, 07 and 7.0 are one client.
     """
+    negative = [name for name in names if NUMBER.fullmatch(name) and name.startswith("-") and Decimal(name) not in (0, NOBODY)]
+    if negative:
+        raise UserError(f"{KEY}: client {negative[0]} is negative; number clients from 0, and give -1 for images that nobody holds")
     if all(map(NUMBER.fullmatch, names)):
         values = [int(name) if len(name) <= DIGITS and "." not in name else Decimal(name) for name in names]
         return _places(values, sorted(set(values) - {Decimal(NOBODY)}))
-    return _places(names, [name for name in names if name != str(NOBODY)])
+    return _places(names, [name for name in names if not (NUMBER.fullmatch(name) and Decimal(name) == NOBODY)])
 
 
 def _places(values: Sequence[Hashable], clients: Sequence[Hashable]) -> Ints:
