@@ -75,10 +75,33 @@ def build(options, setting):
 '''
 
 
+SHADES = '''
+"""Squares of two shades."""
+
+import numpy as np
+
+from flora_hpc.parts import DatasetOptions, Images, assemble
+
+FAMILY = "datasets"
+DARK = 10
+
+
+class Options(DatasetOptions):
+    """Nothing of its own."""
+
+
+def build(options):
+    labels = np.arange(40) % 2
+    pixels = [np.full((16, 16, 3), DARK + 100 * (i % 2) + i, np.uint8) for i in range(40)]
+    images = Images(labels, lambda rows: [pixels[row] for row in rows], lambda row: f"square {row}")
+    return assemble(options, "my shades", ("dark", "light"), ("dark", "light"), images, None, "a {} square")
+'''
+
+
 def write(folder: Path) -> Path:
-    """The three files in a new folder."""
+    """The four files in a new folder."""
     folder.mkdir()
-    for name, source in (("my_fedavgm", FEDAVGM), ("my_stripes", STRIPES), ("my_shift", SHIFT)):
+    for name, source in (("my_fedavgm", FEDAVGM), ("my_stripes", STRIPES), ("my_shift", SHIFT), ("my_shades", SHADES)):
         (folder / f"{name}.py").write_text(source.lstrip())
     return folder
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import flora_hpc
-from flora_hpc import configfile, experiment, identity, setup
+from flora_hpc import configfile, experiment, identity, plugins, setup
 from flora_hpc.clip import identity as model_identity
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.launch import Launch
 from flora_hpc.errors import StoppedError, UserError
 from flora_hpc.shared import Shared
+from tests import own_parts
 from tests.conftest import ROOT
 from tests.same_runs import adapter, assert_same
 
@@ -261,3 +262,65 @@ def test_a_plan_tells_in_numbers_what_the_command_prints(short: dict[str, Any], 
     assert planned.memory_bytes["weights"] == 4 * planned.model_numbers
     with pytest.raises(UserError, match="plan: ranks=0, gpus_per_node=0: give at least 1 rank, and 0 GPUs or more"):
         flora_hpc.plan(QUICKSTART, ranks=0)
+
+
+def test_a_single_file_or_tracker_may_be_a_text_and_a_folder_may_be_at_home(
+    tmp_path: Path, short: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(plugins, "_used", {})
+    parts = own_parts.write(tmp_path / "parts")
+    with pytest.raises(UserError, match=r"no aggregator 'my_fedavgm'"):
+        flora_hpc.run(QUICKSTART, out="~/a", **short, aggregator={"name": "my_fedavgm"})
+    run = flora_hpc.run(
+        QUICKSTART, out="~/a", track="csv", plugin_files=str(parts / "my_fedavgm.py"), **short, aggregator={"name": "my_fedavgm"}
+    )
+    assert run.path == tmp_path / "a" / "run.h5"
+    assert (tmp_path / "a" / "rounds.csv").is_file()
+    plugins._used.clear()
+    with pytest.raises(UserError, match=r"was run with aggregator my_fedavgm from files of its user"):
+        flora_hpc.run(tmp_path / "a" / "config.yaml", out="~/a", resume=True)
+
+
+def test_a_dataset_whose_code_changed_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, file = Shared(), own_parts.write(tmp_path / "parts") / "my_shades.py"
+    few: dict[str, Any] = {"data": {"name": "my_shades"}, "partition__num_clients": 2, "rounds": 1}
+    losses = []
+    for number, dark in enumerate((10, 90)):
+        monkeypatch.setattr(plugins, "_used", {})
+        file.write_text(file.read_text().replace("DARK = 10", f"DARK = {dark}"))
+        for name in ("shared", "alone"):
+            used = shared if name == "shared" else None
+            flora_hpc.run(QUICKSTART, out=tmp_path / f"{name}-{number}", plugin_files=file, shared=used, **few)
+        assert_same(tmp_path / f"shared-{number}", tmp_path / f"alone-{number}")
+        losses.append(flora_hpc.open_run(tmp_path / f"alone-{number}").rounds["train_loss"].iloc[-1])
+    assert losses[0] != losses[1]
+
+
+ENDS = {  # what the script does before its second run, and what is said
+    "an error between runs": ("if rank == 1: raise ZeroDivisionError('between runs')", "between runs"),
+    "an exit in a callback": ("ways['on_round'] = lambda row: sys.exit(3)", ""),
+    "a mistake on one rank": ("if rank == 1: ways['rounds'] = 'many'", "rounds: must be a whole number"),
+    "a mistake on all ranks": ("ways['client__lrr'] = 1", "client.lrr: unknown key; did you mean client.lr?"),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("end", ENDS)
+def test_what_ends_a_script_on_one_rank_ends_the_job(
+    end: str, squares: Path, tmp_path: Path, mpiexec: list[str], python: list[str]
+) -> None:
+    script = tmp_path / "script.py"
+    lines = SCRIPT.replace("for seed in", "ways = {}\nfor seed in").replace("rounds=2,", "**({'rounds': 2} | ways),")
+    after = f"    import os\n    rank = int(os.environ['PMI_RANK'])\n    {ENDS[end][0]}\n"
+    script.write_text(lines + after)
+    command = [*mpiexec, "-n", "2", *python, str(script), str(QUICKSTART), str(tmp_path), str(squares)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert done.returncode != 0
+    expected = {
+        "an error between runs": "between runs",
+        "an exit in a callback": "",
+        "a mistake on one rank": "rounds: must be a whole",
+    }
+    assert expected.get(end, "client.lrr: unknown key; did you mean client.lr?") in done.stderr
+    assert done.stdout.count("finished 3") == 2, "the first run"

@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flora_hpc import plugins, userparts
+from flora_hpc import checkpoint, plugins, userparts
 from flora_hpc.cli import app
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
@@ -84,7 +88,7 @@ def test_a_run_with_own_parts_on_two_ranks_is_resumed_evaluated_shown_and_submit
     assert refusal(*words(squares, out, 4), *own, "--resume") == changed
 
 
-def test_the_environment_names_files_too(parts: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_files_too(parts: Path) -> None:
     plan = ["plan", QUICKSTART, "-s", "method.name=my_shift"]
     assert "no method 'my_shift'" in refusal(*plan)
     result = CliRunner().invoke(app, plan, env={"FLORA_HPC_PLUGINS": f"{parts / 'my_stripes.py'}:{parts / 'my_shift.py'}"})
@@ -92,7 +96,7 @@ def test_the_environment_names_files_too(parts: Path, squares: Path, tmp_path: P
     assert "my_shift" in result.output
 
 
-def test_a_configuration_never_runs_code_by_itself(squares: Path, tmp_path: Path) -> None:
+def test_a_configuration_never_runs_code_by_itself(tmp_path: Path) -> None:
     """A name may be a file's path, or a Python file of that name may be beside the configuration."""
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     (tmp_path / "given.yaml").write_text("method: {name: evil}\n")
@@ -145,12 +149,20 @@ def _environ() -> dict[str, str]:
 # --- what is refused
 
 
+BUILD = "\ndef build(options): ...\n"
 BAD = {
     "a file that is not there": ("absent.py", None, "there is no such file; did you mean 'near.py'?"),
     "no family": ("rule.py", "def build(options): ...", 'does not say of which family it is; write FAMILY = "aggregators"'),
     "another family": ("rule.py", 'FAMILY = "backends"', "says FAMILY = 'backends'; write FAMILY"),
     "no build": ("rule.py", 'FAMILY = "methods"', "has no function build"),
     "no options": ("rule.py", 'FAMILY = "methods"\ndef build(options): ...', "has no class Options(BaseOptions)"),
+    "options of no model": ("rule.py", f'FAMILY = "methods"{BUILD}class Options: ...', "has no class Options(BaseOptions)"),
+    "options of another family": (
+        "rule.py",
+        f'from flora_hpc.parts import BaseOptions\nFAMILY = "partitioners"{BUILD}class Options(BaseOptions): ...',
+        "has no class Options(PartitionOptions), with PartitionOptions from flora_hpc.parts",
+    ),
+    "an error deeper down": ("rule.py", 'import json\n\njson.loads("{")', "cannot be imported: JSONDecodeError in line 3: "),
     "bad syntax": ("rule.py", "\n\ndef build(:", "cannot be imported: SyntaxError in line 3: "),
     "an error": ("rule.py", "\nimport no_such_package", "cannot be imported: ModuleNotFoundError in line 2: No module named"),
     "no Python name": ("my-rule.py", "", "name the file like a Python module, such as my_rule.py"),
@@ -167,6 +179,57 @@ def test_a_file_that_is_no_part(what: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         plugins.use(tmp_path / name)
     assert str(error.value).startswith(f"--plugin {tmp_path / name}: {expected}")
+
+
+def test_an_import_that_was_interrupted_is_tried_again(tmp_path: Path) -> None:
+    file = tmp_path / "rule.py"
+    file.write_text("import sys\nif not hasattr(sys, 'second_time'): raise KeyboardInterrupt\n" + own_parts.FEDAVGM)
+    with pytest.raises(KeyboardInterrupt):
+        plugins.use(file)
+    sys.second_time = True  # type: ignore[attr-defined]
+    try:
+        plugins.use(file)
+    finally:
+        del sys.second_time  # type: ignore[attr-defined]
+    assert "rule" in plugins.members("aggregators")
+
+
+def test_one_file_by_two_names(parts: Path) -> None:
+    plugins.use(parts / "my_shift.py")
+    plugins.use(parts / ".." / "parts" / "my_shift.py")
+
+
+def test_a_dataset_of_ones_own_is_inspected_and_run(parts: Path, tmp_path: Path, invoke: Invoke) -> None:
+    words = ["-s", "data={name: my_shades}", "-s", "partition.num_clients=2", "-s", "rounds=1", "--plugin", parts / "my_shades.py"]
+    assert "my shades" in invoke("data", "inspect", QUICKSTART, *words)
+    invoke("run", QUICKSTART, *words, "--out", tmp_path / "run")
+    assert hdf5file.read(tmp_path / "run")[0]["dataset"] == "my shades"
+
+
+def test_a_rule_that_works_in_place_is_resumed_with_the_same_bits(squares: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A thread, slowed down here, writes the checkpoint of a round while the rule changes its tensors for the next one."""
+    file = tmp_path / "my_rule.py"
+    body = "velocity.mul_(options.momentum).add_(mean_update)\n        return adapter.add_(velocity), velocity\n"
+    start, _, rest = own_parts.FEDAVGM.lstrip().partition("        velocity = options")
+    file.write_text(f"{start}        {body}\n    return{rest.rpartition('    return')[2]}")
+    own = ["--plugin", file, "-s", "aggregator={name: my_rule, momentum: 0.9}", "-s", f"data={{name: hdf5, path: {squares}}}"]
+    own += ["-s", "partition.num_clients=3", "-s", "checkpoint.every=1"]
+    invoke("run", QUICKSTART, *own, "-s", "rounds=4", "--out", tmp_path / "whole")
+    write = checkpoint.write
+
+    def slowly(*arguments: object) -> None:
+        time.sleep(0.2)
+        write(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write", slowly)
+        invoke("run", QUICKSTART, *own, "-s", "rounds=2", "--out", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "checkpoint" / "round-000002.safetensors").unlink()
+    with h5py.File(tmp_path / "run" / "run.h5", "r+") as log:
+        log.attrs.modify("status", np.bytes_("stopped"))
+    invoke("run", QUICKSTART, *own, "-s", "rounds=4", "--out", tmp_path / "run", "--resume")
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
 
 def test_a_folder_without_parts(tmp_path: Path) -> None:

@@ -180,17 +180,16 @@ def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test:
 
 
 def _checked(clients: Ints, num_examples: int, num_clients: int, name: str) -> Ints:
-    """The client of each example, as a partitioner returned it; a user may have written it. Raises UserError where it is no split."""
-    rule = f"must be {num_examples:,} whole numbers from -1 (nobody) to {num_clients - 1:,}, each client's at least once"
+    """The client of each example, as a partitioner returned it. Raises UserError where it is no split; a user may have written it."""
+    rule = f"{num_examples:,} whole numbers from -1 (nobody) to {num_clients - 1:,}, each client's at least once"
+    what = f"partition.name: {name}: the result of its split must be {rule}"
     if not isinstance(clients, np.ndarray) or clients.shape != (num_examples,) or clients.dtype.kind not in "iu":
         given = f"{clients.dtype} {clients.shape}" if isinstance(clients, np.ndarray) else type(clients).__name__
-        raise UserError(f"partition.name: {name}: the result of its split {rule}, and is {given}; mend the partitioner")
+        raise UserError(f"{what}, and is {given}; mend the partitioner")
     wrong = clients[(clients < -1) | (clients >= num_clients)]
     if len(wrong):
-        raise UserError(f"partition.name: {name}: the result of its split {rule}, and has client {wrong[0]}; mend the partitioner")
+        raise UserError(f"{what}, and has client {wrong[0]}; mend the partitioner")
     empty = np.flatnonzero(np.bincount(clients[clients >= 0], minlength=num_clients) == 0)
     if len(empty):
-        raise UserError(
-            f"partition.name: {name}: the result of its split {rule}, and lacks client {empty[0]}; mend the partitioner"
-        )
+        raise UserError(f"{what}, and lacks client {empty[0]}; mend the partitioner")
     return clients.astype(np.int64)

@@ -8,6 +8,7 @@ from flora_hpc import plugins
 from flora_hpc.data import holdings
 from flora_hpc.data.holdings import Holdings, Partition, Partitioner, Population
 from flora_hpc.data.images import Images
+from flora_hpc.data.partitioners import iid
 from flora_hpc.errors import UserError
 from tests.data.made_images import made as images_of
 
@@ -164,3 +165,23 @@ def test_a_million_clients_take_no_memory(name: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak_bytes < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("split", "problem"),
+    [
+        (np.zeros(9, np.int64), "and is int64 (9,)"),
+        (np.zeros(10), "and is float64 (10,)"),
+        ([0] * 10, "and is list"),
+        (np.arange(10), "and has client 2"),
+        (np.full(10, -2), "and has client -2"),
+        (np.zeros(10, np.int64), "and lacks client 1"),
+    ],
+)
+def test_what_a_partitioner_returns_is_checked(split: Any, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may have written it."""
+    monkeypatch.setattr(iid, "build", lambda options, images: Partitioner(lambda num_clients, rng: split, lambda n, rng: split))
+    with pytest.raises(UserError) as error:
+        holdings.make(iid.Options(name="iid", num_clients=2), images_of([0] * 10), np.arange(10), 0)
+    rule = "must be 10 whole numbers from -1 (nobody) to 1, each client's at least once, "
+    assert str(error.value) == f"partition.name: iid: the result of its split {rule}{problem}; mend the partitioner"
