@@ -217,18 +217,22 @@ def test_a_rule_that_works_in_place_is_resumed_with_the_same_bits(squares: Path,
     invoke("run", QUICKSTART, *own, "-s", "rounds=4", "--out", tmp_path / "whole")
     write = checkpoint.write
 
-    def slowly(*arguments: object) -> None:
+    def slowly(folder: Path, point: checkpoint.Checkpoint, run: str) -> None:
         time.sleep(0.2)
-        write(*arguments)  # type: ignore[arg-type]
+        write(folder, point, run)
+        if point.round == 1:
+            shutil.copy(checkpoint.path(folder, 1), tmp_path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write", slowly)
         invoke("run", QUICKSTART, *own, "-s", "rounds=2", "--out", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "adapter")
     (tmp_path / "run" / "checkpoint" / "round-000002.safetensors").unlink()
+    shutil.copy(tmp_path / "round-000001.safetensors", tmp_path / "run" / "checkpoint")
     with h5py.File(tmp_path / "run" / "run.h5", "r+") as log:
         log.attrs.modify("status", np.bytes_("stopped"))
-    invoke("run", QUICKSTART, *own, "-s", "rounds=4", "--out", tmp_path / "run", "--resume")
+    said = invoke("run", QUICKSTART, *own, "-s", "rounds=4", "--out", tmp_path / "run", "--resume")
+    assert "goes on: after round 1" in said
     assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
 

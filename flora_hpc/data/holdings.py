@@ -180,7 +180,7 @@ def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test:
 
 
 def _checked(clients: Ints, num_examples: int, num_clients: int, name: str) -> Ints:
-    """The client of each example, as a partitioner returned it. Raises UserError where it is no split; a user may have written it."""
+    """The client of each example, as a partitioner returned it. Raises UserError where it is no split: users write such, too."""
     rule = f"{num_examples:,} whole numbers from -1 (nobody) to {num_clients - 1:,}, each client's at least once"
     what = f"partition.name: {name}: the result of its split must be {rule}"
     if not isinstance(clients, np.ndarray) or clients.shape != (num_examples,) or clients.dtype.kind not in "iu":
