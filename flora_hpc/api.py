@@ -39,10 +39,15 @@ def load_config(config: Source, /, *, plugin_files: Files = (), **overrides: Any
 
     Values that an override replaces or drops are named in warnings. Raises UserError with one line per mistake.
     """
-    _use(plugin_files)
+    with plugins.scope():
+        _use(plugin_files)
+        return _load(config, overrides)
+
+
+def _load(config: Source, overrides: Mapping[str, Any]) -> Config:
     resolved, sentences = configfile.load_values(_source(config), _dotted(overrides))
     for sentence in sentences:
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, stacklevel=4)
     return resolved
 
 
@@ -80,7 +85,9 @@ def plan(
     """
     if ranks < 1 or gpus_per_node < 0:
         raise UserError(f"plan: ranks={ranks}, gpus_per_node={gpus_per_node}: give at least 1 rank, and 0 GPUs or more")
-    return forecast.plan(load_config(config, plugin_files=plugin_files, **overrides), ranks, gpus_per_node)
+    with plugins.scope():
+        _use(plugin_files)
+        return forecast.plan(_load(config, overrides), ranks, gpus_per_node)
 
 
 def run(
@@ -122,12 +129,12 @@ def run(
         _use(plugin_files)
         if resume and me.rank == 0:
             rundir.check_plugins(folder)
-        return load_config(config, **overrides)
+        return _load(config, overrides)
 
     def load_comm() -> CommConfig:
         return configfile.load_comm_values(_source(config), _dotted(overrides))
 
-    with Claim(folder, _warn) as claim, _ranks(me, load, load_comm) as (comm, resolved), _threads_restored():
+    with plugins.scope(), Claim(folder, _warn) as claim, _ranks(me, load, load_comm) as (comm, resolved), _threads_restored():
         together(comm, lambda: _tracker.check(list(trackers)) if comm.rank == 0 else None)
         contents, folder = rundir.enter(comm, folder, resolved, claim, resume)
         options = loop.RunOptions(

@@ -9,6 +9,7 @@ import torch
 
 from flora_hpc import embed, evaluate, firststep, groupsize, plugins, seeds
 from flora_hpc.accuracy import AdapterTests
+from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.clip import identity as model_identity
 from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip, load
@@ -117,8 +118,7 @@ def _data_key(config: Config) -> tuple[str, str, str]:
 
 def dataset(config: Config) -> Dataset:
     """Build the dataset that `config` names. Raises UserError when its files are missing or wrong."""
-    built: Dataset = plugins.member("datasets", config.data.name).build(config.data)
-    return built
+    return plugins.build("datasets", config.data, Dataset)
 
 
 def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.device, room: devices.Room) -> Setup:
@@ -142,7 +142,7 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         client=config.client,
         evaluate=config.evaluate,
         method=method,
-        aggregator=plugins.member("aggregators", config.aggregator.name).build(config.aggregator),
+        aggregator=plugins.build("aggregators", config.aggregator, Aggregator),
         holdings=holders,
         grouping=Grouping(
             group_size(config, dataset, clip, method, holders, room)[0].clients, alike=method.per_example, fixed=room.gpu
@@ -180,7 +180,7 @@ def build_method(options: BaseOptions, number_format: str, dataset: Dataset, cli
     Raises UserError when the method does not fit the model, the data or its options.
     """
     setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired)
-    method: Method = plugins.member("methods", options.name).build(options, setting)
+    method = plugins.build("methods", options, Method, setting)
     tokens = clip.tokenize(list(method.prompts)) if method.prompts else setting.tokens
     text, image = method.text_positions + method.caption_positions > 0, method.image_positions > 0
     precision.lower(number_format, clip.model, clip.name, options.name, set(method.shapes), text, image)

@@ -59,6 +59,10 @@ class Plan:
     allgather_bytes: int
     memory_bytes: Mapping[str, int]
 
+    def __repr__(self) -> str:
+        clients, memory = f"{len(self.clients):,} of {self.num_registered:,} clients", decimal(sum(self.memory_bytes.values()))
+        return f"Plan({clients} on {self.num_ranks} ranks, {decimal(self.uplink_bytes)} up in a round, {memory} a rank)"
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences that a user must read before the run."""

@@ -3,6 +3,7 @@
 from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, assemble
+from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method, Setting, cosine_scores, describe, fixed, uniform
 from flora_hpc.plugins import BaseOptions
 
@@ -16,6 +17,7 @@ __all__ = [
     "PartitionOptions",
     "Partitioner",
     "Setting",
+    "UserError",
     "assemble",
     "cosine_scores",
     "describe",

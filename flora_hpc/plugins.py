@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -20,6 +21,7 @@ from flora_hpc.errors import UserError, did_you_mean
 from flora_hpc.strict import StrictModel
 from flora_hpc.userparts import Part
 
+T = TypeVar("T")
 FAMILIES = {
     "methods": "flora_hpc.methods",
     "datasets": "flora_hpc.data.datasets",
@@ -55,6 +57,27 @@ def use(path: str | Path) -> None:
                 f"--plugin {path}: {part.family[:-1]} '{part.name}' is in {_used[key].source}, too; give one of them another name"
             )
         _used[key] = part
+
+
+@contextmanager
+def scope() -> Iterator[None]:
+    """Inside, `use` starts with no user's files; at the end, the members are those from before."""
+    before = dict(_used)
+    _used.clear()
+    try:
+        yield
+    finally:
+        _used.clear()
+        _used.update(before)
+
+
+def build(family: str, options: "BaseOptions", kind: type[T], *arguments: Any) -> T:
+    """Build the member that `options` name: the result of its `build`. Raises UserError when that is not of its family's `kind`."""
+    result = member(family, options.name).build(options, *arguments)
+    if not isinstance(result, kind):
+        what = f"{family[:-1]} '{options.name}': its build must return a {kind.__name__}, not a {type(result).__name__}"
+        raise UserError(f"{what}; see docs/own-parts.md")
+    return result
 
 
 def own_part(family: str, name: str) -> Part | None:

@@ -20,6 +20,7 @@ import torch
 
 from flora_hpc import cohort, firststep, optimizers, trainer
 from flora_hpc.accuracy import NOTHING, AdapterTests
+from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.comm.meter import Meter
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSum, blocks
@@ -72,7 +73,20 @@ def apply_mean(setup: Setup, state: State, total: ExactSum) -> None:
     state.accepted_weight = total.total
     if total.total:
         mean = total.mean().to(state.adapter.device)
-        state.adapter, state.server = setup.aggregator.apply(state.adapter, mean, state.server)
+        state.adapter, state.server = checked(setup.aggregator.apply(state.adapter, mean, state.server), len(mean))
+
+
+def checked(result: Any, num_params: int) -> tuple[torch.Tensor, Any]:
+    """What an aggregator's `apply` returned. Raises AgreedError, on every rank, unless that is a finite adapter and a state."""
+    rule = f"its apply must return the next adapter, a float32 tensor ({num_params},), and a state"
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], torch.Tensor):
+        raise AgreedError(f"aggregator.name: {rule}, not a {type(result).__name__}; mend the rule")
+    adapter, server = result
+    if adapter.shape != (num_params,) or adapter.dtype != torch.float32:
+        raise AgreedError(f"aggregator.name: {rule}, not {str(adapter.dtype)[6:]} {tuple(adapter.shape)}; mend the rule")
+    if not all(torch.isfinite(bound) for bound in (torch.aminmax(adapter) if num_params else ())):
+        raise AgreedError("aggregator.name: the rule made numbers that are not finite; lower its step, or mend the rule")
+    return adapter, server
 
 
 class Group(NamedTuple):

@@ -102,10 +102,11 @@ def end_of_chain(idle: int, most: int) -> None:
         )
 
 
-def check_plugins(out: Path) -> None:
+def check_plugins(out: Path, needs_aggregator: bool = True) -> None:
     """Raise UserError when the run in `out` used files of the user that are not named now, or have changed.
 
-    The message gives their paths. Code from a run directory runs only after its user has named it.
+    The message gives their paths. Code from a run directory runs only after its user has named it. A finished adapter can be used
+    without the server's rule, `needs_aggregator` False.
     """
     from flora_hpc.records import hdf5file
 
@@ -117,12 +118,14 @@ def check_plugins(out: Path) -> None:
     missing = {}
     for name, path in json.loads(attributes.get("plugins", "{}")).items():
         family, _, member = name.partition(" ")
+        if family == "aggregator" and not needs_aggregator:
+            continue
         part = plugins.own_part(f"{family}s", member)
         if part is None:
             missing[name] = path
         elif part.digest != digests.get(name, part.digest):
             file = f"{'--plugin ' * part.is_file}{part.source}"
-            raise UserError(f"{file}: changed since the run in {out} began with it; put back what it was")
+            raise UserError(f"{file}: changed since the run in {out} began with it; put back what it was, or start a new run")
     if missing:
         files = " ".join(f"--plugin {shlex.quote(path)}" for path in sorted(set(missing.values())))
         raise UserError(

@@ -277,7 +277,7 @@ def test_a_single_file_or_tracker_may_be_a_text_and_a_folder_may_be_at_home(
     )
     assert run.path == tmp_path / "a" / "run.h5"
     assert (tmp_path / "a" / "rounds.csv").is_file()
-    plugins._used.clear()
+    assert plugins._used == {}, "files are named for one call"
     with pytest.raises(UserError, match=r"was run with aggregator my_fedavgm from files of its user"):
         flora_hpc.run(tmp_path / "a" / "config.yaml", out="~/a", resume=True)
 

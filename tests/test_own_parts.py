@@ -68,9 +68,7 @@ def test_a_run_with_own_parts_on_two_ranks_is_resumed_evaluated_shown_and_submit
     for command in (["show", out], ["report", out]):
         invoke(*command)
     plugins._used.clear()
-    assert "was run with method my_shift, partitioner my_stripes, aggregator my_fedavgm from files of its user" in refusal(
-        "evaluate", out
-    )
+    assert "was run with method my_shift, partitioner my_stripes from files of its user" in refusal("evaluate", out)
     assert f"add --plugin {parts / 'my_fedavgm.py'} --plugin {parts / 'my_shift.py'} --plugin" in refusal(
         *words(squares, out, 4), "--resume"
     )
@@ -82,7 +80,7 @@ def test_a_run_with_own_parts_on_two_ranks_is_resumed_evaluated_shown_and_submit
     file = parts / "my_shift.py"
     file.write_text(file.read_text() + "# another version\n")
     plugins._used.clear()
-    changed = f"--plugin {file}: changed since the run in {out} began with it; put back what it was"
+    changed = f"--plugin {file}: changed since the run in {out} began with it; put back what it was, or start a new run"
     assert refusal("evaluate", out, *own) == changed
     plugins._used.clear()
     assert refusal(*words(squares, out, 4), *own, "--resume") == changed
@@ -234,6 +232,34 @@ def test_a_rule_that_works_in_place_is_resumed_with_the_same_bits(squares: Path,
     said = invoke("run", QUICKSTART, *own, "-s", "rounds=4", "--out", tmp_path / "run", "--resume")
     assert "goes on: after round 1" in said
     assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
+
+
+RETURNS = {
+    "adapter": "not a Tensor; mend the rule",
+    "(adapter.double(), velocity)": "not float64 (4096,); mend the rule",
+    "(adapter[None], velocity)": "not float32 (1, 4096); mend the rule",
+    "(adapter * float('nan'), velocity)": "made numbers that are not finite; lower its step, or mend the rule",
+}
+
+
+@pytest.mark.parametrize("returned", RETURNS)
+def test_what_a_rule_returns_is_checked(returned: str, squares: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my_rule.py"
+    file.write_text(own_parts.FEDAVGM.lstrip().replace("return adapter + velocity, velocity", f"return {returned}"))
+    own = ["--plugin", file, "-s", "aggregator={name: my_rule}", "-s", f"data={{name: hdf5, path: {squares}}}"]
+    told = refusal("run", QUICKSTART, *own, "-s", "partition.num_clients=2", "-s", "rounds=1", "--out", tmp_path / "run")
+    assert told.endswith(RETURNS[returned])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("my_fedavgm", "Aggregator"), ("my_stripes", "Partitioner"), ("my_shift", "Method")])
+def test_what_a_build_returns_is_checked(name: str, kind: str, parts: Path) -> None:
+    file = parts / f"{name}.py"
+    start, _, _ = file.read_text().partition(f"return {kind}(")
+    file.write_text(start.rpartition("\n")[0] + "\n    return build\n")
+    family = {"Aggregator": "aggregator", "Partitioner": "partitioner", "Method": "method"}[kind]
+    section = "partition" if family == "partitioner" else family
+    told = refusal("plan", QUICKSTART, "--plugin", file, "-s", f"{section}={{name: {name}}}")
+    assert told == f"{family} '{name}': its build must return a {kind}, not a function; see docs/own-parts.md"
 
 
 def test_a_folder_without_parts(tmp_path: Path) -> None:

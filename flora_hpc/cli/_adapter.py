@@ -8,6 +8,8 @@ from pathlib import Path
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 
+NO_AGGREGATOR = ["aggregator={name: fedavg}"]  # a finished adapter needs no server's rule, which may be a user's own
+
 
 def note_round(run: Path) -> None:
     """Print a note on standard error when a run has played more rounds than its adapter has."""

@@ -156,7 +156,7 @@ def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test:
     """
     origin = Origin(images, rows, np.zeros(0, np.int64) if test is None else test)
     training = replace(images.take(rows), origin=origin)
-    partitioner: Partitioner = plugins.member("partitioners", options.name).build(options, training)
+    partitioner = plugins.build("partitioners", options, Partitioner, training)
     num_drawn = options.examples_per_client
     if num_drawn is not None:
         if num_drawn > len(rows):
