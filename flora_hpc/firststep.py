@@ -120,8 +120,10 @@ def make(
         local_rows = row_numbers(parts[comm.rank :: comm.size], blocks)
         for caption, start in parts[comm.rank :: comm.size]:
             jacobian[blocks[caption, start : start + ROWS]] = compute_rows(method, adapter, caption, start, width)
+        local_share = jacobian[local_rows].numpy().tobytes() if comm.size > 1 else b""
     if comm.size > 1:
-        shares = comm.allgather(jacobian[local_rows].numpy().tobytes())
+        shares = comm.allgather(local_share)
+        del local_share
         with computing():
             for rank, data in enumerate(shares):
                 if data and rank != comm.rank:

@@ -39,11 +39,13 @@ OTHERWISE = {  # what changes where and when work is done, and no bit of it
 @pytest.fixture(scope="module")
 def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fifth of the digits."""
-    path, table = tmp_path_factory.mktemp("digits") / "few.h5", digits.read()[:NUM_IMAGES]
-    pixels = np.round(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
+    path = tmp_path_factory.mktemp("digits") / "few.h5"
+    with np.load(digits.FILE) as known:
+        images, labels = known["images"][:NUM_IMAGES], known["labels"][:NUM_IMAGES].astype(np.int64)
+    pixels = np.round(images[..., None] * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
     with h5py.File(path, "w") as file:
         for part, rows in (("train", slice(0, 300)), ("test", slice(300, NUM_IMAGES))):
-            file[f"{part}/images"], file[f"{part}/labels"] = pixels[rows], table[rows, -1].astype(np.int64)
+            file[f"{part}/images"], file[f"{part}/labels"] = pixels[rows], labels[rows]
         file.attrs.update(class_names=json.dumps(digits.NAMES), encoding="raw", name="digits")
     return path
 
