@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Saved:
         if untested is not None:
             untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round writes into `row`
         # copies, since a server's rule may change its tensors in place while a thread writes them
-        point = Checkpoint(number, state.adapter.clone(), copied(state.server), untested, parts, self._identity.all)
+        point = Checkpoint(number, state.adapter.clone(), deepcopy(state.server), untested, parts, self._identity.all)
 
         def save() -> None:
             self.holds()
@@ -164,22 +165,12 @@ def forget_tests(rows: Rows, setup: Setup) -> None:
         rows["worst_client"][untested] = -1
 
 
-def copied(tree: Any) -> Any:
-    """A tree of tensors with tensors of its own."""
-    return mapped(tree, torch.Tensor.clone)
-
-
 def to(tree: Any, device: torch.device) -> Any:
     """A tree of tensors on `device`."""
-    return mapped(tree, lambda tensor: tensor.to(device))
-
-
-def mapped(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A tree of tensors, each of which is changed; a tree is a tensor, or a dictionary, tuple or list of trees."""
     if isinstance(tree, torch.Tensor):
-        return change(tree)
+        return tree.to(device)
     if isinstance(tree, dict):
-        return {key: mapped(value, change) for key, value in tree.items()}
+        return {key: to(value, device) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(mapped(value, change) for value in tree)
+        return type(tree)(to(value, device) for value in tree)
     return tree

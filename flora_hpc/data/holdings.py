@@ -184,8 +184,8 @@ def _checked(clients: Ints, num_examples: int, num_clients: int, name: str) -> I
     rule = f"{num_examples:,} whole numbers from -1 (nobody) to {num_clients - 1:,}, each client's at least once"
     what = f"partition.name: {name}: the result of its split must be {rule}"
     if not isinstance(clients, np.ndarray) or clients.shape != (num_examples,) or clients.dtype.kind not in "iu":
-        given = f"{clients.dtype} {clients.shape}" if isinstance(clients, np.ndarray) else type(clients).__name__
-        raise UserError(f"{what}, and is {given}; mend the partitioner")
+        description = f"{clients.dtype} {clients.shape}" if isinstance(clients, np.ndarray) else type(clients).__name__
+        raise UserError(f"{what}, and is {description}; mend the partitioner")
     wrong = clients[(clients < -1) | (clients >= num_clients)]
     if len(wrong):
         raise UserError(f"{what}, and has client {wrong[0]}; mend the partitioner")
