@@ -1,40 +1,33 @@
-"""Write and read checkpoints: one file per saved round, and one file per rank that keeps optimizer states of clients.
+"""Write and read checkpoints: one file per saved round, and one file per rank with what clients keep between rounds.
 
     checkpoint/round-000012.safetensors          adapter, server state, a round that is not tested yet
-    checkpoint/round-000012-rank-3.safetensors   optimizers of the clients that rank 3 trained
+    checkpoint/round-000012-rank-3.safetensors   memories of the clients whose home is rank 3, one row for each client
 
 A file is complete or missing: it is written under another name, synced and renamed. The files of the ranks are written before the
 file of the round, which lists their names. Each file has a checksum of all its numbers. The two newest rounds are kept, so that a
-damaged file costs one round.
+damaged file costs one round. Memories may be larger than what is free in memory, so their files are written and read in pieces.
 """
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
-from flora_hpc.data.images import Ints
-from flora_hpc.errors import UserError, reason
-from flora_hpc.optimizers import Kept
-from flora_hpc.records import disk
+from flora_hpc import tensorfile
+from flora_hpc.errors import UserError
+from flora_hpc.memories import Memories
 from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
+from flora_hpc.tensorfile import DamagedError, Tensors
 
-FORMAT = "2"
 NUM_KEPT = 2  # rounds
 TABLES = {"row": ROUNDS, "ranks": RANKS, "clients": CLIENTS}  # parts of a RoundRecord
 NAME = re.compile(r"round-(\d+)\.safetensors")
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,13 +38,9 @@ class Checkpoint:
     adapter: torch.Tensor  # (num_params,) float32
     server: Any  # None, a tensor, or a tuple, list or dict of these
     untested: RoundRecord | None = None  # this round's record, when the round is tested during the next round
-    parts: tuple[str, ...] = field(default=())  # names of the files with optimizers
+    parts: tuple[str, ...] = field(default=())  # names of the files of the ranks
     identity: Mapping[str, str] = field(default_factory=dict)  # name of each input (data, weights, ...) -> its digest
     run: str = ""  # the digest of the run's configuration; set by `read`
-
-
-class DamagedError(Exception):
-    """The reason why a file cannot be used."""
 
 
 def path(folder: Path, number: int) -> Path:
@@ -72,7 +61,7 @@ def write(folder: Path, checkpoint: Checkpoint, run: str) -> None:
             tensors[f"untested.{name}"] = torch.from_numpy(np.frombuffer(rows, np.uint8).copy())
     facts = {"round": str(checkpoint.round), "run": run, "server": json.dumps(tree), "shards": json.dumps(checkpoint.parts)}
     facts["identity"] = json.dumps(dict(checkpoint.identity))
-    _write(path(folder, checkpoint.round), tensors, facts)
+    tensorfile.write(path(folder, checkpoint.round), tensors, facts)
     prune(folder, checkpoint.round, NUM_KEPT)
 
 
@@ -84,19 +73,16 @@ def prune(folder: Path, last: int, num_kept: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def write_optimizers(folder: Path, number: int, rank: int, groups: Iterable[Kept]) -> str:
-    """Write one rank's optimizer states, by client, and return the name of the file. Raises UserError like `write`."""
-    file, groups = folder / f"round-{number:06d}-rank-{rank}.safetensors", list(groups)
-    tensors = {"clients": torch.tensor([client for group in groups for client in group.clients.tolist()], dtype=torch.int64)}
-    for i, parts in enumerate(zip(*(group.state for group in groups), strict=True)):
-        tensors[str(i)] = torch.cat([part.cpu() for part in parts])
-    _write(file, tensors, {"round": str(number)})
+def write_memories(folder: Path, number: int, rank: int, memories: Memories) -> str:
+    """Write the rows at the home of one rank, and return the name of the file. Raises UserError like `write`."""
+    file, facts = folder / f"round-{number:06d}-rank-{rank}.safetensors", {"round": str(number)} | _layout(memories)
+    tensorfile.write_rows(file, memories.clients, memories.width, (rows for _, rows in memories.pieces()), facts)
     return file.name
 
 
 def read(data: bytes) -> Checkpoint:
     """The checkpoint in the bytes of a file that `write` wrote. Raises DamagedError for other bytes."""
-    tensors, facts = _checked(data)
+    tensors, facts = tensorfile.read(data)
     try:
         untested = None
         if "untested.row" in tensors:
@@ -110,26 +96,36 @@ def read(data: bytes) -> Checkpoint:
         raise DamagedError(f"it lacks {error}") from None
 
 
-def read_optimizers(folder: Path, files: Iterable[str], groups: Sequence[Ints]) -> list[Kept]:
-    """The optimizer states of these groups of clients. Raises UserError when a file cannot be read, or a client is in no file."""
-    places = {client: (group, row) for group, clients in enumerate(groups) for row, client in enumerate(clients.tolist())}
-    states: list[tuple[torch.Tensor, ...]] = [()] * len(groups)
+def read_memories(folder: Path, files: Iterable[str], memories: Memories) -> None:
+    """Load the rows of the clients whose home is this rank; any number of ranks may have written the files.
+
+    Raises UserError when a file cannot be read, or when clients kept something else.
+    """
     for name in files:
         try:
-            tensors, _ = _checked((folder / name).read_bytes())
+            _read_rows(folder / name, memories)
         except (OSError, DamagedError) as error:
             raise UserError(f"{folder / name}: cannot be used ({error}); all nodes must see the files of the run") from None
-        parts = [tensors[str(i)] for i in range(len(tensors) - 1)]
-        for row, client in enumerate(tensors["clients"].tolist()):
-            if client not in places:
-                continue
-            group, group_row = places.pop(client)
-            states[group] = states[group] or tuple(part.new_zeros(len(groups[group]), *part.shape[1:]) for part in parts)
-            for state, part in zip(states[group], parts, strict=True):
-                state[group_row] = part[row]
-    if places:
-        raise UserError(f"{folder}: keeps no optimizer of client {min(places)}; start a new run with another --out")
-    return [Kept(clients, state) for clients, state in zip(groups, states, strict=True)]
+
+
+def _read_rows(file: Path, memories: Memories) -> None:
+    with tensorfile.opened(file) as (tensors, facts):
+        if "names" not in facts:
+            raise DamagedError("an earlier flora-hpc wrote it")
+        layout = {key: facts[key] for key in ("names", "widths")}
+        clients = tensors.get_tensor("clients").numpy()
+    if layout != _layout(memories):
+        raise UserError(
+            f"{file}: a client kept {_sentence(**layout)}, and keeps {_sentence(**_layout(memories))} in this run; "
+            "go on with the configuration that the run was started with"
+        )
+    if not memories.is_home(clients).any():
+        return
+    first = 0
+    for name, piece in tensorfile.read_pieces(file):
+        if name == "rows":
+            memories.load(clients[first : first + len(piece)], piece.numpy())
+            first += len(piece)
 
 
 def newest(folder: Path, run: str, last_round: int) -> tuple[bytes, Checkpoint | None, list[str]]:
@@ -145,7 +141,8 @@ def newest(folder: Path, run: str, last_round: int) -> tuple[bytes, Checkpoint |
             data = file.read_bytes()
             checkpoint = read(data)
             for part in checkpoint.parts:
-                _checked((folder / part).read_bytes())
+                for _ in tensorfile.read_pieces(folder / part):
+                    """Read all pieces, which checks them."""
         except (OSError, DamagedError) as error:
             notes.append(f"{file} cannot be used ({error})")
             continue
@@ -169,44 +166,14 @@ def _rounds(folder: Path) -> list[int]:
     return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
-def _write(file: Path, tensors: Tensors, facts: dict[str, str]) -> None:
-    """Write a complete file or none."""
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    facts = facts | {"format": FORMAT}
-    part = file.with_suffix(".part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save(tensors, facts | {"checksum": _checksum(tensors, facts)}))
-        disk.commit(part, file)
-    except OSError as error:
-        with suppress(OSError):  # on a read-only disk no file can be removed
-            part.unlink()
-        raise UserError(
-            f"{file}: cannot be written ({reason(error)}); make room or make it writable, and go on with --resume"
-        ) from None
+def _layout(memories: Memories) -> dict[str, str]:
+    """What a row has, as facts of a file."""
+    return {"names": json.dumps(memories.names), "widths": json.dumps(memories.widths)}
 
 
-def _checked(data: bytes) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and facts (metadata) of a file. Raises DamagedError unless its checksum is that of its content."""
-    try:
-        tensors = load(data)
-        facts: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        checksum = facts.pop("checksum")
-    except (SafetensorError, LookupError, ValueError) as error:
-        raise DamagedError(f"it is no checkpoint: {' '.join(str(error).split())}") from None
-    if facts.get("format") != FORMAT:
-        raise DamagedError(f"its format is {facts.get('format')}, and here it is {FORMAT}")
-    if checksum != _checksum(tensors, facts):
-        raise DamagedError("its checksum is not that of its content")
-    return tensors, facts
-
-
-def _checksum(tensors: Tensors, facts: Mapping[str, str]) -> str:
-    digest = hashlib.blake2b(json.dumps(sorted(facts.items())).encode(), digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _sentence(names: str, widths: str) -> str:
+    """'moments (1,024), steps (1)', from the facts of a file."""
+    return ", ".join(f"{name} ({width:,})" for name, width in zip(json.loads(names), json.loads(widths), strict=True)) or "nothing"
 
 
 def _flatten(tree: Any, name: str, into: Tensors) -> Any:

@@ -13,6 +13,7 @@ from flora_hpc.filekinds import ADDRESS, WINDOWS
 from flora_hpc.plugins import BaseOptions
 from flora_hpc.strict import StrictModel, check_text
 
+PARTS = ("sharing", "local", "transform", "combine", "server")  # of an algorithm; optional sections that name another algorithm's
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -103,7 +104,7 @@ class ClientConfig(Section):
     momentum: Decay = Field(0.0, description="sgd: share of the last step that is kept; adam and adamw refuse it")
     shuffle: bool = Field(True, description="a new order of the examples in every epoch")
     optimizer_state: Literal["reset", "keep"] = Field(
-        "reset", description="start the optimizer afresh in every round, or keep each client's state (every client in every round)"
+        "reset", description="start the optimizer afresh in every round, or keep each client's state"
     )
     first_step: Literal["auto", "each", "jacobian"] = Field(
         "auto",
@@ -178,18 +179,18 @@ class Config(Section):
     partition: SerializeAsAny[BaseOptions]
     cohort: CohortConfig = CohortConfig()
     client: ClientConfig = ClientConfig()
-    aggregator: SerializeAsAny[BaseOptions]
+    algorithm: SerializeAsAny[BaseOptions]
+    sharing: SerializeAsAny[BaseOptions] | None = None
+    local: SerializeAsAny[BaseOptions] | None = None
+    transform: SerializeAsAny[BaseOptions] | None = None
+    combine: SerializeAsAny[BaseOptions] | None = None
+    server: SerializeAsAny[BaseOptions] | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     comm: CommConfig = CommConfig()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "Config":
-        if self.client.optimizer_state == "keep" and self.cohort.assignment == "dynamic":
-            raise ValueError(
-                "client.optimizer_state: 'keep' needs clients that stay on their rank, which cohort.assignment: dynamic moves; "
-                "set cohort.assignment: balanced"
-            )
         registered: int | None = getattr(self.partition, "num_clients", None)
         if registered is None:  # a file lists the clients, or the partition has mistakes and was replaced by a stand-in
             return self
@@ -202,11 +203,6 @@ class Config(Section):
         if self.cohort.size is not None and self.cohort.size > registered:
             cure = " or raise partition.num_clients" if getattr(self.partition, "num_clients", None) is not None else ""
             return f"cohort.size: {self.cohort.size} clients a round, but only {registered} are registered; lower cohort.size{cure}"
-        if self.client.optimizer_state == "keep" and self.cohort.num_clients(registered) < registered:
-            return (
-                "client.optimizer_state: 'keep' needs every client in every round (cohort.fraction: 1.0); "
-                "set client.optimizer_state: reset"
-            )
         return None
 
     def essence(self) -> "Config":

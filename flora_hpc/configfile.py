@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from flora_hpc import filekinds, plugins, yamltext
-from flora_hpc.config import CommConfig, Config
+from flora_hpc.config import PARTS, CommConfig, Config
 from flora_hpc.configerrors import SENTENCES, explain, shown
 from flora_hpc.errors import UserError, did_you_mean, reason
 from flora_hpc.plugins import BaseOptions
 from flora_hpc.userparts import Part
 
-FAMILY_OF = {"method": "methods", "data": "datasets", "partition": "partitioners", "aggregator": "aggregators"}
-DEFAULT_MEMBER = {"method": "flora", "data": "digits", "partition": "iid", "aggregator": "fedavg"}
+FAMILY_OF = {"method": "methods", "data": "datasets", "partition": "partitioners", "algorithm": "algorithms"} | dict.fromkeys(
+    PARTS, "algorithms"
+)
+DEFAULT_MEMBER = {"method": "flora", "data": "digits", "partition": "iid", "algorithm": "fedavg"} | dict.fromkeys(PARTS, "fedavg")
+BY_NAME = ("algorithm", *PARTS)  # sections that may be a name alone: `algorithm: fedprox`
 MAX_BYTES = 2**20  # a larger file is no configuration
 INSTEAD_OF = {"cohort.size": "cohort.fraction", "cohort.fraction": "cohort.size"}
 
@@ -39,7 +42,7 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[s
 
 def load_values(source: Path | Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     """Like `load`, from a file or a nested mapping; `given` has Python values by dotted key."""
-    tree, origin = _read_all(source) if isinstance(source, Path) else (_copied(source), {})
+    tree, origin = _read_all(source) if isinstance(source, Path) else (_named(_copied(source)), {})
     return _checked(tree, origin, Layer(given, "override"), source.name if isinstance(source, Path) else "config")
 
 
@@ -48,8 +51,11 @@ def _checked(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: s
     notes = _apply(tree, layer)
     valid_keys = _valid_keys(tree)
     problems: list[tuple[str, str]] = []
+    if tree.pop("aggregator", None) is not None:
+        problems.append(("aggregator", "aggregator: is the server part of an algorithm now; write algorithm: fedavg instead"))
     for section, family in FAMILY_OF.items():
-        tree[section] = _member_options(section, family, tree.get(section, {}), valid_keys, problems)
+        if section not in PARTS or tree.get(section) is not None:
+            tree[section] = _member_options(section, family, tree.get(section, {}), valid_keys, problems)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -75,7 +81,7 @@ def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
 
 def load_comm_values(source: Path | Mapping[str, Any], values: Mapping[str, Any]) -> CommConfig:
     """The same from a file or a nested mapping, with overrides as Python values by dotted key."""
-    return _comm(lambda: _read_all(source)[0] if isinstance(source, Path) else _copied(source), lambda: values)
+    return _comm(lambda: _read_all(source)[0] if isinstance(source, Path) else _named(_copied(source)), lambda: values)
 
 
 def _comm(read: Callable[[], dict[str, Any]], overrides: Callable[[], Mapping[str, Any]]) -> CommConfig:
@@ -115,7 +121,8 @@ def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
 
 def own_parts(config: Config) -> list[Part]:
     """The user's plugins that a configuration names."""
-    parts = [plugins.own_part(family, getattr(config, section).name) for section, family in FAMILY_OF.items()]
+    members = {(family, options.name): None for section, family in FAMILY_OF.items() if (options := getattr(config, section))}
+    parts = [plugins.own_part(family, name) for family, name in members]
     return [part for part in parts if part is not None]
 
 
@@ -185,7 +192,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         content = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', but holds {content}")
-    return tree
+    return _named(tree)
+
+
+def _named(tree: dict[str, Any]) -> dict[str, Any]:
+    """The same tree, where a section that is a name alone becomes a section with this name."""
+    return {key: {"name": value} if key in BY_NAME and isinstance(value, str) else value for key, value in tree.items()}
 
 
 def _split_override(text: str) -> tuple[str, Any]:
@@ -205,7 +217,8 @@ def _split_override(text: str) -> tuple[str, Any]:
 
 def _apply(tree: dict[str, Any], layer: Layer) -> list[str]:
     """Put the values of a layer into the tree. Returns a note for each key that no longer applies and is removed."""
-    notes, values = [], layer.values
+    notes = []
+    values = {f"{key}.name" if key in BY_NAME and isinstance(value, str) else key: value for key, value in layer.values.items()}
     for key, value in values.items():
         section, _, rest = key.partition(".")
         alternative = INSTEAD_OF.get(key)
@@ -224,7 +237,9 @@ def _apply(tree: dict[str, Any], layer: Layer) -> list[str]:
         *parents, last = key.split(".")
         branch = tree
         for parent in parents:
-            branch = branch.setdefault(parent, {})
+            if branch.get(parent) is None:
+                branch[parent] = {}
+            branch = branch[parent]
             if not isinstance(branch, dict):
                 raise UserError(f"{layer.name} {key}: '{parent}' holds a value, not keys of its own")
         branch[last] = value
@@ -245,6 +260,9 @@ def _member_options(section: str, family: str, branch: Any, valid_keys: list[str
     stand_in = BaseOptions(name=DEFAULT_MEMBER[section])
     if not isinstance(branch, dict):
         problems.append((section, f"{section}: must hold keys such as 'name: {stand_in.name}', not {shown(branch)}"))
+        return stand_in
+    if section in PARTS and "name" not in branch:
+        problems.append((section, f"{section}: must name the algorithm whose part it is, such as name: {stand_in.name}"))
         return stand_in
     branch = {"name": DEFAULT_MEMBER[section]} | branch
     if not isinstance(branch["name"], str):

@@ -8,6 +8,8 @@ A client with a larger product, or with a product that is not finite, is dropped
 The idea of adding in fixed bins is that of Demmel and Nguyen, "Fast Reproducible Floating-Point Summation" (ARITH 2013).
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,20 +21,30 @@ CACHED_BLOCK = 2**17  # on a processor: a block and its temporaries fit into the
 
 
 class ExactSum:
-    """A running sum of weighted updates, in one flat int64 buffer: coarse parts, fine parts, total weight."""
+    """A running sum of weighted rows, in one flat int64 buffer: coarse parts, fine parts, total weight.
 
-    def __init__(self, num_params: int) -> None:
+    `buffer` (2 * num_params + 1,) int64 are zeros to count in, such as a part of a larger buffer.
+    """
+
+    def __init__(self, num_params: int, buffer: torch.Tensor | None = None) -> None:
         self._num_params = num_params
-        self._buffer = torch.zeros(2 * num_params + 1, dtype=torch.int64)
+        self._buffer = torch.zeros(2 * num_params + 1, dtype=torch.int64) if buffer is None else buffer
         self._scratch = torch.empty(0, dtype=torch.float64)  # reused: allocating it each time costs as much as the sum
 
-    def add(self, updates: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Add updates (num_clients, num_params) float32 with whole-number weights (num_clients,) int64.
+    def fits(self, updates: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Whether each product of updates (num_clients, num_params) and weights (num_clients,) can be added: (num_clients,) bool.
 
-        Returns (num_clients,) bool: False for a dropped client, with a product that is not finite or too large.
+        False for a client with a product that is not finite or too large.
         """
         largest = torch.maximum(updates.amax(1), -updates.amin(1)) if self._num_params else torch.zeros(len(updates))
-        fits = largest.double().cpu() * weights < LIMIT  # false for NaN, too
+        return largest.double().cpu() * weights < LIMIT  # false for NaN, too
+
+    def add(self, updates: torch.Tensor, weights: torch.Tensor, fits: torch.Tensor | None = None) -> torch.Tensor:
+        """Add updates (num_clients, num_params) float32 with whole-number weights (num_clients,) int64.
+
+        Returns (num_clients,) bool: False for a dropped client. `fits` gives this mask, where other rows of a client decide, too.
+        """
+        fits = self.fits(updates, weights) if fits is None else fits
         all_fit = bool(fits.all())
         coarse_sum, fine_sum = self._buffer[:-1].view(2, self._num_params)
         # a power of two changes no digit, so the weight is scaled instead of the product
@@ -74,6 +86,48 @@ class ExactSum:
         for block in blocks(self._num_params, 1, mean.device) if self.total else []:
             mean[block] = coarse[block].double().div_(COARSE).add_(fine[block].double().div_(FINE)).div_(self.total)
         return mean
+
+
+class ExactSums:
+    """The exact sums of several rows that each client sends, and the number of clients, in one buffer for one allreduce.
+
+    `widths` maps the name of each row to its numbers.
+    """
+
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        sizes = [2 * width + 1 for width in widths.values()]
+        self._buffer = torch.zeros(sum(sizes) + 1, dtype=torch.int64)
+        *parts, self._num_clients = torch.split(self._buffer, [*sizes, 1])
+        self._sums = {name: ExactSum(widths[name], part) for name, part in zip(widths, parts, strict=True)}
+
+    def add(self, rows: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Add rows (num_clients, n) float32 with weights (num_clients,) int64.
+
+        Returns (num_clients,) bool: False for a dropped client. One row that cannot be added drops its client from all sums.
+        """
+        fits = torch.stack([self._sums[name].fits(rows[name], weights[name]) for name in rows]).all(0)
+        for name in rows:
+            self._sums[name].add(rows[name], weights[name], fits)
+        self._num_clients += fits.sum()
+        return fits
+
+    @property
+    def buffer(self) -> npt.NDArray[np.int64]:
+        """The buffer for the allreduce: a view, so the sums over ranks are written into this object."""
+        return self._buffer.numpy()
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients were added."""
+        return int(self._num_clients)
+
+    def total(self, name: str) -> int:
+        """The sum of the weights of a row."""
+        return self._sums[name].total
+
+    def means(self) -> dict[str, torch.Tensor]:
+        """The weighted mean (n,) float32 of each row; zeros when no client was added."""
+        return {name: row.mean() for name, row in self._sums.items()}
 
 
 def _whole_sum(numbers: torch.Tensor) -> torch.Tensor:

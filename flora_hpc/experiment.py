@@ -7,9 +7,9 @@ from typing import cast
 import numpy as np
 import torch
 
-from flora_hpc import embed, evaluate, firststep, groupsize, plugins, seeds
+from flora_hpc import embed, evaluate, federation, firststep, groupsize, plugins, seeds
 from flora_hpc.accuracy import AdapterTests
-from flora_hpc.aggregators._aggregator import Aggregator
+from flora_hpc.algorithms import _algorithm
 from flora_hpc.clip import identity as model_identity
 from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip, load
@@ -25,6 +25,7 @@ from flora_hpc.data.store import Damage
 from flora_hpc.errors import UserError
 from flora_hpc.exact import MAX_CLIENTS
 from flora_hpc.identity import Identity, of_data, of_parts, sources
+from flora_hpc.memories import Memories
 from flora_hpc.methods._method import Method, Setting
 from flora_hpc.plugins import BaseOptions
 from flora_hpc.records.split import Split
@@ -33,6 +34,7 @@ from flora_hpc.setup import Setup, Site
 from flora_hpc.shared import NothingShared, Shared
 
 MAX_ODD_SHARE = 0.1  # a user is warned of more odd images than this share of those examined; any data has a few
+MANY_SIZES = 10_000  # clients whose numbers of steps are compared before round 0
 SHOWN = 10  # damaged images named in a message
 
 
@@ -95,7 +97,8 @@ def build(config: Config, device: torch.device, room: devices.Room, shared: Shar
     images = checks.checked(shared.recall("dataset", _data_key(config), lambda: dataset(config)))
     clip = own_clip(config, device, shared)
     setup = make_setup(config, images, clip, device, room)
-    return Experiment(config, checks.warned(images, (*setup.holdings.warnings, *setup.method.warnings)), clip, setup)
+    warnings = (*setup.holdings.warnings, *setup.method.warnings, *setup.federation.warnings)
+    return Experiment(config, checks.warned(images, warnings), clip, setup)
 
 
 def own_clip(config: Config, device: torch.device, shared: Shared) -> Clip:
@@ -135,6 +138,8 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         raise UserError(
             f"cohort: {num_clients:,} clients in a round are more than the {MAX_CLIENTS:,} that an exact sum holds; lower it"
         )
+    parts = make_federation(config, dataset, method, holders)
+    size, _ = group_size(config, dataset, clip, method, holders, room, parts)
     return Setup(
         seed=config.seed,
         rounds=config.rounds,
@@ -142,23 +147,37 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         client=config.client,
         evaluate=config.evaluate,
         method=method,
-        aggregator=plugins.build("aggregators", config.aggregator, Aggregator),
+        federation=parts,
         holdings=holders,
-        grouping=Grouping(
-            group_size(config, dataset, clip, method, holders, room)[0].clients, alike=method.per_example, fixed=room.gpu
-        ),
-        by_jacobian=by_jacobian(config, clip, method, num_clients, room.gpu),
+        grouping=Grouping(size.clients, alike=method.per_example, fixed=room.gpu),
+        num_classes=len(dataset.captions),
+        by_jacobian=by_jacobian(config, clip, method, num_clients, room.gpu, parts),
         labels=torch.from_numpy(images.labels).to(device),
         test=torch.from_numpy(dataset.test).to(device),
     )
 
 
+def make_federation(config: Config, dataset: Dataset, method: Method, holders: holdings.Holdings) -> federation.Federation:
+    """Build the algorithm's parts. Raises UserError for parts that do not go together, or not with the method or the data."""
+    setting = _algorithm.Setting(config.client, tuple(method.shapes), dataset.paired, holders.num_clients)
+    parts = federation.build(config, method, setting)
+    some = np.arange(0, holders.num_clients, max(1, holders.num_clients // MANY_SIZES))
+    steps = -(-holders.sizes(some) // config.client.batch_size) * config.client.epochs
+    return replace(parts, warnings=(*parts.warnings, *federation.warn_of_unequal_steps(parts, int(steps.min()), int(steps.max()))))
+
+
 def group_size(
-    config: Config, dataset: Dataset, clip: Clip, method: Method, holders: holdings.Holdings, room: devices.Room
+    config: Config,
+    dataset: Dataset,
+    clip: Clip,
+    method: Method,
+    holders: holdings.Holdings,
+    room: devices.Room,
+    parts: federation.Federation,
 ) -> tuple[groupsize.GroupSize, groupsize.Load]:
     """The largest group of clients, with the limit that decides it, and the memory that one client needs."""
     client, num_clients = config.client, config.cohort.num_clients(holders.num_clients)
-    jacobian = by_jacobian(config, clip, method, num_clients, room.gpu)
+    jacobian = by_jacobian(config, clip, method, num_clients, room.gpu, parts)
     one_step = client.epochs == 1 and holders.largest <= client.batch_size
     load = groupsize.load(clip, method, client, len(dataset.captions), encodes=not (jacobian and one_step))
     if client.group_size:
@@ -167,11 +186,11 @@ def group_size(
     return groupsize.choose(num_clients, load, free), load
 
 
-def by_jacobian(config: Config, clip: Clip, method: Method, num_clients: int, on_gpu: bool) -> bool:
+def by_jacobian(config: Config, clip: Clip, method: Method, num_clients: int, on_gpu: bool, parts: federation.Federation) -> bool:
     """Whether a round's `num_clients` compute their first step with a Jacobian. Raises UserError if requested but impossible."""
     text = groupsize.tower(getattr(clip.model, "text", clip.model))
     backward_flops = 24 * text.blocks * text.width**2  # as many as forwards: weights are frozen
-    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, backward_flops)
+    return firststep.choose(config.client.first_step, method, on_gpu, num_clients, backward_flops, parts.num_private > 0)
 
 
 def build_method(options: BaseOptions, number_format: str, dataset: Dataset, clip: Clip, holders: holdings.Holdings) -> Method:
@@ -287,12 +306,25 @@ def warnings(experiment: Experiment, num_threads: int) -> list[str]:
 
 
 def first_state(experiment: Experiment, site: Site) -> State:
-    """The state before training; rank 0 broadcasts its initial adapter to all ranks, once."""
+    """The state before training."""
+    adapter = initial_adapter(experiment, site)
+    server = experiment.setup.federation.server.init(adapter)
+    return State(adapter, server, tests(experiment, site), memories(experiment, site, adapter))
+
+
+def initial_adapter(experiment: Experiment, site: Site) -> torch.Tensor:
+    """The adapter (num_params,) before training; rank 0 broadcasts it to all ranks, once."""
     setup = experiment.setup
     adapter = setup.method.pack(setup.method.init(seeds.generator(setup.seed, "initial adapter")))
     site.comm.broadcast(adapter.numpy())
-    adapter = adapter.to(site.device)
-    return State(adapter, setup.aggregator.init(adapter), {}, tests(experiment, site))
+    return adapter.to(site.device)
+
+
+def memories(experiment: Experiment, site: Site, adapter: torch.Tensor) -> Memories | None:
+    """Memories of clients, none of which is there yet; None where clients remember nothing. `adapter` is the initial one."""
+    setup = experiment.setup
+    initial = setup.federation.memory(adapter, setup.client)
+    return Memories(site.comm, initial, site.room.num_bytes) if initial else None
 
 
 def tests(experiment: Experiment, site: Site) -> AdapterTests:

@@ -51,8 +51,11 @@ class FirstStep:
         return torch.cat(parts)
 
 
-def why_not(method: Method) -> str | None:
-    """The reason why clients cannot share the features of captions in their first step; None when they can."""
+def why_not(method: Method, has_private: bool = False) -> str | None:
+    """The reason why clients cannot share the features of captions in their first step; None when they can.
+
+    `has_private` tells whether some trained tensors stay with each client.
+    """
     reasons = {
         "each client sees the pixels of its own images": method.sees == "pixels",
         "each client encodes the captions of its own images": method.paired,
@@ -60,11 +63,12 @@ def why_not(method: Method) -> str | None:
         "the text tower's own code runs": not method.positions_alone,
         "each client drops out other numbers": method.noisy,
         "clients hold different parts of the adapter": method.holds is not None,
+        "each client keeps a part of the adapter": has_private,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def choose(requested: str, method: Method, on_gpu: bool, num_clients: int, flops: int) -> bool:
+def choose(requested: str, method: Method, on_gpu: bool, num_clients: int, flops: int, has_private: bool = False) -> bool:
     """Decide whether the `num_clients` clients of a round make their first step by a Jacobian.
 
     The answer never depends on the number of ranks, so the bytes that ranks send each other are not counted; `plan` shows them.
@@ -72,7 +76,7 @@ def choose(requested: str, method: Method, on_gpu: bool, num_clients: int, flops
     `requested` and impossible.
     """
     num_outputs = prod(method.text_shape)
-    reason = why_not(method) or ("it is for CPUs so far" if on_gpu else None)
+    reason = why_not(method, has_private) or ("it is for CPUs so far" if on_gpu else None)
     if reason is None and 4 * num_outputs * method.num_params > MAX_BYTES:
         reason = f"its {num_outputs:,} x {method.num_params:,} numbers take more than a gibibyte"
     if requested == "jacobian" and reason is not None:
@@ -93,11 +97,11 @@ def sent_bytes(method: Method, by_jacobian: bool, num_ranks: int) -> int:
     return num_bytes(method, by_jacobian) if num_ranks > 1 else 0
 
 
-def describe(method: Method, by_jacobian: bool) -> str:
+def describe(method: Method, by_jacobian: bool, has_private: bool = False) -> str:
     """Describe how the first step is computed, for people."""
     if by_jacobian:
         return "one Jacobian of the captions' features for all clients, and a product for each"
-    if (reason := why_not(method)) is not None:
+    if (reason := why_not(method, has_private)) is not None:
         return f"as every other, since {reason}"
     return "captions are encoded once for all clients of a group, forwards"
 

@@ -81,7 +81,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
     clients = cohort.sample(config.cohort, setup.holdings.num_clients, config.seed, 1)
     sizes, groups = setup.holdings.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
     largest = max(len(group) for rank_groups in groups for group in rank_groups)
-    choice, load = experiment.group_size(config, dataset, built.clip, method, setup.holdings, room)
+    choice, load = experiment.group_size(config, dataset, built.clip, method, setup.holdings, room, setup.federation)
     bound = (
         choice.bound
         if any(len(rank_groups) > 1 for rank_groups in groups) or num_ranks == 1
@@ -105,7 +105,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
         bound=bound,
         group_bytes=load.of_group(largest),
         room=room,
-        first_step=firststep.describe(method, setup.by_jacobian),
+        first_step=firststep.describe(method, setup.by_jacobian, setup.federation.num_private > 0),
         assignment=ASSIGNMENTS[config.cohort.assignment].format("group" if setup.grouping.fixed else "client"),
         how=method.how,
         num_params=method.num_params,

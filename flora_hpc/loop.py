@@ -123,7 +123,7 @@ class Loop:
             try:
                 records = play(self.setup, self.site, self.state, number)
             except AbandonedError:
-                self.stop_after(number - 1, abandoned=True)
+                self.stop_after(number - 1)
             self.refuse_empty(number, records)
             write = self.save(number) if self.is_saved(number) else lambda: None
             with self.site.comm.phase("log"):
@@ -140,12 +140,11 @@ class Loop:
     def save(self, number: int) -> Callable[[], None]:
         """Save this rank's part of the state after round `number`. Returns what saves the rest, called once the round is logged."""
         self.last_saved = number
-        return self.saved.write(self.setup, self.site, self.state, number)
+        return self.saved.write(self.site, self.state, number)
 
-    def stop_after(self, number: int, abandoned: bool = False) -> None:
+    def stop_after(self, number: int) -> None:
         """Save the state after round `number` if it is not saved yet, and raise StoppedError on every rank."""
-        optimizers_are_inconsistent = abandoned and self.setup.client.optimizer_state == "keep"  # some are of the abandoned round
-        if number > self.last_saved and not optimizers_are_inconsistent:
+        if number > self.last_saved:
             self.observers.rounds([], self.save(number))
         together(self.site.comm, self.observers.flush)  # the launcher may kill all ranks when one rank leaves early
         where = f"after round {self.last_saved} of {self.config.rounds}" if self.last_saved >= 0 else "before round 0"
@@ -201,6 +200,7 @@ def shared_counters(config: Config, site: Site) -> counters.Counters:
 def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
     """The description of the whole run for observers."""
     config, setup, features = built.config, built.setup, built.features
+    first_step = firststep.describe(setup.method, setup.by_jacobian, setup.federation.num_private > 0)
     return RunInfo(
         seed=config.seed,
         config=config.to_yaml(),
@@ -221,7 +221,7 @@ def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
         num_clients=setup.holdings.num_clients,
         num_params=setup.method.num_params,
         payload_bytes=setup.method.payload_bytes,
-        how=f"{setup.method.how}; first step: {firststep.describe(setup.method, setup.by_jacobian)}",
+        how=f"{setup.method.how}; first step: {first_step}",
         group_size=setup.grouping.most,
         num_groups=sum(map(len, groups_of_ranks(setup, site.comm.size, 1))),
         split=experiment.split(built) if site.comm.rank == 0 else None,

@@ -10,16 +10,8 @@ from typing import NamedTuple
 import torch
 
 from flora_hpc.config import ClientConfig
-from flora_hpc.data.images import Ints
 
 State = tuple[torch.Tensor, ...]  # (num_clients, num_params) or (num_clients, 1) each, float32
-
-
-class Kept(NamedTuple):
-    """Optimizer states of a group, kept from one round to the next."""
-
-    clients: Ints  # (num_clients,)
-    state: State
 
 
 class Optimizer(NamedTuple):
@@ -33,10 +25,11 @@ class Optimizer(NamedTuple):
     step: Callable[[torch.Tensor, torch.Tensor, State, ClientConfig], None]
 
 
-def forget(state: State, clients: torch.Tensor) -> None:
-    """Reset the state of the clients in the mask `clients` (num_clients,) bool, in place: NaN in a state would never leave it."""
-    for part in state:
-        part.masked_fill_(clients[:, None].to(part.device), 0.0)
+def penalized(gradient: torch.Tensor, params: torch.Tensor, config: ClientConfig) -> torch.Tensor:
+    """The gradient of a client's objective: of its loss, plus the L2 penalty where the optimizer adds one."""
+    if config.optimizer == "adamw" or not config.weight_decay:
+        return gradient
+    return gradient + config.weight_decay * params
 
 
 def first(state: State, num_clients: int) -> State:

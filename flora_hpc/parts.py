@@ -1,6 +1,7 @@
-"""What your own method, partitioner, dataset or aggregator is written with; docs/own-parts.md shows one of each."""
+"""What your own method, partitioner, dataset or algorithm is written with; docs/own-parts.md shows one of each."""
 
-from flora_hpc.aggregators._aggregator import Aggregator
+from flora_hpc.algorithms._algorithm import Algorithm, Combine, Ended, Local, LocalStep, Now, Server, Sharing, Transform
+from flora_hpc.algorithms._algorithm import Setting as AlgorithmSetting
 from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, assemble
 from flora_hpc.errors import UserError
@@ -8,15 +9,24 @@ from flora_hpc.methods._method import Method, Setting, cosine_scores, describe, 
 from flora_hpc.plugins import BaseOptions
 
 __all__ = [
-    "Aggregator",
+    "Algorithm",
+    "AlgorithmSetting",
     "BaseOptions",
+    "Combine",
     "Dataset",
     "DatasetOptions",
+    "Ended",
     "Images",
+    "Local",
+    "LocalStep",
     "Method",
+    "Now",
     "PartitionOptions",
     "Partitioner",
+    "Server",
     "Setting",
+    "Sharing",
+    "Transform",
     "UserError",
     "assemble",
     "cosine_scores",

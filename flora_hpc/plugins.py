@@ -26,7 +26,7 @@ FAMILIES = {
     "methods": "flora_hpc.methods",
     "datasets": "flora_hpc.data.datasets",
     "partitioners": "flora_hpc.data.partitioners",
-    "aggregators": "flora_hpc.aggregators",
+    "algorithms": "flora_hpc.algorithms",
     "backends": "flora_hpc.comm.backends",
     "observers": "flora_hpc.observers",
 }

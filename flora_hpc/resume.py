@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from flora_hpc.comm.communicator import AgreedError, send_to_all, together
 from flora_hpc.errors import UserError, reason
 from flora_hpc.experiment import Experiment
 from flora_hpc.identity import Identity
-from flora_hpc.optimizers import Kept
+from flora_hpc.memories import Memories
 from flora_hpc.records import disk, hdf5file
 from flora_hpc.records.known import Earlier, RoundRecord
 from flora_hpc.records.schema import Rows
-from flora_hpc.round import State, my_groups
+from flora_hpc.round import State
 from flora_hpc.setup import Setup, Site
 
 
@@ -44,21 +45,22 @@ class Saved:
         self.folder, self._out, self._identity, self.holds = out / "checkpoint", out, identity, holds
         self._run = hashlib.blake2b(identity.essence.to_yaml().encode(), digest_size=16).hexdigest()
 
-    def write(self, setup: Setup, site: Site, state: State, number: int) -> Callable[[], None]:
-        """Write this rank's optimizers after round `number`, where the clients keep them.
+    def write(self, site: Site, state: State, number: int) -> Callable[[], None]:
+        """Write the memories of the clients at home on this rank after round `number`, where clients remember something.
 
         Returns a function that writes the checkpoint on rank 0. Call it once the round is in run.h5: a checkpoint that is newer
         than the log cannot be used.
         """
         parts: tuple[str, ...] = ()
+        memories = state.memories
 
-        def write_part() -> str:
+        def write_part(memories: Memories) -> str:
             self.holds()
             with site.comm.phase("log"):
-                return checkpoint.write_optimizers(self.folder, number, site.comm.rank, state.optimizers.values())
+                return checkpoint.write_memories(self.folder, number, site.comm.rank, memories)
 
-        if setup.client.optimizer_state == "keep":
-            name = together(site.comm, write_part)
+        if memories is not None:
+            name = together(site.comm, partial(write_part, memories))
             parts = tuple(text.decode() for text in site.comm.allgather(name.encode()))
         if site.comm.rank != 0:
             return lambda: None
@@ -83,8 +85,8 @@ class Saved:
     def find(self, built: Experiment, site: Site) -> Begin:
         """The state after the newest usable checkpoint of the unfinished run; its first state where there is none.
 
-        Rank 0 reads the checkpoint and sends it; each rank reads its optimizers. Raises UserError, on every rank, for a checkpoint
-        that does not fit.
+        Rank 0 reads the checkpoint and sends it; each rank reads the memories of the clients at home on it. Raises UserError, on
+        every rank, for a checkpoint that does not fit.
         """
         comm, setup = site.comm, built.setup
         data, earlier = together(comm, lambda: self._read_newest(setup) if comm.rank == 0 else (b"", None))
@@ -97,13 +99,11 @@ class Saved:
             raise AgreedError(f"{self.folder}: holds {numbers}; go on with the configuration that the run was started with")
         tests = experiment.tests(built, site)
         tests.untested = point.untested if comm.rank == 0 else None
-        state = State(point.adapter.to(site.device), to(point.server, site.device), {}, tests)
-        next_round = point.round + 1
-        if point.parts and point.round > 0:  # before round 1 no client has an optimizer
-            local_groups = list(my_groups(setup, site, next_round))
-            optimizers = together(comm, lambda: checkpoint.read_optimizers(self.folder, point.parts, local_groups))
-            state.optimizers = {i: Kept(group.clients, to(group.state, site.device)) for i, group in enumerate(optimizers)}
-        return Begin(state, next_round, earlier)
+        memories = experiment.memories(built, site, experiment.initial_adapter(built, site))
+        if memories is not None:
+            together(comm, lambda: checkpoint.read_memories(self.folder, point.parts, memories))
+        state = State(point.adapter.to(site.device), to(point.server, site.device), tests, memories)
+        return Begin(state, point.round + 1, earlier)
 
     def _read_newest(self, setup: Setup) -> tuple[bytes, Earlier]:
         """The bytes of the newest checkpoint that fits the log, empty for none, and the log up to that round."""

@@ -102,11 +102,11 @@ def end_of_chain(idle: int, most: int) -> None:
         )
 
 
-def check_plugins(out: Path, needs_aggregator: bool = True) -> None:
+def check_plugins(out: Path, needs_algorithm: bool = True) -> None:
     """Raise UserError when the run in `out` used files of the user that are not named now, or have changed.
 
     The message gives their paths. Code from a run directory runs only after its user has named it. A finished adapter can be used
-    without the server's rule, `needs_aggregator` False.
+    without the algorithm, `needs_algorithm` False.
     """
     from flora_hpc.records import hdf5file
 
@@ -118,7 +118,7 @@ def check_plugins(out: Path, needs_aggregator: bool = True) -> None:
     missing = {}
     for name, path in json.loads(attributes.get("plugins", "{}")).items():
         family, _, member = name.partition(" ")
-        if family == "aggregator" and not needs_aggregator:
+        if family == "algorithm" and not needs_algorithm:
             continue
         part = plugins.own_part(f"{family}s", member)
         if part is None:

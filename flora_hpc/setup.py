@@ -6,7 +6,6 @@ from typing import Protocol
 import torch
 
 from flora_hpc import trainer
-from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.clip import precision, weights
 from flora_hpc.cohort import Grouping
 from flora_hpc.comm import devices
@@ -18,6 +17,7 @@ from flora_hpc.comm.stop import Stop
 from flora_hpc.config import ClientConfig, CohortConfig, Config, EvaluateConfig
 from flora_hpc.data.holdings import Holdings
 from flora_hpc.data.inputs import Features, Inputs
+from flora_hpc.federation import Federation
 from flora_hpc.methods._method import Method
 
 
@@ -31,9 +31,10 @@ class Setup:
     client: ClientConfig
     evaluate: EvaluateConfig
     method: Method
-    aggregator: Aggregator
+    federation: Federation
     holdings: Holdings
     grouping: Grouping
+    num_classes: int  # captions that images are scored against
     by_jacobian: bool  # whether clients make their first step by a Jacobian; see `firststep`
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
@@ -47,7 +48,7 @@ class Setup:
     @property
     def task(self) -> trainer.Task:
         """Method, data and options of local training."""
-        return trainer.Task(self.method, self.inputs, self.labels, self.client)
+        return trainer.Task(self.method, self.inputs, self.labels, self.client, self.federation.local)
 
     @property
     def num_participants(self) -> int:

@@ -1,6 +1,7 @@
 """Train a group of clients from one adapter; the result is their updates and records, nothing else is changed."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from flora_hpc import optimizers, seeds
+from flora_hpc.algorithms._algorithm import Local, LocalStep
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.holdings import Holdings
 from flora_hpc.data.images import Ints
@@ -28,6 +30,7 @@ class Trained(NamedTuple):
     losses: torch.Tensor  # (num_clients,) float64, mean over the examples seen
     num_steps: Ints  # (num_clients,)
     optimizer: State  # of the optimizer after the last step
+    gradient_sum: torch.Tensor | None = None  # (num_clients, num_params) float32, of all steps, if `Local.sums_gradients`
 
 
 @dataclass(frozen=True)
@@ -105,27 +108,35 @@ class Task(NamedTuple):
     inputs: Inputs  # of all training examples
     labels: torch.Tensor  # (num_examples,) int64, on the device that trains
     config: ClientConfig
+    local: Local = Local()
 
 
-def train(
-    task: Task,
-    adapter: torch.Tensor,
-    batches: Batches,
-    mask: torch.Tensor | None = None,
-    state: State | None = None,
-    first: FirstStep | None = None,
-) -> Trained:
-    """Train every client of a group from `adapter` (num_params,) float32.
+class Start(NamedTuple):
+    """What the clients of a group have at the start of a round besides their examples."""
 
-    Where a client's `mask` (num_clients, num_params) bool is False, its numbers start and end at zero; it trains the rest. A client
-    leaves the batch after its last step. `state`, the optimizer's state of an earlier round, is updated in place. `first` computes
-    the gradient of the first step, where there is a Jacobian.
+    params: torch.Tensor  # (num_params,) float32 of all clients, or (num_clients, num_params) where they differ
+    mask: torch.Tensor | None = None  # (num_clients, num_params) bool: where it is False, numbers start and end at zero
+    optimizer: State | None = None  # of an earlier round; updated in place
+    message: Tensors = MappingProxyType({})  # from the server, (num_params,) each
+    memory: Tensors = MappingProxyType({})  # for `Local`, (num_clients, num_params) each
+    counts: torch.Tensor | None = None  # (num_clients, num_classes) of each client's examples, for `Local.loss`
+    anchor: torch.Tensor | None = None  # (num_params,), what `Local.gradient` takes for the start, if not `params`
+
+
+def train(task: Task, start: Start, batches: Batches, first: FirstStep | None = None) -> Trained:
+    """Train every client of a group from its `start`; a client leaves the batch after its last step.
+
+    `first` computes the gradient of the first step, where there is a Jacobian.
     """
-    method, config = task.method, task.config
-    num_clients, device = len(batches.num_steps), adapter.device
-    params = adapter.repeat(num_clients, 1)
+    method, config, local, mask = task.method, task.config, task.local, start.mask
+    num_clients, device = len(batches.num_steps), start.params.device
+    is_shared = start.params.dim() == 1 and mask is None  # all clients hold the same adapter in the first step
+    begin = start.params.expand(num_clients, -1)
     if mask is not None:
-        params *= mask
+        begin = begin * mask
+    params = begin.clone(memory_format=torch.contiguous_format)
+    gradient_sum = torch.zeros_like(params) if local.sums_gradients else None
+    state = start.optimizer
     optimizer = OPTIMIZERS[config.optimizer]
     state = optimizer.init(params, config) if state is None else state
     noise_seeds = draw_noise_seeds(batches) if method.noisy else None
@@ -139,10 +150,10 @@ def train(
         input_rows = rows if method.sees == "features" else torch.from_numpy(batches.examples[step, :n, :width])
         noise = None if noise_seeds is None else noise_seeds[step][:n]
         of_step = Step(rows, input_rows, present[step, :n, :width], noise)
-        shared = step == 0 and mask is None  # all clients hold the same adapter
-        leaf = (adapter.expand(n, -1) if shared else params[:n]).detach().requires_grad_()
+        leaf = (begin[:n] if step == 0 and is_shared else params[:n]).detach().requires_grad_()
         by_jacobian = first if step == 0 else None
-        loss, classes = compute_loss(task, leaf, of_step, by_jacobian)
+        counts_by_class = None if start.counts is None else start.counts[:n]
+        loss, classes = compute_loss(task, leaf, of_step, by_jacobian, counts_by_class)
         loss_sum[:n] += loss.detach().double() * of_step.present.sum(1)
         if not loss.requires_grad:  # nothing is trained
             continue
@@ -150,10 +161,22 @@ def train(
             gradient = by_jacobian.gradient(loss, classes, leaf)
         else:
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        if gradient_sum is not None:
+            gradient_sum[:n] += optimizers.penalized(gradient, params[:n], config)
+        if local.gradient is not None:
+            gradient = local.gradient(gradient, of_client(start, begin, params, n))
         if mask is not None:
-            gradient *= mask[:n]
+            gradient = gradient.mul_(mask[:n])
         optimizer.step(params[:n], gradient, optimizers.first(state, n), config)
-    return Trained(params.sub_(adapter), loss_sum / send(counts.sum(0), device), batches.num_steps, state)
+    if gradient_sum is not None and mask is not None:
+        gradient_sum *= mask
+    return Trained(params.sub_(start.params), loss_sum / send(counts.sum(0), device), batches.num_steps, state, gradient_sum)
+
+
+def of_client(start: Start, begin: torch.Tensor, params: torch.Tensor, n: int) -> LocalStep:
+    """What `Local.gradient` sees of the first `n` clients in a step."""
+    origin = begin[:n] if start.anchor is None else start.anchor
+    return LocalStep(params[:n], origin, start.message, {name: rows[:n] for name, rows in start.memory.items()})
 
 
 class Step(NamedTuple):
@@ -166,10 +189,13 @@ class Step(NamedTuple):
 
 
 def compute_loss(
-    task: Task, leaf: torch.Tensor, step: Step, by_jacobian: FirstStep | None = None
+    task: Task, leaf: torch.Tensor, step: Step, by_jacobian: FirstStep | None = None, counts: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each client's mean loss (num_clients,) with its numbers `leaf` (num_clients, num_params), and its classes."""
-    method, inputs, labels, config = task
+    """Each client's mean loss (num_clients,) with its numbers `leaf` (num_clients, num_params), and its classes.
+
+    `counts` (num_clients, num_classes) are for a loss that needs each client's counts of the classes.
+    """
+    method, inputs, labels, config, local = task
     tensors = method.unpack(leaf)
     if by_jacobian is not None:
         classes, targets = by_jacobian.classes.repeat(len(leaf), 1, 1).requires_grad_(), labels[step.rows]
@@ -178,7 +204,11 @@ def compute_loss(
     scores = method.logits(tensors, classes, inputs(step.input_rows), step.noise)
     if method.paired:  # captions of padding must not compete with others
         scores = scores.masked_fill(~step.present[:, None], torch.finfo(scores.dtype).min / 4)
-    return LOSSES[config.loss](scores.expand(len(leaf), -1, -1), targets, step.present), classes
+    scores = scores.expand(len(leaf), -1, -1)
+    if local.loss is not None:
+        assert counts is not None
+        return local.loss(scores, targets, step.present, counts), classes
+    return LOSSES[config.loss](scores, targets, step.present), classes
 
 
 def send(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Members of families that a user adds: Python files that the user names, and entry points of installed packages.
 
-A file names its family, `FAMILY = "aggregators"`, and has `Options` and `build` like every member. The file's name without `.py` is
-the member's name. A package has an entry point in the group `flora_hpc.aggregators` for such a module. The code of a file runs only
+A file names its family, `FAMILY = "algorithms"`, and has `Options` and `build` like every member. The file's name without `.py` is
+the member's name. A package has an entry point in the group `flora_hpc.algorithms` for such a module. The code of a file runs only
 when a user names the file; a configuration or a run directory never runs it.
 """
 
@@ -19,7 +19,7 @@ from types import ModuleType
 from flora_hpc.errors import UserError, at_home, did_you_mean, reason
 from flora_hpc.strict import StrictModel
 
-OPEN = ("aggregators", "datasets", "methods", "partitioners")  # families that a user can add to
+OPEN = ("algorithms", "datasets", "methods", "partitioners")  # families that a user can add to
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _read_file(file: Path, where: str) -> Part:
     family = getattr(module, "FAMILY", None)
     if family not in OPEN:
         mistake = "does not say of which family it is" if family is None else f"says FAMILY = {family!r}"
-        raise UserError(f'{where}: {mistake}; write FAMILY = "aggregators", or one of {", ".join(OPEN)}, at its top')
+        raise UserError(f'{where}: {mistake}; write FAMILY = "algorithms", or one of {", ".join(OPEN)}, at its top')
     return Part(family, name, str(file), _checked(module, family, where), digest)
 
 

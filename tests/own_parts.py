@@ -8,21 +8,21 @@ FEDAVGM = '''
 from pydantic import Field
 import torch
 
-from flora_hpc.parts import Aggregator, BaseOptions
+from flora_hpc.parts import Algorithm, BaseOptions, Server
 
-FAMILY = "aggregators"
+FAMILY = "algorithms"
 
 
 class Options(BaseOptions):
     momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that is kept")
 
 
-def build(options):
-    def apply(adapter, mean_update, velocity):
-        velocity = options.momentum * velocity + mean_update
+def build(options, setting):
+    def apply(adapter, direction, velocity, now):
+        velocity = options.momentum * velocity + direction
         return adapter + velocity, velocity
 
-    return Aggregator(torch.zeros_like, apply)
+    return Algorithm(server=Server(torch.zeros_like, apply))
 '''
 
 STRIPES = '''
@@ -107,7 +107,7 @@ def write(folder: Path) -> Path:
 
 
 SETTINGS = (
-    "aggregator={name: my_fedavgm, momentum: 0.5}",
+    "algorithm={name: my_fedavgm, momentum: 0.5}",
     "partition={name: my_stripes, num_clients: 3}",
     "method={name: my_shift}",
     "client.lr=0.01",

@@ -270,15 +270,15 @@ def test_a_single_file_or_tracker_may_be_a_text_and_a_folder_may_be_at_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(plugins, "_used", {})
     parts = own_parts.write(tmp_path / "parts")
-    with pytest.raises(UserError, match=r"no aggregator 'my_fedavgm'"):
-        flora_hpc.run(QUICKSTART, out="~/a", **short, aggregator={"name": "my_fedavgm"})
+    with pytest.raises(UserError, match=r"no algorithm 'my_fedavgm'"):
+        flora_hpc.run(QUICKSTART, out="~/a", **short, algorithm={"name": "my_fedavgm"})
     run = flora_hpc.run(
-        QUICKSTART, out="~/a", track="csv", plugin_files=str(parts / "my_fedavgm.py"), **short, aggregator={"name": "my_fedavgm"}
+        QUICKSTART, out="~/a", track="csv", plugin_files=str(parts / "my_fedavgm.py"), **short, algorithm={"name": "my_fedavgm"}
     )
     assert run.path == tmp_path / "a" / "run.h5"
     assert (tmp_path / "a" / "rounds.csv").is_file()
     assert plugins._used == {}, "files are named for one call"
-    with pytest.raises(UserError, match=r"was run with aggregator my_fedavgm from files of its user"):
+    with pytest.raises(UserError, match=r"was run with algorithm my_fedavgm from files of its user"):
         flora_hpc.run(tmp_path / "a" / "config.yaml", out="~/a", resume=True)
 
 

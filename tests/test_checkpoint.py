@@ -5,16 +5,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
-from flora_hpc import checkpoint
-from flora_hpc.checkpoint import Checkpoint, DamagedError
+from flora_hpc import checkpoint, tensorfile
+from flora_hpc.checkpoint import Checkpoint
+from flora_hpc.comm.backends.serial import Serial
+from flora_hpc.comm.communicator import Communicator
 from flora_hpc.errors import UserError
-from flora_hpc.optimizers import Kept
+from flora_hpc.memories import Memories
 from flora_hpc.records import disk
 from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS
+from flora_hpc.tensorfile import DamagedError
 from tests.contracts.known_helpers import rows
+from tests.threads import on_ranks
 
+SERIAL = Serial()
 SERVER: dict[str, Any] = {"velocity": torch.tensor([1.5, -2.0]), "steps": 3, "more": (torch.ones(1, dtype=torch.float64), [None])}
 
 
@@ -59,36 +65,114 @@ def test_nothing_to_keep_is_kept(tmp_path: Path) -> None:
     assert (len(result.untested.ranks), len(result.untested.clients)) == (0, 0)
 
 
-def group(*clients: int) -> Kept:
-    """Optimizer states of clients: each client's number, and another value."""
-    numbers = torch.tensor(clients, dtype=torch.float32)[:, None]
-    return Kept(np.array(clients), (numbers.expand(-1, 3), 100 + numbers))
+def memories(comm: Communicator = SERIAL, *clients: int, max_bytes: int = 2**30, width: int = 2) -> Memories:
+    """Memories with rows of those of the clients whose home is this rank: each client's number, and 100 more."""
+    result = Memories(comm, {"moments": torch.zeros(width), "steps": torch.zeros(1)}, max_bytes)
+    numbers = np.array(clients, np.float32)[:, None]
+    result.load(np.array(clients, np.int64), np.concatenate([numbers] * width + [numbers + 100], axis=1))
+    return result
 
 
-def test_optimizers_come_back_by_client_in_whatever_groups_they_were_written(tmp_path: Path) -> None:
-    parts = [
-        checkpoint.write_optimizers(tmp_path, 6, 0, [group(7, 2), group(4)]),
-        checkpoint.write_optimizers(tmp_path, 6, 1, [group(9, 3, 1)]),
-        checkpoint.write_optimizers(tmp_path, 6, 2, []),
-    ]
-    groups = [group(1, 2), group(9), group(4, 7)]
-    results = checkpoint.read_optimizers(tmp_path, parts, [each.clients for each in groups])
-    for state, expected in zip(results, groups, strict=True):
-        assert state.clients.tolist() == expected.clients.tolist()
-        assert [part.tolist() for part in state.state] == [part.tolist() for part in expected.state]
-    with pytest.raises(UserError, match="keeps no optimizer of client 5; start a new run"):
-        checkpoint.read_optimizers(tmp_path, parts, [np.array([1, 5])])
+def contents(memories: Memories) -> dict[int, list[float]]:
+    return {client: row.tolist() for clients, rows in memories.pieces() for client, row in zip(clients.tolist(), rows, strict=True)}
 
 
-def test_plain_sgd_remembers_nothing(tmp_path: Path) -> None:
-    parts = [checkpoint.write_optimizers(tmp_path, 6, 0, [Kept(np.array([3, 4]), ())])]
-    (result,) = checkpoint.read_optimizers(tmp_path, parts, [np.array([4])])
-    assert result.state == ()
+@pytest.mark.parametrize("max_bytes", [2**30, 24, 0])
+@pytest.mark.parametrize(("num_writers", "num_readers"), [(3, 2), (1, 3), (2, 2), (3, 1)])
+def test_any_number_of_ranks_reads_memories(
+    num_writers: int, num_readers: int, max_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces of two rows; client 2^40 + 1 keeps its number's digits."""
+    monkeypatch.setattr(tensorfile, "PIECE_BYTES", 48)
+    monkeypatch.setattr("flora_hpc.memories.BLOCK_BYTES", 24)
+    clients = (0, 3, 4, 7, 9, 12, 2**20, 2**40 + 1)
+
+    def write(comm: Communicator) -> str:
+        return checkpoint.write_memories(tmp_path, 6, comm.rank, memories(comm, *clients, max_bytes=max_bytes))
+
+    files = on_ranks(num_writers, write)
+    assert files == [f"round-000006-rank-{rank}.safetensors" for rank in range(num_writers)]
+
+    def read(comm: Communicator) -> bool:
+        result = memories(comm, max_bytes=max_bytes)
+        checkpoint.read_memories(tmp_path, files, result)
+        return contents(result) == contents(memories(comm, *clients))
+
+    assert on_ranks(num_readers, read) == [True] * num_readers
+
+
+def test_a_file_of_memories_is_a_safetensors_file(tmp_path: Path) -> None:
+    tensors = load((tmp_path / checkpoint.write_memories(tmp_path, 6, 0, memories(SERIAL, 7, 2))).read_bytes())
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        "clients": [2, 7], "rows": [[2, 2, 102], [7, 7, 107]]
+    }  # fmt: skip
+
+
+def test_no_client_was_trained_yet(tmp_path: Path) -> None:
+    result = memories()
+    checkpoint.read_memories(tmp_path, [checkpoint.write_memories(tmp_path, 6, 0, memories())], result)
+    assert len(result) == 0
+
+
+def test_clients_that_keep_nothing(tmp_path: Path) -> None:
+    nothing = Memories(SERIAL, {}, 0)
+    nothing.load(np.array([3]), np.zeros((1, 0), np.float32))
+    file, again = checkpoint.write_memories(tmp_path, 6, 0, nothing), Memories(SERIAL, {}, 0)
+    checkpoint.read_memories(tmp_path, [file], again)
+    assert again.clients.tolist() == [3]
+    with pytest.raises(UserError, match=r"a client kept nothing, and keeps moments \(2\), steps \(1\) in this run; go on with"):
+        checkpoint.read_memories(tmp_path, [file], memories())
+
+
+def test_memories_of_another_configuration(tmp_path: Path) -> None:
+    file = checkpoint.write_memories(tmp_path, 6, 0, memories(SERIAL, 1, width=1000))
+    with pytest.raises(UserError, match=r"a client kept moments \(1,000\), steps \(1\), and keeps moments \(2\), steps \(1\)"):
+        checkpoint.read_memories(tmp_path, [file], memories())
+
+
+def test_optimizers_of_an_earlier_version_are_no_memories(tmp_path: Path) -> None:
+    tensorfile.write(tmp_path / "old", {"clients": torch.tensor([1])}, {"round": "6"})
+    with pytest.raises(UserError, match=r"old: cannot be used \(an earlier flora-hpc wrote it\); all nodes must see"):
+        checkpoint.read_memories(tmp_path, ["old"], memories())
+
+
+@pytest.mark.parametrize("place", [0, 8, 40, 150, -1, -13, -25, -29])
+def test_any_changed_byte_of_memories_costs_a_round(place: int, tmp_path: Path) -> None:
+    """Of the last 12 + 12 + 16 bytes, those of two rows and of two clients, or of what stands before."""
+    for number in (1, 2):
+        part = checkpoint.write_memories(tmp_path, number, 0, memories(SERIAL, 7, 2))
+        checkpoint.write(tmp_path, make(number, parts=(part,)), "run")
+    data = bytearray((tmp_path / part).read_bytes())
+    data[place] ^= 1
+    (tmp_path / part).write_bytes(data)
+    number, (note,) = newest(tmp_path)
+    assert number == 1
+    assert " cannot be used (it" in note
+    with pytest.raises(UserError, match=r"cannot be used \(|in this run"):
+        checkpoint.read_memories(tmp_path, [part], memories())
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_a_cut_file_of_memories_is_noticed(length: int, tmp_path: Path) -> None:
+    file = checkpoint.write_memories(tmp_path, 2, 0, memories(SERIAL, 7, 2))
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:length])
+    with pytest.raises(UserError, match=r"cannot be used \(it is no checkpoint"):
+        checkpoint.read_memories(tmp_path, [file], memories())
+
+
+def test_memories_that_no_disk_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+    with pytest.raises(UserError, match=r"rank-0.safetensors: cannot be written \(No space left on device\); make room"):
+        checkpoint.write_memories(tmp_path, 2, 0, memories(SERIAL, 7, 2))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_two_newest_rounds_are_kept_with_their_shards(tmp_path: Path) -> None:
     for number in (1, 2, 9, 10):
-        part = checkpoint.write_optimizers(tmp_path, number, 0, [])
+        part = checkpoint.write_memories(tmp_path, number, 0, memories())
         checkpoint.write(tmp_path, make(number, parts=(part,)), "run")
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "round-000009-rank-0.safetensors", "round-000009.safetensors",
@@ -97,10 +181,10 @@ def test_the_two_newest_rounds_are_kept_with_their_shards(tmp_path: Path) -> Non
 
 
 def test_what_is_newer_than_the_round_that_is_written_stays(tmp_path: Path) -> None:
-    """A rank may be writing the optimizers of the next round, or a newer file may be damaged."""
+    """A rank may be writing the memories of the next round, or a newer file may be damaged."""
     for number in (7, 8):
         checkpoint.path(tmp_path, number).write_text("damaged")
-    checkpoint.write_optimizers(tmp_path, 4, 1, [])
+    checkpoint.write_memories(tmp_path, 4, 1, memories())
     for number in (1, 2, 3):
         checkpoint.write(tmp_path, make(number), "run")
     assert [int(file.name[6:12]) for file in sorted(tmp_path.iterdir())] == [2, 3, 4, 7, 8]
@@ -150,7 +234,7 @@ def test_a_file_that_was_cut_is_noticed(length: int, tmp_path: Path) -> None:
 
 def test_a_lost_shard_costs_a_round(tmp_path: Path) -> None:
     for number in (1, 2):
-        part = checkpoint.write_optimizers(tmp_path, number, 0, [group(0)])
+        part = checkpoint.write_memories(tmp_path, number, 0, memories(SERIAL, 0))
         checkpoint.write(tmp_path, make(number, parts=(part,)), "run")
     (tmp_path / "round-000002-rank-0.safetensors").unlink()
     number, (note,) = newest(tmp_path)

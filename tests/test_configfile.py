@@ -85,6 +85,7 @@ def test_a_config_is_frozen(read: Load) -> None:
 
 # What is wrong in a file
 
+ALGORITHMS = ", ".join(plugins.members("algorithms"))
 MISTAKES = {
     "negative": ("rounds: -1", "rounds: must be at least 0, not -1"),
     "not a whole number": ("rounds: 2.5", "rounds: must be a whole number, not 2.5"),
@@ -107,7 +108,7 @@ MISTAKES = {
         "method: {targets: [text.out_proj, text.out_proj]}",
         "method.targets: names a layer twice: text.attn.out_proj",
     ),
-    "no such member": ("aggregator: {name: fedag}", "aggregator.name: no aggregator 'fedag'; did you mean 'fedavg'? (fedavg)"),
+    "no such member": ("algorithm: {name: fedag}", f"algorithm.name: no algorithm 'fedag'; did you mean 'fedavg'? ({ALGORITHMS})"),
     "no such backend": (
         "comm: {backend: mppi}",
         "comm.backend: no backend 'mppi'; did you mean 'mpi'? (auto, gloo, mpi, nccl, serial)",
@@ -117,15 +118,13 @@ MISTAKES = {
         "cohort: {size: 11}\npartition: {num_clients: 10}",
         "cohort.size: 11 clients a round, but only 10 are registered; lower cohort.size or raise partition.num_clients",
     ),
-    "moments of absent clients": (
-        "cohort: {fraction: 0.5}\nclient: {optimizer_state: keep}",
-        "client.optimizer_state: 'keep' needs every client in every round (cohort.fraction: 1.0); "
-        "set client.optimizer_state: reset",
+    "the section before there were algorithms": (
+        "aggregator: {name: fedavg}",
+        "aggregator: is the server part of an algorithm now; write algorithm: fedavg instead",
     ),
-    "moments of clients that change their rank": (
-        "cohort: {assignment: dynamic}\nclient: {optimizer_state: keep}",
-        "client.optimizer_state: 'keep' needs clients that stay on their rank, which cohort.assignment: dynamic moves; "
-        "set cohort.assignment: balanced",
+    "a part without a name": (
+        "local: {mu: 0.1}",
+        "local: must name the algorithm whose part it is, such as name: fedavg",
     ),
 }
 
@@ -180,7 +179,7 @@ def test_a_misspelt_key_is_answered_with_the_nearest_of_its_section(problems: Pr
 
 
 def test_a_misspelt_section_is_answered_with_the_nearest(problems: Problems) -> None:
-    assert problems("agregator: {name: fedavg}") == ["run.yaml: agregator: unknown key; did you mean aggregator?"]
+    assert problems("algoritm: {name: fedavg}") == ["run.yaml: algoritm: unknown key; did you mean algorithm?"]
 
 
 @pytest.mark.parametrize(

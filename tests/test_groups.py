@@ -60,9 +60,8 @@ class Clients:
         for members in groups:
             batches = trainer.make_batches(members, self.holdings, self.config, 0, 1, self.unit)
             mask = method.holds(members) if method.holds else None
-            result = trainer.train(
-                trainer.Task(method, self.inputs, self.labels, self.config), self.adapter, batches, mask, first=first
-            )
+            task = trainer.Task(method, self.inputs, self.labels, self.config)
+            result = trainer.train(task, trainer.Start(self.adapter, mask), batches, first)
             assert result.updates.any() or len(members) == 1  # a batch of one, of which the loss may be none
             for client, update, loss in zip(members.tolist(), result.updates, result.losses.tolist(), strict=True):
                 updates[client] = (update.numpy().tobytes(), loss)

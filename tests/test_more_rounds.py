@@ -7,11 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from flora_hpc.aggregators import fedavg
-from flora_hpc.aggregators._aggregator import Aggregator
 from flora_hpc.cli import app
 from flora_hpc.records import hdf5file
 from tests.conftest import ROOT, refusal
@@ -75,18 +72,10 @@ def test_it_equals_a_run_that_had_them_from_the_start(
     assert kept == {"round-000004"}, "one checkpoint is enough to go on from"
 
 
-def test_the_servers_state_goes_on(command: Command, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    def momentum(options: object) -> Aggregator:
-        def apply(adapter: torch.Tensor, mean: torch.Tensor, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            velocity = 0.9 * velocity + mean
-            return adapter + velocity, velocity
-
-        return Aggregator(torch.zeros_like, apply)
-
-    monkeypatch.setattr(fedavg, "build", momentum)
-    invoke(*command(tmp_path / "run", 1))
-    invoke(*command(tmp_path / "run", 3), "--resume")
-    invoke(*command(tmp_path / "unbroken", 3))
+def test_the_servers_state_goes_on(command: Command, tmp_path: Path, invoke: Invoke) -> None:
+    invoke(*command(tmp_path / "run", 1, "algorithm=fedavgm"))
+    invoke(*command(tmp_path / "run", 3, "algorithm=fedavgm"), "--resume")
+    invoke(*command(tmp_path / "unbroken", 3, "algorithm=fedavgm"))
     assert_same(tmp_path / "run", tmp_path / "unbroken")
 
 

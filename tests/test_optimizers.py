@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from flora_hpc.bench import plain
 from flora_hpc.config import ClientConfig
-from flora_hpc.optimizers import OPTIMIZERS, first, forget
+from flora_hpc.optimizers import OPTIMIZERS, first
 
 KINDS = [{"optimizer": "adam"}, {"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.9}]
 STEPS = [7, 4, 1]  # of three clients
@@ -37,20 +37,6 @@ def test_each_client_moves_as_with_torch_whenever_the_others_leave(kind: dict[st
 
 def test_plain_descent_remembers_nothing() -> None:
     assert OPTIMIZERS["sgd"].init(torch.zeros(2, 3), ClientConfig(optimizer="sgd")) == ()
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_client_that_is_forgotten_starts_afresh_and_the_others_go_on(kind: dict[str, Any]) -> None:
-    config = settings(kind)
-    optimizer, params = OPTIMIZERS[config.optimizer], torch.ones(2, 3)
-    state = optimizer.init(params, config)
-    optimizer.step(params.clone(), torch.tensor([[torch.nan], [1.0]]).repeat(1, 3), state, config)
-    before_step = [part[1].clone() for part in state]
-    forget(state, torch.tensor([True, False]))
-    for part, fresh, before in zip(state, optimizer.init(params, config), before_step, strict=True):
-        assert part[0].equal(fresh[0])
-        assert part[1].equal(before)
-        assert before.abs().min() > 0
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])

@@ -220,7 +220,7 @@ def test_first_gradients_from_one_adapter_equal_those_of_a_direct_computation(
     batches = trainer.make_batches(np.arange(NUM_CLIENTS), Partition(np.arange(15), np.arange(0, 16, 5)), config, 0, 1)
     features, labels = Features(case.inputs.flatten(0, 1)), case.labels.flatten()
     inputs = lambda rows: features.values[rows]  # noqa: E731 -- Features would round
-    found = -trainer.train(trainer.Task(case.method, inputs, labels, config), case.params[0], batches, first=first).updates
+    found = -trainer.train(trainer.Task(case.method, inputs, labels, config), trainer.Start(case.params[0]), batches, first).updates
     case.params = case.params[:1].repeat(NUM_CLIENTS, 1)
     for client in range(NUM_CLIENTS):
         leaves = {key: value.detach().clone().requires_grad_() for key, value in case.tensors(client).items()}
@@ -258,7 +258,9 @@ def test_a_group_of_unequal_clients_trains_as_each_does_alone_on_the_plain_path(
     pixels, labels = case.pixels.flatten(0, 1), case.labels.flatten()
     batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.setting.holdings, config, 0, 1)
     adapter = case.params[0]
-    fast = trainer.train(trainer.Task(case.method, Features(case.fused.encode_image(pixels)), labels, config), adapter, batches)
+    fast = trainer.train(
+        trainer.Task(case.method, Features(case.fused.encode_image(pixels)), labels, config), trainer.Start(adapter), batches
+    )
     for client in range(NUM_CLIENTS):
         rows = [batches.examples[step, client][batches.present[step, client]] for step in range(batches.num_steps[client])]
         mine = [(pixels[torch.from_numpy(r)], labels[torch.from_numpy(r)]) for r in rows]
@@ -278,7 +280,9 @@ def test_dropout_belongs_to_the_client_and_the_round(captions: torch.Tensor, tar
 
     def train(clients: list[int], round_number: int = 1) -> torch.Tensor:
         batches = trainer.make_batches(np.array(clients), case.setting.holdings, config, 0, round_number)
-        return trainer.train(trainer.Task(case.method, features, labels, config), case.params[0], batches).updates[-1]
+        return trainer.train(trainer.Task(case.method, features, labels, config), trainer.Start(case.params[0]), batches).updates[
+            -1
+        ]
 
     torch.testing.assert_close(train([0, 1, 2]), train([2]), rtol=1e-4, atol=1e-6)
     assert (train([2], 2) - train([2])).abs().max() > 1e-3
@@ -294,7 +298,7 @@ def test_training_leaves_the_frozen_model_as_it_was(captions: torch.Tensor, name
     config = ClientConfig(batch_size=4, lr=0.1)
     batches = trainer.make_batches(np.arange(NUM_CLIENTS), case.setting.holdings, config, 0, 1)
     inputs = Features(case.inputs.detach().flatten(0, 1))
-    result = trainer.train(trainer.Task(case.method, inputs, case.labels.flatten(), config), case.params[0], batches)
+    result = trainer.train(trainer.Task(case.method, inputs, case.labels.flatten(), config), trainer.Start(case.params[0]), batches)
     assert result.updates.shape == (NUM_CLIENTS, case.method.num_params)
     assert name == "zeroshot" or (result.updates.abs().amax(1) > 0).all()
     assert all(tensor.equal(before[key]) for key, tensor in case.model.state_dict().items())

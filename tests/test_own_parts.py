@@ -75,8 +75,8 @@ def test_a_run_with_own_parts_on_two_ranks_is_resumed_evaluated_shown_and_submit
     assert "test images right" in invoke("evaluate", out, *own)
     monkeypatch.chdir(tmp_path)
     script = invoke("slurm", QUICKSTART, "--plugin", "parts", *(word for setting in SETTINGS for word in ("-s", setting)))
-    assert "--resume \\\n    --plugin parts -s 'aggregator=" in script
-    assert "my_fedavgm" in invoke("list", "aggregators", "--plugin", "parts")
+    assert "--resume \\\n    --plugin parts -s 'algorithm=" in script
+    assert "my_fedavgm" in invoke("list", "algorithms", "--plugin", "parts")
     file = parts / "my_shift.py"
     file.write_text(file.read_text() + "# another version\n")
     plugins._used.clear()
@@ -112,7 +112,7 @@ def package(tmp_path: Path) -> Path:
     metadata = site / "our_parts-1.5.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: our-parts\nVersion: 1.5\n")
-    groups = {"aggregators": "my_fedavgm", "partitioners": "my_stripes", "methods": "my_shift"}
+    groups = {"algorithms": "my_fedavgm", "partitioners": "my_stripes", "methods": "my_shift"}
     lines = [line for family, name in groups.items() for line in (f"[flora_hpc.{family}]", f"{name} = {name}")]
     (metadata / "entry_points.txt").write_text("\n".join(lines))
     return site
@@ -134,7 +134,7 @@ def test_parts_of_an_installed_package_need_no_option(
     invoke(*words(squares, tmp_path / "b", 1), "--plugin", parts)
     assert adapter(tmp_path / "a") == adapter(tmp_path / "b")
     assert "test images right" in call("evaluate", str(tmp_path / "a"))
-    assert "package our-parts 1.5" in call("list", "aggregators")
+    assert "package our-parts 1.5" in call("list", "algorithms")
     attributes = hdf5file.read(tmp_path / "a", ())[0]
     assert json.loads(attributes["plugins"]) == {}
     assert len(json.loads(attributes["identity"])["method my_shift"]) == 32
@@ -150,7 +150,7 @@ def _environ() -> dict[str, str]:
 BUILD = "\ndef build(options): ...\n"
 BAD = {
     "a file that is not there": ("absent.py", None, "there is no such file; did you mean 'near.py'?"),
-    "no family": ("rule.py", "def build(options): ...", 'does not say of which family it is; write FAMILY = "aggregators"'),
+    "no family": ("rule.py", "def build(options): ...", 'does not say of which family it is; write FAMILY = "algorithms"'),
     "another family": ("rule.py", 'FAMILY = "backends"', "says FAMILY = 'backends'; write FAMILY"),
     "no build": ("rule.py", 'FAMILY = "methods"', "has no function build"),
     "no options": ("rule.py", 'FAMILY = "methods"\ndef build(options): ...', "has no class Options(BaseOptions)"),
@@ -189,7 +189,7 @@ def test_an_import_that_was_interrupted_is_tried_again(tmp_path: Path) -> None:
         plugins.use(file)
     finally:
         del sys.second_time  # type: ignore[attr-defined]
-    assert "rule" in plugins.members("aggregators")
+    assert "rule" in plugins.members("algorithms")
 
 
 def test_one_file_by_two_names(parts: Path) -> None:
@@ -207,10 +207,10 @@ def test_a_dataset_of_ones_own_is_inspected_and_run(parts: Path, tmp_path: Path,
 def test_a_rule_that_works_in_place_is_resumed_with_the_same_bits(squares: Path, tmp_path: Path, invoke: Invoke) -> None:
     """A thread, slowed down here, writes the checkpoint of a round while the rule changes its tensors for the next one."""
     file = tmp_path / "my_rule.py"
-    body = "velocity.mul_(options.momentum).add_(mean_update)\n        return adapter.add_(velocity), velocity\n"
+    body = "velocity.mul_(options.momentum).add_(direction)\n        return adapter.add_(velocity), velocity\n"
     start, _, rest = own_parts.FEDAVGM.lstrip().partition("        velocity = options")
     file.write_text(f"{start}        {body}\n    return{rest.rpartition('    return')[2]}")
-    own = ["--plugin", file, "-s", "aggregator={name: my_rule, momentum: 0.9}", "-s", f"data={{name: hdf5, path: {squares}}}"]
+    own = ["--plugin", file, "-s", "algorithm={name: my_rule, momentum: 0.9}", "-s", f"data={{name: hdf5, path: {squares}}}"]
     own += ["-s", "partition.num_clients=3", "-s", "checkpoint.every=1"]
     invoke("run", QUICKSTART, *own, "-s", "rounds=4", "--out", tmp_path / "whole")
     write = checkpoint.write
@@ -235,10 +235,10 @@ def test_a_rule_that_works_in_place_is_resumed_with_the_same_bits(squares: Path,
 
 
 RETURNS = {
-    "adapter": "not a Tensor; mend the rule",
-    "(adapter.double(), velocity)": "not float64 (4096,); mend the rule",
-    "(adapter[None], velocity)": "not float32 (1, 4096); mend the rule",
-    "(adapter * float('nan'), velocity)": "made numbers that are not finite; lower its step, or mend the rule",
+    "adapter": "not a Tensor; mend the algorithm",
+    "(adapter.double(), velocity)": "not float64 (4096,); mend the algorithm",
+    "(adapter[None], velocity)": "not float32 (1, 4096); mend the algorithm",
+    "(adapter * float('nan'), velocity)": "made numbers that are not finite; lower its step, or mend the algorithm",
 }
 
 
@@ -246,17 +246,17 @@ RETURNS = {
 def test_what_a_rule_returns_is_checked(returned: str, squares: Path, tmp_path: Path) -> None:
     file = tmp_path / "my_rule.py"
     file.write_text(own_parts.FEDAVGM.lstrip().replace("return adapter + velocity, velocity", f"return {returned}"))
-    own = ["--plugin", file, "-s", "aggregator={name: my_rule}", "-s", f"data={{name: hdf5, path: {squares}}}"]
+    own = ["--plugin", file, "-s", "algorithm={name: my_rule}", "-s", f"data={{name: hdf5, path: {squares}}}"]
     told = refusal("run", QUICKSTART, *own, "-s", "partition.num_clients=2", "-s", "rounds=1", "--out", tmp_path / "run")
     assert told.endswith(RETURNS[returned])
 
 
-@pytest.mark.parametrize(("name", "kind"), [("my_fedavgm", "Aggregator"), ("my_stripes", "Partitioner"), ("my_shift", "Method")])
+@pytest.mark.parametrize(("name", "kind"), [("my_fedavgm", "Algorithm"), ("my_stripes", "Partitioner"), ("my_shift", "Method")])
 def test_what_a_build_returns_is_checked(name: str, kind: str, parts: Path) -> None:
     file = parts / f"{name}.py"
     start, _, _ = file.read_text().partition(f"return {kind}(")
     file.write_text(start.rpartition("\n")[0] + "\n    return build\n")
-    family = {"Aggregator": "aggregator", "Partitioner": "partitioner", "Method": "method"}[kind]
+    family = {"Algorithm": "algorithm", "Partitioner": "partitioner", "Method": "method"}[kind]
     section = "partition" if family == "partitioner" else family
     told = refusal("plan", QUICKSTART, "--plugin", file, "-s", f"{section}={{name: {name}}}")
     assert told == f"{family} '{name}': its build must return a {kind}, not a function; see docs/own-parts.md"
@@ -270,7 +270,7 @@ def test_a_folder_without_parts(tmp_path: Path) -> None:
 
 def test_no_part_takes_the_name_of_another(parts: Path, tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (parts / "my_fedavgm.py").rename(parts / "fedavg.py")
-    with pytest.raises(UserError, match=r"aggregator 'fedavg' is one of flora_hpc's own; give the file another name"):
+    with pytest.raises(UserError, match=r"algorithm 'fedavg' is one of flora_hpc's own; give the file another name"):
         plugins.use(parts / "fedavg.py")
     other = own_parts.write(tmp_path / "other")
     plugins.use(parts / "my_shift.py")

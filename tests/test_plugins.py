@@ -82,7 +82,7 @@ def test_a_name_that_is_near_to_nothing_is_answered_with_all(family: Callable[..
         ("datasets", "digits"),
         ("partitioners", "iid"),
         ("partitioners", "dirichlet"),
-        ("aggregators", "fedavg"),
+        ("algorithms", "fedavg"),
         ("backends", "mpi"),
         ("observers", "plain"),
     ],

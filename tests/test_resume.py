@@ -111,15 +111,15 @@ def test_a_round_is_abandoned_where_that_is_asked_for(tmp_path: Path, unbroken: 
 
 
 @pytest.mark.mpi
-def test_an_abandoned_round_leaves_kept_optimizers_of_the_last_checkpoint(
+def test_an_abandoned_round_leaves_kept_optimizers_as_they_were(
     mpiexec: list[str], tmp_path: Path, unbroken: Callable[..., Path]
 ) -> None:
-    """One of two ranks receives the signal in round 4. Optimizers changed by round 4 are not saved, so round 2 is the newest."""
+    """One of two ranks receives the signal in round 4. The state after round 3 is saved, with the optimizers of that round."""
     out, settings = tmp_path / "run", [*KEEP, "-s", "checkpoint.on_signal=abandon", "-s", "checkpoint.every=2"]
     done = signalled("SIGUSR1", 1, 4, out, *settings, under=[*mpiexec, "-n", "2"])
     assert done.returncode == 75, done.stdout + done.stderr
-    assert "after round 2 of 4" in done.stderr
-    assert "goes on: after round 2" in resumed(out, *settings)
+    assert "after round 3 of 4" in done.stderr
+    assert "goes on: after round 3" in resumed(out, *settings)
     assert_equal(out, unbroken(*KEEP))
 
 

@@ -40,9 +40,8 @@ SHARDS = Partition(np.arange(12), np.array([0, 7, 9, 12]))  # clients with 7, 2 
 def train(clients: list[int], config: ClientConfig, state: State | None = None) -> trainer.Trained:
     features, labels = examples()
     batches = trainer.make_batches(np.array(clients), SHARDS, config, 0, 1)
-    return trainer.train(
-        trainer.Task(linear_method(), Features(features), labels, config), torch.full((6,), 0.1), batches, state=state
-    )
+    task = trainer.Task(linear_method(), Features(features), labels, config)
+    return trainer.train(task, trainer.Start(torch.full((6,), 0.1), optimizer=state), batches)
 
 
 def torch_update(client: int, config: ClientConfig, rounds: int = 1) -> torch.Tensor:

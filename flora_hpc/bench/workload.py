@@ -53,7 +53,7 @@ class Group:
         batches, config = self.batches(batch_size, steps, number), ClientConfig(batch_size=batch_size, epochs=steps)
         with during or nullcontext():
             start = clock(device)
-            trainer.train(trainer.Task(self.method, self.inputs, self.labels, config), adapter, batches, mask)
+            trainer.train(trainer.Task(self.method, self.inputs, self.labels, config), trainer.Start(adapter, mask), batches)
             return clock(device) - start
 
 

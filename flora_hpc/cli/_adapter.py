@@ -5,10 +5,14 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from flora_hpc.config import PARTS
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 
-NO_AGGREGATOR = ["aggregator={name: fedavg}"]  # a finished adapter needs no server's rule, which may be a user's own
+FEDAVG = [
+    "algorithm=fedavg",
+    *(f"{part}=null" for part in PARTS),
+]  # a finished adapter needs no algorithm, which may be a user's own
 
 
 def note_round(run: Path) -> None:

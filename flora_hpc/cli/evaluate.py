@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flora_hpc import configfile, rundir
-from flora_hpc.cli._adapter import NO_AGGREGATOR, note_round
+from flora_hpc.cli._adapter import FEDAVG, note_round
 from flora_hpc.cli._args import Overrides, Plugins, Run, use_plugins
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
@@ -33,11 +33,11 @@ def evaluate(
     """Measure the adapter of a finished run on the test images of any dataset. Any launcher will do, or none."""
     me = launch.detect()
     folder = hdf5file.locate(run).parent
-    changes = [*([of_data(data)] if data else []), *NO_AGGREGATOR, *(overrides or [])]
+    changes = [*([of_data(data)] if data else []), *FEDAVG, *(overrides or [])]
 
     def load() -> Config:
         use_plugins(plugin)
-        rundir.check_plugins(folder, needs_aggregator=False)
+        rundir.check_plugins(folder, needs_algorithm=False)
         config, notes = configfile.load(folder / "config.yaml", changes)
         for note in [] if as_json else notes:
             print(f"note: {note}")

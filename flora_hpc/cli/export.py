@@ -16,7 +16,7 @@ import typer
 from safetensors import SafetensorError
 
 from flora_hpc import configfile, extras, rundir
-from flora_hpc.cli._adapter import NO_AGGREGATOR, note_round
+from flora_hpc.cli._adapter import FEDAVG, note_round
 from flora_hpc.cli._args import Plugins, Run, use_plugins
 from flora_hpc.comm import launch, stop
 from flora_hpc.errors import UserError, reason
@@ -77,7 +77,7 @@ def export(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: exists already; choose another directory, or remove this one")
     use_plugins(plugin)
-    rundir.check_plugins(folder, needs_aggregator=False)
+    rundir.check_plugins(folder, needs_algorithm=False)
     if to == Form.transformers:
         extras.need(f"--to {form}", "transformers" if merged else "peft")
     note_round(run)
@@ -87,7 +87,7 @@ def export(
 
 def save(form: str, out: Path, folder: Path) -> None:
     """Write the adapter of the run in `folder` to `out` in one of the forms of LOAD."""
-    config, _ = configfile.load(folder / "config.yaml", NO_AGGREGATOR)
+    config, _ = configfile.load(folder / "config.yaml", FEDAVG)
 
     import torch  # seconds of imports
 

@@ -1,7 +1,7 @@
 """The interface of every backend, and how one rank's error reaches all ranks."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -40,6 +40,13 @@ class Communicator(Protocol):
 
     def gather(self, data: bytes) -> list[bytes] | None:
         """Every rank's bytes, by rank, on rank 0; None elsewhere; lengths may differ."""
+
+    def exchange(self, parts: Sequence[bytes]) -> list[bytes]:
+        """Send `parts[r]` to each rank r, and return what each rank sent to this rank, by rank; lengths may differ.
+
+        A rank's part for itself is not copied. Every rank returns only when all ranks have their parts: so the shortest time of a
+        rank is that of the transfer, even where a rank sends and receives nothing.
+        """
 
     def barrier(self) -> None:
         """Return when every rank has arrived."""

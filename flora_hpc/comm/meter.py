@@ -1,7 +1,7 @@
 """Measures any Communicator: counts bytes and seconds, and sends no messages of its own."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
@@ -14,7 +14,7 @@ class Lap(NamedTuple):
     seconds: dict[str, float]  # by phase
     collectives: list[float]  # seconds of each, in order; `records.known.wait_and_transfer` computes the waiting time from them
     total: float  # seconds, time outside of phases included
-    num_bytes: int  # given to collectives
+    num_bytes: int  # given to collectives, but for what a rank sends to itself
 
 
 class Meter:
@@ -74,6 +74,10 @@ class Meter:
     def gather(self, data: bytes) -> list[bytes] | None:
         with self._collective(len(data)):
             return self._comm.gather(data)
+
+    def exchange(self, parts: Sequence[bytes]) -> list[bytes]:
+        with self._collective(sum(len(part) for rank, part in enumerate(parts) if rank != self.rank)):
+            return self._comm.exchange(parts)
 
     def barrier(self) -> None:
         with self._collective(0):

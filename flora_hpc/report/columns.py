@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flora_hpc.config import PARTS
 from flora_hpc.records import sentences, views
 from flora_hpc.records.balance import balance as balance_of
 from flora_hpc.records.opened import Run
@@ -94,11 +95,20 @@ def settings(run: Run) -> dict[str, str]:
     texts = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
     more = {
         "split": _options(config["partition"], ("num_clients",)),
-        "aggregator": _options(config["aggregator"]) if "aggregator" in config else "",
+        "algorithm": _algorithm(config),
         "seed": str(attributes["seed"]),
         "versions": ", ".join(texts),
     }
     return lines | {name: text for name, text in more.items() if text}
+
+
+def _algorithm(config: dict[str, Any]) -> str:
+    """The algorithm, with the parts that were named instead of its own; the server's rule of files before schema 7."""
+    options = config.get("algorithm") or config.get("aggregator")
+    parts = {part: config[part] for part in PARTS if config.get(part)}
+    return "; ".join(
+        [_options(options) if options else "", *(f"{part}: {_options(part_options)}" for part, part_options in parts.items())]
+    )
 
 
 def _options(options: dict[str, Any], without: tuple[str, ...] = ()) -> str:

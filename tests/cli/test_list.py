@@ -119,7 +119,7 @@ def test_an_option_without_a_default_is_required() -> None:
     assert "    path = required  the HDF5 file" in output("datasets").splitlines()
 
 
-@pytest.mark.parametrize(("wrong", "right"), [("aggregator", "aggregators"), ("floar", "flora"), ("clients", "client")])
+@pytest.mark.parametrize(("wrong", "right"), [("algorithm", "algorithms"), ("floar", "flora"), ("clients", "client")])
 def test_a_wrong_name_is_answered_with_the_nearest(wrong: str, right: str) -> None:
     sentence = f"no family, member or section '{wrong}'; did you mean '{right}'?; flora-hpc list shows all of them"
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):

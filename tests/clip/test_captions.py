@@ -124,7 +124,7 @@ def test_a_client_with_a_short_batch_trains_as_it_would_alone(captions: torch.Te
 
     def train(*clients: int) -> trainer.Trained:
         batches = trainer.make_batches(np.array(clients), shards, config, 0, 1)
-        return trainer.train(trainer.Task(method, lambda rows: features[rows], labels, config), start, batches)
+        return trainer.train(trainer.Task(method, lambda rows: features[rows], labels, config), trainer.Start(start), batches)
 
     together = train(0, 1, 2)
     for place, client in enumerate((0, 1, 2)):

@@ -1,5 +1,6 @@
 """The meter with a fake clock: only the steps of a test take time, in whole seconds."""
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -44,6 +45,10 @@ class SlowComm:
         self._transfer()
         return None
 
+    def exchange(self, parts: Sequence[bytes]) -> list[bytes]:
+        self._transfer()
+        return [parts[1]] * 4
+
     def barrier(self) -> None:
         self._clock.now += 5
 
@@ -75,6 +80,7 @@ def test_a_meter_is_the_communicator_it_wraps(clock: Clock) -> None:
     assert numbers.tolist() == [7, 7, 7]
     assert meter.allgather(b"ab") == [b"ab"] * 4
     assert meter.gather(b"ab") is None
+    assert meter.exchange([b"", b"a", b"", b"bc"]) == [b"a"] * 4
     meter.close()
     assert comm.closed
     with pytest.raises(SystemExit, match="3"):
@@ -88,7 +94,8 @@ def test_each_collective_counts_on_its_own_and_so_do_the_bytes_handed_to_it(mete
     clock.now += 1
     meter.allgather(b"abc")  # 3
     meter.gather(b"abcdef")  # 6
-    assert meter.lap() == ({}, [2, 2, 5, 2, 2], 14, 24 + 40 + 3 + 6)
+    meter.exchange([b"abc", b"stays on rank 1", b"", b"abcd"])  # 3 + 0 + 4
+    assert meter.lap() == ({}, [2, 2, 5, 2, 2, 2], 16, 24 + 40 + 3 + 6 + 7)
 
 
 def test_a_phase_is_charged_with_what_happens_inside(meter: Meter, clock: Clock) -> None:

@@ -8,12 +8,14 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flora_hpc.comm.backends import mpi
 from flora_hpc.comm.communicator import AgreedError, Communicator, connect, together
 from flora_hpc.comm.launch import Launch, detect
 from flora_hpc.comm.meter import Meter
@@ -55,12 +57,47 @@ def use(comm: Communicator, folder: Path) -> dict[str, Any]:
         "allgather": [part.decode() for part in comm.allgather(b"abc"[: comm.rank])],
         "allgather of nothing": [part.decode() for part in comm.allgather(b"")],
         "gather": None if gathered is None else [part.decode() for part in gathered],
+        "exchange": exchange_words(comm),
+        "exchange of nothing": [part.decode() for part in comm.exchange([b""] * comm.size)],
+        "exchange in one direction": [part.decode() for part in comm.exchange(to_the_last(comm, b"abc"))],
+        "exchange of megabytes": exchange_megabytes(comm),
+        "exchange in pieces": exchange_in_pieces(comm),
         "present after barriers": meet(comm, folder),
         "waited": wait_for_the_last_one(comm),
+        "waited in an exchange": wait_for_the_last_one_of_an_exchange(comm),
         "all agree": together(comm, lambda: comm.rank * 10),
         "last one fails": agreed_problem(comm, {comm.size - 1}),
         "all fail": agreed_problem(comm, set(range(comm.size))),
     }
+
+
+def to_the_last(comm: Communicator, data: bytes) -> list[bytes]:
+    """The parts of an exchange in which rank 0 sends `data` to the last rank, and nobody sends anything else."""
+    return [data if (comm.rank, to) == (0, comm.size - 1) else b"" for to in range(comm.size)]
+
+
+def exchange_words(comm: Communicator) -> list[str]:
+    """What comes from each rank when rank s sends 's>r' to rank r, s + r times."""
+    parts = comm.exchange([f"{comm.rank}>{to}".encode() * (comm.rank + to) for to in range(comm.size)])
+    return [part.decode() for part in parts]
+
+
+def exchange_megabytes(comm: Communicator) -> list[bool]:
+    """Whether some random megabytes come from each rank as they were sent."""
+
+    def megabytes(sender: int, to: int) -> bytes:
+        return np.random.default_rng([sender, to]).bytes(3_000_001 + 100_000 * to)
+
+    parts = comm.exchange([megabytes(comm.rank, to) for to in range(comm.size)])
+    return [part == megabytes(sender, comm.rank) for sender, part in enumerate(parts)]
+
+
+def exchange_in_pieces(comm: Communicator) -> list[str]:
+    """What comes from each rank when MPI sends no more than two bytes to a rank in a call."""
+    largest, mpi.LARGEST = mpi.LARGEST, 2 * comm.size
+    words = exchange_words(comm)
+    mpi.LARGEST = largest
+    return words
 
 
 def meet(comm: Communicator, folder: Path) -> list[int]:
@@ -75,10 +112,19 @@ def meet(comm: Communicator, folder: Path) -> list[int]:
 
 def wait_for_the_last_one(comm: Communicator) -> list[float]:
     """Seconds that each rank is said to have waited in an allreduce to which the last one came late."""
+    return seconds_of_waiting(comm, lambda meter: meter.allreduce(np.zeros(1000, np.int64)))
+
+
+def wait_for_the_last_one_of_an_exchange(comm: Communicator) -> list[float]:
+    """Seconds that each rank is said to have waited in an exchange of which only the first and the last one have a part."""
+    return seconds_of_waiting(comm, lambda meter: meter.exchange(to_the_last(comm, bytes(1000))))
+
+
+def seconds_of_waiting(comm: Communicator, collective: Callable[[Meter], object]) -> list[float]:
     meter = Meter(comm)
     if comm.rank == comm.size - 1:
         time.sleep(LATE_SECONDS)
-    meter.allreduce(np.zeros(1000, np.int64))
+    collective(meter)
     waited, _ = wait_and_transfer([json.loads(text) for text in comm.allgather(json.dumps(meter.lap().collectives).encode())])
     return waited.tolist()
 

@@ -111,13 +111,36 @@ def test_gather_gives_rank_0_everything_and_others_none(world: World) -> None:
     assert world.each("gather") == [["zzz", "zz", "z"][: world.start.size]] + [None] * (world.start.size - 1)
 
 
+@pytest.mark.parametrize("key", ["exchange", "exchange in pieces"])
+def test_an_exchange_takes_unequal_lengths(key: str, world: World) -> None:
+    """Rank s sends 's>r' to rank r, s + r times; rank 0 sends nothing to itself."""
+    size = world.start.size
+    assert world.each(key) == [[f"{sender}>{rank}" * (sender + rank) for sender in range(size)] for rank in range(size)]
+
+
+def test_an_exchange_takes_nothing_from_everyone(world: World) -> None:
+    assert world.each("exchange of nothing") == [[""] * world.start.size] * world.start.size
+
+
+def test_an_exchange_may_have_one_part_only(world: World) -> None:
+    size = world.start.size
+    *others, last = world.each("exchange in one direction")
+    assert others == [[""] * size] * (size - 1)
+    assert last == ["abc"] + [""] * (size - 1)
+
+
+def test_an_exchange_takes_megabytes(world: World) -> None:
+    assert world.each("exchange of megabytes") == [[True] * world.start.size] * world.start.size
+
+
 def test_nobody_leaves_a_barrier_before_everyone_came(world: World) -> None:
     assert world.each("present after barriers") == [[world.start.size] * 20] * world.start.size
 
 
-def test_ranks_that_come_early_to_a_collective_are_said_to_have_waited(world: World) -> None:
+@pytest.mark.parametrize("key", ["waited", "waited in an exchange"])
+def test_ranks_that_come_early_to_a_collective_are_said_to_have_waited(key: str, world: World) -> None:
     """The last rank comes a second late; a world of one waits for nobody."""
-    for waited in world.each("waited"):
+    for waited in world.each(key):
         *early, late = waited
         assert min(early, default=1.0) > 0.5 > late
 

@@ -145,11 +145,11 @@ def test_a_client_of_lower_rank_trains_what_flora_of_that_rank_would(captions: t
     for client, rank in enumerate((8, 4, 1)):
         batches = trainer.make_batches(np.array([client]), case.holdings, config, 0, 1)
         mask = method.holds(np.array([client]))
-        result = trainer.train(trainer.Task(method, Features(features), labels, config), adapter, batches, mask)
+        result = trainer.train(trainer.Task(method, Features(features), labels, config), trainer.Start(adapter, mask), batches)
         end = method.unpack(adapter + result.updates[0])
         alone = build(captions, rank=rank, alpha=2.0)
         first = {name: t[:rank] if name.endswith("A") else t[:, :rank] for name, t in method.unpack(adapter).items()}
-        other = trainer.train(trainer.Task(alone, Features(features), labels, config), alone.pack(first), batches)
+        other = trainer.train(trainer.Task(alone, Features(features), labels, config), trainer.Start(alone.pack(first)), batches)
         expected = alone.unpack(alone.pack(first) + other.updates[0])
         for name, tensor in end.items():
             first_ranks, rest = (tensor[:rank], tensor[rank:]) if name.endswith("A") else (tensor[:, :rank], tensor[:, rank:])

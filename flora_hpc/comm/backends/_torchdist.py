@@ -4,7 +4,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import NoReturn
 
@@ -73,6 +73,18 @@ class TorchDist:
     def gather(self, data: bytes) -> list[bytes] | None:
         parts = self.allgather(data)  # gloo and nccl gather only equal lengths, and records are small
         return parts if self.rank == 0 else None
+
+    def exchange(self, parts: Sequence[bytes]) -> list[bytes]:
+        others = [b"" if rank == self.rank else part for rank, part in enumerate(parts)]
+        sent_lengths = torch.tensor([len(part) for part in others], device=self._device)
+        lengths = torch.empty_like(sent_lengths)
+        dist.all_to_all_single(lengths, sent_lengths)
+        sizes, sent = lengths.tolist(), np.frombuffer(bytearray().join(others), np.uint8)
+        received = torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)
+        dist.all_to_all_single(received, torch.from_numpy(sent).to(self._device), sizes, sent_lengths.tolist())
+        dist.barrier()
+        pieces = np.split(received.cpu().numpy(), np.cumsum(sizes)[:-1])
+        return [parts[rank] if rank == self.rank else piece.tobytes() for rank, piece in enumerate(pieces)]
 
     def barrier(self) -> None:
         dist.barrier()

@@ -1,6 +1,7 @@
 """MPI through mpi4py's buffer collectives; any MPI library."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any, NoReturn
@@ -12,6 +13,8 @@ from flora_hpc.comm import mpilibrary, surroundings
 from flora_hpc.comm.communicator import Array
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
+
+LARGEST = 2**30  # bytes that a rank sends or receives in one call: before MPI 4, MPI counts in 32 bits
 
 
 class Mpi:
@@ -45,6 +48,28 @@ class Mpi:
             return None
         received = np.empty(lengths.sum(), np.uint8)
         self._world.Gatherv(sent, [received, lengths, _starts(lengths), self._mpi.BYTE], root=0)
+        return _split(received, lengths)
+
+    def exchange(self, parts: Sequence[bytes]) -> list[bytes]:
+        others = [b"" if rank == self.rank else part for rank, part in enumerate(parts)]
+        sent = np.array([[len(part), max(map(len, others))] for part in others], np.int64)
+        received = np.empty_like(sent)
+        self._world.Alltoall(sent, received)
+        (lengths, longest), num_bytes = received.T, max(1, LARGEST // self.size)
+        pieces = [
+            self._exchange_pieces([part[first : first + num_bytes] for part in others], (lengths - first).clip(0, num_bytes))
+            for first in range(0, int(longest.max()), num_bytes)
+        ]
+        self._world.Barrier()
+        return [parts[rank] if rank == self.rank else b"".join(piece[rank] for piece in pieces) for rank in range(self.size)]
+
+    def _exchange_pieces(self, pieces: Sequence[bytes], lengths: Array) -> list[bytes]:
+        """Exchange short pieces; this rank receives `lengths` (size,) bytes from the ranks."""
+        sent_lengths = np.array([len(piece) for piece in pieces], np.int64)
+        sent, received = np.frombuffer(b"".join(pieces), np.uint8), np.empty(lengths.sum(), np.uint8)
+        self._world.Alltoallv(
+            [sent, sent_lengths, _starts(sent_lengths), self._mpi.BYTE], [received, lengths, _starts(lengths), self._mpi.BYTE]
+        )
         return _split(received, lengths)
 
     def barrier(self) -> None:

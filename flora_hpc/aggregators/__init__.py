@@ -1,1 +1,0 @@
-"""Rules by which the server applies the mean update; one file each."""

@@ -1,0 +1,150 @@
+"""The interface of an algorithm: five parts of a round, each a few pure functions over tensors with a leading client axis.
+
+    the server's adapter, message        sharing: which tensors are trained, sent, or kept by each client
+      -> local training                  local: what a client does beyond the gradient of its loss
+      -> rows of numbers per client      transform: what happens to an update on its way to the server
+      -> exact sums over clients         combine: their weights, and how means become one direction
+      -> the next adapter                server: what is done with the direction, and what is sent down besides the adapter
+
+No part sees a rank, a file or a clock. All ranks apply the same functions to the same values, so no function draws random numbers
+of its own. An algorithm defines some of the parts; the others are those of FedAvg.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from flora_hpc.config import ClientConfig
+
+Tensors = Mapping[str, torch.Tensor]
+Role = Literal["shared", "private", "frozen"]
+ROLES = get_args(Role)
+
+
+class Setting(NamedTuple):
+    """What an algorithm is built for."""
+
+    client: ClientConfig  # options of local training
+    names: Sequence[str]  # of the trained tensors, in their order
+    paired: bool  # whether every image has a caption of its own instead of a class
+    num_registered: int  # clients, of which a round's participants are drawn
+
+
+class Sharing(NamedTuple):
+    """Which trained tensors clients send (shared), train and keep for themselves (private), or do not train (frozen).
+
+    `role(name, round)` is the role of a tensor in a round, counted from 1. Roles repeat after `period` rounds. Private tensors have
+    the same role in every round. `key` names the option to correct when a role does not fit.
+    """
+
+    role: Callable[[str, int], Role]
+    period: int = 1
+    key: str = "sharing.name"
+
+
+class Ended(NamedTuple):
+    """The end of the local training of a group. All tensors have a leading client axis."""
+
+    updates: torch.Tensor  # (num_clients, num_trained): params at the end minus params at the start
+    gradient_sum: torch.Tensor | None  # (num_clients, num_trained), of all steps, if `Local.sums_gradients`
+    num_steps: torch.Tensor  # (num_clients, 1)
+    message: Tensors  # from the server, (num_trained,) each
+    memory: Tensors  # of the clients, (num_clients, num_trained) each
+
+
+class LocalStep(NamedTuple):
+    """One step of local training, after the gradient of the loss is known. All tensors but messages have a client axis."""
+
+    params: torch.Tensor  # (num_clients, num_trained)
+    start: torch.Tensor  # the same at the start of the round; (num_trained,) where all clients start alike
+    message: Tensors  # from the server, (num_trained,) each
+    memory: Tensors  # of the clients, (num_clients, num_trained) each
+
+
+Gradient = Callable[[torch.Tensor, LocalStep], torch.Tensor]  # gradient (num_clients, num_trained), step -> another gradient
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Local(NamedTuple):
+    """What a client does in its local training beyond the gradient of its loss.
+
+    `gradient` changes the gradient of a step, before the optimizer. `loss` replaces the loss of a step: like those of
+    `flora_hpc.losses`, and with counts (num_clients, num_classes) of the client's examples by class as a fourth argument.
+    `end(ended) -> rows, memory` makes the rows that clients send besides their update, (num_clients, n) each, and what they
+    remember, (num_clients, num_trained) each. Rows are averaged with equal weights. Memories start with zeros.
+
+    With `personal`, each client also trains a second model of its own: from where it was at the end of its last round (at first,
+    from the initial adapter), with this change of gradients, in which `start` is the server's adapter.
+    """
+
+    gradient: Gradient | None = None
+    loss: Loss | None = None
+    end: Callable[[Ended], tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] | None = None
+    memory: tuple[str, ...] = ()  # names of what a client remembers from one round to the next
+    needs: tuple[str, ...] = ()  # names of the server's messages
+    sends: tuple[str, ...] = ()  # names of the rows of `end`
+    sums_gradients: bool = False
+    personal: Gradient | None = None
+
+
+class Transform(NamedTuple):
+    """What happens to updates on their way to the server: clipping, encoding and decoding.
+
+    `apply(rows, memory) -> rows, memory, num_bytes` takes updates (num_clients, n) and what the clients remember, (num_clients, n)
+    each; it returns the updates as the server decodes them, the new memories, and the encoded bytes (num_clients,) int64.
+    """
+
+    apply: Callable[[torch.Tensor, Tensors], tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]]
+    memory: tuple[str, ...] = ()
+
+
+class Combine(NamedTuple):
+    """How the updates of a cohort become one direction, by exact sums.
+
+    `weights(num_examples) -> weights`, both (num_clients,) int64 and at least 1. `prepare(update, num_steps) -> rows` makes the
+    rows that are averaged with these weights: `update` (num_clients, n), and others that are sent besides it. `finish(means, now)`
+    computes the direction (n,) from their means.
+    """
+
+    weights: Callable[[torch.Tensor], torch.Tensor]
+    finish: Callable[[Tensors, "Now"], torch.Tensor]
+    prepare: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]] | None = None
+    sends: Mapping[str, int] = MappingProxyType({})  # the numbers of each row that `prepare` adds to the update
+
+
+class Now(NamedTuple):
+    """What the server knows of a round."""
+
+    round: int
+    num_clients: int  # that were added up
+    num_registered: int
+    weight: int  # sum of their weights
+    means: Tensors  # of the rows that clients sent besides their update, each (n,)
+
+
+class Server(NamedTuple):
+    """What the server does with a direction, and what it sends besides the adapter.
+
+    `init(adapter) -> state`; `apply(adapter, direction, state, now) -> adapter, state`; `message(state)` is sent to the clients of
+    the next round. Adapters, directions and messages are (num_params,) float32. A resumed run gets back the state alone, so the
+    state holds whatever the server remembers: a tensor, a number, None, or a tuple, list or dictionary of these.
+    """
+
+    init: Callable[[torch.Tensor], Any]
+    apply: Callable[[torch.Tensor, torch.Tensor, Any, Now], tuple[torch.Tensor, Any]]
+    message: Callable[[Any], dict[str, torch.Tensor]] = lambda state: {}
+    sends: tuple[str, ...] = ()  # names of the messages
+    takes: tuple[str, ...] = ()  # names of the rows of clients that it needs, in `Now.means`
+
+
+class Algorithm(NamedTuple):
+    """The parts that an algorithm defines; FedAvg's stand for those that it leaves out."""
+
+    sharing: Sharing | None = None
+    local: Local | None = None
+    transform: Transform | None = None
+    combine: Combine | None = None
+    server: Server | None = None
+    warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0

@@ -1,0 +1,53 @@
+"""FedNova: updates are divided by what their clients did, and the mean is scaled by its mean (Wang et al., NeurIPS 2020)."""
+
+import torch
+from pydantic import Field
+
+from flora_hpc.algorithms import fedprox
+from flora_hpc.algorithms._algorithm import Algorithm, Combine, Now, Setting, Tensors
+from flora_hpc.plugins import BaseOptions
+
+FORMULA = (
+    "adapter + (sum w_i a_i) sum w_i update_i / a_i; a_i: local steps, or their sum of weights under momentum or a proximal term"
+)
+UP, DOWN = "update / a_i, a_i", "adapter"
+PAPER = "arXiv 2007.07481"
+
+
+class Options(BaseOptions):
+    """The proximal term of local training."""
+
+    mu: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="weight of a proximal term as in fedprox, which a_i then allows for"
+    )
+
+
+def build(options: Options, setting: Setting) -> Algorithm:
+    """The paper has a_i for SGD; for other optimizers a_i is the number of steps."""
+    client = setting.client
+    is_sgd = client.optimizer == "sgd"
+
+    def prepare(update: torch.Tensor, num_steps: torch.Tensor) -> dict[str, torch.Tensor]:
+        a = normalizer(num_steps.double(), client.momentum if is_sgd else 0.0, options.mu if is_sgd else 0.0, client.lr)
+        a = a.to(update.dtype)
+        return {"update": update / a, "normalizer": a}
+
+    def finish(means: Tensors, now: Now) -> torch.Tensor:
+        return means["update"] * means["normalizer"]
+
+    return Algorithm(
+        local=fedprox.pull(options.mu) if options.mu else None,
+        combine=Combine(lambda num_examples: num_examples, finish, prepare, {"normalizer": 1}),
+        warnings=()
+        if is_sgd
+        else (f"fednova: its paper normalises the steps of SGD; with {client.optimizer}, every local step counts as one",),
+    )
+
+
+def normalizer(num_steps: torch.Tensor, momentum: float, mu: float, lr: float) -> torch.Tensor:
+    """a_i (num_clients, 1) of clients with `num_steps` (num_clients, 1): how much of its first gradients an update has."""
+    if mu:
+        return (1 - (1 - lr * mu) ** num_steps) / (lr * mu)
+    if momentum:
+        return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
+    return num_steps

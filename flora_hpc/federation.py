@@ -1,0 +1,172 @@
+"""The parts of a round for one run: what the algorithm defines, what the user named instead, and FedAvg's parts for the rest."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flora_hpc import plugins
+from flora_hpc.algorithms._algorithm import Algorithm, Combine, Local, Server, Setting, Sharing, Transform
+from flora_hpc.config import PARTS, ClientConfig, Config
+from flora_hpc.data.images import Ints
+from flora_hpc.errors import UserError
+from flora_hpc.methods._method import Method
+from flora_hpc.optimizers import OPTIMIZERS
+from flora_hpc.plugins import BaseOptions
+from flora_hpc.roles import Roles, roles_of
+
+BLOCK = 64  # clients whose masks are in memory at once
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The five parts of a round, and what follows from them."""
+
+    name: str  # of the algorithm, and of the parts that were named instead of its own
+    num_registered: int  # clients
+    roles: tuple[Roles, ...]  # of the method's tensors in rounds 1, 2, ...; they repeat
+    local: Local
+    transform: Transform | None
+    combine: Combine
+    server: Server
+    warnings: tuple[str, ...] = ()
+
+    def roles_in(self, number: int) -> Roles:
+        """The roles of the method's tensors in round `number`, counted from 1."""
+        return self.roles[(number - 1) % len(self.roles)]
+
+    @property
+    def num_private(self) -> int:
+        """Trained numbers that stay with each client."""
+        return len(self.roles[0].own)
+
+    @property
+    def keeps_models(self) -> bool:
+        """Whether clients have a model of their own: a private part, or one that they train beside the shared one."""
+        return self.num_private > 0 or self.local.personal is not None
+
+    def sent_numbers(self, method: Method, clients: Ints, number: int) -> Ints:
+        """How many numbers of the adapter each of `clients` (n,) receives in round `number`: (n,) int64."""
+        sent = self.roles_in(number).sent
+        if sent.is_all or method.holds is None:
+            share = len(sent) / max(1, method.num_params)
+            return method.bytes_of(clients) // 4 if sent.is_all else (0 * clients + round(share * method.num_params))
+        parts = [sent.take(method.holds(clients[start : start + BLOCK])).sum(1) for start in range(0, len(clients), BLOCK)]
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).numpy()
+
+    def message_bytes(self, number: int) -> int:
+        """Bytes that a client receives in round `number` besides the adapter."""
+        return 4 * len(self.server.sends) * len(self.roles_in(number).trained)
+
+    def extra_bytes(self, number: int) -> int:
+        """Bytes that a client sends in round `number` besides its update."""
+        return 4 * (len(self.local.sends) * len(self.roles_in(number).trained) + sum(self.combine.sends.values()))
+
+    def channels(self, number: int) -> dict[str, int]:
+        """The rows of numbers that clients send in round `number`, and the width of each."""
+        roles = self.roles_in(number)
+        return {"update": len(roles.shared)} | dict(self.combine.sends) | dict.fromkeys(self.local.sends, len(roles.trained))
+
+    def memory(self, adapter: torch.Tensor, config: ClientConfig) -> dict[str, torch.Tensor]:
+        """What a client remembers from one round to the next, as it is before its first round: name -> (width,) float32.
+
+        `adapter` (num_params,) is the initial one.
+        """
+        roles = self.roles[0]
+        trained = roles.trained.take(adapter).cpu()
+        memory = {f"local.{name}": torch.zeros_like(trained) for name in self.local.memory}
+        if len(roles.own):
+            memory["private"] = roles.own.take(adapter).cpu()
+        if self.local.personal is not None:
+            memory["personal"] = trained
+        if self.transform is not None:
+            memory |= {f"transform.{name}": torch.zeros(len(roles.shared)) for name in self.transform.memory}
+        if config.optimizer_state == "keep":
+            parts = OPTIMIZERS[config.optimizer].init(trained[None], config)
+            memory |= {f"optimizer.{i}": torch.zeros(part.shape[1]) for i, part in enumerate(parts)}
+        return memory
+
+
+def build(config: Config, method: Method, setting: Setting) -> Federation:
+    """Build the parts that `config` names. Raises UserError for parts that do not go together."""
+    fedavg = plugins.build("algorithms", plugins.member("algorithms", "fedavg").Options(name="fedavg"), Algorithm, setting)
+    algorithm = plugins.build("algorithms", config.algorithm, Algorithm, setting)
+    parts: dict[str, Any] = fedavg._asdict() | {name: part for name, part in algorithm._asdict().items() if part is not None}
+    warnings, names = list(algorithm.warnings), [config.algorithm.name]
+    for part in PARTS:
+        options: BaseOptions | None = getattr(config, part)
+        if options is not None:
+            other = plugins.build("algorithms", options, Algorithm, setting)
+            parts[part] = named_part(other, part, options.name)
+            warnings += [text for text in other.warnings if text not in warnings]
+            names.append(f"{part} of {options.name}")
+    sharing: Sharing = parts["sharing"]
+    federation = Federation(
+        name=", ".join(names),
+        num_registered=setting.num_registered,
+        roles=roles_of(sharing, method),
+        local=parts["local"],
+        transform=parts["transform"],
+        combine=parts["combine"],
+        server=parts["server"],
+        warnings=tuple(warnings),
+    )
+    if (fault := misfit(federation, config, setting)) is not None:
+        raise UserError(fault)
+    return federation
+
+
+def named_part(algorithm: Algorithm, part: str, name: str) -> Any:
+    """The part that the user asked for. Raises UserError where the algorithm leaves it to FedAvg."""
+    result = getattr(algorithm, part)
+    if result is None:
+        has = [other for other in PARTS if getattr(algorithm, other) is not None]
+        raise UserError(
+            f"{part}.name: {name} has no {part} part of its own, only {' and '.join(has)}; see flora-hpc list algorithms"
+        )
+    return result
+
+
+def misfit(federation: Federation, config: Config, setting: Setting) -> str | None:
+    """Why the parts do not go together, in one sentence with the cure; None when they do."""
+    local, server, transform = federation.local, federation.server, federation.transform
+    if missing := sorted(set(local.needs) - set(server.sends)):
+        return (
+            f"algorithm: its local part needs the server's {' and '.join(missing)}, which this server part does not send; "
+            "take local and server from the same algorithm"
+        )
+    if missing := sorted(set(server.takes) - set(local.sends) - set(federation.combine.sends)):
+        return (
+            f"algorithm: its server part needs the clients' {' and '.join(missing)}, which nothing sends; "
+            "take local and server from the same algorithm"
+        )
+    if local.loss is not None and config.client.loss != "classification":
+        return (
+            f"client.loss: {config.client.loss} would be replaced, since the algorithm has its own; set client.loss: classification"
+        )
+    if local.loss is not None and setting.paired:
+        return "algorithm: its loss needs classes, but in these data every image has a caption of its own; take another algorithm"
+    remembers = {
+        "the local part remembers every trained number": bool(local.memory or local.personal),
+        "the server sends every trained number": bool(server.sends),
+        "the transform part remembers every sent number": transform is not None and bool(transform.memory),
+        "the server part remembers every number": server.init(torch.zeros(1)) is not None,
+        "client.optimizer_state: keep remembers every trained number": config.client.optimizer_state == "keep",
+    }
+    reason = next((text for text, applies in remembers.items() if applies), None)
+    if len(federation.roles) > 1 and reason is not None:
+        return f"sharing: other tensors are trained from round to round, but {reason}; leave one of the two away"
+    if federation.num_private and (local.sends or local.personal):
+        what = "trains a second model" if local.personal else f"sends {local.sends[0]} of every trained number"
+        return f"sharing: some tensors stay with their client, but the local part {what}; leave one of the two away"
+    return None
+
+
+def warn_of_unequal_steps(federation: Federation, fewest: int, most: int) -> tuple[str, ...]:
+    """A warning where clients make different numbers of steps, and a control variate weighs a client's steps equally."""
+    if not federation.local.sums_gradients or fewest == most:
+        return ()
+    return (
+        f"clients make {fewest:,} to {most:,} steps in a round, and the algorithm's control variates assume equal numbers; "
+        "it may diverge where they differ much",
+    )
