@@ -16,10 +16,8 @@ import torch
 from flora_hpc import evaluate
 from flora_hpc.data.images import Ints
 from flora_hpc.evaluate import Mixes
-from flora_hpc.records.known import RankReport, RoundRecord
+from flora_hpc.records.known import NOT_TESTED, RankReport, RightAnswers, RoundRecord
 from flora_hpc.setup import Setup, Site
-
-NOTHING = np.zeros(0, np.int64)  # counts where nothing was tested
 
 
 @dataclass
@@ -35,20 +33,20 @@ class AdapterTests:
         """Whether the adapter after round `number` is tested during the next round."""
         return self.setup.evaluate.overlap and self.setup.is_tested(number) and number < self.setup.rounds
 
-    def now(self, adapter: torch.Tensor, number: int) -> Ints:
-        """Count this rank's right answers of each class with the adapter after round `number`; empty where it is not tested now."""
+    def now(self, adapter: torch.Tensor, number: int) -> RightAnswers:
+        """Count this rank's right answers with the adapter after round `number`, unless it is not tested now."""
         comm = self.site.comm
         if not self.setup.is_tested(number) or self.is_postponed(number):
-            return NOTHING
+            return NOT_TESTED
         return self._count(adapter, lambda num_blocks: range(comm.rank, num_blocks, comm.size))
 
-    def later(self, adapter: torch.Tensor, number: int) -> Ints:
+    def later(self, adapter: torch.Tensor, number: int) -> RightAnswers:
         """Count them during the next round, with the adapter after round `number`, before the adapter changes.
 
         A rank that has trained its clients early tests more blocks of images.
         """
         if not self.is_postponed(number):
-            return NOTHING
+            return NOT_TESTED
         return self._count(adapter, lambda num_blocks: self.site.counters.draw("test", number + 1, num_blocks))
 
     def complete_records(self, record: RoundRecord, reports: Sequence[RankReport]) -> list[RoundRecord]:
@@ -61,18 +59,23 @@ class AdapterTests:
         self.untested = complete.pop() if self.is_postponed(int(record.row["round"][0])) else None
         return complete
 
-    def _count(self, adapter: torch.Tensor, local_blocks: Callable[[int], Iterable[int]]) -> Ints:
+    def _count(self, adapter: torch.Tensor, local_blocks: Callable[[int], Iterable[int]]) -> RightAnswers:
         setup = self.setup
         with self.site.comm.phase("eval"):
-            return evaluate.count_correct(setup.method, adapter, setup.inputs, setup.labels, setup.test, local_blocks)
+            return evaluate.count_correct(
+                setup.method, adapter, setup.inputs, setup.labels, setup.test, local_blocks, setup.validation
+            )
 
-    def _note(self, record: RoundRecord, counts: Sequence[Ints]) -> None:
-        """Put the accuracy from the ranks' `counts` of right answers into a record; they are empty where nothing was tested."""
-        correct = sum_of(counts)
-        if len(correct):
-            record.row["test_accuracy"] = correct.sum() / len(self.setup.test)
-            if self.mixes is not None:
-                self.mixes.note(record.row, correct)
+    def _note(self, record: RoundRecord, answers: Sequence[RightAnswers]) -> None:
+        """Put the accuracies from the ranks' right answers into a record, if its adapter was tested."""
+        correct = sum_of([of_rank.test for of_rank in answers])
+        if not len(correct):
+            return
+        record.row["test_accuracy"] = correct.sum() / len(self.setup.test)
+        if len(self.setup.validation):
+            record.row["validation_accuracy"] = sum(of_rank.validation for of_rank in answers) / len(self.setup.validation)
+        if self.mixes is not None:
+            self.mixes.note(record.row, correct)
 
 
 def sum_of(counts: Sequence[Ints]) -> Ints:

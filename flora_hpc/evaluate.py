@@ -1,4 +1,4 @@
-"""Accuracy of an adapter on the test images: for all clients together, and for each client's own mix of classes."""
+"""Accuracy of an adapter on test and validation images: for all clients together, and for each client's own mix of classes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Inputs
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Method
+from flora_hpc.records.known import RightAnswers
 from flora_hpc.records.schema import Rows
 
 MOST_SCORES = 2**27  # of images against captions, computed at once: half a gibibyte
@@ -25,30 +26,39 @@ def count_correct(
     labels: torch.Tensor,
     test: torch.Tensor,
     local_blocks: Callable[[int], Iterable[int]] = range,
-) -> Ints:
-    """Count, for each class, this rank's test images with the highest score for their class: (num_classes,) int64.
+    validation: torch.Tensor | None = None,
+) -> RightAnswers:
+    """Count this rank's images with the highest score for their class: test images by class, validation images together.
 
-    `local_blocks` selects this rank's blocks of images from their number. `adapter` (num_params,) float32, `labels` (num_images,)
-    int64, `test` (num_test_images,) int64 rows of the images. Where every image has its own caption, the captions of the test
+    `local_blocks` selects this rank's blocks of images from their number; no block has images of both kinds, so test images give
+    the same bits without validation images. `adapter` (num_params,) float32, `labels` (num_images,) int64, `test`
+    (num_test_images,) and `validation` int64 rows of the images. Where every image has its own caption, the captions of the test
     images compete with each other, and there is one count for all, (1,).
     """
     competing = torch.from_numpy(np.unique(labels[test].cpu().numpy())).to(labels.device) if method.paired else None
     block = inputs.block if competing is None else max(1, min(inputs.block, MOST_SCORES // len(competing)))
-    correct = [torch.empty(0, dtype=torch.int64)]  # labels of the images that were right
+    parts = (test, test[:0] if validation is None else validation)
+    blocks = [rows[start : start + block] for rows in parts for start in range(0, len(rows), block)]
+    correct = [torch.empty(0, dtype=torch.int64)]  # labels of the test images that were right
+    num_right = 0  # validation images
     with torch.inference_mode():
         tensors = method.unpack(adapter[None])
         classes = None
-        for number in local_blocks(-(-len(test) // block)):
+        for number in local_blocks(len(blocks)):
             if classes is None and competing is not None:
                 classes = method.caption_features(tensors, None, competing[None])
             elif classes is None:
                 classes = method.classes(tensors, None)
-            rows = test[number * block : (number + 1) * block]
+            rows = blocks[number]
             scores = method.logits(tensors, classes, inputs(rows[None]), None)[0]
             best = scores.argmax(1) if competing is None else competing[scores.argmax(1)]
-            correct.append(labels[rows][best == labels[rows]].cpu())
+            right = labels[rows][best == labels[rows]].cpu()
+            if number * block < len(test):
+                correct.append(right)
+            else:
+                num_right += len(right)
     counts = np.bincount(torch.cat(correct).numpy(), minlength=1)
-    return counts if competing is None else counts.sum(keepdims=True)
+    return RightAnswers(counts if competing is None else counts.sum(keepdims=True), num_right)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from flora_hpc.comm.communicator import same_everywhere, together
 from flora_hpc.config import Config
 from flora_hpc.data import checks, holdings, look, mix, twins
 from flora_hpc.data.holdings import PartitionOptions
-from flora_hpc.data.images import Dataset
+from flora_hpc.data.images import Dataset, with_validation
 from flora_hpc.data.inputs import Features, Inputs, Pixels
 from flora_hpc.data.store import Damage
 from flora_hpc.errors import UserError
@@ -120,8 +120,8 @@ def _data_key(config: Config) -> tuple[str, str, str]:
 
 
 def dataset(config: Config) -> Dataset:
-    """Build the dataset that `config` names. Raises UserError when its files are missing or wrong."""
-    return plugins.build("datasets", config.data, Dataset)
+    """Build the dataset that `config` names, with its validation images. Raises UserError when its files are missing or wrong."""
+    return with_validation(plugins.build("datasets", config.data, Dataset), getattr(config.data, "validation_fraction", 0))
 
 
 def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.device, room: devices.Room) -> Setup:
@@ -154,6 +154,7 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         by_jacobian=by_jacobian(config, clip, method, num_clients, room.gpu, parts),
         labels=torch.from_numpy(images.labels).to(device),
         test=torch.from_numpy(dataset.test).to(device),
+        validation=torch.from_numpy(dataset.validation).to(device),
     )
 
 
@@ -291,7 +292,8 @@ def drop_damaged(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
             "mend or remove them, or set data.damaged: skip to leave them out"
         )
     usable = dataset.drop(list(damaged))
-    if len(usable.test) == 0 or (len(dataset.train) and len(usable.train) == 0):
+    parts = ((dataset.train, usable.train), (dataset.validation, usable.validation))
+    if len(usable.test) == 0 or any(len(before) and not len(after) for before, after in parts):
         raise UserError(f"data: {len(damaged):,} of {len(dataset.images):,} images cannot be decoded; too few are left")
     return checks.checked(usable) if len(dataset.train) else usable
 
@@ -299,7 +301,7 @@ def drop_damaged(dataset: Dataset, damaged: Damage, config: Config) -> Dataset:
 def warnings(experiment: Experiment, num_threads: int) -> list[str]:
     """Sentences that a user must read before round 0, from the pixels of a few images and from the features of all images."""
     dataset = experiment.dataset
-    rows = look.sample(np.concatenate([dataset.train, dataset.test]))
+    rows = look.sample(np.concatenate([dataset.train, dataset.test, dataset.validation]))
     of_pixels = look.inspect(dataset.images, rows, num_threads).warnings(dataset.images, MAX_ODD_SHARE)
     of_features = twins.warnings(dataset, experiment.features.values) if experiment.setup.method.sees == "features" else []
     return [*of_pixels, *of_features]

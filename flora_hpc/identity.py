@@ -38,10 +38,11 @@ class Identity:
 def of_data(dataset: Dataset, holders: holdings.Holdings | None = None) -> dict[str, str]:
     """Digests of the data that decide the results of a run, except the images."""
     partition = [holders.order, holders.starts] if isinstance(holders, holdings.Partition) else []
+    split = (dataset.train, dataset.test, *([dataset.validation] if len(dataset.validation) else []))
     parts = {
         "captions": [json.dumps([dataset.captions, dataset.wordings]).encode()],
         "labels": [dataset.images.labels.tobytes()],
-        "split": [rows.tobytes() for rows in (dataset.train, dataset.test)],
+        "split": [rows.tobytes() for rows in split],
         "clients": [array.tobytes() for array in partition],
     }
     return {name: hashlib.blake2b(b"\0".join(data), digest_size=16).hexdigest() for name, data in parts.items()}

@@ -53,8 +53,8 @@ def evaluate_adapter(
     dataset = together(comm, lambda: experiment.drop_damaged(dataset, features.damaged, config))
     flat = method.pack(trained).to(site.device)
     labels, test = (torch.from_numpy(array).to(site.device) for array in (dataset.images.labels, dataset.test))
-    correct = evaluate.count_correct(method, flat, inputs, labels, test, lambda num_blocks: range(comm.rank, num_blocks, comm.size))
-    total = correct.sum(keepdims=True)
+    answers = evaluate.count_correct(method, flat, inputs, labels, test, lambda num_blocks: range(comm.rank, num_blocks, comm.size))
+    total = answers.test.sum(keepdims=True)
     comm.allreduce(total)
     return dataset.name, int(total[0]), len(dataset.test)
 
@@ -74,6 +74,7 @@ def inputs_for_test(dataset: Dataset, method: Method, work: embed.Work) -> tuple
         damaged = {row: why for row, why in stored.damaged.items() if row in set(dataset.test.tolist())}
         return dataset, Features.near(stored.values, work.device), replace(stored, damaged=damaged)
     test_images = dataset.images.take(dataset.test)
-    test_set = replace(dataset, images=test_images, train=dataset.train[:0], test=np.arange(len(dataset.test)))
+    nothing = dataset.train[:0]
+    test_set = replace(dataset, images=test_images, train=nothing, test=np.arange(len(dataset.test)), validation=nothing)
     features = experiment.embed_for(test_set, method, work)
     return test_set, experiment.inputs_of(test_set, method, work, features), features

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from flora_hpc import cohort, firststep, trainer
-from flora_hpc.accuracy import NOTHING, AdapterTests
+from flora_hpc.accuracy import AdapterTests
 from flora_hpc.algorithms._algorithm import Ended, Now
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.comm.meter import Meter
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums, blocks
 from flora_hpc.memories import Borrowed, Memories
-from flora_hpc.records.known import RankReport, RoundRecord, merge
+from flora_hpc.records.known import NOT_TESTED, RankReport, RightAnswers, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
 from flora_hpc.roles import Roles, freeze
 from flora_hpc.setup import Setup, Site
@@ -58,7 +58,7 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
     Raises AbandonedError, on every rank, when a signal abandons the round; adapter, server state and memories are then unchanged.
     """
     comm, tests = site.comm, state.tests
-    clients, previous_correct = np.zeros(0, CLIENTS), NOTHING
+    clients, previous_correct = np.zeros(0, CLIENTS), NOT_TESTED
     if number > 0:
         trained = train_my_groups(setup, site, state, number)
         clients = np.concatenate([np.zeros(0, CLIENTS), *trained.rows])
@@ -326,7 +326,9 @@ def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return squares.sqrt_().cpu()
 
 
-def report(comm: Meter, number: int, clients: Rows, correct: Ints, previous_correct: Ints, adapter: torch.Tensor) -> RankReport:
+def report(
+    comm: Meter, number: int, clients: Rows, correct: RightAnswers, previous_correct: RightAnswers, adapter: torch.Tensor
+) -> RankReport:
     """This rank's report to rank 0: its rows of /clients, its counts of right answers, and its timeline since the last round."""
     with comm.phase("log"):
         adapter_digest = digest(adapter)

@@ -38,6 +38,7 @@ class Setup:
     by_jacobian: bool  # whether clients make their first step by a Jacobian; see `firststep`
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
+    validation: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # rows, as `test`; may be none
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # features or pixels of all images
 
     @property

@@ -312,3 +312,50 @@ def test_a_run_notes_what_was_left_out_and_that_pictures_show_nothing(invoke: In
     }
     (warning,) = [sentence for sentence in json.loads(attributes["warnings"]) if "show hardly anything" in sentence]
     assert warning.startswith("12 of 12 images looked at show hardly anything, ")
+
+
+# --- validation images
+
+
+def test_a_run_with_validation_images_shows_their_accuracy(invoke: Invoke, tmp_path: Path) -> None:
+    """No client holds them, and the test images are those of a run without them."""
+    plain, _ = run(invoke, tmp_path / "plain")
+    out = invoke("run", ROOT / "configs/quickstart.yaml", *QUICK, "-s", "data.validation_fraction=0.25", "--out", tmp_path / "run")
+    facts, tables = hdf5file.read(tmp_path / "run")
+    accuracy = tables["rounds"]["validation_accuracy"]
+    assert np.allclose(accuracy * 359, np.round(accuracy * 359))  # of 1,438 training images, by class
+    assert 0.5 < accuracy[-1] <= 1
+    assert tables["clients"]["num_examples"].sum() == 1438 - 359
+    assert f"| validation {accuracy[1]:.4f} | " in out
+    assert f"validation accuracy  {accuracy[0]:.4f} → {accuracy[1]:.4f}  (best " in invoke("show", tmp_path / "run")
+    digests = [json.loads(attributes["identity"])["split"] for attributes in (plain, facts)]
+    assert digests[0] != digests[1]
+    page = tmp_path / "page.html"
+    invoke("report", tmp_path / "run", "--out", page)
+    assert "validation images" in page.read_text()
+    invoke("report", tmp_path / "run", tmp_path / "plain", "--out", tmp_path / "two.html")
+    assert "validation" in (tmp_path / "two.html").read_text()
+
+
+def test_a_split_from_a_file_leaves_validation_images_out(invoke: Invoke, tmp_path: Path) -> None:
+    """The file was written without them; written with them, it gives the same run."""
+    few, half = ["-s", "partition.num_clients=4"], ["-s", "data.validation_fraction=0.5"]
+    for name, settings in {"all": few, "half": [*few, *half]}.items():
+        invoke("data", "inspect", ROOT / "configs/quickstart.yaml", *settings, "--rows", tmp_path / f"{name}.csv")
+        own = f"partition={{name: file, path: {tmp_path / name}.csv}}"
+        invoke("run", ROOT / "configs/quickstart.yaml", "-s", "rounds=1", *half, "-s", own, "--out", tmp_path / name)
+    invoke("run", ROOT / "configs/quickstart.yaml", "-s", "rounds=1", *few, *half, "--out", tmp_path / "drawn")
+    found = {name: hdf5file.read(tmp_path / name)[1] for name in ("all", "half", "drawn")}
+    assert {tables["clients"]["num_examples"].sum() for tables in found.values()} == {719}
+    assert found["half"]["rounds"]["train_loss"].tolist() == pytest.approx(
+        found["drawn"]["rounds"]["train_loss"], nan_ok=True, abs=0
+    )
+    assert json.loads(invoke("data", "inspect", ROOT / "configs/quickstart.yaml", *half, "--json"))["num_validation"] == 719
+
+
+def test_a_validation_part_that_cannot_be_is_refused(invoke: Invoke, tmp_path: Path) -> None:
+    for fraction in ("1", "-0.1", "half"):
+        with pytest.raises(UserError, match=r"data\.validation_fraction"):
+            run(invoke, tmp_path / "run", f"data.validation_fraction={fraction}")
+    with pytest.raises(UserError, match=r"partition\.num_clients: 100 clients for 10 training examples leaves some without any"):
+        run(invoke, tmp_path / "run", "data.validation_fraction=0.999", "partition.num_clients=100")

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from flora_hpc import evaluate
+from flora_hpc.accuracy import sum_of
 from flora_hpc.data.holdings import Partition
 from flora_hpc.data.inputs import Features
 from flora_hpc.errors import UserError
@@ -16,7 +17,7 @@ def test_correct_answers_by_hand() -> None:
     features = Features(torch.tensor([[2.0, 1, 0], [1, 2, 0], [3, 0, 9], [0, 3, 9]]))
 
     def correct(labels: list[int], test: list[int]) -> list[int]:
-        return evaluate.count_correct(linear_method(), adapter, features, torch.tensor(labels), torch.tensor(test)).tolist()
+        return evaluate.count_correct(linear_method(), adapter, features, torch.tensor(labels), torch.tensor(test)).test.tolist()
 
     assert correct([0, 1, 1, 1], [0, 1, 2, 3]) == [1, 2]
     assert correct([0, 1, 1, 1], [3, 0]) == [1, 1]
@@ -28,15 +29,30 @@ def test_ranks_share_the_blocks() -> None:
     adapter, features = torch.randn(6, generator=generator), Features(torch.randn(11, 3, generator=generator), block=2)
     labels = torch.randint(0, 2, (11,), generator=generator)
     everything = torch.arange(11)
-    whole = evaluate.count_correct(linear_method(), adapter, features, labels, everything)
+    whole = evaluate.count_correct(linear_method(), adapter, features, labels, everything).test
     right = labels[(features.values @ adapter.view(2, 3).T).argmax(1) == labels]
     assert whole.tolist() == torch.bincount(right).tolist()
     for size in (2, 3, 8):
         shares = [
-            evaluate.count_correct(linear_method(), adapter, features, labels, everything, lambda n, r=rank: range(r, n, size))  # noqa: B023
+            evaluate.count_correct(linear_method(), adapter, features, labels, everything, lambda n, r=rank: range(r, n, size)).test  # noqa: B023
             for rank in range(size)
         ]
         assert sum(np.pad(share, (0, 2 - len(share))) for share in shares).tolist() == np.pad(whole, (0, 2 - len(whole))).tolist()
+
+
+@pytest.mark.parametrize("num_test", [1, 2, 5, 9, 10])
+def test_validation_images_are_counted_beside_the_test_images(num_test: int) -> None:
+    """On any number of ranks; no block has images of both kinds, so the test images are counted as they are alone."""
+    generator = torch.Generator().manual_seed(1)
+    adapter, features = torch.randn(6, generator=generator), Features(torch.randn(11, 3, generator=generator), block=2)
+    labels, test, validation = torch.randint(0, 2, (11,), generator=generator), torch.arange(num_test), torch.arange(num_test, 11)
+    alone = [evaluate.count_correct(linear_method(), adapter, features, labels, rows).test for rows in (test, validation)]
+    for size in (1, 2, 3):
+        shares = [lambda n, r=rank, s=size: range(r, n, s) for rank in range(size)]
+        arguments = linear_method(), adapter, features, labels, test
+        answers = [evaluate.count_correct(*arguments, share, validation) for share in shares]
+        assert sum_of([of_rank.test for of_rank in answers]).tolist() == alone[0].tolist()
+        assert sum(of_rank.validation for of_rank in answers) == alone[1].sum()
 
 
 # --- each client on its own mix of classes

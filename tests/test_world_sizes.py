@@ -153,6 +153,18 @@ def test_phases_add_up_to_the_round(runs: dict[str, Path]) -> None:
     assert phases == pytest.approx(rounds["round_seconds"].sum(), rel=0.02)
 
 
+def test_validation_accuracy_is_identical(few_digits: Path, flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
+    """Tested at once by one rank, and during the next round by the ranks that have time."""
+    data = ["-s", f"data={{name: hdf5, path: {few_digits}, validation_fraction: 0.2}}"]
+    for name, under, more in [("alone", None, []), ("mpi-3", [*mpiexec, "-n", "3"], ["-s", DYNAMIC, "-s", OVERLAP])]:
+        result = flora("run", "configs/quickstart.yaml", *SMALL, *data, *more, "--out", tmp_path / name, under=under)
+        assert result.returncode == 0, result.stdout + result.stderr
+    alone, together = (hdf5file.read(tmp_path / name)[1]["rounds"] for name in ("alone", "mpi-3"))
+    assert np.isfinite(alone["validation_accuracy"]).all()
+    for name in ("test_accuracy", "validation_accuracy", "train_loss"):
+        np.testing.assert_array_equal(alone[name], together[name], name)
+
+
 @pytest.mark.parametrize("special", ["method.name=fedfft", "method.name=feddylora", "client.first_step=jacobian"])
 def test_pixels_clients_of_several_ranks_and_one_jacobian_give_the_same_bits_too(
     flora: Flora, mpiexec: list[str], tmp_path: Path, special: str

@@ -46,8 +46,9 @@ def show_table(console: Console, rows: Rows) -> None:
     On a terminal that is too narrow, the least important columns are hidden, and a line names them. A file or another program has
     no width: it gets all columns, one line a row.
     """
-    optional = () if views.per_client(rows) else views.PER_CLIENT
-    names = [name for name in rows.dtype.names or () if name not in optional]
+    unused = [] if views.per_client(rows) else [*views.PER_CLIENT]
+    unused += [] if len(views.validations(rows)) else ["validation_accuracy"]
+    names = [name for name in rows.dtype.names or () if name not in unused]
     values = columns(rows)
     unbounded = console.options.update(max_width=10_000)
     hidden = []

@@ -93,6 +93,7 @@ def inspect(
     from flora_hpc import plugins
     from flora_hpc.data import checks, holdings
     from flora_hpc.data import rows as tables
+    from flora_hpc.data.images import with_validation
     from flora_hpc.data.mix import mix_of
     from flora_hpc.report import split, words
 
@@ -103,6 +104,7 @@ def inspect(
     if clients is not None and rows is None:
         raise UserError("--clients: says of how many clients --rows writes the images; give --rows FILE, too")
     dataset = plugins.member("datasets", resolved.data.name).build(resolved.data)
+    dataset = with_validation(dataset, getattr(resolved.data, "validation_fraction", 0))
     skips = getattr(resolved.data, "damaged", "refuse") == "skip"
     inspection = inspect_all(dataset) if check or skips else None
     damage = {} if inspection is None else inspection.damaged
@@ -119,7 +121,8 @@ def inspect(
     settings = (f"{name.replace('_', ' ')} {value}" for name, value in options.items() if (name, value) != ("min_examples", 1))
     rule = ", ".join([resolved.partition.name, *settings])
     if as_json:
-        numbers = words.numbers(mix) | {"dataset": dataset.name, "partition": rule, "num_test": len(dataset.test)}
+        sizes = {"num_test": len(dataset.test), "num_validation": len(dataset.validation)}
+        numbers = words.numbers(mix) | {"dataset": dataset.name, "partition": rule} | sizes
         numbers |= {"left_out": dict(dataset.left_out), "warnings": warnings}
         json.dump(numbers if damaged is None else numbers | {"damaged": damaged}, sys.stdout)
         print()
@@ -141,7 +144,9 @@ def print_split(dataset: Any, mix: Any, rule: str, warnings: Sequence[str], dama
     from flora_hpc.report import split
 
     console = Console(highlight=False)
-    images = f"{dataset.name}, {len(dataset.train):,} training images; {len(dataset.test):,} test images, which no client holds"
+    validation = f"{len(dataset.validation):,} validation and " if len(dataset.validation) else ""
+    others = f"{validation}{len(dataset.test):,} test images, which no client holds"
+    images = f"{dataset.name}, {len(dataset.train):,} training images; {others}"
     facts = {"data": images, "partition": rule} | ({} if damaged is not None else {"checked": "no; --check decodes every image"})
     console.print(split.terminal(mix, console.width, facts))
     lines = [(f"left out: {count(number, 'file')}: {reason}", "yellow") for reason, number in dataset.left_out.items()]

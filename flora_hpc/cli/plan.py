@@ -46,6 +46,7 @@ def rows_of(plan: "Plan") -> dict[str, str]:
     num_groups, largest = sum(map(len, plan.groups)), max(len(group) for groups in plan.groups for group in groups)
     together = f"{num_groups:,} of up to {largest} clients in one batch of tensors, about {decimal(plan.group_bytes)}"
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
+    validation = f", {len(dataset.validation):,} validation" if len(dataset.validation) else ""
     gathered = f"{decimal(plan.allgather_bytes)} a round (rows of a Jacobian: each rank sends its own to all others)"
     return {
         "model": f"{plan.model}, {plan.model_numbers:,} numbers, {decimal(needed['weights'])}",
@@ -53,7 +54,7 @@ def rows_of(plan: "Plan") -> dict[str, str]:
         "method": f"{config.method.name}, {plan.num_params:,} trained numbers per client",
         "computed": f"{plan.how}; {config.model.precision}",
         "payload": f"{plan.payload_bytes:,} bytes per update",
-        "data": f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images",
+        "data": f"{dataset.name}: {len(dataset.train):,} training{validation} and {len(dataset.test):,} test images",
         "captions": f"{len(dataset.captions)}, such as '{dataset.captions[0]}'",
         "clients": f"{len(plan.clients):,} of {plan.num_registered:,} in a round, {spread}",
         "groups": f"{together}; {plan.bound}",

@@ -56,10 +56,14 @@ def _missing_classes(dataset: Dataset, train_classes: Ints, test_classes: Ints) 
         "test image": np.setdiff1d(train_classes, test_classes),
         "image": np.setdiff1d(all_classes, np.union1d(train_classes, test_classes)),
     }
+    if len(dataset.validation):
+        validation_classes = np.unique(dataset.images.labels[dataset.validation])
+        without["validation image"] = np.setdiff1d(train_classes, validation_classes)
     effects = {
         "training image": "nobody trains on them",
         "test image": "accuracy says nothing about them",
         "image": "they are possible answers even so",
+        "validation image": "validation accuracy says nothing about them",
     }
     return [
         f"{len(classes):,} of {len(all_classes):,} classes have no {kind}, so {effects[kind]}: {few(dataset, classes)}"

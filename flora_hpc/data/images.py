@@ -125,7 +125,7 @@ def stamp(files: Iterable[Path], also: str = "") -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Clients train on the rows `train` of `images`; nobody trains on the rows `test`."""
+    """Clients train on the rows `train` of `images`; nobody trains on the rows `test` and `validation`."""
 
     name: str
     class_names: tuple[str, ...]
@@ -137,11 +137,13 @@ class Dataset:
     paired: bool = False  # every image has its own caption; the "classes" are then the distinct captions
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files that are no images of the dataset
     warnings: tuple[str, ...] = ()  # sentences for the user before round 0: usable data that may not be meant so
+    validation: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # rows that hyperparameters are chosen on
 
     def drop(self, rows: Sequence[int]) -> "Dataset":
-        """Remove these images from training and testing; `images` keeps their rows."""
+        """Remove these images from training, validation and testing; `images` keeps their rows."""
         dropped = np.asarray(rows, np.int64)
-        return replace(self, train=np.setdiff1d(self.train, dropped), test=np.setdiff1d(self.test, dropped))
+        train, test, validation = (np.setdiff1d(part, dropped) for part in (self.train, self.test, self.validation))
+        return replace(self, train=train, test=test, validation=validation)
 
 
 class DatasetOptions(BaseOptions):
@@ -154,6 +156,9 @@ class DatasetOptions(BaseOptions):
         "official", description="test images: the official ones where there are any, or a part of all images merged (the paper's)"
     )
     test_fraction: float = Field(0.2, gt=0, lt=1, description="where test images are drawn: share of each class kept for testing")
+    validation_fraction: float = Field(
+        0, ge=0, lt=1, description="share of each class of the training images that no client holds, to choose hyperparameters on"
+    )
     damaged: Literal["refuse", "skip"] = Field(
         "refuse", description="images that cannot be decoded: refuse to run, or leave them out"
     )
@@ -191,9 +196,33 @@ def assemble(
 
 def draw_test(labels: Ints, fraction: float, name: str) -> npt.NDArray[np.bool_]:
     """Draw test images (num_images,) bool: `fraction` of every class, at least one and never all of a class."""
-    order = seeds.generator(0, f"{name}: test images").permutation(len(labels))
-    is_test = np.zeros(len(labels), bool)
+    return _draw(labels, fraction, f"{name}: test images")
+
+
+def with_validation(dataset: Dataset, fraction: float) -> Dataset:
+    """Make `fraction` of the training images of every class validation images: at least one and never all of a class.
+
+    They do not depend on the seed of a run. Raises UserError for pairs, and where no class has two training images.
+    """
+    if fraction == 0:
+        return dataset
+    if dataset.paired:
+        raise UserError("data.validation_fraction: is a share of each class, but pairs have no classes; leave it away")
+    is_validation = _draw(dataset.images.labels[dataset.train], fraction, f"{dataset.name}: validation images")
+    if not is_validation.any():
+        raise UserError(
+            f"data.validation_fraction: no class of {dataset.name} has two training images, so none is left to choose on; "
+            "leave it away, or add images"
+        )
+    validation = np.union1d(dataset.validation, dataset.train[is_validation])
+    return replace(dataset, train=dataset.train[~is_validation], validation=validation)
+
+
+def _draw(labels: Ints, fraction: float, purpose: str) -> npt.NDArray[np.bool_]:
+    """Draw `fraction` of the images of every class, at least one and never all of a class: (num_images,) bool."""
+    order = seeds.generator(0, purpose).permutation(len(labels))
+    is_drawn = np.zeros(len(labels), bool)
     mixed = labels[order]
     for of_class in np.split(order[np.argsort(mixed, kind="stable")], np.cumsum(np.bincount(mixed))[:-1]):
-        is_test[of_class[: min(max(1, round(fraction * len(of_class))), len(of_class) - 1)]] = True
-    return is_test
+        is_drawn[of_class[: min(max(1, round(fraction * len(of_class))), len(of_class) - 1)]] = True
+    return is_drawn

@@ -18,11 +18,11 @@ NOBODY = -1
 
 @dataclass(frozen=True)
 class Table:
-    """A row for each image of each client, then images of no client, then test images. Columns are (num_rows,)."""
+    """A row for each image of each client, then images of no client: training, validation, test. Columns are (num_rows,)."""
 
     client: Ints  # NOBODY for images that no client holds
     row: Ints  # number of the image in the dataset
-    split: Column  # train or test
+    split: Column  # train, validation or test
     label: Ints
     classes: Sequence[str]  # names by label
     place: Column | None  # the dataset's column `path`, if it has one
@@ -49,11 +49,11 @@ def table(dataset: Dataset, holdings: Holdings, num_clients: int | None = None) 
     examples = [holdings.examples(client) for client in clients.tolist()]
     of_clients = np.concatenate([*examples, np.zeros(0, np.int64)])
     unassigned = np.setdiff1d(dataset.train, of_clients) if len(clients) == holdings.num_clients else np.zeros(0, np.int64)
-    rows = np.concatenate([of_clients, unassigned, dataset.test])
+    parts = {"train": np.concatenate([of_clients, unassigned]), "validation": dataset.validation, "test": dataset.test}
+    rows = np.concatenate(list(parts.values()))
     client = np.full(len(rows), NOBODY, np.int64)
     client[: len(of_clients)] = np.repeat(clients, list(map(len, examples)))
-    split = np.full(len(rows), "train")
-    split[len(rows) - len(dataset.test) :] = "test"
+    split = np.repeat(list(parts), list(map(len, parts.values())))
     read = dataset.images.columns.get("path")
     return Table(client, rows, split, dataset.images.labels[rows], dataset.class_names, None if read is None else read()[rows])
 

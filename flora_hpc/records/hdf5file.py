@@ -161,10 +161,23 @@ def earlier(run: Path, last: int, logged: int, warnings: list[str]) -> Earlier:
     `warnings` say why newer checkpoints are not used. Raises UserError for a file that is not a run's.
     """
     attributes, tables = read(run)
-    rows_of = {name: rows[rows["round"] <= logged] for name, rows in tables.items() if name != "topology"}
+    rows_of = {
+        name: with_all_columns(rows[rows["round"] <= logged], TABLES[name]) for name, rows in tables.items() if name != "topology"
+    }
     resumed_after, extended_after = (json.loads(attributes.get(name, "[]")) for name in ("resumed_after", "extended_after"))
     extended_after += [last] if attributes["status"] == "finished" else []
     return Earlier(**rows_of, resumed_after=[*resumed_after, last], warnings=warnings, extended_after=extended_after)
+
+
+def with_all_columns(rows: Rows, dtype: np.dtype[Any]) -> Rows:
+    """Rows of a file of any version with the columns of `dtype`: numbers that its version did not measure are NaN, or zero."""
+    result = np.zeros(len(rows), dtype)
+    for name in dtype.names or ():
+        if name in (rows.dtype.names or ()):
+            result[name] = rows[name]
+        elif dtype[name].kind == "f":
+            result[name] = np.nan
+    return result
 
 
 def locate(run: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,37 +67,50 @@ class RoundRecord:
     clients: Rows
 
 
+class RightAnswers(NamedTuple):
+    """How many images an adapter gave their own class."""
+
+    test: Ints  # by class, of the test images; empty when the adapter was not tested
+    validation: int = 0  # of all validation images
+
+
+NOT_TESTED = RightAnswers(np.zeros(0, np.int64))
+
+
 @dataclass(frozen=True)
 class RankReport:
     """What one rank reports to rank 0 at the end of a round."""
 
     rank: Rows  # shape (1,), of RANKS; `merge` fills in the seconds of waiting and of transfer
     clients: Rows  # of CLIENTS
-    correct: Ints  # right answers by class on this rank's test images; empty when not evaluated
+    correct: RightAnswers  # on this rank's images
     digest: int  # of the rank's adapter
     collectives: Floats  # seconds of each since the round before, waiting included
-    previous_correct: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # as `correct`, with the previous round's adapter
+    previous_correct: RightAnswers = NOT_TESTED  # with the previous round's adapter
 
     def to_bytes(self) -> bytes:
         """Encode the report for a collective; `from_bytes` decodes it."""
-        parts = (self.rank, self.correct, self.previous_correct, self.collectives, self.clients)
-        header = np.array([self.digest, *map(len, parts)], np.int64)
+        parts = (self.rank, self.correct.test, self.previous_correct.test, self.collectives, self.clients)
+        numbers = (self.digest, self.correct.validation, self.previous_correct.validation)
+        header = np.array([*numbers, *map(len, parts)], np.int64)
         return b"".join(part.tobytes() for part in (header, *parts))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RankReport":
-        digest, *lengths = np.frombuffer(data, np.int64, 6).tolist()
+        digest, validation, previous_validation, *lengths = np.frombuffer(data, np.int64, 8).tolist()
         dtypes: list[np.dtype[Any]] = [RANKS, np.dtype("i8"), np.dtype("i8"), np.dtype("f8"), CLIENTS]
         parts: list[npt.NDArray[Any]] = []
-        start = 6 * 8
+        start = 8 * 8
         for dtype, length in zip(dtypes, lengths, strict=True):
             parts.append(np.frombuffer(data, dtype, length, start))
             start += parts[-1].nbytes
         rank, correct, previous_correct, collectives, clients = parts
-        return cls(rank, clients, correct, digest, collectives, previous_correct)
+        answers = RightAnswers(correct, validation), RightAnswers(previous_correct, previous_validation)
+        return cls(rank, clients, answers[0], digest, collectives, answers[1])
 
 
 SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]
+ACCURACIES = [name for name in ROUNDS.names or () if "accuracy" in name]
 
 
 def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
@@ -118,7 +131,7 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     row["num_examples"] = clients["num_examples"].sum()
     accepted = clients[clients["weight"] > 0]
     row["train_loss"] = np.average(accepted["train_loss"], weights=accepted["weight"]) if len(accepted) else np.nan
-    for name in ("test_accuracy", "client_accuracy_mean", "client_accuracy_std", "client_accuracy_min"):
+    for name in ACCURACIES:
         row[name] = np.nan
     row["worst_client"] = -1
     row["uplink_bytes"], row["downlink_bytes"] = clients["uplink_bytes"].sum(), clients["downlink_bytes"].sum()

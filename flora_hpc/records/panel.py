@@ -23,6 +23,7 @@ from flora_hpc.records.views import (
     share_words,
     shares,
     time_split,
+    validations,
 )
 
 WIDEST = 220  # cells
@@ -170,6 +171,7 @@ def last_rounds(rounds: Rows, width: int) -> list[Text]:
     columns = {
         "round": [str(row["round"]) for row in rounds],
         "accuracy": [number(row["test_accuracy"]) for row in rounds],
+        **({"validation": [number(row["validation_accuracy"]) for row in rounds]} if len(validations(rounds)) else {}),
         "loss": [number(row["train_loss"]) for row in rounds],
         "time": [seconds(row["round_seconds"]) for row in rounds],
         **{phase: [seconds(row[f"{phase}_seconds"]) for row in rounds] for phase in ALWAYS},
@@ -242,9 +244,11 @@ def bar(data: PanelData, done: int, width: int) -> Text:
 def numbers(rounds: Rows) -> list[Text]:
     """Accuracy, loss and bytes."""
     measured, loss = accuracies(rounds)["test_accuracy"], rounds["train_loss"][-1]
+    validation = validations(rounds)
     up, down, collective = sent(rounds)
     return [
         labelled("accuracy", f"{measured[-1]:.4f}" if len(measured) else "-", "bold green"),
+        *([labelled("validation", f"{validation['validation_accuracy'][-1]:.4f}")] if len(validation) else []),
         labelled("loss", number(loss)),
         labelled("up", up),
         labelled("down", down),

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-# since 6 there are `plugins`; since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
-SCHEMA = 6
+# since 7 there is `validation_accuracy`; since 6 there are `plugins`; since 5 columns have a unit and a description in the file;
+# since 4 there is /split (`records.split`)
+SCHEMA = 7
 FORMAT = ("v110", "v110")  # of HDF5 1.10, the oldest with SWMR, which cannot open newer formats
 TEXT = h5py.string_dtype("utf-8", 64)
 
@@ -57,6 +58,12 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
         Field("num_examples", "int64", "1", "training examples of these clients"),
         Field("train_loss", "float64", "1", "mean over the examples seen; NaN in round 0"),
         Field("test_accuracy", "float64", "1", "share of test images that are right, 0 to 1; NaN when not evaluated"),
+        Field(
+            "validation_accuracy",
+            "float64",
+            "1",
+            "the same of validation images; NaN also without data.validation_fraction",
+        ),
         Field("client_accuracy_mean", "float64", "1", "mean accuracy of clients on their own mix; NaN without evaluate.per_client"),
         Field("client_accuracy_std", "float64", "1", "standard deviation of these accuracies"),
         Field("client_accuracy_min", "float64", "1", "lowest of these accuracies"),

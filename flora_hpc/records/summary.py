@@ -10,7 +10,18 @@ from rich.text import Text
 
 from flora_hpc.records.balance import balance
 from flora_hpc.records.schema import Rows
-from flora_hpc.records.views import PER_CLIENT, accuracies, best, dropped_updates, per_client, seconds, sent, time_split, unmoved
+from flora_hpc.records.views import (
+    PER_CLIENT,
+    accuracies,
+    best,
+    dropped_updates,
+    per_client,
+    seconds,
+    sent,
+    time_split,
+    unmoved,
+    validations,
+)
 
 
 def summary(console: Console, rounds: Rows, facts: dict[str, str], title: str, caption: str | None = None) -> RenderableType:
@@ -42,6 +53,10 @@ def accuracy_lines(rounds: Rows) -> dict[str, str]:
         if 0 < after < before:
             times = f"  ({before / after:.1f} times smaller)" if before / after >= 1.05 else ""
             lines["test error"] = f"{before:.4f} → {after:.4f}{times}"
+    if len(chosen_on := validations(rounds)):
+        values, most = chosen_on["validation_accuracy"], best(chosen_on, "validation_accuracy")
+        top = f"best {most['validation_accuracy']:.4f} in round {most['round']}, test accuracy there {most['test_accuracy']:.4f}"
+        lines["validation accuracy"] = f"{values[0]:.4f} → {values[-1]:.4f}  ({top})"
     if per_client(measured):
         mean, spread, least, worst = (measured[-1][name] for name in PER_CLIENT)
         lines["clients' accuracy"] = f"mean {mean:.4f}, standard deviation {spread:.4f}, worst {least:.4f} (client {worst})"

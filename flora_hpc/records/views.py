@@ -65,9 +65,17 @@ def accuracies(rounds: Rows) -> Rows:
     return measured
 
 
-def best(measured: Rows) -> Any:
+def validations(rounds: Rows) -> Rows:
+    """The rows of /rounds in which the validation accuracy was measured; files of old versions have none."""
+    if "validation_accuracy" not in (rounds.dtype.names or ()):
+        return rounds[:0]
+    measured: Rows = rounds[~np.isnan(rounds["validation_accuracy"])]
+    return measured
+
+
+def best(measured: Rows, name: str = "test_accuracy") -> Any:
     """The row with the highest accuracy; the first of several."""
-    return measured[measured["test_accuracy"].argmax()]
+    return measured[measured[name].argmax()]
 
 
 def sent(rounds: Rows | np.void) -> tuple[str, str, str]:
@@ -121,6 +129,8 @@ def line(row: Any, num_rounds: int) -> str:
     parts = [f"round {row['round']}/{num_rounds}"]
     if not np.isnan(row["test_accuracy"]):
         parts.append(f"accuracy {row['test_accuracy']:.4f}")
+    if "validation_accuracy" in (row.dtype.names or ()) and not np.isnan(row["validation_accuracy"]):
+        parts.append(f"validation {row['validation_accuracy']:.4f}")
     if row["round"]:
         parts += [] if np.isnan(row["train_loss"]) else [f"loss {row['train_loss']:.4f}"]
         parts += [f"clients {row['num_clients']}", f"up {decimal(int(row['uplink_bytes']))}"]

@@ -140,6 +140,12 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         lines.append(("test accuracy", value, f"best {percent(best['test_accuracy'])} after round {best['round']}"))
     else:
         lines.append(("test accuracy", "-", "no round was evaluated"))
+    if len(chosen_on := views.validations(rounds(run))):
+        best, values = views.best(chosen_on, "validation_accuracy"), chosen_on["validation_accuracy"]
+        remark = f"best {percent(best['validation_accuracy'])} after round {best['round']}"
+        remark += f", where test accuracy is {percent(best['test_accuracy'])}"
+        value = f"{100 * values[0]:.2f} → {percent(values[-1])}" if len(values) > 1 else percent(values[-1])
+        lines.append(("validation accuracy", value, remark))
     up, down, collective = views.sent(rounds(run))
     lines.append(("federation traffic", f"{up} up", f"{down} down; what clients would send and receive"))
     lines.append(("sent by ranks", collective, "handed to collectives of the backend"))

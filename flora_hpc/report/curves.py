@@ -14,6 +14,7 @@ from flora_hpc.report.style import (
     GREEN,
     HALF,
     MOST_POINTS,
+    ORANGE,
     NothingError,
     Numbers,
     bytes_unit,
@@ -42,19 +43,37 @@ def accuracy(runs: Sequence[Run]) -> Figure:
         UNTESTED,
     )
     values = np.concatenate([views.accuracies(columns.rounds(run))["test_accuracy"] for run in runs])
-    if len(runs) == 1 and views.per_client(rows := columns.rounds(runs[0])):
-        clients = rows[rows["worst_client"] >= 0]
-        mean, std = clients["client_accuracy_mean"], clients["client_accuracy_std"]
-        low, high = np.maximum(mean - std, clients["client_accuracy_min"]), np.minimum(mean + std, 1)
-        axes.fill_between(clients["round"], low, high, color=GREEN, alpha=0.18, linewidth=0, label="± standard deviation")
-        axes.plot(clients["round"], mean, color=GREEN, label="mean of clients, each on its mix")
-        axes.plot(clients["round"], clients["client_accuracy_min"], color=GREEN, linestyle=(0, (1.2, 1.4)), label="worst client")
-        values = np.concatenate([values, low, high, clients["client_accuracy_min"]])
+    more = [*_validation(axes, runs[0]), *_clients(axes, runs[0])] if len(runs) == 1 else []
+    if more:
+        values = np.concatenate([values, *more])
         legend_below(axes, 2)
     rounds_axis(axes, np.concatenate([columns.rounds(run)["round"] for run in runs]))
     percent_axis(axes, values)
     axes.set_ylabel("test accuracy (%)")
     return figure
+
+
+def _validation(axes: Axes, run: Run) -> list[Numbers]:
+    """Draw the validation accuracy of a run. Returns what was drawn."""
+    rows = views.validations(columns.rounds(run))
+    if not len(rows):
+        return []
+    axes.plot(rows["round"], rows["validation_accuracy"], color=ORANGE, linestyle=(0, (5, 1.6)), label="validation images")
+    return [rows["validation_accuracy"]]
+
+
+def _clients(axes: Axes, run: Run) -> list[Numbers]:
+    """Draw the accuracies of clients that were tested on their own. Returns what was drawn."""
+    rows = columns.rounds(run)
+    if not views.per_client(rows):
+        return []
+    clients = rows[rows["worst_client"] >= 0]
+    mean, std = clients["client_accuracy_mean"], clients["client_accuracy_std"]
+    low, high = np.maximum(mean - std, clients["client_accuracy_min"]), np.minimum(mean + std, 1)
+    axes.fill_between(clients["round"], low, high, color=GREEN, alpha=0.18, linewidth=0, label="± standard deviation")
+    axes.plot(clients["round"], mean, color=GREEN, label="mean of clients, each on its mix")
+    axes.plot(clients["round"], clients["client_accuracy_min"], color=GREEN, linestyle=(0, (1.2, 1.4)), label="worst client")
+    return [low, high, clients["client_accuracy_min"]]
 
 
 def loss(runs: Sequence[Run]) -> Figure:

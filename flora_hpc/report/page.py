@@ -21,6 +21,7 @@ RESULTS = (
     "time in\nrounds", "waiting",
 )  # fmt: skip
 ROUNDS = ("round", "clients", "loss", "accuracy", "sent up", "sent down", "by ranks", "training", "waiting", "round took")
+VALIDATION = "validation"  # a column behind accuracy, of runs with validation images
 MOST_ROWS = 60  # of a table of rounds
 
 
@@ -82,6 +83,7 @@ def _figure(drawing: Drawing, runs: Sequence[Run]) -> Figure:
 def _one(run: Run) -> dict[str, Any]:
     """The values of the template for a single run. Of many rounds, MOST_ROWS are in the table."""
     rows = columns.rounds(run)
+    validates = len(views.validations(rows)) > 0
     table_rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).round().astype(int))]
     return {
         "status": columns.status(run),
@@ -89,15 +91,16 @@ def _one(run: Run) -> dict[str, Any]:
         "headlines": columns.headlines(run),
         "settings": columns.settings(run),
         "which": f"{len(table_rows)} of {len(rows):,} rounds" if len(table_rows) < len(rows) else "All rounds",
-        "columns": ROUNDS,
-        "rounds": [_row(row) for row in table_rows],
+        "columns": (*ROUNDS[:4], *([VALIDATION] if validates else []), *ROUNDS[4:]),
+        "rounds": [_row(row, validates) for row in table_rows],
         "config": run.attributes["config"],
     }
 
 
-def _row(row: np.void) -> list[str]:
-    loss, accuracy = float(row["train_loss"]), float(row["test_accuracy"])
-    scores = [f"{loss:.4f}" if loss == loss else "-", columns.percent(accuracy) if accuracy == accuracy else "-"]
+def _row(row: np.void, validates: bool) -> list[str]:
+    loss, names = float(row["train_loss"]), ["test_accuracy", *(["validation_accuracy"] if validates else [])]
+    accuracies = [columns.percent(float(row[name])) if not np.isnan(row[name]) else "-" for name in names]
+    scores = [f"{loss:.4f}" if loss == loss else "-", *accuracies]
     times = [views.seconds(float(row[f"{name}_seconds"])) for name in ("train", "wait", "round")]
     return [f"{row['round']:,}", f"{row['num_clients']:,}", *scores, *views.sent(row), *times]
 
@@ -105,18 +108,20 @@ def _row(row: np.void) -> list[str]:
 def _several(runs: Sequence[Run]) -> dict[str, Any]:
     """The values of the template for a comparison of runs."""
     differences = columns.differences(runs)
+    validates = any(len(views.validations(columns.rounds(run))) for run in runs)
     lines = [
         Line(
             name=name,
             note="" if run.status == "finished" else run.status,
             colour=svg.variable(LINES[number % len(LINES)]),
             dashes=_dashes(number),
-            result=_result(run),
+            result=_result(run, validates),
             settings=[texts[number] for texts in differences.values()],
         )
         for number, (run, name) in enumerate(zip(runs, columns.names(runs), strict=True))
     ]
-    return {"results": RESULTS, "lines": lines, "differences": list(differences)}
+    validation = [VALIDATION] if validates else []
+    return {"results": (*RESULTS[:4], *validation, *RESULTS[4:]), "lines": lines, "differences": list(differences)}
 
 
 def _dashes(number: int) -> str:
@@ -125,9 +130,9 @@ def _dashes(number: int) -> str:
     return "" if dashes == "solid" else " ".join(f"{2 * length:g}" for length in dashes[1])
 
 
-def _result(run: Run) -> list[str]:
+def _result(run: Run, validates: bool) -> list[str]:
     rows = columns.rounds(run)
-    tests = views.accuracies(rows)
+    tests, validations = views.accuracies(rows), views.validations(rows)
     if len(tests):
         best = views.best(tests)
         before = columns.percent(tests[0]["test_accuracy"]) if tests[0]["round"] == 0 else "-"
@@ -135,5 +140,7 @@ def _result(run: Run) -> list[str]:
         accuracies = [before, last, most, f"{best['round']:,}"]
     else:
         accuracies = ["-"] * 4
+    if validates:
+        accuracies.append(columns.percent(validations[-1]["validation_accuracy"]) if len(validations) else "-")
     duration = views.seconds(float(rows["round_seconds"].sum()))
     return [*accuracies, f"{len(columns.trained(run)):,}", *views.sent(rows), duration, columns.waiting(run)]

@@ -83,8 +83,8 @@ def test_a_family_tells_every_option_of_its_members(family: str) -> None:
 
 def test_what_all_of_a_family_share_is_told_once() -> None:
     shown = output("datasets")
-    assert by_heading(shown, 4)["options"] == ["caption", "split", "test_fraction", "damaged", "root"]
-    counts = {key: shown.count(f"\n    {key} = ") for key in ("split", "test_fraction", "damaged", "root")}
+    assert by_heading(shown, 4)["options"] == ["caption", "split", "test_fraction", "validation_fraction", "damaged", "root"]
+    counts = {key: shown.count(f"\n    {key} = ") for key in ("split", "test_fraction", "validation_fraction", "damaged", "root")}
     assert set(counts.values()) == {1}, counts
     (root,) = [line for line in shown.splitlines() if line.startswith("    root = ")]
     assert root.endswith("  (not digits, hdf5, imagefolder, pairs)"), "they have no such option"

@@ -97,6 +97,7 @@ def round_record(number: int, accuracy: float = NAN, num_rejected: int = 0, num_
             "num_examples": 10 * num_clients,
             "train_loss": 1.25 if num_clients > num_rejected else NAN,
             "test_accuracy": accuracy,
+            "validation_accuracy": NAN,
             "client_accuracy_mean": NAN,
             "client_accuracy_std": NAN,
             "client_accuracy_min": NAN,

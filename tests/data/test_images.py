@@ -1,12 +1,14 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flora_hpc.data.images import Dataset, DatasetOptions, Images, Raw, assemble, draw_test, join, stamp
+from flora_hpc.data.images import Dataset, DatasetOptions, Images, Raw, assemble, draw_test, join, stamp, with_validation
 from flora_hpc.errors import UserError
+from tests.data.made_images import made
 
 
 def images(letters: str, labels: list[int] | None = None, **columns: list[Any]) -> Images:
@@ -158,3 +160,56 @@ def test_the_draw_depends_on_the_name_alone() -> None:
     assert drawn.tolist() == draw_test(labels, 0.5, "one").tolist()
     assert drawn.tolist() != draw_test(labels, 0.5, "two").tolist()
     assert drawn[:50].sum() not in (0, 50)  # not simply the first ones
+
+
+# --- validation images
+
+
+def validated(labels: list[int], fraction: float, name: str = "letters") -> Dataset:
+    """All images are training images but the last one."""
+    rows, words = np.arange(len(labels)), ("x", "y", "z")
+    return with_validation(Dataset(name, words, words, words, made(labels), rows[:-1], rows[-1:]), fraction)
+
+
+@pytest.mark.parametrize(("fraction", "counts"), [(0.01, [1, 1, 0]), (0.2, [2, 1, 0]), (0.5, [5, 2, 0]), (0.99, [9, 3, 0])])
+def test_validation_images_are_a_share_of_each_class_of_the_training_images(fraction: float, counts: list[int]) -> None:
+    """Ten images of x, four of y and one of z: at least one of a class, and never all."""
+    dataset = validated([0] * 10 + [1] * 4 + [2] + [0], fraction)
+    assert np.bincount(dataset.images.labels[dataset.validation], minlength=3).tolist() == counts
+    assert sorted([*dataset.train, *dataset.validation]) == list(range(15))
+    assert dataset.test.tolist() == [15]
+
+
+def test_validation_images_are_always_the_same_ones_and_drawn_otherwise_than_test_images() -> None:
+    labels = [0, 1] * 50
+    first, second = validated([*labels, 0], 0.3), validated([*labels, 0], 0.3)
+    np.testing.assert_array_equal(first.validation, second.validation)
+    assert first.validation.tolist() != np.flatnonzero(draw_test(np.array(labels), 0.3, "letters")).tolist()
+    assert first.validation.tolist() != validated([*labels, 0], 0.3, "other").validation.tolist()
+
+
+def test_without_a_fraction_nothing_changes() -> None:
+    dataset = validated([0, 0, 1, 1, 0], 0)
+    assert dataset.train.tolist() == [0, 1, 2, 3]
+    assert len(dataset.validation) == 0
+
+
+def test_data_without_validation_images_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.validation_fraction: no class of letters has two training images, so none is left"):
+        validated([0, 1, 2, 0], 0.5)
+    pairs = replace(validated([0, 0, 1, 1, 0], 0), paired=True)
+    with pytest.raises(UserError, match=r"data\.validation_fraction: is a share of each class, but pairs have no classes; leave"):
+        with_validation(pairs, 0.1)
+
+
+def test_images_that_cannot_be_decoded_are_no_validation_images() -> None:
+    dataset = validated([0] * 10 + [0], 0.5)
+    dropped = dataset.validation[:2].tolist()
+    assert dataset.drop(dropped).validation.tolist() == dataset.validation[2:].tolist()
+    assert dataset.drop(dropped).train.tolist() == dataset.train.tolist()
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5])
+def test_a_fraction_is_a_share(fraction: float) -> None:
+    with pytest.raises(ValueError, match="validation_fraction"):
+        DatasetOptions(name="letters", validation_fraction=fraction)

@@ -1,5 +1,6 @@
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,13 @@ def test_clients_in_their_order_then_nobodys_then_test_images() -> None:
     assert result.label.tolist() == [0, 0, 1, 1, 1, 0]
     assert result.place is not None
     assert result.place.tolist() == [PLACES[row] for row in result.row]
+
+
+def test_validation_images_come_before_test_images() -> None:
+    result = table(replace(dataset(), train=np.array([0, 2, 4]), validation=np.array([1])), HOLDERS)
+    assert result.client.tolist() == [0, 0, 1, NOBODY, NOBODY, NOBODY]
+    assert result.row.tolist() == [2, 0, 4, 1, 3, 5]
+    assert result.split.tolist() == ["train"] * 3 + ["validation"] + ["test"] * 2
 
 
 def test_the_first_clients_alone() -> None:

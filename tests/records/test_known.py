@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flora_hpc.records.known import RankReport, merge, wait_and_transfer
+from flora_hpc.records.known import RankReport, RightAnswers, merge, wait_and_transfer
 from flora_hpc.records.schema import CLIENTS, RANKS
 from tests.contracts.known_helpers import rows
 
@@ -19,7 +19,7 @@ FIRST = RankReport(
         {"round": 3, "client": 9, "num_examples": 20, "weight": 0, "train_loss": np.inf, "uplink_bytes": 8, "downlink_bytes": 80},
         {"round": 3, "client": 4, "num_examples": 10, "weight": 10, "train_loss": 2.0, "uplink_bytes": 8, "downlink_bytes": 80},
     ),
-    correct=np.array([10, 0, 20]),
+    correct=RightAnswers(np.array([10, 0, 20]), 6),
     digest=-5,
     collectives=np.array([0.25, 0.75]),  # last to come to the first one
 )
@@ -40,12 +40,14 @@ SECOND = RankReport(
         {"round": 3, "client": 7, "rank": 1, "num_examples": 30, "weight": 30, "train_loss": 1.0}
         | {"uplink_bytes": 8, "downlink_bytes": 80},
     ),
-    correct=np.array([5, 40]),
+    correct=RightAnswers(np.array([5, 40])),
     digest=-5,
     collectives=np.array([3.25, 0.25]),  # last to come to the second one
-    previous_correct=np.array([7, 8, 9]),
+    previous_correct=RightAnswers(np.array([7, 8, 9]), 11),
 )
-IDLE = RankReport(rows(RANKS, {"round": 3, "rank": 2}), np.zeros(0, CLIENTS), np.array([0]), -5, np.array([1.25, 0.75]))
+IDLE = RankReport(
+    rows(RANKS, {"round": 3, "rank": 2}), np.zeros(0, CLIENTS), RightAnswers(np.array([0])), -5, np.array([1.25, 0.75])
+)
 
 
 @pytest.mark.parametrize("report", [FIRST, SECOND, IDLE], ids=["two clients", "one client", "no client"])
@@ -53,8 +55,9 @@ def test_a_report_survives_the_way_to_rank_0(report: RankReport) -> None:
     again = RankReport.from_bytes(report.to_bytes())
     np.testing.assert_array_equal(again.rank, report.rank)
     np.testing.assert_array_equal(again.clients, report.clients)
-    np.testing.assert_array_equal(again.correct, report.correct)
-    np.testing.assert_array_equal(again.previous_correct, report.previous_correct)
+    for answers, expected in ((again.correct, report.correct), (again.previous_correct, report.previous_correct)):
+        np.testing.assert_array_equal(answers.test, expected.test)
+        assert answers.validation == expected.validation
     np.testing.assert_array_equal(again.collectives, report.collectives)
     assert again.digest == report.digest
 
@@ -102,7 +105,9 @@ def test_a_rank_waits_as_long_as_it_is_in_collectives_beyond_the_last_one_to_com
 
 def test_nothing_is_known_yet_of_the_accuracy() -> None:
     row = merge(3, [FIRST, SECOND]).row
-    assert np.isnan([row["test_accuracy"], row["client_accuracy_mean"], row["client_accuracy_min"]]).all()
+    assert np.isnan(
+        [row["test_accuracy"], row["validation_accuracy"], row["client_accuracy_mean"], row["client_accuracy_min"]]
+    ).all()
     assert row["worst_client"] == -1
 
 

@@ -11,7 +11,7 @@ from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import TABLES
 from tests.contracts.known_helpers import round_record, run_info
-from tests.records.old_files import SINCE_2, SINCE_3, write_old
+from tests.records.old_files import SINCE_2, SINCE_3, SINCE_7, write_old
 
 
 def test_a_run_that_is_being_written_opens_as_frames(tmp_path: Path) -> None:
@@ -53,14 +53,14 @@ def test_frames_are_not_mixed_up_with_later_rounds(tmp_path: Path) -> None:
     assert (len(run.rounds), len(run.clients), run.status) == (1, 0, "running")
 
 
-@pytest.mark.parametrize("schema", [1, 2, 4])
+@pytest.mark.parametrize("schema", [1, 2, 4, 6])
 def test_old_files_have_the_columns_of_today(tmp_path: Path, schema: int) -> None:
     """What their version did not measure is NaN; nothing else is changed."""
     records = [round_record(number, accuracy=number / 4) for number in range(3)]
     write_old(tmp_path / "run.h5", schema, records)
     run = flora_hpc.open_run(tmp_path)
     assert list(run.rounds.columns) == list(TABLES["rounds"].names or ())
-    lacking = (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
+    lacking = SINCE_7 | (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
     assert {name for name in lacking if run.rounds[name].isna().all()} == lacking
     assert run.rounds["train_seconds"].tolist() == [0.375] * 3
     assert run.clients["client"].tolist() == [0, 1, 2] * 2
