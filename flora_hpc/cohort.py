@@ -1,7 +1,9 @@
 """Sample the clients of a round, cut them into groups, assign groups to ranks. Every rank computes this, so nothing is sent."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,17 @@ def sample(config: CohortConfig, registered: int, seed: int, round_number: int) 
         return np.arange(registered, dtype=np.int64)
     rng = seeds.generator(seed, "cohort", round_number)
     return np.sort(rng.choice(registered, num_clients, replace=False, shuffle=False))
+
+
+class Schedule(NamedTuple):
+    """Who takes part in a round: `clients(number) -> (n,) int64`, ascending. It is known before training, on every rank alike."""
+
+    clients: Callable[[int], Ints]
+
+
+def whole_cohort(config: CohortConfig, registered: int, seed: int) -> Schedule:
+    """Every client of a round's random cohort takes part, and all of them reach the server."""
+    return Schedule(partial(sample, config, registered, seed))
 
 
 @dataclass(frozen=True)

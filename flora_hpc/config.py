@@ -205,6 +205,13 @@ class Config(Section):
             return f"cohort.size: {self.cohort.size} clients a round, but only {registered} are registered; lower cohort.size{cure}"
         return None
 
+    @property
+    def is_fedavg(self) -> bool:
+        """Whether the algorithm is FedAvg, with its own parts and its default options."""
+        fields = type(self.algorithm).model_fields
+        defaults = all(getattr(self.algorithm, key) == field.default for key, field in fields.items() if key != "name")
+        return self.algorithm.name == "fedavg" and defaults and not any(getattr(self, part) for part in PARTS)
+
     def essence(self) -> "Config":
         """The options that decide the results of a round: all but the machine, the number of ranks and the number of rounds."""
         return self.model_copy(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from flora_hpc import plugins
@@ -41,6 +42,11 @@ class Federation:
         return len(self.roles[0].own)
 
     @property
+    def payload_bytes(self) -> int:
+        """Bytes of an update as float32, without any header; of the largest client and round, where they differ."""
+        return 4 * max(len(roles.sent) for roles in self.roles)
+
+    @property
     def keeps_models(self) -> bool:
         """Whether clients have a model of their own: a private part, or one that they train beside the shared one."""
         return self.num_private > 0 or self.local.personal is not None
@@ -48,11 +54,13 @@ class Federation:
     def sent_numbers(self, method: Method, clients: Ints, number: int) -> Ints:
         """How many numbers of the adapter each of `clients` (n,) receives in round `number`: (n,) int64."""
         sent = self.roles_in(number).sent
-        if sent.is_all or method.holds is None:
-            share = len(sent) / max(1, method.num_params)
-            return method.bytes_of(clients) // 4 if sent.is_all else (0 * clients + round(share * method.num_params))
+        if sent.is_all:
+            return method.bytes_of(clients) // 4
+        if method.holds is None:
+            return np.full(len(clients), len(sent), np.int64)
         parts = [sent.take(method.holds(clients[start : start + BLOCK])).sum(1) for start in range(0, len(clients), BLOCK)]
-        return torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).numpy()
+        numbers: Ints = torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).numpy()
+        return numbers
 
     def message_bytes(self, number: int) -> int:
         """Bytes that a client receives in round `number` besides the adapter."""

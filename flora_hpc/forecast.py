@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from rich.filesize import decimal
 
-from flora_hpc import cohort, experiment, firststep
+from flora_hpc import experiment, firststep
 from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip
 from flora_hpc.clip.towers import images_at_once, num_image_positions
@@ -78,7 +78,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
     room = room_for(gpus_per_node, num_ranks)
     built = experiment.build(config, torch.device("meta"), room)
     dataset, setup, method = built.dataset, built.setup, built.setup.method
-    clients = cohort.sample(config.cohort, setup.holdings.num_clients, config.seed, 1)
+    clients = setup.schedule.clients(1)
     sizes, groups = setup.holdings.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
     largest = max(len(group) for rank_groups in groups for group in rank_groups)
     choice, load = experiment.group_size(config, dataset, built.clip, method, setup.holdings, room, setup.federation)

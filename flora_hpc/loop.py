@@ -220,7 +220,7 @@ def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
         num_rounds=config.rounds,
         num_clients=setup.holdings.num_clients,
         num_params=setup.method.num_params,
-        payload_bytes=setup.method.payload_bytes,
+        payload_bytes=setup.federation.payload_bytes,
         how=f"{setup.method.how}; first step: {first_step}",
         group_size=setup.grouping.most,
         num_groups=sum(map(len, groups_of_ranks(setup, site.comm.size, 1))),

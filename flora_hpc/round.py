@@ -291,7 +291,7 @@ def unless_rejected(accepted: torch.Tensor, before: Tensors, after: Tensors) -> 
 
 def participants(setup: Setup, number: int) -> tuple[Ints, Ints]:
     """The participants (n,) of a round, and the cost of training each, in examples (n,)."""
-    clients = cohort.sample(setup.cohort, setup.holdings.num_clients, setup.seed, number)
+    clients = setup.schedule.clients(number)
     return clients, setup.client.epochs * trainer.filled_up(setup.holdings.sizes(clients), setup.client, setup.padding_multiple)
 
 

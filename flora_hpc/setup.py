@@ -7,7 +7,7 @@ import torch
 
 from flora_hpc import trainer
 from flora_hpc.clip import precision, weights
-from flora_hpc.cohort import Grouping
+from flora_hpc.cohort import Grouping, Schedule, whole_cohort
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.comm.counters import Counters
@@ -50,6 +50,11 @@ class Setup:
     def task(self) -> trainer.Task:
         """Method, data and options of local training."""
         return trainer.Task(self.method, self.inputs, self.labels, self.client, self.federation.local)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Who takes part in which round."""
+        return whole_cohort(self.cohort, self.holdings.num_clients, self.seed)
 
     @property
     def num_participants(self) -> int:

@@ -11,7 +11,7 @@ from pydantic import Field
 from flora_hpc.algorithms._algorithm import Algorithm, Now, Server
 from flora_hpc.plugins import BaseOptions
 
-State = tuple[torch.Tensor, torch.Tensor]  # first moment, second moment, (num_params,) each
+State = tuple[torch.Tensor, torch.Tensor, int]  # first and second moment, (num_params,) each, and the number of steps so far
 Second = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # second moment, squared direction -> the next second moment
 
 
@@ -25,16 +25,22 @@ class AdaptiveOptions(BaseOptions):
     )
 
 
-def build(options: AdaptiveOptions, beta1: float, second: Second) -> Algorithm:
-    """x + lr m / (sqrt v + tau), with m = beta1 m + (1 - beta1) direction, and v from `second`."""
+def build(options: AdaptiveOptions, beta1: float, second: Second, corrected: tuple[float, float] | None = None) -> Algorithm:
+    """x + lr m / (sqrt v + tau), with m = beta1 m + (1 - beta1) direction, and v from `second`.
+
+    `corrected` has the decays of m and v, whose bias by their start is then corrected as in Adam.
+    """
 
     def init(adapter: torch.Tensor) -> State:
-        return torch.zeros_like(adapter), torch.full_like(adapter, options.v0)
+        return torch.zeros_like(adapter), torch.full_like(adapter, options.v0), 0
 
     def apply(adapter: torch.Tensor, direction: torch.Tensor, state: State, now: Now) -> tuple[torch.Tensor, State]:
-        mean, square = state
+        mean, square, steps = state
         mean = beta1 * mean + (1 - beta1) * direction
         square = second(square, direction * direction)
-        return adapter + options.lr * mean / (square.sqrt() + options.tau), (mean, square)
+        state = mean, square, steps + 1
+        if corrected is not None:
+            mean, square = (moment / (1 - beta ** (steps + 1)) for moment, beta in zip((mean, square), corrected, strict=True))
+        return adapter + options.lr * mean / (square.sqrt() + options.tau), state
 
     return Algorithm(server=Server(init, apply))

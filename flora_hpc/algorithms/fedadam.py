@@ -1,4 +1,4 @@
-"""FedAdam: the server steps like Adam, without bias correction (Reddi et al., ICLR 2021)."""
+"""FedAdam: the server steps like Adam, by default without its bias correction (Reddi et al., ICLR 2021)."""
 
 from pydantic import Field
 
@@ -15,8 +15,12 @@ class Options(_adaptive.AdaptiveOptions):
 
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
+    bias_correction: bool = Field(False, description="correct the bias of both moments by their start, as Adam does")
 
 
 def build(options: Options, setting: Setting) -> Algorithm:
     """Adam's moments."""
-    return _adaptive.build(options, options.beta1, lambda square, new: options.beta2 * square + (1 - options.beta2) * new)
+    corrected = (options.beta1, options.beta2) if options.bias_correction else None
+    return _adaptive.build(
+        options, options.beta1, lambda square, new: options.beta2 * square + (1 - options.beta2) * new, corrected
+    )

@@ -37,7 +37,7 @@ def check(config: Config, me: Launch) -> None:
         raise UserError(f"bench against: the plain loop is one process, but {me.launcher} started {me.size}; start one")
     if config.method.name != "flora" or any(target.startswith("image") for target in getattr(config.method, "targets", ())):
         raise UserError(f"bench against: the plain loop trains flora on layers of the text tower, not {config.method.name}")
-    if getattr(config.method, "dropout", 0.0) or config.algorithm.name != "fedavg" or config.client.optimizer_state != "reset":
+    if getattr(config.method, "dropout", 0.0) or not config.is_fedavg or config.client.optimizer_state != "reset":
         raise UserError("bench against: the plain loop has no dropout, averages by fedavg and starts optimizers afresh; do so, too")
     if config.model.precision != "fp32" or config.comm.device == "cuda" or config.data.name == "pairs":
         raise UserError("bench against: the plain loop is for fp32, CPUs and data with classes; take these")
