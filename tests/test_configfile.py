@@ -124,7 +124,7 @@ MISTAKES = {
     ),
     "a part without a name": (
         "local: {mu: 0.1}",
-        "local: must name the algorithm whose part it is, such as name: fedavg",
+        "local: must name the algorithm whose part it is; options of algorithm: ... itself are its own keys",
     ),
 }
 
