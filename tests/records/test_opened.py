@@ -7,6 +7,7 @@ import pytest
 
 import flora_hpc
 from flora_hpc.errors import UserError
+from flora_hpc.records import hdf5file
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import TABLES
@@ -66,6 +67,17 @@ def test_old_files_have_the_columns_of_today(tmp_path: Path, schema: int) -> Non
     assert run.clients["client"].tolist() == [0, 1, 2] * 2
     assert run.topology["host"].tolist() == ["node1", "node2"]
     assert set(run.tables["rounds"].dtype.names or ()) == set(run.rounds.columns) - lacking, "as the file has them"
+
+
+@pytest.mark.parametrize("schema", [1, 2, 4, 6])
+def test_a_run_of_an_old_version_is_resumed_with_the_columns_of_today(tmp_path: Path, schema: int) -> None:
+    """Rounds 0 and 1 stay, and new rows can follow them."""
+    write_old(tmp_path / "run.h5", schema, [round_record(number, accuracy=number / 4) for number in range(3)])
+    rows = hdf5file.earlier(tmp_path, 1, 1, []).rounds
+    rows = np.concatenate([rows, round_record(2, accuracy=0.5).row])
+    assert rows["test_accuracy"].tolist() == [0, 0.25, 0.5]
+    assert np.isnan(rows["validation_accuracy"]).all()
+    assert rows["train_seconds"].tolist() == [0.375] * 3
 
 
 def test_tables_that_nobody_asks_for_are_not_read(tmp_path: Path) -> None:
