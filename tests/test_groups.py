@@ -35,6 +35,7 @@ METHODS: dict[str, list[str]] = {
     "dropout": ["method={name: flora, targets: [text.q_proj, text.mlp], dropout: 0.3}"],
     "image": ["method={name: flora, targets: [image.q_proj, image.mlp, image.head]}"],
     **{name: [f"method.name={name}"] for name in ("feddylora", "fedprompt", "fedlc", "fedca", "fedaa", "fedvmlc", "fedtext")},
+    "dual_lora": ["method={name: dual_lora, targets: [text.out_proj, text.mlp]}"],
     "fedfft": ["method.name=fedfft", "client.epochs=1"],
 }
 SLOW = ("image", "fedvmlc", "fedtext", "fedfft")

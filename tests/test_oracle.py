@@ -154,9 +154,20 @@ def peft_lora(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: st
     return plain.loss_of_batch(model, case.pixels[client], case.labels[client], case.tokens, kind)
 
 
+def two_adapters(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    """Each layer of the model's own code adds the products of both adapters, one after the other."""
+    model = deepcopy(case.model)
+    for name, down in leaves.items():
+        if name.endswith("_A"):
+            layer, up = model.get_submodule(name.rpartition(".")[0]), leaves[f"{name.removesuffix('A')}B"]
+            layer.register_forward_hook(lambda layer, inputs, output, down=down, up=up: output + ALPHA * inputs[0] @ down.T @ up.T)
+    return plain.loss_of_batch(model, case.pixels[client], case.labels[client], case.tokens, kind)
+
+
 DIRECT: dict[str, Direct] = {
     "flora": peft_lora,
     "feddylora": peft_lora,
+    "dual_lora": two_adapters,
     "fedlc": linear_classifier,
     "fedaa": with_features(attention_adapter),
     "fedca": with_features(clip_adapter),
@@ -168,6 +179,7 @@ DIRECT: dict[str, Direct] = {
 OPTIONS: dict[str, dict[str, object]] = {
     "flora": {"alpha": ALPHA},
     "feddylora": {"alpha": ALPHA, "min_rank": 1, "max_rank": 3},
+    "dual_lora": {"alpha": ALPHA, "private_rank": 3, "targets": ("text.out_proj", "text.mlp", "image.q_proj")},
     "fedprompt": {"context": "two words"},
 }
 LORA = [("flora", {"alpha": ALPHA, "targets": targets}) for targets in (*((t,) for t in TEXT + IMAGE), TEXT, IMAGE, TEXT + IMAGE)]
