@@ -48,10 +48,10 @@ class Federation:
     def sent_numbers(self, method: Method, clients: Ints, number: int) -> Ints:
         """How many numbers of the adapter each of `clients` (n,) receives in round `number`: (n,) int64."""
         sent = self.roles_in(number).sent
-        if sent.is_all or method.holds is None:
+        if sent.is_all or method.portions is None:
             share = len(sent) / max(1, method.num_params)
             return method.bytes_of(clients) // 4 if sent.is_all else (0 * clients + round(share * method.num_params))
-        parts = [sent.take(method.holds(clients[start : start + BLOCK])).sum(1) for start in range(0, len(clients), BLOCK)]
+        parts = [sent.take(method.portions.mask(clients[start : start + BLOCK])).sum(1) for start in range(0, len(clients), BLOCK)]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).numpy()
 
     def message_bytes(self, number: int) -> int:

@@ -199,8 +199,8 @@ def test_gradients_equal_those_of_a_direct_computation(
 ) -> None:
     """In float64, to 1e-8 of the largest gradient of a tensor, for every client under tensors of its own."""
     case = Case(name, captions, **options)
-    if case.method.holds is not None:
-        held = case.method.holds(np.arange(NUM_CLIENTS))
+    if case.method.portions is not None:
+        held = case.method.portions.mask(np.arange(NUM_CLIENTS))
         case.params *= held
         case.ranks = [3, 2, 1]  # type: ignore[attr-defined]
     values, gradients = case.gradients(kind)
@@ -210,8 +210,8 @@ def test_gradients_equal_those_of_a_direct_computation(
         torch.testing.assert_close(values[client], value.detach(), rtol=1e-10, atol=1e-12)
         wanted = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
         for key, mine, direct in zip(leaves, case.method.unpack(gradients[client]).values(), wanted, strict=True):
-            direct = direct if case.method.holds is None else direct * case.method.unpack(held[client])[key]
-            mine = mine if case.method.holds is None else mine * case.method.unpack(held[client])[key]
+            direct = direct if case.method.portions is None else direct * case.method.unpack(held[client])[key]
+            mine = mine if case.method.portions is None else mine * case.method.unpack(held[client])[key]
             assert direct.abs().max() > 1e-9 or "k_proj.bias" in key, f"{key} takes part"  # softmax ignores a key's bias
             torch.testing.assert_close(mine, direct, rtol=1e-8, atol=1e-8 * max(1e-3, float(direct.abs().max())))
 

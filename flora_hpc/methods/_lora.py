@@ -23,6 +23,7 @@ from flora_hpc.methods._method import (
     Setting,
     Tensors,
     cosine_scores,
+    costs_of,
     describe,
     fixed,
 )
@@ -131,11 +132,7 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str, private_r
         logits,
         how=describe(bool(image_layers), text if text_layers else None),
         sees="pixels" if image_layers else "features",
-        text_positions=text.num_positions if text_layers else 0,
-        positions_alone=text.num_alone if text_layers else 0,
-        text_shape=text.shape if text_layers else (0, 0),
-        caption_positions=text.caption_positions if text_layers else 0,
-        image_positions=num_image_positions(model) if image_layers else 0,
+        costs=costs_of(text if text_layers else None, num_image_positions(model) if image_layers else 0),
         alpha=options.alpha,
         noisy=options.dropout > 0,
     )
