@@ -262,7 +262,8 @@ def _member_options(section: str, family: str, branch: Any, valid_keys: list[str
         problems.append((section, f"{section}: must hold keys such as 'name: {stand_in.name}', not {shown(branch)}"))
         return stand_in
     if section in PARTS and "name" not in branch:
-        problems.append((section, f"{section}: must name the algorithm whose part it is; options of algorithm: ... itself are its own keys"))
+        own = "options of algorithm: ... itself are its own keys"
+        problems.append((section, f"{section}: must name the algorithm whose part it is; {own}"))
         return stand_in
     branch = {"name": DEFAULT_MEMBER[section]} | branch
     if not isinstance(branch["name"], str):

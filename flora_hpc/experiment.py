@@ -202,7 +202,8 @@ def build_method(options: BaseOptions, number_format: str, dataset: Dataset, cli
     setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired)
     method = plugins.build("methods", options, Method, setting)
     tokens = clip.tokenize(list(method.prompts)) if method.prompts else setting.tokens
-    text, image = method.text_positions + method.caption_positions > 0, method.image_positions > 0
+    costs = method.costs
+    text, image = costs.text_positions + costs.caption_positions > 0, costs.image_positions > 0
     precision.lower(number_format, clip.model, clip.name, options.name, set(method.shapes), text, image)
     return replace(method, paired=dataset.paired, warnings=warn_of_equal_captions(dataset, tokens))
 

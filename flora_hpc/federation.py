@@ -56,9 +56,9 @@ class Federation:
         sent = self.roles_in(number).sent
         if sent.is_all:
             return method.bytes_of(clients) // 4
-        if method.holds is None:
+        if method.portions is None:
             return np.full(len(clients), len(sent), np.int64)
-        parts = [sent.take(method.holds(clients[start : start + BLOCK])).sum(1) for start in range(0, len(clients), BLOCK)]
+        parts = [sent.take(method.portions.mask(clients[start : start + BLOCK])).sum(1) for start in range(0, len(clients), BLOCK)]
         numbers: Ints = torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).numpy()
         return numbers
 

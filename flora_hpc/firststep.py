@@ -59,10 +59,10 @@ def why_not(method: Method, has_private: bool = False) -> str | None:
     reasons = {
         "each client sees the pixels of its own images": method.sees == "pixels",
         "each client encodes the captions of its own images": method.paired,
-        "what is trained encodes no captions": not method.text_positions,
-        "the text tower's own code runs": not method.positions_alone,
+        "what is trained encodes no captions": not method.costs.text_positions,
+        "the text tower's own code runs": not method.costs.positions_alone,
         "each client drops out other numbers": method.noisy,
-        "clients hold different parts of the adapter": method.holds is not None,
+        "clients hold different parts of the adapter": method.portions is not None,
         "each client keeps a part of the adapter": has_private,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
@@ -75,7 +75,8 @@ def choose(requested: str, method: Method, on_gpu: bool, num_clients: int, flops
     `flops` is the cost of the backward pass of one position through the text tower. Raises UserError when a Jacobian is
     `requested` and impossible.
     """
-    num_outputs = prod(method.text_shape)
+    costs = method.costs
+    num_outputs = prod(costs.text_shape)
     reason = why_not(method, has_private) or ("it is for CPUs so far" if on_gpu else None)
     if reason is None and 4 * num_outputs * method.num_params > MAX_BYTES:
         reason = f"its {num_outputs:,} x {method.num_params:,} numbers take more than a gibibyte"
@@ -83,13 +84,13 @@ def choose(requested: str, method: Method, on_gpu: bool, num_clients: int, flops
         raise UserError(f"client.first_step: jacobian cannot be, since {reason}; leave it away")
     if requested != "auto" or reason is not None:
         return requested == "jacobian"
-    saved_flops = flops * method.text_positions - 2 * num_outputs * method.num_params  # by each client
-    return num_clients * saved_flops > flops * method.positions_alone * method.text_shape[1]
+    saved_flops = flops * costs.text_positions - 2 * num_outputs * method.num_params  # by each client
+    return num_clients * saved_flops > flops * costs.positions_alone * costs.text_shape[1]
 
 
 def num_bytes(method: Method, by_jacobian: bool) -> int:
     """Bytes of the Jacobian that a rank keeps during a round."""
-    return method.payload_bytes * prod(method.text_shape) if by_jacobian else 0
+    return method.payload_bytes * prod(method.costs.text_shape) if by_jacobian else 0
 
 
 def sent_bytes(method: Method, by_jacobian: bool, num_ranks: int) -> int:

@@ -67,8 +67,8 @@ def load(clip: Clip, method: Method, client: ClientConfig, num_classes: int, enc
     """
     model, batch = clip.model, client.batch_size
     trained = method.shapes.keys() & {name for name, _ in model.named_parameters()}
-    text_rows = (method.text_positions + batch * method.caption_positions) * encodes
-    image_rows = batch * method.image_positions
+    text_rows = (method.costs.text_positions + batch * method.costs.caption_positions) * encodes
+    image_rows = batch * method.costs.image_positions
     text, image = tower(getattr(model, "text", model)), tower(model.visual)
     kept_of_text = KEPT_TRAINED if any(not name.startswith("visual.") for name in trained) else KEPT_FROZEN
     kept_of_image = KEPT_TRAINED if any(name.startswith("visual.") for name in trained) else KEPT_FROZEN

@@ -5,7 +5,7 @@ from flora_hpc.algorithms._algorithm import Setting as AlgorithmSetting
 from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, assemble
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import Method, Setting, cosine_scores, describe, fixed, uniform
+from flora_hpc.methods._method import Costs, Method, Portions, Setting, cosine_scores, describe, fixed, uniform
 from flora_hpc.plugins import BaseOptions
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "AlgorithmSetting",
     "BaseOptions",
     "Combine",
+    "Costs",
     "Dataset",
     "DatasetOptions",
     "Ended",
@@ -23,6 +24,7 @@ __all__ = [
     "Now",
     "PartitionOptions",
     "Partitioner",
+    "Portions",
     "Server",
     "Setting",
     "Sharing",

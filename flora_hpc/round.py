@@ -230,7 +230,7 @@ def starting(setup: Setup, plan: Plan, clients: Ints, batches: Batches, memory: 
     method, roles, params = setup.method, plan.roles, plan.start
     if "private" in memory:
         params = roles.private.put(params.repeat(len(clients), 1), memory["private"])
-    mask = roles.trained.take(method.holds(clients)).to(params.device) if method.holds else None
+    mask = roles.trained.take(method.portions.mask(clients)).to(params.device) if method.portions else None
     parts = [memory[name].clone() for name in memory if name.startswith("optimizer.")]
     counts = class_counts(setup, batches) if plan.task.local.loss is not None else None
     return Start(params, mask, tuple(parts) or None, plan.message, part_of(memory, "local."), counts)

@@ -14,14 +14,16 @@ import torch
 from flora_hpc import firststep
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import CaptionRows, Method, Noise, Tensors
+from flora_hpc.methods._method import CaptionRows, Costs, Method, Noise, Portions, Tensors
 from tests.test_trainer import linear_method
+
+COSTS = Costs(text_positions=40, positions_alone=100, text_shape=(10, 100))
 
 
 @pytest.fixture
 def method() -> Method:
     """Six trained numbers, which decide features of captions: 40 positions, 100 if each caption were alone."""
-    return replace(linear_method(), text_positions=40, positions_alone=100, text_shape=(10, 100))
+    return replace(linear_method(), costs=COSTS)
 
 
 @pytest.mark.parametrize(
@@ -34,17 +36,19 @@ def method() -> Method:
     ],
 )
 def test_a_jacobian_pays_for_a_crowd(method: Method, num_clients: int, shape: tuple[int, int], flops: int, expected: bool) -> None:
-    assert firststep.choose("auto", replace(method, text_shape=shape), False, num_clients, flops) is expected
+    assert firststep.choose("auto", replace(method, costs=COSTS._replace(text_shape=shape)), False, num_clients, flops) is expected
 
 
 REASONS: dict[str, dict[str, Any]] = {
     "it is for CPUs so far": {},
     "each client sees the pixels of its own images": {"sees": "pixels"},
     "each client encodes the captions of its own images": {"paired": True},
-    "what is trained encodes no captions": {"text_positions": 0},
-    "the text tower's own code runs": {"positions_alone": 0},
+    "what is trained encodes no captions": {"costs": COSTS._replace(text_positions=0)},
+    "the text tower's own code runs": {"costs": COSTS._replace(positions_alone=0)},
     "each client drops out other numbers": {"noisy": True},
-    "clients hold different parts of the adapter": {"holds": lambda clients: clients},
+    "clients hold different parts of the adapter": {
+        "portions": Portions(lambda clients: torch.ones(len(clients), 6), lambda clients: clients)
+    },
 }
 
 
@@ -63,7 +67,7 @@ def test_what_a_user_asks_for(method: Method) -> None:
     assert not firststep.choose("each", method, False, 10**6, 10**9)
     assert firststep.choose("jacobian", method, False, 10, 1000)
     with pytest.raises(UserError, match="cannot be, since its 100,000,000 x 6 numbers take more than a gibibyte"):
-        firststep.choose("jacobian", replace(method, text_shape=(10**6, 100)), False, 10, 1000)
+        firststep.choose("jacobian", replace(method, costs=COSTS._replace(text_shape=(10**6, 100))), False, 10, 1000)
     assert firststep.describe(method, True) == "one Jacobian of the captions' features for all clients, and a product for each"
     assert firststep.describe(method, False) == "captions are encoded once for all clients of a group, forwards"
 
@@ -100,7 +104,7 @@ def test_ranks_make_a_jacobian_together(size: int) -> None:
             assert first.classes.equal((adapter[0] * matrix)[None])
             assert first.jacobian[:, 0].equal(matrix.flatten())
             assert not first.jacobian[:, 1:].any()
-    num_bytes = firststep.sent_bytes(replace(method, text_shape=(3, 300)), True, size)
+    num_bytes = firststep.sent_bytes(replace(method, costs=Costs(text_shape=(3, 300))), True, size)
     assert sum(map(len, sent)) == num_bytes == (6 * matrix.nbytes if size > 1 else 0)
     assert firststep.sent_bytes(method, False, size) == 0
 

@@ -35,6 +35,7 @@ METHODS: dict[str, list[str]] = {
     "dropout": ["method={name: flora, targets: [text.q_proj, text.mlp], dropout: 0.3}"],
     "image": ["method={name: flora, targets: [image.q_proj, image.mlp, image.head]}"],
     **{name: [f"method.name={name}"] for name in ("feddylora", "fedprompt", "fedlc", "fedca", "fedaa", "fedvmlc", "fedtext")},
+    "dual_lora": ["method={name: dual_lora, targets: [text.out_proj, text.mlp]}"],
     "fedfft": ["method.name=fedfft", "client.epochs=1"],
 }
 SLOW = ("image", "fedvmlc", "fedtext", "fedfft")
@@ -59,7 +60,7 @@ class Clients:
         first = firststep.make(method, self.adapter, Serial()) if self.by_jacobian else None
         for members in groups:
             batches = trainer.make_batches(members, self.holdings, self.config, 0, 1, self.unit)
-            mask = method.holds(members) if method.holds else None
+            mask = method.portions.mask(members) if method.portions else None
             task = trainer.Task(method, self.inputs, self.labels, self.config)
             result = trainer.train(task, trainer.Start(self.adapter, mask), batches, first)
             assert result.updates.any() or len(members) == 1  # a batch of one, of which the loss may be none

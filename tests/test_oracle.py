@@ -154,9 +154,20 @@ def peft_lora(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: st
     return plain.loss_of_batch(model, case.pixels[client], case.labels[client], case.tokens, kind)
 
 
+def two_adapters(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    """Each layer of the model's own code adds the products of both adapters, one after the other."""
+    model = deepcopy(case.model)
+    for name, down in leaves.items():
+        if name.endswith("_A"):
+            layer, up = model.get_submodule(name.rpartition(".")[0]), leaves[f"{name.removesuffix('A')}B"]
+            layer.register_forward_hook(lambda layer, inputs, output, down=down, up=up: output + ALPHA * inputs[0] @ down.T @ up.T)
+    return plain.loss_of_batch(model, case.pixels[client], case.labels[client], case.tokens, kind)
+
+
 DIRECT: dict[str, Direct] = {
     "flora": peft_lora,
     "feddylora": peft_lora,
+    "dual_lora": two_adapters,
     "fedlc": linear_classifier,
     "fedaa": with_features(attention_adapter),
     "fedca": with_features(clip_adapter),
@@ -168,6 +179,7 @@ DIRECT: dict[str, Direct] = {
 OPTIONS: dict[str, dict[str, object]] = {
     "flora": {"alpha": ALPHA},
     "feddylora": {"alpha": ALPHA, "min_rank": 1, "max_rank": 3},
+    "dual_lora": {"alpha": ALPHA, "private_rank": 3, "targets": ("text.out_proj", "text.mlp", "image.q_proj")},
     "fedprompt": {"context": "two words"},
 }
 LORA = [("flora", {"alpha": ALPHA, "targets": targets}) for targets in (*((t,) for t in TEXT + IMAGE), TEXT, IMAGE, TEXT + IMAGE)]
@@ -187,8 +199,8 @@ def test_gradients_equal_those_of_a_direct_computation(
 ) -> None:
     """In float64, to 1e-8 of the largest gradient of a tensor, for every client under tensors of its own."""
     case = Case(name, captions, **options)
-    if case.method.holds is not None:
-        held = case.method.holds(np.arange(NUM_CLIENTS))
+    if case.method.portions is not None:
+        held = case.method.portions.mask(np.arange(NUM_CLIENTS))
         case.params *= held
         case.ranks = [3, 2, 1]  # type: ignore[attr-defined]
     values, gradients = case.gradients(kind)
@@ -198,8 +210,8 @@ def test_gradients_equal_those_of_a_direct_computation(
         torch.testing.assert_close(values[client], value.detach(), rtol=1e-10, atol=1e-12)
         wanted = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
         for key, mine, direct in zip(leaves, case.method.unpack(gradients[client]).values(), wanted, strict=True):
-            direct = direct if case.method.holds is None else direct * case.method.unpack(held[client])[key]
-            mine = mine if case.method.holds is None else mine * case.method.unpack(held[client])[key]
+            direct = direct if case.method.portions is None else direct * case.method.unpack(held[client])[key]
+            mine = mine if case.method.portions is None else mine * case.method.unpack(held[client])[key]
             assert direct.abs().max() > 1e-9 or "k_proj.bias" in key, f"{key} takes part"  # softmax ignores a key's bias
             torch.testing.assert_close(mine, direct, rtol=1e-8, atol=1e-8 * max(1e-3, float(direct.abs().max())))
 

@@ -20,7 +20,7 @@ from flora_hpc.data.holdings import Partition
 from flora_hpc.data.inputs import Features
 from flora_hpc.federation import Federation
 from flora_hpc.memories import Memories
-from flora_hpc.methods._method import Method
+from flora_hpc.methods._method import Method, Portions
 from flora_hpc.records.known import RankReport, RoundRecord
 from flora_hpc.records.views import PHASES
 from flora_hpc.roles import roles_of
@@ -220,7 +220,10 @@ def test_numbers_that_a_client_does_not_hold_are_in_no_update_norm() -> None:
     """It starts with zeros there, far from the adapter's ones; with a tiny step, what it trains hardly moves."""
     setup, state = four_clients(lr=1e-6)
     mask = torch.tensor([True, True, False, False, True, True])
-    setup = replace(setup, method=replace(setup.method, holds=lambda clients: mask.expand(len(clients), -1)))
+    setup = replace(
+        setup,
+        method=replace(setup.method, portions=Portions(lambda clients: mask.expand(len(clients), -1), lambda clients: clients)),
+    )
     state.adapter += 1
     lengths = play(setup, state).clients["update_norm"]
     assert (lengths > 0).all()

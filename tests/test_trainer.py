@@ -11,7 +11,7 @@ from flora_hpc.bench import plain
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.holdings import Partition
 from flora_hpc.data.inputs import Features
-from flora_hpc.methods._method import Method
+from flora_hpc.methods._method import Costs, Method
 from flora_hpc.optimizers import State
 
 DIM, CLASSES = 3, 2
@@ -171,8 +171,8 @@ def test_features_take_whole_batches_and_towers_few_absent_examples() -> None:
     config, method = ClientConfig(batch_size=32), linear_method()
     assert trainer.padding_multiple(method, config, largest=1000) == 32
     assert trainer.padding_multiple(method, config, largest=20) == 20
-    assert trainer.padding_multiple(replace(method, image_positions=5), config, largest=1000) == 8
-    assert trainer.padding_multiple(replace(method, caption_positions=5), config, largest=1000) == 8
+    assert trainer.padding_multiple(replace(method, costs=Costs(image_positions=5)), config, largest=1000) == 8
+    assert trainer.padding_multiple(replace(method, costs=Costs(caption_positions=5)), config, largest=1000) == 8
 
 
 def test_in_every_epoch_each_batch_is_computed_to_its_end() -> None:

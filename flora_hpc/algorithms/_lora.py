@@ -3,6 +3,8 @@
 from flora_hpc.algorithms._algorithm import Setting
 from flora_hpc.errors import UserError
 
+A, B = (".lora_A", ".private_A"), (".lora_B", ".private_B")  # ends of the names of both factors; dual_lora has two adapters
+
 
 def need_lora(name: str, setting: Setting) -> None:
     """Raise UserError unless the method trains low-rank adapters."""

@@ -47,7 +47,7 @@ def lay_out(setup: Setup, number: int, device: torch.device) -> list[Group]:
             n, width = int((batches.num_steps > step).sum()), int(batches.widths[step])
             rows, present = (torch.from_numpy(a[step, :n, :width].copy()).to(device) for a in (batches.examples, batches.present))
             steps.append(Step(rows, present, noise[step][:n] if noise else None))
-        mask = setup.method.holds(members).to(device) if setup.method.holds else None
+        mask = setup.method.portions.mask(members).to(device) if setup.method.portions else None
         groups.append(Group(len(members), mask, steps))
     return groups
 

@@ -49,7 +49,7 @@ class Group:
         """Train every client for `steps` steps, as a run does, inside `during`; returns the seconds."""
         device = self.labels.device
         adapter = self.method.pack(self.method.init(seeds.generator(0, "initial adapter"))).to(device)
-        mask = self.method.holds(self.clients).to(device) if self.method.holds else None
+        mask = self.method.portions.mask(self.clients).to(device) if self.method.portions else None
         batches, config = self.batches(batch_size, steps, number), ClientConfig(batch_size=batch_size, epochs=steps)
         with during or nullcontext():
             start = clock(device)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flora_hpc.clip.attention import by_current_names
+from flora_hpc.clip.lora import join, separate
 from flora_hpc.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,10 +108,12 @@ def save(
     """Write the trained `tensors`: low-rank updates (with `alpha`) as a PEFT adapter directory, others as `trained.safetensors`.
 
     PEFT is not imported: that would take seconds at the end of every run. `name` is the model's name, for people. The model is
-    neither written nor changed. `classes` names the classes that the tensors belong to, if they belong to classes.
+    neither written nor changed. `classes` names the classes that the tensors belong to, if they belong to classes. Two adapters of
+    a layer are written as one of both ranks, which computes the same and which PEFT reads.
     """
     folder.mkdir(parents=True)
     if alpha is not None:
+        tensors = join(tensors)
         save_file(_peft_state(tensors), folder / PEFT_FILE, metadata={"format": "pt"})
         (folder / PEFT_CONFIG_FILE).write_text(json.dumps(_peft_config(model, tensors, alpha), indent=2, sort_keys=True))
         (folder / "README.md").write_text(LORA_CARD.format(name=name))
@@ -168,8 +171,10 @@ def load(
     Raises UserError when there is no adapter, or one of another model, method or classes; `name` is the expected model's name.
     """
     file, stored, stored_alpha, stored_classes = read(folder)
-    current = by_current_names(stored, shapes)
-    for key, shape in shapes.items():
+    empty = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    joined = {key: tuple(tensor.shape) for key, tensor in join(empty).items()}
+    current = by_current_names(stored, joined)
+    for key, shape in joined.items():
         if key not in current:
             raise UserError(
                 f"{file}: has no {key}, so it does not belong to {name} and this method; give the model it was trained on"
@@ -180,7 +185,7 @@ def load(
                 f"{file}: {key} is {sizes[0]} but should be {sizes[1]}: it belongs to another model, method or set of classes; "
                 "give the settings it was trained with"
             )
-    if surplus := sorted(set(current) - set(shapes)):
+    if surplus := sorted(set(current) - set(joined)):
         raise UserError(
             f"{file}: has {surplus[0]}, which {name} with this method lacks: it belongs to another model or method; "
             "give the settings it was trained with"
@@ -191,7 +196,7 @@ def load(
         raise UserError(
             f"{file}: tells the classes {_listed(stored_classes)} apart, not {_listed(classes)}; give data with its own classes"
         )
-    return {key: current[key] for key in shapes}
+    return separate(current, shapes)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from flora_hpc.clip.alike import are_alike, spread
+from flora_hpc.clip.alike import are_alike, once, spread
 from flora_hpc.clip.steady import multiply, sum_if_shared
 
+SHARED, PRIVATE = ".lora_", ".private_"  # in names of tensors: a layer's adapter, and a second one beside it
 Drop = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -61,6 +62,36 @@ def dropout(probability: float, seeds: Sequence[int]) -> Drop:
         return x * kept.to(x.device, x.dtype) / (1 - probability)
 
     return drop
+
+
+def join(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Join a layer's two adapters (..., rank, in) and (..., out, rank) to one: B A x + B2 A2 x = [B, B2] [A; A2] x.
+
+    So both take one product instead of two. Tensors of other names stay as they are.
+    """
+    joined = {name: tensor for name, tensor in tensors.items() if PRIVATE not in name}
+    for name, tensor in tensors.items():
+        if PRIVATE in name:
+            shared = name.replace(PRIVATE, SHARED)
+            joined[shared] = once(_below if name.endswith("_A") else _beside, joined[shared], tensor)
+    return joined
+
+
+def _below(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.cat((first, second), -2)
+
+
+def _beside(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.cat((first, second), -1)
+
+
+def separate(joined: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """The inverse of `join` for one client: tensors of these `shapes`, as views of the first and last rows or columns."""
+
+    def place(name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
+        return tuple(slice(-size, None) if PRIVATE in name else slice(size) for size in shape)
+
+    return {name: joined[name.replace(PRIVATE, SHARED)][place(name, shape)] for name, shape in shapes.items()}
 
 
 @contextmanager

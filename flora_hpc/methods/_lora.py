@@ -1,4 +1,4 @@
-"""The common part of flora and feddylora: the layers with adapters, their shapes, and the forward pass."""
+"""The common part of flora, feddylora and dual_lora: the layers with adapters, their shapes, and the forward pass."""
 
 import re
 from collections.abc import Mapping
@@ -10,18 +10,20 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from flora_hpc.clip.attention import RENAMED, open_clip_name
-from flora_hpc.clip.lora import Drop, Lora, dropout
+from flora_hpc.clip.lora import Drop, Lora, dropout, join
 from flora_hpc.clip.towers import encode, num_image_positions
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import (
     CaptionClasses,
     CaptionRows,
+    Init,
     Method,
     Noise,
     Setting,
     Tensors,
     cosine_scores,
+    costs_of,
     describe,
     fixed,
 )
@@ -86,31 +88,18 @@ def find_layers(model: nn.Module, targets: tuple[Target, ...], name: str) -> dic
     return {path: layer for path, layer in model.named_modules() if path in paths}  # in the model's order, not the user's
 
 
-def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method:
-    """Put adapters of `rank` on the targets. Raises UserError for an absent target or, naming `key`, a rank too large."""
+def build(options: LoraOptions, setting: Setting, rank: int, key: str, private_rank: int = 0) -> Method:
+    """Put adapters of `rank` on the targets, and second ones of `private_rank` beside them, unless that is 0.
+
+    Raises UserError for an absent target or, naming the option `key` or private_rank, a rank too large.
+    """
     model = setting.clip.model
     layers = find_layers(model, options.targets, setting.clip.name)
-    for path, layer in layers.items():
-        if rank > min(layer.in_features, layer.out_features):
-            where = open_clip_name(path)
-            raise UserError(f"{key}: {rank} is larger than {where}, which is {layer.out_features} x {layer.in_features}; lower it")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path, layer in layers.items():
-        shapes[f"{path}.lora_A"] = (rank, layer.in_features)
-        shapes[f"{path}.lora_B"] = (layer.out_features, rank)
+    shapes = shapes_of(layers, {"lora": (rank, key), "private": (private_rank, "method.private_rank")})
     text_layers = [path for path in layers if not path.startswith("visual.")]
     image_layers = [path for path in layers if path.startswith("visual.")]
     scale, text = model.logit_scale.exp(), setting.text
-
-    def init(rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        def values(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-            if name.endswith(".lora_B"):
-                return torch.zeros(shape)
-            if options.init == "kaiming":  # kaiming_uniform_(a=sqrt(5)), as peft and Hu et al. (ICLR 2022) have it
-                return torch.from_numpy(rng.uniform(-(shape[1] ** -0.5), shape[1] ** -0.5, shape).astype(np.float32))
-            return torch.from_numpy(rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(rank)))
-
-        return {name: values(name, shape) for name, shape in shapes.items()}
+    number = {path: i for i, path in enumerate(layers)}
 
     def adapters(paths: list[str], tensors: Tensors, noise: Noise) -> Mapping[str, Lora]:
         def drop(path: str) -> Drop | None:
@@ -118,9 +107,8 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
                 return None
             return dropout(options.dropout, [seed + number[path] for seed in noise])  # another mask for every layer
 
-        return {path: Lora(tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"], options.alpha, drop(path)) for path in paths}
-
-    number = {path: i for i, path in enumerate(layers)}
+        whole = join(tensors)
+        return {path: Lora(whole[f"{path}.lora_A"], whole[f"{path}.lora_B"], options.alpha, drop(path)) for path in paths}
 
     if text_layers:
 
@@ -139,19 +127,44 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str) -> Method
 
     return Method(
         shapes,
-        init,
+        initial_values(shapes, options.init),
         classes,
         logits,
         how=describe(bool(image_layers), text if text_layers else None),
         sees="pixels" if image_layers else "features",
-        text_positions=text.num_positions if text_layers else 0,
-        positions_alone=text.num_alone if text_layers else 0,
-        text_shape=text.shape if text_layers else (0, 0),
-        caption_positions=text.caption_positions if text_layers else 0,
-        image_positions=num_image_positions(model) if image_layers else 0,
+        costs=costs_of(text if text_layers else None, num_image_positions(model) if image_layers else 0),
         alpha=options.alpha,
         noisy=options.dropout > 0,
     )
+
+
+def shapes_of(layers: Mapping[str, nn.Linear], ranks: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the A and B of each layer's adapters, `ranks` by their names (none where 0), each with the option that says it."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, layer in layers.items():
+        for name, (rank, key) in ranks.items():
+            if rank > min(layer.in_features, layer.out_features):
+                where = open_clip_name(path)
+                raise UserError(
+                    f"{key}: {rank} is larger than {where}, which is {layer.out_features} x {layer.in_features}; lower it"
+                )
+            if rank:
+                shapes[f"{path}.{name}_A"] = (rank, layer.in_features)
+                shapes[f"{path}.{name}_B"] = (layer.out_features, rank)
+    return shapes
+
+
+def initial_values(shapes: Mapping[str, tuple[int, ...]], kind: str) -> Init:
+    """The initial values of adapters: every A (rank, in) as `LoraOptions.init` says, every B zero."""
+
+    def values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if name.endswith("_B"):
+            return torch.zeros(shape)
+        if kind == "kaiming":  # kaiming_uniform_(a=sqrt(5)), as peft and Hu et al. (ICLR 2022) have it
+            return torch.from_numpy(rng.uniform(-(shape[1] ** -0.5), shape[1] ** -0.5, shape).astype(np.float32))
+        return torch.from_numpy(rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[0])))
+
+    return lambda rng: {name: values(rng, name, shape) for name, shape in shapes.items()}
 
 
 def mask_of_ranks(shapes: Mapping[str, tuple[int, ...]], ranks: Ints) -> torch.Tensor:

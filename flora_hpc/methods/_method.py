@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Literal, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -76,6 +76,26 @@ class Setting:
             )
 
 
+class Costs(NamedTuple):
+    """Positions that each client computes in the trained towers. The size of groups and the first step are chosen by them."""
+
+    text_positions: int = 0  # in a step, for all captions
+    positions_alone: int = 0  # the same if each caption were encoded by itself; 0 where that is impossible
+    text_shape: tuple[int, int] = (0, 0)  # of the features of all captions, where they are trained
+    caption_positions: int = 0  # for an image's own caption
+    image_positions: int = 0  # for an image
+
+
+FROZEN = Costs()  # where both towers are frozen
+
+
+class Portions(NamedTuple):
+    """The trained numbers of each client, where some clients hold only a part of them."""
+
+    mask: Callable[[Ints], torch.Tensor]  # clients (n,) -> (n, num_params) bool
+    sizes: Callable[[Ints], Ints]  # clients (n,) -> (n,) int64
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to adapt a CLIP. Clients train `num_params` numbers each; everything else is frozen and shared.
@@ -93,19 +113,14 @@ class Method:
     logits: Logits
     how: str  # one sentence on how images and captions are computed, for `plan` and the log
     sees: Literal["features", "pixels"] = "features"  # inputs: the frozen image tower's features (embed_dim), or its pixels
-    text_positions: int = 0  # positions of the text tower that each client computes in a step
-    positions_alone: int = 0  # the same if each caption were encoded by itself; 0 where that is impossible
-    text_shape: tuple[int, int] = (0, 0)  # of the features of all captions, where they are trained
-    caption_positions: int = 0  # positions that each client computes for an image's own caption
-    image_positions: int = 0  # positions that each client computes for an image
+    costs: Costs = FROZEN
     alpha: float | None = None  # scale of low-rank updates; None where the trained tensors are of another kind
     per_class: bool = False  # whether trained tensors belong to the classes, so that other classes cannot use them
     paired: bool = False  # whether every image has a caption of its own, so that scores are for the captions of a batch
     noisy: bool = False  # whether training draws random numbers
     prompts: tuple[str, ...] = ()  # texts of the classes, where they are not the captions of the data
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
-    holds: Callable[[Ints], torch.Tensor] | None = None  # clients (n,) -> mask (n, num_params) bool, where some hold only a part
-    sends: Callable[[Ints], Ints] | None = None  # clients (n,) -> (n,) int64, trained numbers of each, where some hold only a part
+    portions: Portions | None = None  # of the clients; None where each of them trains all numbers
 
     def caption_features(self, tensors: Tensors, noise: Noise, caption_rows: torch.Tensor) -> torch.Tensor:
         """Features of the captions `caption_rows` (num_clients or 1, batch) int64: (num_clients or 1, batch, embed_dim)."""
@@ -119,7 +134,7 @@ class Method:
     @property
     def per_example(self) -> bool:
         """Whether each client computes a tower for each image of a step, or for its caption."""
-        return self.image_positions + self.caption_positions > 0
+        return self.costs.image_positions + self.costs.caption_positions > 0
 
     @property
     def payload_bytes(self) -> int:
@@ -128,9 +143,9 @@ class Method:
 
     def bytes_of(self, clients: Ints) -> Ints:
         """Bytes that each of `clients` (num_clients,) int64 sends, and receives: (num_clients,) int64."""
-        if self.sends is None:
+        if self.portions is None:
             return np.full(len(clients), self.payload_bytes, np.int64)
-        return 4 * self.sends(clients)
+        return 4 * self.portions.sizes(clients)
 
     def unpack(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """(..., num_params) -> {name: (..., *shape)}, in the order of `shapes`; one split, so autograd joins gradients once."""
@@ -153,6 +168,13 @@ def fixed(features: torch.Tensor) -> CaptionClasses:
         return features if caption_rows is None else features[0][caption_rows]
 
     return classes
+
+
+def costs_of(text: Text | None, image_positions: int = 0) -> Costs:
+    """The costs of a client that trains the text tower `text`, unless None, and an image tower of `image_positions`, unless 0."""
+    if text is None:
+        return Costs(image_positions=image_positions)
+    return Costs(text.num_positions, text.num_alone, text.shape, text.caption_positions, image_positions)
 
 
 def describe(image_trained: bool, text: Text | None) -> str:

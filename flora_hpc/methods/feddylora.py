@@ -18,7 +18,7 @@ from flora_hpc.data.holdings import Holdings
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
 from flora_hpc.methods import _lora
-from flora_hpc.methods._method import Method, Setting
+from flora_hpc.methods._method import Method, Portions, Setting
 
 MANY = 100_000  # clients; reading the labels of more clients before the start takes too long
 
@@ -44,13 +44,14 @@ def build(options: Options, setting: Setting) -> Method:
     ranks = choose_ranks(options, setting.holdings, setting.labels, len(setting.wordings))
     method = _lora.build(options, setting, options.max_rank, "method.max_rank")
 
-    def holds(clients: Ints) -> torch.Tensor:
+    def mask(clients: Ints) -> torch.Tensor:
         return _lora.mask_of_ranks(method.shapes, ranks[clients])
 
-    def sends(clients: Ints) -> Ints:
+    def sizes(clients: Ints) -> Ints:
         return ranks[clients] * (method.num_params // options.max_rank)
 
-    return replace(method, holds=holds, sends=sends, how=f"{method.how}; clients have ranks {ranks.min()} to {ranks.max()}")
+    how = f"{method.how}; clients have ranks {ranks.min()} to {ranks.max()}"
+    return replace(method, portions=Portions(mask, sizes), how=how)
 
 
 def choose_ranks(options: Options, holdings: Holdings, labels: Ints, num_classes: int) -> Ints:

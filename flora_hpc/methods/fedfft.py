@@ -12,6 +12,7 @@ from flora_hpc.methods._method import (
     Setting,
     Tensors,
     cosine_scores,
+    costs_of,
     describe,
 )
 from flora_hpc.plugins import BaseOptions
@@ -44,7 +45,5 @@ def build(options: Options, setting: Setting) -> Method:
         logits,
         how=describe(True, text),
         sees="pixels",
-        text_positions=text.num_positions,
-        caption_positions=text.caption_positions,
-        image_positions=num_image_positions(model),
+        costs=costs_of(text, num_image_positions(model)),
     )

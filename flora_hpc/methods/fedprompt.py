@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from flora_hpc.clip.text import TextTower, text_root, why_not
 from flora_hpc.errors import UserError
-from flora_hpc.methods._method import CaptionRows, Method, Noise, Setting, Tensors, cosine_scores, describe
+from flora_hpc.methods._method import CaptionRows, Method, Noise, Setting, Tensors, cosine_scores, costs_of, describe
 from flora_hpc.plugins import BaseOptions
 
 STAND_IN = "X"  # one token in place of each random vector, as in CoOp
@@ -65,8 +65,6 @@ def build(options: Options, setting: Setting) -> Method:
         classes,
         logits,
         how=describe(False, tower),
-        text_positions=tower.num_positions,
-        positions_alone=tower.num_alone,
-        text_shape=tower.shape,
+        costs=costs_of(tower),
         prompts=prompts,
     )

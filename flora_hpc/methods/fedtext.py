@@ -11,6 +11,7 @@ from flora_hpc.methods._method import (
     Setting,
     Tensors,
     cosine_scores,
+    costs_of,
     describe,
 )
 from flora_hpc.plugins import BaseOptions
@@ -42,8 +43,5 @@ def build(options: Options, setting: Setting) -> Method:
         classes,
         logits,
         how=describe(False, text),
-        text_positions=text.num_positions,
-        positions_alone=text.num_alone,
-        text_shape=text.shape,
-        caption_positions=text.caption_positions,
+        costs=costs_of(text),
     )

@@ -5,7 +5,7 @@ import torch
 
 from flora_hpc.clip.towers import encode, num_image_positions
 from flora_hpc.methods import fedlc
-from flora_hpc.methods._method import Method, Noise, Setting, Tensors, describe
+from flora_hpc.methods._method import Method, Noise, Setting, Tensors, costs_of, describe
 from flora_hpc.plugins import BaseOptions
 
 
@@ -34,5 +34,5 @@ def build(options: Options, setting: Setting) -> Method:
         how=describe(True, None),
         sees="pixels",
         per_class=True,
-        image_positions=num_image_positions(model),
+        costs=costs_of(None, num_image_positions(model)),
     )

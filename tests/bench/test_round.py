@@ -153,7 +153,7 @@ def test_the_bare_loop_trains_what_a_run_trains(method: str) -> None:
     clients = part_groups(setup.holdings.sizes(np.arange(6)))
     for group, members in zip(groups, clients, strict=True):
         batches = trainer.make_batches(members, setup.holdings, setup.client, setup.seed, 1, setup.padding_multiple)
-        held = setup.method.holds(members) if setup.method.holds else None
+        held = setup.method.portions.mask(members) if setup.method.portions else None
         expected = trainer.train(setup.task, trainer.Start(adapter, held), batches, first).updates
         assert expected.abs().max() > 0
         torch.testing.assert_close(bare.train(setup, adapter, group, first) - adapter, expected, rtol=0, atol=0)

@@ -110,7 +110,7 @@ def test_methods_that_learn_classes_are_refused(captions: torch.Tensor, name: st
 def test_the_tree_is_not_built(captions: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would need memory in the square of its size."""
     monkeypatch.setattr(text, "build_trie", lambda tokens: pytest.fail("a tree of all captions"))
-    assert build("flora", captions, paired=True).caption_positions == 5
+    assert build("flora", captions, paired=True).costs.caption_positions == 5
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "classification"])

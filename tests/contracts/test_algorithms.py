@@ -12,7 +12,10 @@ from flora_hpc.algorithms._algorithm import Algorithm, Ended, LocalStep, Now, Se
 from flora_hpc.checkpoint import Checkpoint
 from flora_hpc.config import ClientConfig
 
-NAMES = tuple(f"transformer.resblocks.{i}.out_proj.lora_{factor}" for i in range(2) for factor in "AB")
+NAMES = (
+    *(f"transformer.resblocks.0.out_proj.lora_{factor}" for factor in "AB"),
+    *(f"transformer.resblocks.1.out_proj.private_{factor}" for factor in "AB"),
+)
 SETTING = Setting(ClientConfig(loss="classification"), NAMES, paired=False, num_registered=10)
 ADAPTER = torch.tensor([1.0, -2.0, 0.5, 0.0])
 UPDATE = torch.tensor([0.25, 1.0, -0.5, 2.0])

@@ -120,7 +120,7 @@ def test_the_quickstart_runs_with_it_and_its_adapter_gets_the_same_accuracy_agai
     ).setup.method
     assert attributes["payload_bytes"] == method.payload_bytes
     most = tables["clients"]["uplink_bytes"].max(initial=0)
-    assert most == method.payload_bytes if method.holds is None else 0 < most <= method.payload_bytes
+    assert most == method.payload_bytes if method.portions is None else 0 < most <= method.payload_bytes
     told = invoke("evaluate", tmp_path / "run")
     assert f"{tables['rounds']['test_accuracy'][-1]:.4f}" in told
 

@@ -110,8 +110,8 @@ def test_equal_clients_get_the_rank_in_the_middle(captions: torch.Tensor) -> Non
 
 def test_a_client_holds_the_first_rows_of_a_and_columns_of_b(captions: torch.Tensor) -> None:
     method = dynamic(captions)
-    assert method.holds is not None
-    masks = method.unpack(method.holds(np.array([1, 2])))
+    assert method.portions is not None
+    masks = method.unpack(method.portions.mask(np.array([1, 2])))
     for name, part in masks.items():
         for client, rank in enumerate((4, 1)):
             by_rank = part[client] if name.endswith("lora_A") else part[client].T
@@ -138,13 +138,13 @@ def test_a_client_of_lower_rank_trains_what_flora_of_that_rank_would(captions: t
     """It starts from the rows it holds, ends with zeros elsewhere, and its step is that of a flora client of its rank."""
     case = setting(small_model(), captions)
     method, config = dynamic(captions, alpha=2.0), ClientConfig(batch_size=4, lr=0.01, loss="classification")
-    assert method.holds is not None
+    assert method.portions is not None
     generator = torch.Generator().manual_seed(0)
     adapter = torch.randn(method.num_params, generator=generator) * 0.2
     features, labels = torch.randn(15, 8, generator=generator), torch.from_numpy(case.labels)
     for client, rank in enumerate((8, 4, 1)):
         batches = trainer.make_batches(np.array([client]), case.holdings, config, 0, 1)
-        mask = method.holds(np.array([client]))
+        mask = method.portions.mask(np.array([client]))
         result = trainer.train(trainer.Task(method, Features(features), labels, config), trainer.Start(adapter, mask), batches)
         end = method.unpack(adapter + result.updates[0])
         alone = build(captions, rank=rank, alpha=2.0)
