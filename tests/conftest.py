@@ -70,7 +70,7 @@ def setting(model: open_clip.CLIP, captions: torch.Tensor, known: dict[str, torc
 
 STARTS_PROCESSES = {"python", "flora", "mpiexec"}  # fixtures
 SLOW = {  # modules that start processes without a fixture, play runs, or try very many cases
-    "test_against", "test_api", "test_backends", "test_bad_input", "test_claim", "test_comm", "test_counters", "test_data",
+    "test_against", "test_algorithm_rounds", "test_api", "test_backends", "test_bad_input", "test_claim", "test_comm", "test_counters", "test_data",
     "test_data_in_runs", "test_decode", "test_disk_full", "test_embed", "test_environment", "test_evaluate", "test_export",
     "test_extras", "test_failures", "test_features", "test_forks", "test_fuzz_config", "test_fuzz_data", "test_fuzz_folders",
     "test_groups", "test_hdf5file", "test_library", "test_limit", "test_list", "test_log", "test_many_clients", "test_meeting",
