@@ -70,7 +70,7 @@ def setting(model: open_clip.CLIP, captions: torch.Tensor, known: dict[str, torc
 
 STARTS_PROCESSES = {"python", "flora", "mpiexec"}  # fixtures
 SLOW = {  # modules that start processes without a fixture, play runs, or try very many cases
-    "test_against", "test_algorithm_rounds", "test_api", "test_backends", "test_bad_input", "test_claim", "test_comm", "test_counters", "test_data",
+    "test_against", "test_api", "test_backends", "test_bad_input", "test_claim", "test_comm", "test_counters", "test_data",
     "test_data_in_runs", "test_decode", "test_disk_full", "test_embed", "test_environment", "test_evaluate", "test_export",
     "test_extras", "test_failures", "test_features", "test_forks", "test_fuzz_config", "test_fuzz_data", "test_fuzz_folders",
     "test_groups", "test_hdf5file", "test_library", "test_limit", "test_list", "test_log", "test_many_clients", "test_meeting",
@@ -78,7 +78,7 @@ SLOW = {  # modules that start processes without a fixture, play runs, or try ve
     "test_own_parts", "test_page", "test_plan_and_doctor", "test_readme", "test_report", "test_requeue", "test_resume",
     "test_round", "test_rows", "test_run", "test_scale", "test_screen", "test_show", "test_slurm", "test_split", "test_steady",
     "test_step", "test_superblock", "test_track", "test_trackers", "test_watch", "test_watchdog", "test_weights",
-    "test_world_sizes",
+    "test_world_sizes", "test_algorithm_rounds",
 }  # fmt: skip
 
 

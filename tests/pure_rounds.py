@@ -20,7 +20,7 @@ ONE = {"weight": 1}
 
 def build(
     name: str, names: Sequence[str] = ("weight",), num_registered: int = 2, *, client: ClientConfig | None = None, **options: Any
-):
+) -> Algorithm:
     """The parts that an algorithm defines."""
     module = plugins.member("algorithms", name)
     setting = Setting(client or ClientConfig(optimizer="sgd", loss="classification"), tuple(names), False, num_registered)
