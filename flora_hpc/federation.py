@@ -104,7 +104,7 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
     for part in PARTS:
         options: BaseOptions | None = getattr(config, part)
         if options is not None:
-            other = plugins.build("algorithms", options, Algorithm, setting)
+            other = plugins.build("algorithms", options, Algorithm, setting._replace(section=part))
             parts[part] = named_part(other, part, options.name)
             warnings += [text for text in other.warnings if text not in warnings]
             names.append(f"{part} of {options.name}")
@@ -112,7 +112,7 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
     federation = Federation(
         name=", ".join(names),
         num_registered=setting.num_registered,
-        roles=roles_of(sharing, method),
+        roles=roles_of(sharing, method, "algorithm" if config.sharing is None else "sharing"),
         local=parts["local"],
         transform=parts["transform"],
         combine=parts["combine"],
@@ -128,9 +128,10 @@ def named_part(algorithm: Algorithm, part: str, name: str) -> Any:
     """The part that the user asked for. Raises UserError where the algorithm leaves it to FedAvg."""
     result = getattr(algorithm, part)
     if result is None:
-        has = [other for other in PARTS if getattr(algorithm, other) is not None]
+        *first, last = [other for other in PARTS if getattr(algorithm, other) is not None]
+        has = f"{', '.join(first)} and {last}" if first else last
         raise UserError(
-            f"{part}.name: {name} has no {part} part of its own, only {' and '.join(has)}; see flora-hpc list algorithms"
+            f"{part}.name: {name} has no {part} part of its own, only {has}; name another algorithm, see flora-hpc list algorithms"
         )
     return result
 
@@ -148,25 +149,27 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
             f"algorithm: its server part needs the clients' {' and '.join(missing)}, which nothing sends; "
             "take local and server from the same algorithm"
         )
+    if local.loss is not None and setting.paired:
+        return "algorithm: its loss needs classes, but in these data every image has a caption of its own; take another algorithm"
     if local.loss is not None and config.client.loss != "classification":
         return (
             f"client.loss: {config.client.loss} would be replaced, since the algorithm has its own; set client.loss: classification"
         )
-    if local.loss is not None and setting.paired:
-        return "algorithm: its loss needs classes, but in these data every image has a caption of its own; take another algorithm"
     remembers = {
-        "the local part remembers every trained number": bool(local.memory or local.personal),
+        "the local part remembers every trained number": bool(local.memory),
+        "the local part trains a second model": local.personal is not None,
         "the server sends every trained number": bool(server.sends),
         "the transform part remembers every sent number": transform is not None and bool(transform.memory),
         "the server part remembers every number": server.init(torch.zeros(1)) is not None,
         "client.optimizer_state: keep remembers every trained number": config.client.optimizer_state == "keep",
     }
     reason = next((text for text, applies in remembers.items() if applies), None)
+    section = "algorithm" if config.sharing is None else "sharing"
     if len(federation.roles) > 1 and reason is not None:
-        return f"sharing: other tensors are trained from round to round, but {reason}; leave one of the two away"
+        return f"{section}: other tensors are trained from round to round, but {reason}; leave one of the two away"
     if federation.num_private and (local.sends or local.personal):
         what = "trains a second model" if local.personal else f"sends {local.sends[0]} of every trained number"
-        return f"sharing: some tensors stay with their client, but the local part {what}; leave one of the two away"
+        return f"{section}: some tensors stay with their client, but the local part {what}; leave one of the two away"
     return None
 
 

@@ -77,8 +77,11 @@ class Roles:
     private: Columns  # of the trained numbers: the same as `own`
 
 
-def roles_of(sharing: Sharing, method: Method) -> tuple[Roles, ...]:
-    """The roles in rounds 1, 2, ...; they repeat. Raises UserError where no tensor is shared, or a private one changes its role."""
+def roles_of(sharing: Sharing, method: Method, section: str = "algorithm") -> tuple[Roles, ...]:
+    """The roles in rounds 1, 2, ...; they repeat. Raises UserError where no tensor is shared, or a private one changes its role.
+
+    `section` of the configuration names the algorithm whose part this is.
+    """
     names, sizes = list(method.shapes), [prod(shape) for shape in method.shapes.values()]
     all_roles = []
     for number in range(1, sharing.period + 1):
@@ -86,12 +89,17 @@ def roles_of(sharing: Sharing, method: Method) -> tuple[Roles, ...]:
         assert set(roles) <= set(ROLES), f"a role is one of {', '.join(ROLES)}"
         if names and "shared" not in roles:
             raise UserError(
-                f"{sharing.key}: no trained tensor of {_some(names)} is sent to the server in round {number}; share one"
+                f"{section}.name: none of the trained tensors {_some(names)} is sent to the server in round {number}; "
+                "share one of them"
             )
         all_roles.append(roles)
     for name, *of_rounds in zip(names, *all_roles, strict=True):
         if "private" in of_rounds and len(set(of_rounds)) > 1:
-            raise UserError(f"{sharing.key}: {name} is private in some rounds only; keep it private in all rounds")
+            first = next(number for number, role in enumerate(of_rounds, 1) if role != of_rounds[0])
+            raise UserError(
+                f"{section}.name: {name} is {of_rounds[0]} in round 1 and {of_rounds[first - 1]} in round {first}; "
+                "make it private in all rounds, or in none"
+            )
 
     def columns(roles: list[Role]) -> Roles:
         def of_adapter(*which: Role) -> Columns:

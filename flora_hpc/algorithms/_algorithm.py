@@ -30,18 +30,18 @@ class Setting(NamedTuple):
     names: Sequence[str]  # of the trained tensors, in their order
     paired: bool  # whether every image has a caption of its own instead of a class
     num_registered: int  # clients, of which a round's participants are drawn
+    section: str = "algorithm"  # of the configuration, for messages
 
 
 class Sharing(NamedTuple):
     """Which trained tensors clients send (shared), train and keep for themselves (private), or do not train (frozen).
 
     `role(name, round)` is the role of a tensor in a round, counted from 1. Roles repeat after `period` rounds. Private tensors have
-    the same role in every round. `key` names the option to correct when a role does not fit.
+    the same role in every round.
     """
 
     role: Callable[[str, int], Role]
     period: int = 1
-    key: str = "sharing.name"
 
 
 class Ended(NamedTuple):

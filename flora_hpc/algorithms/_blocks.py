@@ -18,8 +18,8 @@ def keep(count: int, setting: Setting, name: str, from_end: bool) -> Algorithm:
     blocks = sorted(set(places))
     if count >= len(blocks):
         raise UserError(
-            f"{name}: keeps {count} blocks of layers private, but the method trains tensors of {len(blocks)} only; "
-            "lower num_private, or take a method with more blocks"
+            f"{setting.section}.num_private: {name} keeps {count} blocks of layers private, but the method trains tensors of "
+            f"{len(blocks)} only, and one must be shared; lower num_private, or take a method with more blocks"
         )
     private = set(blocks[-count:] if from_end else blocks[:count])
     place_of = dict(zip(setting.names, places, strict=True))

@@ -10,5 +10,6 @@ def need_lora(name: str, setting: Setting) -> None:
     """Raise UserError unless the method trains low-rank adapters."""
     if not any(tensor.endswith(".lora_A") for tensor in setting.names):
         raise UserError(
-            f"algorithm.name: {name} treats the A and B of LoRA adapters differently, and this method has none; take flora"
+            f"{setting.section}.name: {name} treats the A and B of LoRA adapters differently, and this method has none; "
+            "set method.name: flora, or take another algorithm"
         )

@@ -24,7 +24,7 @@ class Options(BaseOptions):
 def build(options: Options, setting: Setting) -> Algorithm:
     """A tensor that is both frozen and private is frozen."""
     for key, patterns in (("private", options.private), ("frozen", options.frozen)):
-        check(key, patterns, setting.names)
+        check(f"{setting.section}.{key}", patterns, setting.names)
 
     def role(name: str, number: int) -> Role:
         if matches(name, options.frozen):
@@ -43,5 +43,8 @@ def check(key: str, patterns: Sequence[str], names: Sequence[str]) -> None:
     """Raise UserError for a pattern that fits no trained tensor."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-            raise UserError(f"{key}: '{pattern}' fits none of the trained tensors{did_you_mean(pattern, names)} ({some})")
+            some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") or "the method trains none"
+            raise UserError(
+                f"{key}: '{pattern}' fits none of the trained tensors{did_you_mean(pattern, names)} ({some}); "
+                "correct it, or leave it away"
+            )

@@ -28,7 +28,7 @@ def build(options: Options, setting: Setting) -> Algorithm:
     is_sgd = client.optimizer == "sgd"
 
     def prepare(update: torch.Tensor, num_steps: torch.Tensor) -> dict[str, torch.Tensor]:
-        a = normalizer(num_steps.double(), client.momentum if is_sgd else 0.0, options.mu if is_sgd else 0.0, client.lr)
+        a = normalizer(num_steps, client.momentum if is_sgd else 0.0, options.mu if is_sgd else 0.0, client.lr)
         a = a.to(update.dtype)
         return {"update": update / a, "normalizer": a}
 
@@ -45,9 +45,13 @@ def build(options: Options, setting: Setting) -> Algorithm:
 
 
 def normalizer(num_steps: torch.Tensor, momentum: float, mu: float, lr: float) -> torch.Tensor:
-    """a_i (num_clients, 1) of clients with `num_steps` (num_clients, 1): how much of its first gradients an update has."""
-    if mu:
-        return (1 - (1 - lr * mu) ** num_steps) / (lr * mu)
-    if momentum:
-        return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
-    return num_steps
+    """a_i (num_clients, 1) float64 of clients with `num_steps` (num_clients, 1): how much of its gradients an update has.
+
+    a_i is the update of a client whose gradient is 1 in every step, divided by -lr. Without momentum and proximal term this is
+    the number of steps. With one of the two it is the paper's a_i; the paper has none for both at once.
+    """
+    sums, velocity = [0.0], 0.0
+    for _ in range(int(num_steps.max())):
+        velocity = momentum * velocity + 1 - mu * lr * sums[-1]
+        sums.append(sums[-1] + velocity)
+    return torch.tensor(sums, dtype=torch.float64, device=num_steps.device)[num_steps.long()]

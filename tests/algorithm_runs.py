@@ -1,0 +1,44 @@
+"""`algorithm_runs.py FOLDER RUNS ENDS` plays many runs in one process, on all ranks of its launcher; a run in FOLDER resumes.
+
+RUNS and ENDS are JSON. RUNS: name of a run -> its options. ENDS: name of a run -> signal, rank and round: the rank gets the signal
+while it trains in this round. Runs share model, data and features.
+"""
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import flora_hpc
+from flora_hpc import round as rounds
+from flora_hpc.errors import StoppedError
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+train = rounds.train_my_groups
+
+
+def play(folder: Path, runs: dict[str, dict[str, Any]], ends: dict[str, tuple[str, int, int]]) -> None:
+    """Play the runs one after another, each in a folder with its name."""
+    shared = flora_hpc.Shared()
+    for name, options in runs.items():
+        rounds.train_my_groups = ending(*ends[name]) if name in ends else train
+        with suppress(StoppedError):
+            flora_hpc.run(QUICKSTART, out=folder / name, shared=shared, resume=True, **options)
+
+
+def ending(name: str, rank: int, at: int):  # type: ignore[no-untyped-def]
+    """Training in which a rank gets a signal in one round."""
+
+    def train_and_get_a_signal(setup, site, state, number):  # type: ignore[no-untyped-def]
+        if (site.comm.rank, number) == (rank, at):
+            os.kill(os.getpid(), signal.Signals[name])
+        return train(setup, site, state, number)
+
+    return train_and_get_a_signal
+
+
+if __name__ == "__main__":
+    play(Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))

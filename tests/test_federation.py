@@ -1,0 +1,260 @@
+"""Parts of a round that do not go together are refused before round 0, in one sentence with the cure."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import flora_hpc
+from flora_hpc import federation, plugins
+from flora_hpc.algorithms._algorithm import Algorithm, Setting, Sharing
+from flora_hpc.config import PARTS
+from flora_hpc.errors import UserError
+from flora_hpc.federation import Federation
+from flora_hpc.methods._method import Method
+from tests.conftest import ROOT, refusal
+
+QUICKSTART = str(ROOT / "configs/quickstart.yaml")
+BLOCKS = ("text.transformer.resblocks.0.attn.out_proj", "text.transformer.resblocks.1.attn.out_proj")
+LORA = {f"{block}.{factor}": shape for block in BLOCKS for factor, shape in (("lora_A", (2, 4)), ("lora_B", (4, 2)))}
+HEAD = {"head": (3, 4)}
+SCAFFOLD = {"name": "scaffold"}
+
+
+def method(shapes: dict[str, tuple[int, ...]]) -> Method:
+    return Method(
+        shapes,
+        lambda rng: {name: torch.zeros(shape) for name, shape in shapes.items()},
+        lambda tensors, noise: torch.zeros(1, 2, 4),
+        lambda tensors, classes, inputs, noise: inputs @ classes.transpose(1, 2),
+        how="tensors",
+    )
+
+
+def build(shapes: dict[str, tuple[int, ...]] = LORA, paired: bool = False, **options: Any) -> Federation:
+    config = flora_hpc.load_config({"client": {"loss": "classification"}} | options)
+    return federation.build(config, method(shapes), Setting(config.client, tuple(shapes), paired, 10))
+
+
+def refused(shapes: dict[str, tuple[int, ...]] = LORA, paired: bool = False, **options: Any) -> str:
+    with pytest.raises(UserError) as error:
+        build(shapes, paired, **options)
+    return str(error.value)
+
+
+# --- what goes together
+
+
+@pytest.mark.parametrize("name", plugins.members("algorithms"))
+def test_every_algorithm_goes_with_low_rank_adapters(name: str) -> None:
+    assert build(algorithm=name).name == name
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", plugins.members("algorithms"))
+def test_a_named_part_takes_the_place_of_the_algorithms_or_is_refused(name: str, part: str) -> None:
+    """With FedAvg for the rest."""
+    setting = Setting(flora_hpc.load_config({}).client, tuple(LORA), False, 10)
+    own = getattr(plugins.member("algorithms", name).build(plugins.member("algorithms", name).Options(name=name), setting), part)
+    if own is None:
+        assert f"{part}.name: {name} has no {part} part of its own, only " in refused(**{part: name})
+    elif part in ("local", "server") and name == "scaffold":
+        assert "take local and server from the same algorithm" in refused(**{part: name})
+    else:
+        assert build(**{part: name}).name == f"fedavg, {part} of {name}"
+
+
+def test_local_and_server_of_one_algorithm_beside_another() -> None:
+    """What its combine is, the user says."""
+    built = build(local="scaffold", server="scaffold", combine={"name": "fedavg", "weights": "uniform"})
+    whole = build(algorithm="scaffold")
+    assert built.channels(1) == whole.channels(1) == {"update": 32, "control": 32}
+    assert built.message_bytes(1) == whole.message_bytes(1) == 4 * 32
+    assert built.extra_bytes(1) == whole.extra_bytes(1) == 4 * 32
+
+
+def test_an_algorithm_that_defines_all_parts_leaves_none_to_fedavg() -> None:
+    built = build(algorithm="fednova", sharing="ffa_lora", transform="top_k", local="fedprox", server="fedadam")
+    assert built.name == "fednova, sharing of ffa_lora, local of fedprox, transform of top_k, server of fedadam"
+    assert built.channels(1) == {"update": 16, "normalizer": 1}
+    assert built.transform is not None
+    assert len(built.warnings) == 1
+    assert "fednova: its paper normalises the steps of SGD" in built.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "memory"),
+    [
+        ({"algorithm": "fedavg"}, {}),
+        ({"algorithm": "scaffold"}, {"local.control": 32}),
+        ({"algorithm": "feddyn", "sharing": "fedsa_lora"}, {"local.h": 32, "private": 16}),
+        ({"algorithm": "ditto", "sharing": "ffa_lora"}, {"personal": 16}),
+        ({"algorithm": "fedsa_lora", "transform": "top_k"}, {"private": 16, "transform.error": 16}),
+        (
+            {"algorithm": "fedsa_lora", "client": {"optimizer_state": "keep"}},
+            {"private": 16, "optimizer.0": 32, "optimizer.1": 32, "optimizer.2": 1},
+        ),
+    ],
+    ids=str,
+)
+def test_what_a_client_remembers_at_first(options: dict[str, Any], memory: dict[str, int]) -> None:
+    """Its own part and its own model are those of the initial adapter; the rest is zero."""
+    built, config = build(**options), flora_hpc.load_config(options)
+    adapter = torch.arange(32.0)
+    initial = built.memory(adapter, config.client)
+    assert {name: len(values) for name, values in initial.items()} == memory
+    roles = built.roles_in(1)
+    for name, values in initial.items():
+        columns = {"private": roles.own, "personal": roles.trained}.get(name)
+        assert values.equal(torch.zeros(memory[name]) if columns is None else columns.take(adapter))
+
+
+def test_roles_repeat() -> None:
+    built = build(algorithm="rolora")
+    assert [len(built.roles_in(number).frozen) for number in (1, 2, 3)] == [2, 2, 2]
+    assert built.roles_in(1) == built.roles_in(3) != built.roles_in(2)
+    assert built.sent_numbers(method(LORA), np.arange(3), 1).tolist() == [16] * 3
+    assert sum(prod(shape) for shape in LORA.values()) == 32
+
+
+def test_control_variates_and_unequal_numbers_of_steps() -> None:
+    (warning,) = federation.warn_of_unequal_steps(build(algorithm="scaffold"), 1, 1200)
+    assert warning.startswith("clients make 1 to 1,200 steps in a round, and the algorithm's control variates assume equal numbers")
+    assert federation.warn_of_unequal_steps(build(algorithm="scaffold"), 3, 3) == ()
+    assert federation.warn_of_unequal_steps(build(algorithm="fedavg"), 1, 3) == ()
+
+
+# --- what does not
+
+
+REMEMBERS = {
+    "local": ({"local": "feddyn"}, "the local part remembers every trained number"),
+    "own model": ({"local": "ditto"}, "the local part trains a second model"),
+    "transform": ({"transform": "top_k"}, "the transform part remembers every sent number"),
+    "server": ({"server": "fedadam"}, "the server part remembers every number"),
+    "optimizer": ({"client": {"optimizer_state": "keep"}}, "client.optimizer_state: keep remembers every trained number"),
+}
+
+
+@pytest.mark.parametrize("what", REMEMBERS)
+def test_tensors_that_take_turns_and_memories(what: str) -> None:
+    options, reason = REMEMBERS[what]
+    assert refused(algorithm="rolora", **options) == (
+        f"algorithm: other tensors are trained from round to round, but {reason}; leave one of the two away"
+    )
+    assert refused(sharing="rolora", **options).startswith("sharing: other tensors are trained from round to round, but ")
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "a local part without its server": (
+        {"local": "scaffold"},
+        "algorithm: its local part needs the server's control, which this server part does not send; "
+        "take local and server from the same algorithm",
+    ),
+    "a server without its local part": (
+        {"server": "scaffold"},
+        "algorithm: its server part needs the clients' control, which nothing sends; take local and server from the same algorithm",
+    ),
+    "another server": (
+        {"algorithm": "scaffold", "server": "fedadam"},
+        "algorithm: its local part needs the server's control, which this server part does not send; "
+        "take local and server from the same algorithm",
+    ),
+    "a part that an algorithm does not have": (
+        {"server": "fedprox"},
+        "server.name: fedprox has no server part of its own, only local; name another algorithm, see flora-hpc list algorithms",
+    ),
+    "a transform that an algorithm does not have": (
+        {"transform": "scaffold"},
+        "transform.name: scaffold has no transform part of its own, only local, combine and server; "
+        "name another algorithm, see flora-hpc list algorithms",
+    ),
+    "another loss": (
+        {"algorithm": "logit_calibration", "client": {"loss": "contrastive"}},
+        "client.loss: contrastive would be replaced, since the algorithm has its own; set client.loss: classification",
+    ),
+    "a loss with classes on pairs": (
+        {"algorithm": "logit_adjustment", "paired": True, "client": {"loss": "contrastive"}},
+        "algorithm: its loss needs classes, but in these data every image has a caption of its own; take another algorithm",
+    ),
+    "private tensors and control variates": (
+        {"algorithm": "scaffold", "sharing": "fedsa_lora"},
+        "sharing: some tensors stay with their client, but the local part sends control of every trained number; "
+        "leave one of the two away",
+    ),
+    "private tensors and a second model": (
+        {"algorithm": "fedsa_lora", "local": "ditto"},
+        "algorithm: some tensors stay with their client, but the local part trains a second model; leave one of the two away",
+    ),
+    "a pattern that fits nothing": (
+        {"sharing": {"name": "by_name", "private": ["*.lora_C"]}},
+        f"sharing.private: '*.lora_C' fits none of the trained tensors ({', '.join(LORA)}); correct it, or leave it away",
+    ),
+    "a pattern of frozen tensors that fits nothing": (
+        {"algorithm": {"name": "by_name", "frozen": ["head"]}},
+        f"algorithm.frozen: 'head' fits none of the trained tensors ({', '.join(LORA)}); correct it, or leave it away",
+    ),
+    "nothing is shared": (
+        {"algorithm": {"name": "by_name", "private": ["*"]}},
+        f"algorithm.name: none of the trained tensors {', '.join(LORA)} is sent to the server in round 1; share one of them",
+    ),
+    "everything is frozen": (
+        {"sharing": {"name": "by_name", "frozen": ["*"]}},
+        f"sharing.name: none of the trained tensors {', '.join(LORA)} is sent to the server in round 1; share one of them",
+    ),
+    "too many private blocks": (
+        {"algorithm": {"name": "fedper", "num_private": 2}},
+        "algorithm.num_private: fedper keeps 2 blocks of layers private, but the method trains tensors of 2 only, and one must be "
+        "shared; lower num_private, or take a method with more blocks",
+    ),
+    "too many private blocks at the beginning": (
+        {"sharing": {"name": "lg_fedavg", "num_private": 5}},
+        "sharing.num_private: lg_fedavg keeps 5 blocks of layers private, but the method trains tensors of 2 only, and one must be "
+        "shared; lower num_private, or take a method with more blocks",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_parts_that_do_not_go_together(what: str) -> None:
+    options, sentence = MISTAKES[what]
+    assert refused(**options) == sentence
+
+
+@pytest.mark.parametrize("name", ["ffa_lora", "fedsa_lora", "rolora"])
+def test_factors_of_a_method_that_has_none(name: str) -> None:
+    rest = f"name: {name} treats the A and B of LoRA adapters differently, and this method has none; "
+    cure = "set method.name: flora, or take another algorithm"
+    assert refused(HEAD, algorithm=name) == f"algorithm.{rest}{cure}"
+    assert refused(HEAD, sharing=name) == f"sharing.{rest}{cure}"
+
+
+def test_private_in_some_rounds_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an algorithm of the user's own may have it."""
+    own = Sharing(lambda name, number: "private" if name.endswith("lora_B") and number % 2 else "shared", period=2)
+    monkeypatch.setattr(plugins.member("algorithms", "by_name"), "build", lambda options, setting: Algorithm(sharing=own))
+    name = f"{BLOCKS[0]}.lora_B"
+    assert refused(algorithm="by_name") == (
+        f"algorithm.name: {name} is private in round 1 and shared in round 2; make it private in all rounds, or in none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "beginning"),
+    [
+        (["method={name: fedlc}", "algorithm=ffa_lora"], "algorithm.name: ffa_lora treats the A and B"),
+        (["algorithm={name: fedper, num_private: 9}"], "algorithm.num_private: fedper keeps 9 blocks of layers private"),
+        (["server=fedprox"], "server.name: fedprox has no server part of its own"),
+        (["local=scaffold"], "algorithm: its local part needs the server's control"),
+        (["algorithm={name: by_name, private: ['*.lora_C']}"], "algorithm.private: '*.lora_C' fits none of the trained tensors"),
+    ],
+    ids=str,
+)
+def test_a_plan_and_a_run_refuse_it(settings: list[str], beginning: str, tmp_path: Any) -> None:
+    """Nothing is written."""
+    words = [word for setting in settings for word in ("-s", setting)]
+    assert refusal("plan", QUICKSTART, *words).startswith(beginning)
+    assert refusal("run", QUICKSTART, *words, "--out", tmp_path / "run").startswith(beginning)
+    assert not (tmp_path / "run" / "run.h5").exists()
