@@ -19,6 +19,7 @@ from tests.conftest import ROOT, refusal
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
 BLOCKS = ("text.transformer.resblocks.0.attn.out_proj", "text.transformer.resblocks.1.attn.out_proj")
 LORA = {f"{block}.{factor}": shape for block in BLOCKS for factor, shape in (("lora_A", (2, 4)), ("lora_B", (4, 2)))}
+DUAL = LORA | {f"{block}.{factor}": shape for block in BLOCKS for factor, shape in (("private_A", (3, 4)), ("private_B", (4, 3)))}
 HEAD = {"head": (3, 4)}
 SCAFFOLD = {"name": "scaffold"}
 
@@ -49,21 +50,21 @@ def refused(shapes: dict[str, tuple[int, ...]] = LORA, paired: bool = False, **o
 
 @pytest.mark.parametrize("name", plugins.members("algorithms"))
 def test_every_algorithm_goes_with_low_rank_adapters(name: str) -> None:
-    assert build(algorithm=name).name == name
+    assert build(DUAL, algorithm=name).name == name
 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", plugins.members("algorithms"))
 def test_a_named_part_takes_the_place_of_the_algorithms_or_is_refused(name: str, part: str) -> None:
     """With FedAvg for the rest."""
-    setting = Setting(flora_hpc.load_config({}).client, tuple(LORA), False, 10)
+    setting = Setting(flora_hpc.load_config({}).client, tuple(DUAL), False, 10)
     own = getattr(plugins.member("algorithms", name).build(plugins.member("algorithms", name).Options(name=name), setting), part)
     if own is None:
-        assert f"{part}.name: {name} has no {part} part of its own, only " in refused(**{part: name})
+        assert f"{part}.name: {name} has no {part} part of its own, only " in refused(DUAL, **{part: name})
     elif part in ("local", "server") and name == "scaffold":
-        assert "take local and server from the same algorithm" in refused(**{part: name})
+        assert "take local and server from the same algorithm" in refused(DUAL, **{part: name})
     else:
-        assert build(**{part: name}).name == f"fedavg, {part} of {name}"
+        assert build(DUAL, **{part: name}).name == f"fedavg, {part} of {name}"
 
 
 def test_local_and_server_of_one_algorithm_beside_another() -> None:
