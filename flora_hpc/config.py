@@ -167,6 +167,11 @@ class CheckpointConfig(Section):
         return self.keep and self.every > 0
 
 
+def _part(what: str) -> Any:
+    """The field of an optional section that names the algorithm whose part a run takes, and this algorithm's options."""
+    return Field(None, description=f"{what}: an algorithm's name and options, instead of this part of `algorithm`")
+
+
 class Config(Section):
     """The whole experiment. Only `experiment`, `loop`, `jobs` and `cli` use it; other modules get their own section."""
 
@@ -180,11 +185,11 @@ class Config(Section):
     cohort: CohortConfig = CohortConfig()
     client: ClientConfig = ClientConfig()
     algorithm: SerializeAsAny[BaseOptions]
-    sharing: SerializeAsAny[BaseOptions] | None = None
-    local: SerializeAsAny[BaseOptions] | None = None
-    transform: SerializeAsAny[BaseOptions] | None = None
-    combine: SerializeAsAny[BaseOptions] | None = None
-    server: SerializeAsAny[BaseOptions] | None = None
+    sharing: SerializeAsAny[BaseOptions] | None = _part("which tensors clients send, keep for themselves, or do not train")
+    local: SerializeAsAny[BaseOptions] | None = _part("what a client does beyond the gradient of its loss")
+    transform: SerializeAsAny[BaseOptions] | None = _part("what happens to updates on their way, such as encoding")
+    combine: SerializeAsAny[BaseOptions] | None = _part("weights of clients, and how means become one direction")
+    server: SerializeAsAny[BaseOptions] | None = _part("what is done with the direction, and what else is sent to clients")
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     comm: CommConfig = CommConfig()

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from flora_hpc import embed, evaluate, federation, firststep, groupsize, plugins, seeds
+from flora_hpc import embed, evaluate, federation, firststep, footprint, groupsize, plugins, seeds
 from flora_hpc.accuracy import AdapterTests
 from flora_hpc.algorithms import _algorithm
 from flora_hpc.clip import identity as model_identity
@@ -78,7 +78,7 @@ def work(clip: Clip, config: Config, site: Site, progress: embed.Progress) -> em
 def build_together(config: Config, site: Site, shared: Shared | None = None) -> Experiment:
     """Call `build` on every rank. Raises AgreedError, on every rank, unless all ranks have built the same."""
     shared = shared or NothingShared()
-    experiment = together(site.comm, lambda: build(config, site.device, site.room, shared))
+    experiment = together(site.comm, lambda: build(config, site.device, site.room, shared, site.comm.size))
     is_bf16 = config.model.precision == "bf16"  # of which layers, the method decides, so the digest is this run's own
     weights = (NothingShared() if is_bf16 else shared).recall(
         "weights", _model_key(config, site.device), lambda: model_identity.module(experiment.clip.model)
@@ -88,15 +88,20 @@ def build_together(config: Config, site: Site, shared: Shared | None = None) -> 
     return experiment
 
 
-def build(config: Config, device: torch.device, room: devices.Room, shared: Shared | None = None) -> Experiment:
+def build(
+    config: Config, device: torch.device, room: devices.Room, shared: Shared | None = None, num_ranks: int | None = None
+) -> Experiment:
     """Build dataset, model and setup, without features or pixels; nothing is sent. On device 'meta' the model has shapes only.
 
-    `room` is the memory that every rank has for a group. Raises UserError for parts that do not exist or do not fit together.
+    `room` is the memory that every rank has for a group. Raises UserError for parts that do not exist or do not fit together, and
+    for memories of clients that `num_ranks` ranks have no room for.
     """
     shared = shared or NothingShared()
     images = checks.checked(shared.recall("dataset", _data_key(config), lambda: dataset(config)))
     clip = own_clip(config, device, shared)
     setup = make_setup(config, images, clip, device, room)
+    if num_ranks is not None:
+        footprint.refuse_large_memories(setup, num_ranks, room.num_bytes)
     warnings = (*setup.holdings.warnings, *setup.method.warnings, *setup.federation.warnings)
     return Experiment(config, checks.warned(images, warnings), clip, setup)
 

@@ -1,5 +1,6 @@
 """The parts of a round for one run: what the algorithm defines, what the user named instead, and FedAvg's parts for the rest."""
 
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,24 +76,47 @@ class Federation:
         roles = self.roles_in(number)
         return {"update": len(roles.shared)} | dict(self.combine.sends) | dict.fromkeys(self.local.sends, len(roles.trained))
 
+    def encoded_bytes(self, number: int) -> int | None:
+        """Bytes of an encoded update in round `number`; None where updates are sent as they are.
+
+        Where the bytes depend on the update, these are the bytes of zeros.
+        """
+        if self.transform is None:
+            return None
+        for device in ("meta", "cpu"):  # tensors without numbers cost nothing, but not every transform can take them
+            row = torch.zeros(1, len(self.roles_in(number).shared), device=device)
+            with suppress(NotImplementedError, RuntimeError) if device == "meta" else nullcontext():
+                _, _, num_bytes = self.transform.apply(row, dict.fromkeys(self.transform.memory, row))
+                if num_bytes.device.type == "cpu":
+                    return int(num_bytes)
+        raise AssertionError("encoded bytes lie on the CPU")
+
+    def memory_widths(self, config: ClientConfig) -> dict[str, int]:
+        """How many numbers a client remembers from one round to the next, by name."""
+        roles = self.roles[0]
+        num_trained, num_shared = len(roles.trained), len(roles.shared)
+        widths = {f"local.{name}": num_trained for name in self.local.memory}
+        if self.num_private:
+            widths["private"] = self.num_private
+        if self.local.personal is not None:
+            widths["personal"] = num_trained
+        if self.transform is not None:
+            widths |= {f"transform.{name}": num_shared for name in self.transform.memory}
+        if config.optimizer_state == "keep":
+            parts = OPTIMIZERS[config.optimizer].init(torch.empty(1, num_trained, device="meta"), config)
+            widths |= {f"optimizer.{i}": part.shape[1] for i, part in enumerate(parts)}
+        return widths
+
     def memory(self, adapter: torch.Tensor, config: ClientConfig) -> dict[str, torch.Tensor]:
         """What a client remembers from one round to the next, as it is before its first round: name -> (width,) float32.
 
         `adapter` (num_params,) is the initial one.
         """
-        roles = self.roles[0]
-        trained = roles.trained.take(adapter).cpu()
-        memory = {f"local.{name}": torch.zeros_like(trained) for name in self.local.memory}
-        if len(roles.own):
-            memory["private"] = roles.own.take(adapter).cpu()
-        if self.local.personal is not None:
-            memory["personal"] = trained
-        if self.transform is not None:
-            memory |= {f"transform.{name}": torch.zeros(len(roles.shared)) for name in self.transform.memory}
-        if config.optimizer_state == "keep":
-            parts = OPTIMIZERS[config.optimizer].init(trained[None], config)
-            memory |= {f"optimizer.{i}": torch.zeros(part.shape[1]) for i, part in enumerate(parts)}
-        return memory
+        parts = {"private": self.roles[0].own, "personal": self.roles[0].trained}
+        return {
+            name: parts[name].take(adapter).cpu() if name in parts else torch.zeros(width)
+            for name, width in self.memory_widths(config).items()
+        }
 
 
 def build(config: Config, method: Method, setting: Setting) -> Federation:

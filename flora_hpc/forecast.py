@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from rich.filesize import decimal
 
-from flora_hpc import experiment, firststep
+from flora_hpc import experiment, firststep, footprint
 from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip
 from flora_hpc.clip.towers import images_at_once, num_image_positions
 from flora_hpc.comm import devices
 from flora_hpc.config import Config
 from flora_hpc.data.images import Dataset, Ints
-from flora_hpc.groupsize import Load, tower
+from flora_hpc.groupsize import GroupSize, tower
 from flora_hpc.round import groups_of_ranks
 from flora_hpc.setup import Setup
 
@@ -30,9 +30,10 @@ ASSIGNMENTS = {
 class Plan:
     """Forecast of round 1 of a run on `num_ranks` ranks, and of the memory of a rank.
 
-    `groups` has the groups of clients of each rank. Bytes are per round: all clients together send `uplink_bytes` and receive as
-    much; each rank gives `allreduce_bytes` to the exact sum; ranks send each other `allgather_bytes` of a Jacobian.
-    `memory_bytes` maps each use of a rank's memory to its bytes.
+    `groups` has the groups of clients of each rank. Bytes are per round: all clients together send `uplink_bytes` and receive
+    `downlink_bytes`; each rank gives `allreduce_bytes` to the exact sums; ranks send each other `allgather_bytes` of a Jacobian.
+    `remembered` is what clients remember from one round to the next, if they remember anything. `memory_bytes` maps each use of a
+    rank's memory to its bytes.
     """
 
     config: Config
@@ -52,11 +53,18 @@ class Plan:
     first_step: str
     assignment: str
     how: str
+    algorithm: str  # and the parts that the configuration names instead of its own
+    period: int  # rounds after which the sent tensors are the same again
     num_params: int
-    payload_bytes: int
+    num_private: int  # trained numbers that stay with each client
+    payload_bytes: int  # of an adapter
+    client_uplink_bytes: Ints = field(repr=False)  # (num_clients,) sent by each client
+    client_downlink_bytes: Ints = field(repr=False)  # (num_clients,) received by each client
     uplink_bytes: int
+    downlink_bytes: int
     allreduce_bytes: int
     allgather_bytes: int
+    remembered: footprint.Remembered | None
     memory_bytes: Mapping[str, int]
 
     def __repr__(self) -> str:
@@ -76,20 +84,14 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
         precision.prepare_device(config.model.precision, torch.device("cpu"))
         precision.prepare_device(config.features.compute, torch.device("cpu"), "features.compute")
     room = room_for(gpus_per_node, num_ranks)
-    built = experiment.build(config, torch.device("meta"), room)
+    built = experiment.build(config, torch.device("meta"), room, num_ranks=num_ranks)
     dataset, setup, method = built.dataset, built.setup, built.setup.method
     clients = setup.schedule.clients(1)
     sizes, groups = setup.holdings.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
     largest = max(len(group) for rank_groups in groups for group in rank_groups)
     choice, load = experiment.group_size(config, dataset, built.clip, method, setup.holdings, room, setup.federation)
-    bound = (
-        choice.bound
-        if any(len(rank_groups) > 1 for rank_groups in groups) or num_ranks == 1
-        else "each rank trains its clients in one"
-    )
-    if config.cohort.assignment == "dynamic" and largest < choice.clients:
-        bound = "several for each rank, so that an idle one finds work"
     on_gpu = torch.device("cuda" if gpus_per_node else "cpu")
+    traffic, remembered = footprint.traffic(setup, clients, 1), footprint.remembered(setup, groups, room.num_bytes)
     return Plan(
         config=config,
         num_ranks=num_ranks,
@@ -102,21 +104,37 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
         num_examples=sizes,
         num_steps=-(-sizes // config.client.batch_size) * config.client.epochs,
         groups=groups,
-        bound=bound,
+        bound=_bound(choice, groups, config.cohort.assignment),
         group_bytes=load.of_group(largest),
         room=room,
         first_step=firststep.describe(method, setup.by_jacobian, setup.federation.num_private > 0),
         assignment=ASSIGNMENTS[config.cohort.assignment].format("group" if setup.grouping.fixed else "client"),
         how=method.how,
+        algorithm=setup.federation.name,
+        period=len(setup.federation.roles),
         num_params=method.num_params,
+        num_private=setup.federation.num_private,
         payload_bytes=method.payload_bytes,
-        uplink_bytes=int(method.bytes_of(clients).sum()),
-        allreduce_bytes=8 * (2 * method.num_params + 1),
+        client_uplink_bytes=traffic.up,
+        client_downlink_bytes=traffic.down,
+        uplink_bytes=int(traffic.up.sum()),
+        downlink_bytes=int(traffic.down.sum()),
+        allreduce_bytes=traffic.allreduce,
         allgather_bytes=firststep.sent_bytes(method, setup.by_jacobian, num_ranks),
-        memory_bytes=_lasting(config, built.clip, setup, load, -(-len(clients) // num_ranks), len(dataset.images))
-        | _peak(config, built.clip, setup, load.of_group(largest), images_at_once(built.clip.model, on_gpu))
+        remembered=remembered,
+        memory_bytes=_lasting(config, built.clip, setup, len(dataset.images))
+        | ({"memories of clients": remembered.memory_bytes} if remembered else {})
+        | _peak(built.clip, setup, load.of_group(largest), traffic.allreduce, images_at_once(built.clip.model, on_gpu))
         | {"libraries": LIBRARY_BYTES},
     )
+
+
+def _bound(choice: GroupSize, groups: list[list[Ints]], assignment: str) -> str:
+    """The limit that decides the size of a group, where each rank trains its `groups`."""
+    if assignment == "dynamic" and max(len(group) for of_rank in groups for group in of_rank) < choice.clients:
+        return "several for each rank, so that an idle one finds work"
+    one_each = len(groups) > 1 and all(len(of_rank) <= 1 for of_rank in groups)
+    return "each rank trains its clients in one" if one_each else choice.bound
 
 
 def room_for(gpus: int, ranks: int) -> devices.Room:
@@ -127,8 +145,8 @@ def room_for(gpus: int, ranks: int) -> devices.Room:
     return devices.room(torch.device("cuda" if gpus else "cpu"), sharing)
 
 
-def _lasting(config: Config, clip: Clip, setup: Setup, load: Load, kept_clients: int, num_images: int) -> dict[str, int]:
-    """About how many bytes a rank needs all the time, with the optimizers of `kept_clients` where they are kept."""
+def _lasting(config: Config, clip: Clip, setup: Setup, num_images: int) -> dict[str, int]:
+    """About how many bytes a rank needs all the time, besides memories of clients."""
     method = setup.method
     lasting = {"weights": sum(p.numel() * p.element_size() for p in clip.model.parameters())}
     if method.sees == "features":
@@ -137,16 +155,14 @@ def _lasting(config: Config, clip: Clip, setup: Setup, load: Load, kept_clients:
         lasting["features"] = number_bytes * method.classes(values, None).shape[-1] * num_images
     if setup.by_jacobian:
         lasting["Jacobian"] = firststep.num_bytes(method, True)
-    if setup.client.optimizer_state == "keep":
-        lasting["optimizers"] = kept_clients * load.state_bytes
     return lasting
 
 
-def _peak(config: Config, clip: Clip, setup: Setup, group_bytes: int, at_once: int) -> dict[str, int]:
+def _peak(clip: Clip, setup: Setup, group_bytes: int, sum_bytes: int, at_once: int) -> dict[str, int]:
     """About how many more bytes a rank's largest peak needs; peaks do not overlap. `at_once` images are encoded in a batch."""
     model, method = clip.model, setup.method
-    # beside a group: the adapter, the mean update and an exact sum of 16 bytes a number
-    peaks = {"training a group": group_bytes + 6 * method.payload_bytes}
+    # beside a group: the adapter, and exact sums of 16 bytes a number with their means of 4 bytes
+    peaks = {"training a group": group_bytes + method.payload_bytes + sum_bytes + sum_bytes // 4}
     if method.sees == "features":
         size = model.visual.image_size
         pixels = 3 * (size[0] * size[1] if isinstance(size, tuple) else size * size)

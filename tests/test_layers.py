@@ -15,7 +15,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["resume", "forecast"],
     ["experiment"],
     ["round"],
-    ["accuracy", "parts"],
+    ["accuracy", "footprint", "parts"],
     ["setup"],
     ["identity", "shared", "versions"],
     ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "observers"],
@@ -68,6 +68,17 @@ def imports(path: Path) -> set[str]:
 
 
 MODULES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+
+
+def test_contributing_has_these_rows() -> None:
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text().partition("## Where things are")[2]
+    block = page.partition("\n    ")[2].partition("\n\n")[0]
+    columns = [line.strip()[:54] if number == 0 else line[4:58] for number, line in enumerate(block.splitlines())]
+    names = [name.strip(" /") for column in columns for name in column.split(",") if name.strip(" /")]
+    for row in ROWS[1:]:
+        row_names, names = names[: len(row)], names[len(row) :]
+        assert set(row_names) == set(row)
+    assert names == []
 
 
 def test_every_module_is_on_the_map() -> None:

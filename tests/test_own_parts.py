@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -142,6 +145,46 @@ def test_parts_of_an_installed_package_need_no_option(
 
 def _environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHONPATH"))}
+
+
+# --- the page
+
+
+def on_the_page(name: str) -> str:
+    """The code of a file that docs/own-parts.md shows."""
+    block = re.search(rf"`{name}`[^`]*?:?\n\n((?:    .*\n|\n)+)", (ROOT / "docs" / "own-parts.md").read_text())
+    assert block is not None, name
+    return textwrap.dedent(block[1])
+
+
+@pytest.mark.parametrize("name", ["my_fedavgm", "my_drift", "my_halves"])
+def test_a_file_of_the_page_runs(name: str, squares: Path, tmp_path: Path, invoke: Invoke) -> None:
+    file = tmp_path / f"{name}.py"
+    file.write_text(on_the_page(file.name))
+    assert len(file.read_text().strip().splitlines()) < 40
+    section = "partition" if name == "my_halves" else "algorithm"
+    own = ["--plugin", file, "-s", f"{section}.name={name}", "-s", f"data={{name: hdf5, path: {squares}}}"]
+    invoke("run", QUICKSTART, *own, "-s", "partition.num_clients=2", "-s", "rounds=2", "--out", tmp_path / "run")
+    assert hdf5file.read(tmp_path / "run")[0]["status"] == "finished"
+
+
+def test_the_short_example_of_the_page_is_the_one_of_the_tests() -> None:
+    def build(source: str) -> str:
+        return "\n".join(line.partition("  #")[0].rstrip() for line in source.partition("def build")[2].strip().splitlines())
+
+    assert build(on_the_page("my_fedavgm.py")) == build(own_parts.FEDAVGM)
+
+
+def test_the_tests_of_the_page_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_drift.py").write_text(on_the_page("my_drift.py"))
+    monkeypatch.syspath_prepend(tmp_path)
+    names: dict[str, Any] = {}
+    exec(on_the_page("test_my_drift.py"), names)
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        test()
+    sys.modules.pop("my_drift")
 
 
 # --- what is refused

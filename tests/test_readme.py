@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from flora_hpc import configfile, plugins
+import flora_hpc
+from flora_hpc import configfile, plugins, yamltext
 from flora_hpc.cli import app
+from flora_hpc.cli._algorithms import parts_of
+from flora_hpc.config import PARTS
+from flora_hpc.errors import UserError
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -60,6 +64,59 @@ def test_overrides_in_the_pages_pass_the_checks(tmp_path: Path, monkeypatch: pyt
     for command in commands:
         overrides = re.findall(r"-s (\S+)", command)
         configfile.load(ROOT / "configs" / "quickstart.yaml", overrides)
+
+
+# --- docs/algorithms.md
+
+
+ALGORITHMS = (ROOT / "docs" / "algorithms.md").read_text()
+
+
+def test_every_algorithm_has_a_row_with_its_papers() -> None:
+    table = ALGORITHMS.partition("## All algorithms")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.M))
+    assert sorted(rows) == plugins.members("algorithms")
+    for name, row in rows.items():
+        *cells, papers = row.split(" | ")
+        assert len(cells) == 5, name
+        assert all(cells), name
+        known = re.findall(r"\d{4}\.\d{5}", plugins.member("algorithms", name).PAPER)
+        assert re.findall(r"\[(\S+)\]\(https://arxiv.org/abs/\1\)", papers) == known, name
+
+
+def test_the_parts_that_the_table_names_are_there() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|$", ALGORITHMS.partition("\n## Parts")[2].partition("\n## ")[0], re.M)
+    assert [part for part, _ in rows] == list(PARTS)
+    for part, names in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            assert part in parts_of(name), (part, name)
+
+
+def test_the_configurations_of_algorithms_are_accepted() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", ALGORITHMS, re.S)
+    assert blocks
+    for block in blocks:
+        flora_hpc.plan(flora_hpc.load_config(ROOT / "configs" / "quickstart.yaml", **yamltext.parse(block)))
+
+
+REFUSED = {  # what the page says is refused, in its order
+    "server: fedprox": "server.name: fedprox has no server part of its own",
+    "algorithm: scaffold\nserver: fedadam": "its local part needs the server's control",
+    "local: fedavg\nalgorithm: scaffold": "its server part needs the clients' control",
+    "algorithm: logit_adjustment\nclient: {loss: contrastive}": "client.loss: contrastive would be replaced",
+    "algorithm: rolora\ntransform: top_k": "other tensors are trained from round to round, but the transform part remembers",
+    "algorithm: rolora\nserver: fedadam": "other tensors are trained from round to round, but the server part remembers",
+    "algorithm: rolora\nclient: {optimizer_state: keep}": "other tensors are trained from round to round, but client.",
+    "algorithm: ditto\nsharing: fedper": "some tensors stay with their client, but the local part trains a second model",
+    "algorithm: ffa_lora\nmethod: {name: fedlc}": "ffa_lora treats the A and B of LoRA adapters differently",
+    "algorithm: {name: by_name, frozen: ['*']}": "no trained tensor of",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_the_page_says_is_refused_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(REFUSED[text])):
+        flora_hpc.plan(flora_hpc.load_config(ROOT / "configs" / "quickstart.yaml", **yamltext.parse(text)))
 
 
 def test_no_page_names_a_registry() -> None:

@@ -17,11 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from flora_hpc import plugins
+from flora_hpc.cli import _algorithms
 from flora_hpc.cli._args import Plugins, use_plugins
-from flora_hpc.config import Config, Section
+from flora_hpc.config import PARTS, Config, Section
 from flora_hpc.errors import UserError, did_you_mean
 
 CONFIGURATION = "configuration"
+WIDE = 110  # columns of a terminal that has room for papers
+MAX_COLUMNS = 600  # of tables for other outputs
 
 
 def list_(
@@ -51,11 +54,13 @@ def list_(
         show_section(console, name, Config, "")
     elif name in sections():
         show_section(console, name, sections()[name], f"{name}.")
+    elif name in PARTS:
+        _algorithms.show_section(console, name, str(Config.model_fields[name].description))
     elif families := [family for family in plugins.FAMILIES if name in plugins.members(family)]:
         for family in families:
             show_member(console, family, name)
     else:
-        members = [member for family in plugins.FAMILIES for member in plugins.members(family)]
+        members = [*PARTS] + [member for family in plugins.FAMILIES for member in plugins.members(family)]
         first = [*plugins.FAMILIES, CONFIGURATION, *sections()]
         near = did_you_mean(name, first) or did_you_mean(name, members)
         raise UserError(f"no family, member or section '{name}'{near}; flora-hpc list shows all of them")
@@ -103,8 +108,18 @@ def first_line(family: str, name: str) -> str:
 
 
 def show_family(console: Console, family: str) -> None:
-    """Print all members with their options. Options that most members share are printed once, above them."""
+    """Print all members with their options, but algorithms with their parts.
+
+    Options that most members share are printed once, above them.
+    """
     console.print(f"[bold]{family}[/]")
+    if family == _algorithms.FAMILY:
+        texts = {name: first_line(family, name) for name in plugins.members(family)}
+        show_table(console, _algorithms.table(texts, not console.is_terminal or console.width >= WIDE, console.is_terminal))
+        console.print(
+            "[dim]flora-hpc list NAME shows the formula and the options of an algorithm, and what it sends[/]", soft_wrap=True
+        )
+        return
     options = {member: own_fields(options_of(family, member)) for member in plugins.members(family)}
     common = common_lines(options)
     if common:
@@ -134,8 +149,16 @@ def show_member(console: Console, family: str, member: str) -> None:
     """Print one member with all its options."""
     console.print(f"[bold]{family}[/]")
     show_member_line(console, family, member)
+    if family == _algorithms.FAMILY:
+        show_table(console, _algorithms.facts_table(member))
     for line in own_fields(options_of(family, member)):
         console.print(f"    {line}", soft_wrap=True)
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Print a table. A terminal gets folded cells, other outputs get one line a row."""
+    wide = console if console.is_terminal else Console(highlight=False, width=MAX_COLUMNS, file=console.file)
+    wide.print(table)
 
 
 def show_member_line(console: Console, family: str, member: str) -> None:

@@ -53,19 +53,55 @@ def rows_of(plan: "Plan") -> dict[str, str]:
         "weights": plan.weights,
         "method": f"{config.method.name}, {plan.num_params:,} trained numbers per client",
         "computed": f"{plan.how}; {config.model.precision}",
-        "payload": f"{plan.payload_bytes:,} bytes per update",
+        "algorithm": plan.algorithm,
+        "payload": payload(plan),
         "data": f"{dataset.name}: {len(dataset.train):,} training{validation} and {len(dataset.test):,} test images",
         "captions": f"{len(dataset.captions)}, such as '{dataset.captions[0]}'",
         "clients": f"{len(plan.clients):,} of {plan.num_registered:,} in a round, {spread}",
         "groups": f"{together}; {plan.bound}",
         "first step": plan.first_step,
         "assignment": plan.assignment,
-        "traffic": f"{decimal(plan.uplink_bytes)} up and as much down, a round, in a federation",
+        "traffic": f"{decimal(plan.uplink_bytes)} up and {decimal(plan.downlink_bytes)} down, a round, in a federation",
         "allreduce": f"{decimal(plan.allreduce_bytes)} per rank and round (exact sums: two 8-byte integers a number)",
         **({"allgather": gathered} if plan.allgather_bytes else {}),
+        **memories(plan),
         "memory": f"per rank about {decimal(sum(needed.values()))}: "
         + ", ".join(f"{name} {decimal(size)}" for name, size in needed.items()),
     }
+
+
+def payload(plan: "Plan") -> str:
+    """The bytes that a client sends and receives in a round, and its private share."""
+    up, down = (
+        f"{sizes.min():,}" + (f" to {sizes.max():,}" if sizes.max() > sizes.min() else "")
+        for sizes in (plan.client_uplink_bytes, plan.client_downlink_bytes)
+    )
+    text = f"a client sends {up} bytes per update and receives {down}"
+    if plan.period > 1:
+        text += f", in round 1 of {plan.period} that send different tensors"
+    if plan.num_private:
+        text += f"; {plan.num_private:,} of its {plan.num_params:,} trained numbers are private"
+    return text
+
+
+def memories(plan: "Plan") -> dict[str, str]:
+    """What clients remember, and what that takes: label -> text."""
+    remembered = plan.remembered
+    if remembered is None:
+        return {}
+    row, total = sum(remembered.row_bytes.values()), remembered.total_bytes
+    text = f"{decimal(row)} ({', '.join(remembered.row_bytes)}) of each client that has trained"
+    if remembered.most_clients > len(plan.clients):
+        text += f", so up to {decimal(len(plan.clients) * row)} more with each round"
+    text += f"; {decimal(total)} after {plan.config.rounds:,} rounds, of at most {remembered.most_clients:,} clients"
+    texts = {"memories": f"{text}, {decimal(-(-total // plan.num_ranks))} a rank"}
+    if remembered.spilled_bytes:
+        texts["spill"] = f"{decimal(remembered.spilled_bytes)} of a rank's memories in a temporary file of its node (TMPDIR)"
+    if remembered.exchanged_bytes:
+        texts["exchange"] = (
+            f"up to {decimal(remembered.exchanged_bytes)} of memories a round, of clients that train on another rank"
+        )
+    return texts
 
 
 def facts_table(title: str, rows: dict[str, str]) -> Table:

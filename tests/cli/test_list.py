@@ -2,15 +2,18 @@ import io
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flora_hpc import plugins
+from flora_hpc import plugins, yamltext
 from flora_hpc.cli import app
-from flora_hpc.cli.list_ import show_names
+from flora_hpc.cli.list_ import show_family, show_names
+from flora_hpc.config import PARTS
 from flora_hpc.errors import UserError
+from tests import own_parts
 
 NAMES = [(family, member) for family in plugins.FAMILIES for member in plugins.members(family)]
 
@@ -44,7 +47,8 @@ def first_line(family: str, member: str) -> str:
 def test_every_name_is_one_line_under_its_family() -> None:
     shown = by_heading(output().rpartition("\nflora-hpc list NAME")[0], 2)
     assert shown.pop("configuration") == [
-        *("seed", "rounds", "model", "features", "cohort", "client", "evaluate", "checkpoint", "comm")
+        *("seed", "rounds", *PARTS),
+        *("model", "features", "cohort", "client", "evaluate", "checkpoint", "comm"),
     ]
     assert shown == {family: plugins.members(family) for family in plugins.FAMILIES}
     assert len(output().splitlines()) < 100
@@ -52,8 +56,8 @@ def test_every_name_is_one_line_under_its_family() -> None:
 
 @pytest.mark.parametrize(("family", "member"), NAMES)
 def test_a_name_comes_with_what_it_is(family: str, member: str) -> None:
-    (line,) = [line for line in output(family).splitlines() if line.startswith(f"  {member}  ")]
-    assert line == f"  {member}  {first_line(family, member)}"
+    (line,) = [line for line in output(member).splitlines() if line == f"  {member}  {first_line(family, member)}"]
+    assert line in output(family).splitlines() or family == "algorithms"
     assert re.search(rf"^  {member} +{re.escape(first_line(family, member))}$", output(), re.M)
 
 
@@ -70,10 +74,10 @@ def test_a_terminal_shows_a_name_on_one_line(width: int) -> None:
     show_names(Console(file=text, width=width, force_terminal=True, color_system=None))
     lines = text.getvalue().splitlines()
     assert max(map(len, lines[:-2])) == width
-    assert sum(line.startswith("  ") for line in lines) == len(NAMES) + 9
+    assert sum(line.startswith("  ") for line in lines) == len(NAMES) + 9 + len(PARTS)
 
 
-@pytest.mark.parametrize("family", plugins.FAMILIES)
+@pytest.mark.parametrize("family", [family for family in plugins.FAMILIES if family != "algorithms"])
 def test_a_family_tells_every_option_of_its_members(family: str) -> None:
     shown = by_heading(output(family), 4)
     common = set(shown.pop("options", []))
@@ -94,7 +98,62 @@ def test_what_all_of_a_family_share_is_told_once() -> None:
 @pytest.mark.parametrize(("family", "member"), NAMES)
 def test_a_name_alone_comes_with_all_its_options(family: str, member: str) -> None:
     of_family = re.split(r"\n(?=\S)", output(member).partition(f"{family}\n")[2])[0]
-    assert set(by_heading(of_family, 4)[member]) == options_of(family, member)
+    assert set(re.findall(r"^    (\w+) = ", of_family, re.M)) == options_of(family, member)
+
+
+# --- algorithms
+
+
+def test_every_algorithm_is_one_row_with_its_parts_and_its_paper() -> None:
+    rows = {line.split()[0]: " ".join(line.split()) for line in output("algorithms").splitlines()[2:-1]}
+    assert list(rows) == plugins.members("algorithms")
+    assert rows["fedprox"] == "fedprox local FedProx: a pull towards the server's adapter in every local step. 1812.06127"
+    assert rows["scaffold"].startswith("scaffold local, combine, server SCAFFOLD: ")
+    assert not any("see its file" in row for row in rows.values())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_folds_the_table_of_algorithms(width: int) -> None:
+    text = io.StringIO()
+    show_family(Console(file=text, width=width, force_terminal=True, color_system=None), "algorithms")
+    *lines, _ = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert ("1812.06127" in text.getvalue()) == (width == 120)
+    for name in plugins.members("algorithms"):
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1
+
+
+def test_an_algorithm_comes_with_its_formula_and_what_it_sends() -> None:
+    lines = [" ".join(line.split()) for line in output("scaffold").splitlines()]
+    assert lines[2] == "parts local, combine, server"
+    assert lines[3].startswith("formula gradient - c_i + c; c_i = mean gradient of the round; ")
+    assert lines[4:7] == ["up update, change of c_i", "down adapter, c", "paper arXiv 1910.06378"]
+    assert "it is also defined for Adam" in lines[7]
+
+
+def test_an_algorithm_of_a_users_own_needs_no_constants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor need it be built without its options."""
+    monkeypatch.setattr(plugins, "_used", {})
+    for name, line in (("my_rule", "momentum: float = 0.5"), ("my_other", "momentum: float")):
+        source = own_parts.FEDAVGM.lstrip().replace(
+            'momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step that is kept")', line
+        )
+        (tmp_path / f"{name}.py").write_text(source)
+        plugins.use(tmp_path / f"{name}.py")
+    assert " ".join(output("my_rule").split()).startswith(
+        f"algorithms my_rule Server momentum (Hsu et al., arXiv 1909.06335). [{tmp_path}/my_rule.py] parts server momentum = 0.5"
+    )
+    assert "parts  see its file" in output("my_other")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_sections_of_parts_are_explained(part: str) -> None:
+    first, example, names, _ = output(part).splitlines()
+    assert first.startswith(f"{part}  ")
+    assert "an algorithm's name and options, instead of this part of `algorithm`" in first
+    options = yamltext.parse(example.removeprefix("  for example "))[part]
+    assert options["name"] in names
+    plugins.member("algorithms", options["name"]).Options(**options)
 
 
 def test_a_name_of_two_families_is_told_twice() -> None:

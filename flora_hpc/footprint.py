@@ -1,0 +1,105 @@
+"""What the algorithm of a run takes beyond local training: bytes that cross the network, and memories of clients on the ranks."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rich.filesize import decimal
+
+from flora_hpc.data.images import Ints
+from flora_hpc.errors import UserError
+from flora_hpc.setup import Setup
+
+ID_BYTES = 8  # of a client's number, which is sent before its row
+COPIES = 2  # of the memories of a rank's clients in a round: as they are borrowed, and as they are given back
+
+
+class Traffic(NamedTuple):
+    """Bytes of one round."""
+
+    up: Ints  # (num_clients,) int64, sent by each client
+    down: Ints  # (num_clients,) int64, received by each client
+    allreduce: int  # of the exact sums, given by each rank
+
+
+class Remembered(NamedTuple):
+    """Forecast of what clients remember from one round to the next; bytes are upper bounds."""
+
+    row_bytes: Mapping[str, int]  # of one client, by what it remembers
+    most_clients: int  # that remember something at the end of the run
+    total_bytes: int  # of their rows, on all ranks together
+    memory_bytes: int  # of a rank: rows in memory at the end of the run, and the copies of a round
+    spilled_bytes: int  # of a rank: rows in a temporary file at the end of the run
+    exchanged_bytes: int  # that ranks send each other in a round
+
+
+def traffic(setup: Setup, clients: Ints, number: int) -> Traffic:
+    """The bytes of round `number` with these clients (num_clients,)."""
+    federation = setup.federation
+    sent_bytes = 4 * federation.sent_numbers(setup.method, clients, number)
+    encoded_bytes = federation.encoded_bytes(number)
+    up = sent_bytes if encoded_bytes is None else np.full_like(sent_bytes, encoded_bytes)
+    widths = federation.channels(number).values()
+    return Traffic(
+        up=up + federation.extra_bytes(number),
+        down=sent_bytes + federation.message_bytes(number),
+        allreduce=8 * (sum(2 * width + 1 for width in widths) + 1),
+    )
+
+
+def remembered(setup: Setup, groups: Sequence[Sequence[Ints]], room_bytes: int) -> Remembered | None:
+    """Forecast of the memories of a run whose ranks train `groups` in a round; None where clients remember nothing.
+
+    A rank may keep `room_bytes` of rows in memory.
+    """
+    row_bytes = bytes_of_row(setup)
+    if not row_bytes:
+        return None
+    row, num_ranks = sum(row_bytes.values()), len(groups)
+    most_clients = min(setup.holdings.num_clients, setup.rounds * setup.num_participants)
+    home_bytes = -(-most_clients // num_ranks) * row
+    given = sum(int((group % num_ranks != rank).sum()) for rank, of_rank in enumerate(groups) for group in of_rank)
+    borrowed = (num_ranks - 1) * setup.num_participants if setup.cohort.assignment == "dynamic" else given
+    return Remembered(
+        row_bytes=row_bytes,
+        most_clients=most_clients,
+        total_bytes=most_clients * row,
+        memory_bytes=min(home_bytes, room_bytes) + COPIES * row * clients_of_rank(setup, num_ranks),
+        spilled_bytes=max(0, home_bytes - room_bytes),
+        exchanged_bytes=borrowed * (2 * ID_BYTES + row) + given * (ID_BYTES + row),
+    )
+
+
+def bytes_of_row(setup: Setup) -> dict[str, int]:
+    """Bytes that one client remembers, by what it remembers."""
+    sizes: dict[str, int] = {}
+    for name, width in setup.federation.memory_widths(setup.client).items():
+        label = "optimizer" if name.startswith("optimizer.") else name.rpartition(".")[2]
+        sizes[label] = sizes.get(label, 0) + 4 * width
+    return sizes
+
+
+def clients_of_rank(setup: Setup, num_ranks: int) -> int:
+    """How many clients a rank borrows memories of in a round: its share, or with dynamic assignment any client of the round."""
+    is_dynamic = setup.cohort.assignment == "dynamic"
+    return setup.num_participants if is_dynamic else -(-setup.num_participants // num_ranks)
+
+
+def refuse_large_memories(setup: Setup, num_ranks: int, room_bytes: int) -> None:
+    """Raise UserError where the memories that a rank borrows and gives back in a round do not fit into `room_bytes`."""
+    row_bytes = bytes_of_row(setup)
+    row, num_clients = sum(row_bytes.values()), clients_of_rank(setup, num_ranks)
+    if COPIES * row * num_clients <= room_bytes:
+        return
+    by_optimizer = 2 * row_bytes.get("optimizer", 0) > row
+    cures = ["set client.optimizer_state: reset" if by_optimizer else "take an algorithm without memories"]
+    if setup.cohort.assignment == "dynamic" and num_ranks > 1:
+        cures = ["set cohort.assignment: balanced", *cures]
+    elif num_clients > 1:
+        cures = ["take more ranks or a smaller cohort.size", *cures]
+    whose = "client.optimizer_state: keep" if by_optimizer else f"algorithm: {setup.federation.name}"
+    raise UserError(
+        f"{whose}: a rank borrows and gives back the memories of {num_clients:,} clients in a round, "
+        f"{COPIES} times {decimal(row)} each and {decimal(COPIES * row * num_clients)} in all, "
+        f"but has room for {decimal(room_bytes)}; {', or '.join(cures)}"
+    )
