@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from flora_hpc import round as rounds
 from flora_hpc import trainer
 from flora_hpc.algorithms._algorithm import Algorithm, Sharing
+from flora_hpc.algorithms.fedavg import mean
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import CohortConfig
@@ -65,7 +66,9 @@ RECIPES: dict[str, Callable[[], Algorithm]] = {
     "feddyn, B private": lambda: parts("feddyn")._replace(sharing=parts("fedsa_lora").sharing),
     "ditto, A frozen": lambda: parts("ditto")._replace(sharing=parts("ffa_lora").sharing),
     "fedadam, B private": lambda: parts("fedadam")._replace(sharing=parts("fedsa_lora").sharing),
-    "fedavgm, A and B in turn": lambda: parts("fedprox")._replace(sharing=parts("rolora").sharing),
+    "fedprox, A and B in turn": lambda: parts("fedprox")._replace(sharing=parts("rolora").sharing),
+    "a server that remembers what is frozen": lambda: parts("fedavgm")._replace(sharing=parts("rolora").sharing),
+    "scaffold, weights by examples": lambda: parts("scaffold")._replace(combine=mean("examples")),
 }
 
 
