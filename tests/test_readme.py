@@ -109,7 +109,7 @@ REFUSED = {  # what the page says is refused, in its order
     "algorithm: rolora\nclient: {optimizer_state: keep}": "other tensors are trained from round to round, but client.",
     "algorithm: ditto\nsharing: fedper": "some tensors stay with their client, but the local part trains a second model",
     "algorithm: ffa_lora\nmethod: {name: fedlc}": "ffa_lora treats the A and B of LoRA adapters differently",
-    "algorithm: {name: by_name, frozen: ['*']}": "no trained tensor of",
+    "algorithm: {name: by_name, frozen: ['*']}": "none of the trained tensors",
 }
 
 

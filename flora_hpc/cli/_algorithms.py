@@ -18,7 +18,12 @@ LABELS = {
     "PAPER": "paper",
 }  # constants of an algorithm's file; a user's may lack them
 MAX_PARTS = 22  # columns of a terminal for names of parts
-TENSORS = tuple(f"transformer.resblocks.{block}.attn.out_proj.lora_{factor}" for block in range(12) for factor in "AB")
+TENSORS = tuple(  # of method dual_lora, which every algorithm can share out
+    f"transformer.resblocks.{block}.attn.out_proj.{kind}_{factor}"
+    for block in range(12)
+    for kind in ("lora", "private")
+    for factor in "AB"
+)
 CITATION = re.compile(r" \([^()]*\d{4}\)\.(?=$| \[)")  # at the end of a first line, or before the source of a user's file
 EXAMPLES = {  # of the sections that name the algorithm whose part a run takes
     "sharing": "sharing: {name: fedper, num_private: 2}",
