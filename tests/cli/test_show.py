@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import flora_hpc
 from flora_hpc.cli import _table, app
-from flora_hpc.cli._table import columns, show_table
+from flora_hpc.cli._table import OPTIONAL, columns, show_table
 from flora_hpc.cli.show import earlier_ranks
 from flora_hpc.errors import UserError
 from flora_hpc.records import views
