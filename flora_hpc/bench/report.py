@@ -36,7 +36,7 @@ data: {{name: made up}}
 partition: {{name: dirichlet, num_clients: {clients}, beta: 0.1}}
 cohort: {{fraction: 1.0, size: null}}
 client: {{epochs: 1, batch_size: 128, lr: 5.0e-05, optimizer: adam, loss: contrastive}}
-algorithm: fedavg
+algorithm: {{name: fedavg}}
 """
 SHARES = {"batch": 0.02, "train": 0.8, "sum": 0.02, "comm": 0.04, "server": 0.01, "eval": 0.05, "log": 0.01}  # of a round
 
