@@ -131,6 +131,29 @@ class EvaluateConfig(Section):
     every: int = Field(1, ge=1, description="rounds between evaluations; rounds 0 and the last are always evaluated")
     overlap: bool = Field(False, description="test a round's adapter during the next round, on ranks that would otherwise wait")
     per_client: bool = Field(False, description="also test each client on its own mix of classes: mean, spread and worst client")
+    personal: bool = Field(
+        False,
+        description="also test each participant's own model on its own mix of classes, a test for each; overlap refuses it",
+    )
+    fine_tune_epochs: int = Field(
+        0,
+        ge=0,
+        description="epochs that each participant of the last round trains from the final adapter before its personal test; "
+        "changes no adapter",
+    )
+
+    @model_validator(mode="after")
+    def _tests_fit(self) -> "EvaluateConfig":
+        if self.fine_tune_epochs and not self.personal:
+            raise ValueError(
+                f"evaluate.fine_tune_epochs: {self.fine_tune_epochs} epochs train models that only evaluate.personal tests; "
+                "set evaluate.personal: true, or leave it away"
+            )
+        if self.personal and self.overlap:
+            raise ValueError(
+                "evaluate.personal: tests at the end of a round, and evaluate.overlap in the next one; leave one of the two away"
+            )
+        return self
 
 
 def _backend(value: Any) -> Any:

@@ -81,10 +81,10 @@ class Mixes:
         row["client_accuracy_min"], row["worst_client"] = accuracies.min(), self.clients[accuracies.argmin()]
 
 
-def mixes(holdings: Holdings, labels: Ints, test: Ints, num_classes: int) -> Mixes:
+def mixes(holdings: Holdings, labels: Ints, test: Ints, num_classes: int, key: str = "evaluate.per_client") -> Mixes:
     """The mixes of classes of all clients, or of MANY of them. Clients that hold only classes without test images are dropped.
 
-    Raises UserError when no client is left.
+    Raises UserError, which names the option `key`, when no client is left.
     """
     clients = np.unique(np.linspace(0, holdings.num_clients - 1, min(MANY, holdings.num_clients)).astype(np.int64))
     num_test = np.bincount(labels[test], minlength=num_classes)
@@ -92,5 +92,5 @@ def mixes(holdings: Holdings, labels: Ints, test: Ints, num_classes: int) -> Mix
     shares = np.where(num_test > 0, shares, 0).astype(np.float32)
     tested = shares.sum(1) > 0
     if not tested.any():
-        raise UserError("evaluate.per_client: no client holds a class of which there are test images; leave it away")
+        raise UserError(f"{key}: no client holds a class of which there are test images; leave it away")
     return Mixes(clients[tested], shares[tested] / shares[tested].sum(1, keepdims=True), num_test)

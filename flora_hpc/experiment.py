@@ -136,8 +136,9 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
     method = build_method(config.method, config.model.precision, dataset, clip, holders)
     if (fault := config.cohort_fault(holders.num_clients)) is not None:  # for a partition whose file decides num_clients
         raise UserError(fault)
-    if config.evaluate.per_client and dataset.paired:
-        raise UserError("evaluate.per_client: tests clients on their mix of classes, but pairs have none; leave it away")
+    for key in ("per_client", "personal"):
+        if getattr(config.evaluate, key) and dataset.paired:
+            raise UserError(f"evaluate.{key}: tests clients on their mix of classes, but pairs have none; leave it away")
     num_clients = config.cohort.num_clients(holders.num_clients)
     if num_clients > MAX_CLIENTS:
         raise UserError(
@@ -169,7 +170,13 @@ def make_federation(config: Config, dataset: Dataset, method: Method, holders: h
     parts = federation.build(config, method, setting)
     some = np.arange(0, holders.num_clients, max(1, holders.num_clients // MANY_SIZES))
     steps = -(-holders.sizes(some) // config.client.batch_size) * config.client.epochs
-    return replace(parts, warnings=(*parts.warnings, *federation.warn_of_unequal_steps(parts, int(steps.min()), int(steps.max()))))
+    warnings = [*parts.warnings, *federation.warn_of_unequal_steps(parts, int(steps.min()), int(steps.max()))]
+    if config.evaluate.personal and not (parts.keeps_models or config.evaluate.fine_tune_epochs or method.portions):
+        warnings.append(
+            f"evaluate.personal: with {parts.name} no client has a model of its own, so personal and global accuracy are equal; "
+            "set evaluate.fine_tune_epochs, or take an algorithm with own models, such as ditto or fedsa_lora"
+        )
+    return replace(parts, warnings=tuple(warnings))
 
 
 def group_size(
@@ -185,7 +192,9 @@ def group_size(
     client, num_clients = config.client, config.cohort.num_clients(holders.num_clients)
     jacobian = by_jacobian(config, clip, method, num_clients, room.gpu, parts)
     one_step = client.epochs == 1 and holders.largest <= client.batch_size
-    load = groupsize.load(clip, method, client, len(dataset.captions), encodes=not (jacobian and one_step))
+    trains_more = parts.local.personal is not None or config.evaluate.fine_tune_epochs > 0  # by backward passes
+    encodes = trains_more or not (jacobian and one_step)
+    load = groupsize.load(clip, method, client, len(dataset.captions), encodes)
     if client.group_size:
         return groupsize.GroupSize(client.group_size, "as client.group_size says"), load
     free = room._replace(num_bytes=max(0, room.num_bytes - firststep.num_bytes(method, jacobian)))
@@ -273,11 +282,16 @@ def inputs_of(dataset: Dataset, method: Method, work: embed.Work, features: embe
 
 
 def mixes(experiment: Experiment) -> evaluate.Mixes | None:
-    """The mixes of clients that are tested on their own; None without `evaluate.per_client`."""
-    dataset, setup = experiment.dataset, experiment.setup
-    if not setup.evaluate.per_client:
-        return None
-    return evaluate.mixes(setup.holdings, dataset.images.labels, dataset.test, len(dataset.captions))
+    """The mixes of clients that are tested on their own; None without `evaluate.per_client`.
+
+    Raises UserError when no client could be tested on its own, with `evaluate.per_client` or `evaluate.personal`.
+    """
+    dataset, options, result = experiment.dataset, experiment.setup.evaluate, None
+    for key, is_set in (("evaluate.per_client", options.per_client), ("evaluate.personal", options.personal)):
+        if is_set and result is None:
+            holders = experiment.setup.holdings
+            result = evaluate.mixes(holders, dataset.images.labels, dataset.test, len(dataset.captions), key)
+    return result if options.per_client else None
 
 
 def split(experiment: Experiment) -> Split | None:

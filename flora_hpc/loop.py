@@ -220,6 +220,8 @@ def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
         num_rounds=config.rounds,
         num_clients=setup.holdings.num_clients,
         num_params=setup.method.num_params,
+        algorithm=setup.federation.name,
+        num_private_params=setup.federation.num_private,
         payload_bytes=setup.federation.payload_bytes,
         how=f"{setup.method.how}; first step: {first_step}",
         group_size=setup.grouping.most,

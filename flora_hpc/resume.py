@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import checkpoint, experiment
+from flora_hpc import checkpoint, experiment, yamltext
 from flora_hpc.checkpoint import Checkpoint
 from flora_hpc.comm.communicator import AgreedError, send_to_all, together
 from flora_hpc.errors import UserError, reason
@@ -23,8 +23,7 @@ from flora_hpc.experiment import Experiment
 from flora_hpc.identity import Identity
 from flora_hpc.memories import Memories
 from flora_hpc.records import disk, hdf5file
-from flora_hpc.records.known import Earlier, RoundRecord
-from flora_hpc.records.schema import Rows
+from flora_hpc.records.known import Earlier, RoundRecord, forget_tests
 from flora_hpc.round import State
 from flora_hpc.setup import Setup, Site
 
@@ -119,7 +118,7 @@ class Saved:
         last = -1 if point is None else point.round
         logged = last - (point is not None and point.untested is not None)
         earlier = hdf5file.earlier(self._out, last, logged, notes)
-        forget_tests(earlier.rounds, setup)
+        forget_other_tests(earlier, setup, yamltext.parse(attributes["config"])["rounds"])
         return data, earlier
 
     def refuse_others(self) -> None:
@@ -155,14 +154,16 @@ class Saved:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def forget_tests(rows: Rows, setup: Setup) -> None:
-    """Clear the accuracy of rounds that a run of `setup.rounds` does not test: a shorter run tests its own last round, too."""
-    untested = np.array([not setup.is_tested(number) for number in rows["round"].tolist()], bool)
-    for name in rows.dtype.names or ():
-        if "accuracy" in name:
-            rows[name][untested] = np.nan
-    if "worst_client" in (rows.dtype.names or ()):
-        rows["worst_client"][untested] = -1
+def forget_other_tests(earlier: Earlier, setup: Setup, planned: int) -> None:
+    """Clear the accuracies that a run of `setup.rounds` does not have: a run of `planned` rounds tests its own last round, too.
+
+    With fine-tuning, the personal accuracies of that round are of fine-tuned models, which a longer run does not have.
+    """
+    for rows in (earlier.rounds, earlier.clients):
+        forget_tests(rows, np.array([not setup.is_tested(number) for number in rows["round"].tolist()], bool))
+    if setup.evaluate.fine_tune_epochs and planned != setup.rounds:
+        for rows in (earlier.rounds, earlier.clients):
+            forget_tests(rows, rows["round"] == planned, personal_only=True)
 
 
 def to(tree: Any, device: torch.device) -> Any:

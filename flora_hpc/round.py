@@ -8,6 +8,7 @@ every rank holds the same adapter and server state
     the server computes the next adapter              on every rank, nothing is sent
     memories are given back                           as they are after the round; an abandoned round leaves them as they were
     the adapter is tested                             now, or in the next round by ranks that have trained their groups
+    own models of this rank's clients are tested      with evaluate.personal
     rank 0 gathers the reports and makes the record
 """
 
@@ -21,13 +22,14 @@ import numpy as np
 import torch
 
 from flora_hpc import cohort, firststep, trainer
-from flora_hpc.accuracy import AdapterTests
+from flora_hpc.accuracy import AdapterTests, sum_of
 from flora_hpc.algorithms._algorithm import Ended, Now
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.comm.meter import Meter
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums, blocks
 from flora_hpc.memories import Borrowed, Memories
+from flora_hpc.personal import Personal
 from flora_hpc.records.known import NOT_TESTED, RankReport, RightAnswers, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
 from flora_hpc.roles import Roles, freeze
@@ -35,6 +37,7 @@ from flora_hpc.setup import Setup, Site
 from flora_hpc.trainer import Batches, Start, Task, Trained
 
 Tensors = dict[str, torch.Tensor]
+NORM_BLOCK = 2**20  # numbers that are float64 at once
 
 
 class AbandonedError(Exception):
@@ -58,10 +61,11 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
     Raises AbandonedError, on every rank, when a signal abandons the round; adapter, server state and memories are then unchanged.
     """
     comm, tests = site.comm, state.tests
-    clients, previous_correct = np.zeros(0, CLIENTS), NOT_TESTED
+    trained, previous_correct, message_norm = TrainedGroups(ExactSums({})), NOT_TESTED, np.nan
     if number > 0:
+        with comm.phase("log"):
+            message_norm = norm_of_message(setup, state, number) if comm.rank == 0 else np.nan
         trained = train_my_groups(setup, site, state, number)
-        clients = np.concatenate([np.zeros(0, CLIENTS), *trained.rows])
         previous_correct = tests.later(state.adapter, number - 1)
         if site.stop.agreed_to_abandon(comm):
             raise AbandonedError
@@ -71,12 +75,29 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
         if state.memories is not None:
             state.memories.give_back(*trained.changes(state.memories))
     correct = tests.now(state.adapter, number)
+    if setup.evaluate.personal and number > 0 and setup.is_tested(number):
+        test_own_models(setup, site, state.adapter, number, trained, correct)
+    clients = np.concatenate([np.zeros(0, CLIENTS), *trained.rows])
     reports = comm.gather(report(comm, number, clients, correct, previous_correct, state.adapter).to_bytes())
     if reports is None:
         return []
     with comm.phase("log"):
         rank_reports = [RankReport.from_bytes(data) for data in reports]
-        return tests.complete_records(merge(number, rank_reports), rank_reports)
+        record = merge(number, rank_reports)
+        record.row["message_norm"] = message_norm
+        record.row["message_bytes"] = len(record.clients) * setup.federation.message_bytes(number) if number else 0
+        return tests.complete_records(record, rank_reports)
+
+
+def test_own_models(
+    setup: Setup, site: Site, adapter: torch.Tensor, number: int, trained: "TrainedGroups", correct: RightAnswers
+) -> None:
+    """Test the own model of each client that this rank trained; `correct` are this rank's right answers with the new adapter."""
+    total = sum_of([np.frombuffer(data, np.int64) for data in site.comm.allgather(correct.test.tobytes())])
+    with site.comm.phase("eval"):
+        tests = Personal(setup, number, adapter, total)
+        for index, rows in enumerate(trained.rows):
+            tests.test(rows, trained.remembered[index] if trained.remembered else {})
 
 
 def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int) -> None:
@@ -213,11 +234,14 @@ def train_group(setup: Setup, site: Site, plan: Plan, group: Group, trained: Tra
         if memory:
             trained.clients.append(clients)
             trained.remembered.append(unless_rejected(accepted, memory, remembered | personal))
+        own = list(part_of(trained.remembered[-1], "local.").values()) if memory else []
         table = np.zeros(len(clients), CLIENTS)
         table["round"], table["client"], table["rank"], table["group"] = group.round, clients, comm.rank, group.number
         table["num_examples"], table["num_steps"] = batches.sizes, result.num_steps
         table["weight"] = (weights * accepted).numpy()
         table["train_loss"], table["update_norm"] = result.losses.cpu(), norms(result.updates, start.mask)
+        table["memory_norm"] = np.sqrt(sum(norms(part, None).numpy() ** 2 for part in own)) if own else np.nan
+        table["global_accuracy"], table["personal_accuracy"] = np.nan, np.nan
         sent_bytes = 4 * federation.sent_numbers(setup.method, clients, group.round)
         table["downlink_bytes"] = sent_bytes + federation.message_bytes(group.round)
         table["uplink_bytes"] = (sent_bytes if encoded_bytes is None else encoded_bytes) + federation.extra_bytes(group.round)
@@ -324,6 +348,18 @@ def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
             part *= mask[:, block]
         squares += part.square_().sum(1)
     return squares.sqrt_().cpu()
+
+
+def norm_of_message(setup: Setup, state: State, number: int) -> float:
+    """Euclidean norm of all that the server sends in round `number` besides the adapter; NaN without any."""
+    trained, sent = setup.federation.roles_in(number).trained, setup.federation.server.message(state.server)
+    if not sent:
+        return np.nan
+    squares = 0.0
+    for numbers in sent.values():
+        for part in torch.split(trained.take(numbers).cpu(), NORM_BLOCK):  # by NumPy, since its bits depend on no threads
+            squares += float(np.square(part.numpy().astype(np.float64)).sum())
+    return float(np.sqrt(squares))
 
 
 def report(

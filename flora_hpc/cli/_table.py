@@ -11,15 +11,17 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from flora_hpc.records import views
-from flora_hpc.records.schema import Rows
+from flora_hpc.records.schema import DECILES, WORST, Rows
 
 HIDDEN_FIRST = (
+    *DECILES, "message_norm", "message_bytes", "memory_norm",
     "server_seconds", "sum_seconds", "log_seconds", "num_rejected", "downlink_bytes", "weight", "group", "eval_seconds",
     "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
     "num_clients", "wait_seconds", "batch_seconds", "train_seconds", "train_loss",
 )  # fmt: skip
+OPTIONAL = (*views.PERSONAL, "message_norm", "message_bytes", "memory_norm", "global_accuracy", "personal_accuracy")
 SLICE_ROWS = 100_000  # rows that are Python objects at a time
-NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", "worst_client")  # these number a thing, they do not count
+NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", *WORST)  # these number a thing, they do not count
 
 
 def columns(rows: Rows) -> dict[str, list[Any]]:
@@ -48,6 +50,8 @@ def show_table(console: Console, rows: Rows) -> None:
     """
     unused = [] if views.per_client(rows) else [*views.PER_CLIENT]
     unused += [] if len(views.validations(rows)) else ["validation_accuracy"]
+    measured = [name for name in OPTIONAL if name in (rows.dtype.names or ()) and (rows[name] >= (name == "message_bytes")).any()]
+    unused += [name for name in OPTIONAL if name not in measured]
     names = [name for name in rows.dtype.names or () if name not in unused]
     values = columns(rows)
     unbounded = console.options.update(max_width=10_000)
@@ -77,7 +81,7 @@ def as_table(values: dict[str, list[Any]], names: list[str], ruled: bool) -> Tab
 
 def cell(name: str, value: Any) -> str:
     """One value as text: seconds and bytes with their unit, counts with commas, other numbers to four digits."""
-    if value is None or (name == "worst_client" and value < 0):
+    if value is None or (name in WORST and value < 0):
         return "-"
     if name.endswith("_seconds"):
         return views.seconds(value)

@@ -17,7 +17,8 @@ from flora_hpc.records.known import RunInfo
 from flora_hpc.records.schema import Rows
 from flora_hpc.records.sentences import flat
 
-GROUPS = ("seconds", "bytes", "accuracy", "loss", "num")  # words of column names; trackers group numbers by the word before a slash
+# words of column names; trackers group numbers by the word before a slash
+GROUPS = ("seconds", "bytes", "accuracy", "loss", "num", "decile", "global", "norm")
 
 
 @dataclass(frozen=True)

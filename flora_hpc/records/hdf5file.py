@@ -15,7 +15,7 @@ import numpy as np
 from flora_hpc.errors import UserError
 from flora_hpc.records import disk, split, superblock
 from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
-from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, Rows
+from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, WORST, Rows
 
 CHUNK_ROWS = 256
 SPARE_BYTES = 2**16  # room at the end for the last writes of HDF5, which cannot close a file that it could not flush
@@ -69,6 +69,8 @@ class Writer:
             "plugins": json.dumps(dict(info.plugins)),
             "num_clients": info.num_clients,
             "num_params": info.num_params,
+            "algorithm": info.algorithm,
+            "num_private_params": info.num_private_params,
             "payload_bytes": info.payload_bytes,
             "how": info.how,
             "group_size": info.group_size,
@@ -170,13 +172,15 @@ def earlier(run: Path, last: int, logged: int, warnings: list[str]) -> Earlier:
 
 
 def with_all_columns(rows: Rows, dtype: np.dtype[Any]) -> Rows:
-    """Rows of a file of any version with the columns of `dtype`: numbers that its version did not measure are NaN, or zero."""
+    """Rows of a file of any version with the columns of `dtype`: what its version did not measure is NaN, -1 for a client, or 0."""
     result = np.zeros(len(rows), dtype)
     for name in dtype.names or ():
         if name in (rows.dtype.names or ()):
             result[name] = rows[name]
         elif dtype[name].kind == "f":
             result[name] = np.nan
+        elif name in WORST:
+            result[name] = -1
     return result
 
 

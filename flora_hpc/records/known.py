@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, Rows
+from flora_hpc.records.schema import CLIENTS, DECILES, RANKS, ROUNDS, WORST, Rows
 from flora_hpc.records.split import Split
 
 Ints = npt.NDArray[np.int64]
@@ -42,6 +42,8 @@ class RunInfo:
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files that are no images of the dataset
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
     identity: Mapping[str, str] = field(default_factory=dict)  # what decides results beside the configuration -> its digest
+    algorithm: str = ""  # name, and names of the parts that were named instead of its own
+    num_private_params: int = 0  # of num_params, numbers that stay with each client
     plugins: Mapping[str, str] = field(default_factory=dict)  # the user's own parts in files -> the path of each
     earlier: "Earlier | None" = None  # of a resumed run
 
@@ -110,7 +112,6 @@ class RankReport:
 
 
 SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]
-ACCURACIES = [name for name in ROUNDS.names or () if "accuracy" in name]
 
 
 def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
@@ -131,14 +132,39 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     row["num_examples"] = clients["num_examples"].sum()
     accepted = clients[clients["weight"] > 0]
     row["train_loss"] = np.average(accepted["train_loss"], weights=accepted["weight"]) if len(accepted) else np.nan
-    for name in ACCURACIES:
-        row[name] = np.nan
-    row["worst_client"] = -1
+    forget_tests(row)
+    note_personal(row, clients)
+    row["message_norm"] = np.nan
     row["uplink_bytes"], row["downlink_bytes"] = clients["uplink_bytes"].sum(), clients["downlink_bytes"].sum()
     row["collective_bytes"] = ranks["collective_bytes"].sum()
     for name in SECONDS:
         row[name] = ranks[name].mean()
     return RoundRecord(row, ranks, clients)
+
+
+def forget_tests(rows: Rows, mask: npt.NDArray[np.bool_] | None = None, personal_only: bool = False) -> None:
+    """Mark the accuracies in rows of /rounds or /clients as not measured: in all rows, or where `mask` (num_rows,) is True."""
+    some = slice(None) if mask is None else mask
+    for name in rows.dtype.names or ():
+        is_personal = name.startswith("personal_")
+        if is_personal or (not personal_only and ("accuracy" in name or name in WORST)):
+            rows[name][some] = -1 if name in WORST else np.nan
+
+
+def note_personal(row: Rows, clients: Rows) -> None:
+    """Put the spread of personal accuracies into a row of /rounds (1,), from the round's rows of /clients in client order.
+
+    Clients without an accuracy do not count; the row stays as it is where no client has one.
+    """
+    tested = clients[~np.isnan(clients["personal_accuracy"])]
+    if not len(tested):
+        return
+    accuracies = tested["personal_accuracy"].astype(np.float64)
+    row["personal_accuracy_mean"], row["personal_accuracy_std"] = accuracies.mean(), accuracies.std()
+    row["personal_accuracy_min"], row["personal_worst_client"] = accuracies.min(), tested["client"][accuracies.argmin()]
+    for name, value in zip(DECILES, np.quantile(accuracies, np.arange(1, 10) / 10), strict=True):
+        row[name] = value
+    row["personal_global_mean"] = tested["global_accuracy"].astype(np.float64).mean()
 
 
 def wait_and_transfer(collectives: Sequence[Sequence[float]] | Sequence[Floats]) -> tuple[Floats, float]:

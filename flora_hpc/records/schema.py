@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-# since 7 there is `validation_accuracy`; since 6 there are `plugins`; since 5 columns have a unit and a description in the file;
-# since 4 there is /split (`records.split`)
+# since 7 there are `validation_accuracy`, personal accuracies, and norms of messages and memories; since 6 there are `plugins`;
+# since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
 SCHEMA = 7
 FORMAT = ("v110", "v110")  # of HDF5 1.10, the oldest with SWMR, which cannot open newer formats
 TEXT = h5py.string_dtype("utf-8", 64)
@@ -48,6 +48,8 @@ BYTES = (
     Field("uplink_bytes", "int64", "byte", "updates that clients would send to the server"),
     Field("downlink_bytes", "int64", "byte", "adapters that clients would receive from the server"),
 )
+WORST = ("worst_client", "personal_worst_client")  # columns of /rounds with the number of a client; -1 for none
+DECILES = tuple(f"personal_decile_{number}" for number in range(1, 10))
 COLLECTIVE = Field("collective_bytes", "int64", "byte", "what ranks handed to collectives of their backend")
 
 COLUMNS: dict[str, tuple[Field, ...]] = {
@@ -68,7 +70,23 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
         Field("client_accuracy_std", "float64", "1", "standard deviation of these accuracies"),
         Field("client_accuracy_min", "float64", "1", "lowest of these accuracies"),
         Field("worst_client", "int64", "1", "client that has the lowest one; -1 when not evaluated"),
+        Field(
+            "personal_accuracy_mean",
+            "float64",
+            "1",
+            "mean accuracy of the round's clients, each with its own model on its own mix; NaN without evaluate.personal",
+        ),
+        Field("personal_accuracy_std", "float64", "1", "standard deviation of these accuracies"),
+        Field("personal_accuracy_min", "float64", "1", "lowest of these accuracies"),
+        Field("personal_worst_client", "int64", "1", "client that has the lowest one; -1 when not evaluated"),
+        *(
+            Field(name, "float64", "1", f"the accuracy that {number} in 10 of these do not exceed, interpolated")
+            for number, name in enumerate(DECILES, 1)
+        ),
+        Field("personal_global_mean", "float64", "1", "mean accuracy of the server's adapter on the mixes of the same clients"),
+        Field("message_norm", "float64", "1", "Euclidean norm of all that the server sends besides the adapter; NaN without"),
         *BYTES,
+        Field("message_bytes", "int64", "byte", "of downlink_bytes, what the server sends besides the adapter"),
         COLLECTIVE,
         *PHASES,
     ),
@@ -95,6 +113,9 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
         Field("weight", "int64", "1", "in the average; 0 when the update was not finite or too large and was left out"),
         Field("train_loss", "float32", "1", "mean over the examples seen"),
         Field("update_norm", "float32", "1", "Euclidean length of the update"),
+        Field("memory_norm", "float32", "1", "Euclidean norm of what the algorithm's local part remembers; NaN without"),
+        Field("global_accuracy", "float32", "1", "of the server's new adapter on the client's own mix; NaN when not evaluated"),
+        Field("personal_accuracy", "float32", "1", "of the client's own model on its own mix; NaN when not evaluated"),
         Field("train_seconds", "float32", "s", "its share, by steps, of the time of its group (batch, train and sum)"),
         *BYTES,
     ),
@@ -128,6 +149,8 @@ ATTRIBUTES = (
     Field("warnings", "text", "", "JSON: sentences that were shown before round 0"),
     Field("num_clients", "int64", "1", "registered clients"),
     Field("num_params", "int64", "1", "numbers that one client trains; of the largest one, where they differ"),
+    Field("algorithm", "text", "", "name of the algorithm, and of parts that were named instead of its own"),
+    Field("num_private_params", "int64", "1", "of num_params, numbers that stay with each client"),
     Field("payload_bytes", "int64", "byte", "an update as float32; of the largest client, where they differ"),
     Field("how", "text", "", "what is computed how"),
     Field("group_size", "int64", "1", "clients of a group at most; where ranks have less to do, groups are smaller"),

@@ -16,6 +16,7 @@ from flora_hpc.records.views import (
     best,
     dropped_updates,
     per_client,
+    personal,
     seconds,
     sent,
     time_split,
@@ -60,6 +61,12 @@ def accuracy_lines(rounds: Rows) -> dict[str, str]:
     if per_client(measured):
         mean, spread, least, worst = (measured[-1][name] for name in PER_CLIENT)
         lines["clients' accuracy"] = f"mean {mean:.4f}, standard deviation {spread:.4f}, worst {least:.4f} (client {worst})"
+    if len(own := personal(rounds)):
+        last = own[-1]
+        spread = f"mean {last['personal_accuracy_mean']:.4f}, standard deviation {last['personal_accuracy_std']:.4f}"
+        worst = f"worst {last['personal_accuracy_min']:.4f} (client {last['personal_worst_client']})"
+        lines["personal accuracy"] = f"{spread}, {worst}, 10th percentile {last['personal_decile_1']:.4f}"
+        lines["global, same clients"] = f"mean {last['personal_global_mean']:.4f}"
     return lines
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from rich.filesize import decimal
 from rich.text import Text
 
-from flora_hpc.records.schema import Rows
+from flora_hpc.records.schema import DECILES, Rows
 
 PHASES = {
     "batch": "bright_green",
@@ -21,6 +21,10 @@ PHASES = {
     "log": "white",
 }
 PER_CLIENT = ("client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "worst_client")  # with evaluate.per_client
+PERSONAL = (  # with evaluate.personal
+    "personal_accuracy_mean", "personal_accuracy_std", "personal_accuracy_min", "personal_worst_client", *DECILES,
+    "personal_global_mean",
+)  # fmt: skip
 ALWAYS, LARGE = (
     ("train", "wait", "comm"),
     0.1,
@@ -70,6 +74,14 @@ def validations(rounds: Rows) -> Rows:
     if "validation_accuracy" not in (rounds.dtype.names or ()):
         return rounds[:0]
     measured: Rows = rounds[~np.isnan(rounds["validation_accuracy"])]
+    return measured
+
+
+def personal(rounds: Rows) -> Rows:
+    """The rows of /rounds in which clients' own models were tested (evaluate.personal); files of old versions have none."""
+    if "personal_accuracy_mean" not in (rounds.dtype.names or ()):
+        return rounds[:0]
+    measured: Rows = rounds[~np.isnan(rounds["personal_accuracy_mean"])]
     return measured
 
 
@@ -131,6 +143,8 @@ def line(row: Any, num_rounds: int) -> str:
         parts.append(f"accuracy {row['test_accuracy']:.4f}")
     if "validation_accuracy" in (row.dtype.names or ()) and not np.isnan(row["validation_accuracy"]):
         parts.append(f"validation {row['validation_accuracy']:.4f}")
+    if "personal_accuracy_mean" in (row.dtype.names or ()) and not np.isnan(row["personal_accuracy_mean"]):
+        parts.append(f"personal {row['personal_accuracy_mean']:.4f}")
     if row["round"]:
         parts += [] if np.isnan(row["train_loss"]) else [f"loss {row['train_loss']:.4f}"]
         parts += [f"clients {row['num_clients']}", f"up {decimal(int(row['uplink_bytes']))}"]

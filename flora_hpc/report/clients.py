@@ -1,13 +1,15 @@
 """Figures of clients: examples, classes, norms of updates, training time."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flora_hpc.records import views
 from flora_hpc.records.opened import Run
-from flora_hpc.records.schema import Rows
+from flora_hpc.records.schema import DECILES, Rows
 from flora_hpc.report.style import (
     BLUE,
     DENSE_BLUE,
@@ -16,7 +18,9 @@ from flora_hpc.report.style import (
     ORANGE,
     NothingError,
     Numbers,
+    legend_below,
     new,
+    percent_axis,
     rounds_axis,
     seconds_unit,
     shade_key,
@@ -99,6 +103,26 @@ def norms(run: Run) -> Figure:
     figure, axes = new(HALF, 3.0)
     _bands(axes, _client_rows(run), "update_norm", ORANGE, 1.0)
     axes.set_ylabel("Euclidean norm of an update")
+    return figure
+
+
+def personal(run: Run) -> Figure:
+    """Accuracy of clients' own models on their mixes, by round, beside that of the server's adapter."""
+    rows = views.personal(run.tables["rounds"])
+    figure, axes = new(HALF, 3.0)
+    if not len(rows):
+        raise NothingError("No client's own model was tested: evaluate.personal asks for it.")
+    number = rows["round"]
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3.2} if len(rows) <= FEW else {}
+    axes.fill_between(number, rows[DECILES[0]], rows[DECILES[-1]], color=GREEN, alpha=0.18, linewidth=0, label="1st to 9th decile")
+    axes.plot(number, rows["personal_accuracy_mean"], color=GREEN, label="own models, mean", **dots)
+    axes.plot(number, rows["personal_accuracy_min"], color=GREEN, linestyle=(0, (1.2, 1.4)), label="own models, worst client")
+    axes.plot(number, rows["personal_global_mean"], color=BLUE, label="server's adapter, mean", **dots)
+    legend_below(axes, 2)
+    rounds_axis(axes, number)
+    names = (DECILES[0], DECILES[-1], "personal_accuracy_min", "personal_accuracy_mean", "personal_global_mean")
+    percent_axis(axes, np.concatenate([rows[name] for name in names]))
+    axes.set_ylabel("accuracy on the client's mix (%)")
     return figure
 
 

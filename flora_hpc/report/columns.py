@@ -146,6 +146,12 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         remark += f", where test accuracy is {percent(best['test_accuracy'])}"
         value = f"{100 * values[0]:.2f} → {percent(values[-1])}" if len(values) > 1 else percent(values[-1])
         lines.append(("validation accuracy", value, remark))
+    if len(own := views.personal(rounds(run))):
+        last = own[-1]
+        worst = f"worst {percent(last['personal_accuracy_min'])} (client {last['personal_worst_client']})"
+        spread = f"{worst}, standard deviation {percent(last['personal_accuracy_std'])}"
+        remark = f"{spread}; the server's adapter on the same clients {percent(last['personal_global_mean'])}"
+        lines.append(("personal accuracy", percent(last["personal_accuracy_mean"]), remark))
     up, down, collective = views.sent(rounds(run))
     lines.append(("federation traffic", f"{up} up", f"{down} down; what clients would send and receive"))
     lines.append(("sent by ranks", collective, "handed to collectives of the backend"))

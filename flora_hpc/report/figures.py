@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from flora_hpc.records import views
 from flora_hpc.records.opened import Run
-from flora_hpc.report import clients, curves, sentences, timing, traffic
+from flora_hpc.report import clients, columns, curves, sentences, timing, traffic
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ SEVERAL = {
 }
 
 
+PERSONAL = _one("personal", "Clients' own models", clients.personal, sentences.personal)  # of runs with evaluate.personal
+
+
 def drawings_of(runs: Sequence[Run]) -> dict[str, list[Drawing]]:
     """The figures for these runs, under the headings of a page."""
-    return ONE if len(runs) == 1 else SEVERAL
+    if len(runs) > 1:
+        return SEVERAL
+    own = [PERSONAL] if len(views.personal(columns.rounds(runs[0]))) else []
+    return ONE | {"Clients": [*own, *ONE["Clients"]]}

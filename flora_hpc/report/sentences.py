@@ -8,6 +8,7 @@ from rich.filesize import decimal
 from flora_hpc.records import views
 from flora_hpc.records.balance import balance
 from flora_hpc.records.opened import Run
+from flora_hpc.records.schema import DECILES
 from flora_hpc.records.sentences import dataset
 from flora_hpc.records.views import seconds
 from flora_hpc.report import clients, columns, timing
@@ -94,6 +95,17 @@ def labels(run: Run) -> str:
         f"{num_classes.min():,}" if num_classes.min() == num_classes.max() else f"{num_classes.min():,} to {num_classes.max():,}"
     )
     return f"{who} holds {classes} of {len(split.classes):,} classes. Denser means a larger share; rows that look alike hold alike."
+
+
+def personal(run: Run) -> str:
+    """Caption of the accuracies of clients' own models."""
+    last = views.personal(columns.rounds(run))[-1]
+    own, common = (columns.percent(last[name]) for name in ("personal_accuracy_mean", "personal_global_mean"))
+    first, ninth = (columns.percent(last[name]) for name in (DECILES[0], DECILES[-1]))
+    return (
+        "The clients of each tested round, each on its own mix of classes. "
+        f"Last: {own} with own models (first decile {first}, ninth {ninth}), {common} with the server's adapter."
+    )
 
 
 def norms(run: Run) -> str:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import flora_hpc
 from flora_hpc.cli import _table, app
-from flora_hpc.cli._table import columns, show_table
+from flora_hpc.cli._table import OPTIONAL, columns, show_table
 from flora_hpc.cli.show import earlier_ranks
 from flora_hpc.errors import UserError
 from flora_hpc.records import views
@@ -162,7 +162,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_is_told_which(table: str) -> N
     names = set(re.findall(r"\w+", hidden.split("(--csv")[0]))
     assert names < set(rows.dtype.names)
     assert "round" not in names
-    unused = (*views.PER_CLIENT, "validation_accuracy")  # of options that the run did not use
+    unused = (*views.PER_CLIENT, *OPTIONAL, "validation_accuracy")  # of options that the run did not use
     asked = [name for name in rows.dtype.names if name not in unused]
     assert {len(row) for row in rows_of(shown)} == {len(asked) - len(names)}
 

@@ -60,6 +60,7 @@ def run_info(**changes: Any) -> RunInfo:
         "num_clients": 40,
         "num_params": 25,
         "payload_bytes": 100,
+        "algorithm": "fedavg",
         "how": "each image once",
         "group_size": 2,
         "num_groups": 2,
@@ -83,6 +84,8 @@ def round_record(number: int, accuracy: float = NAN, num_rejected: int = 0, num_
     clients["num_examples"], clients["num_steps"], clients["weight"] = 10, 2, 10
     clients["train_loss"], clients["update_norm"], clients["train_seconds"] = 1.25, 0.5, 0.25
     clients["uplink_bytes"] = clients["downlink_bytes"] = 100
+    for column in ("memory_norm", "global_accuracy", "personal_accuracy"):
+        clients[column] = NAN
     for column, value in (("weight", 0), ("train_loss", NAN), ("update_norm", np.inf)):
         clients[column][num_clients - num_rejected :] = value
     by_rank = [int((clients["rank"] == rank).sum()) for rank in (0, 1)]
@@ -102,6 +105,13 @@ def round_record(number: int, accuracy: float = NAN, num_rejected: int = 0, num_
             "client_accuracy_std": NAN,
             "client_accuracy_min": NAN,
             "worst_client": -1,
+            "personal_accuracy_mean": NAN,
+            "personal_accuracy_std": NAN,
+            "personal_accuracy_min": NAN,
+            "personal_worst_client": -1,
+            **dict.fromkeys((f"personal_decile_{number}" for number in range(1, 10)), NAN),
+            "personal_global_mean": NAN,
+            "message_norm": NAN,
             "uplink_bytes": 100 * num_clients,
             "downlink_bytes": 100 * num_clients,
             "collective_bytes": 4000,

@@ -8,6 +8,7 @@ import yaml
 
 from flora_hpc import open_run
 from flora_hpc.bench import report as made_up
+from flora_hpc.records import views
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.opened import Run
 from flora_hpc.records.schema import RANKS
@@ -217,3 +218,30 @@ def test_what_a_template_would_take_for_its_own_is_text(make: Callable[..., Run]
     text = page.make([make("{{ 7 * 7 }}", dataset="{% raw %}")])
     assert "<h1>{{ 7 * 7 }}</h1>" in text
     assert "{% raw %}" in text
+
+
+def test_own_models_of_clients_where_they_were_tested(tmp_path: Path) -> None:
+    """A figure and a headline more, in runs with evaluate.personal only."""
+    writer = Writer(tmp_path / "run.h5", run_info())
+    for number in range(3):
+        record = round_record(number, 0.5)
+        if number:
+            for name in views.PERSONAL:
+                record.row[name] = 2 if name == "personal_worst_client" else 0.75
+            record.row["personal_global_mean"] = 0.5
+        writer.add(record)
+    writer.close("finished")
+    run = open_run(tmp_path)
+    text = page.make([run])
+    assert empty(text) == {}
+    assert 'id="personal"' in text
+    assert "75.00\u00a0% with own models (first decile 75.00\u00a0%, ninth 75.00\u00a0%), 50.00\u00a0% with the server" in text
+    remarks = {what: (value, remark) for what, value, remark in columns.headlines(run)}
+    assert remarks["personal accuracy"][0] == "75.00\u00a0%"
+    assert remarks["personal accuracy"][1].startswith("worst 75.00\u00a0% (client 2)")
+
+
+def test_no_figure_of_own_models_without_such_tests(make: Callable[..., Run]) -> None:
+    run = make()
+    assert 'id="personal"' not in page.make([run])
+    assert "personal accuracy" not in {what for what, _, _ in columns.headlines(run)}
