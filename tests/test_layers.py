@@ -15,7 +15,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["resume", "forecast"],
     ["experiment"],
     ["round"],
-    ["accuracy", "footprint", "parts", "personal"],
+    ["accuracy", "footprint", "groups", "parts", "personal"],
     ["setup"],
     ["identity", "shared", "versions"],
     ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "observers"],

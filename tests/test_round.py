@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from flora_hpc import groups, trainer
 from flora_hpc import round as rounds
 from flora_hpc.accuracy import AdapterTests
 from flora_hpc.algorithms import fedavg
@@ -89,8 +90,8 @@ def play(setup: Setup, state: rounds.State, number: int = 1) -> RoundRecord:
 
 
 def train_alone(setup: Setup, client: int) -> torch.Tensor:
-    batches = rounds.trainer.make_batches(np.array([client]), setup.holdings, setup.client, setup.seed, 1)
-    result = rounds.trainer.train(setup.task, Start(torch.zeros(6)), batches)
+    batches = trainer.make_batches(np.array([client]), setup.holdings, setup.client, setup.seed, 1)
+    result = trainer.train(setup.task, Start(torch.zeros(6)), batches)
     return result.updates[0].double()
 
 
@@ -204,16 +205,16 @@ def test_moments_are_kept_per_client_when_asked_for(kind: str, count: int) -> No
 def test_the_length_of_an_update_is_summed_in_float64() -> None:
     """In float32 a sum of many small squares stops growing."""
     updates = torch.cat([torch.full((1, 1), 2.0**12), torch.full((1, 10_000_000), 2.0**-12)], dim=1)
-    assert rounds.norms(updates, None).item() == pytest.approx((2.0**24 + 10_000_000 * 2.0**-24) ** 0.5, rel=1e-14)
+    assert groups.norms(updates, None).item() == pytest.approx((2.0**24 + 10_000_000 * 2.0**-24) ** 0.5, rel=1e-14)
     many = torch.full((1, 1), 1e-5).expand(1, 30_000_000)
-    assert rounds.norms(many, None).item() == pytest.approx(1e-5 * 30_000_000**0.5, rel=1e-7)
+    assert groups.norms(many, None).item() == pytest.approx(1e-5 * 30_000_000**0.5, rel=1e-7)
 
 
 def test_the_length_of_an_update_counts_what_the_client_holds() -> None:
     """Of 3, 4 and 12, a client that holds the first two has trained a length of 5; one that holds all, 13."""
     updates = torch.tensor([[3.0, 4.0, 12.0]] * 2)
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    assert rounds.norms(updates, mask).tolist() == [5.0, 13.0]
+    assert groups.norms(updates, mask).tolist() == [5.0, 13.0]
 
 
 def test_numbers_that_a_client_does_not_hold_are_in_no_update_norm() -> None:
@@ -232,7 +233,7 @@ def test_numbers_that_a_client_does_not_hold_are_in_no_update_norm() -> None:
 
 def test_a_client_has_its_share_by_steps_of_the_time_of_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seconds for clients with 3 and 2 steps, ten for those with 2 and 1."""
-    now, train = [0.0], rounds.trainer.train
+    now, train = [0.0], trainer.train
 
     def slow(*arguments: object) -> object:
         now[0] += 10
