@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from flora_hpc import trainer
+from flora_hpc import groups, trainer
 from flora_hpc.clip.attention import unfuse
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.holdings import Partition, Partitioner, Population
