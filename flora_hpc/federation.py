@@ -1,5 +1,6 @@
 """The parts of a round for one run: what the algorithm defines, what the user named instead, and FedAvg's parts for the rest."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -123,41 +124,52 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
     """Build the parts that `config` names. Raises UserError for parts that do not go together."""
     fedavg = plugins.build("algorithms", plugins.member("algorithms", "fedavg").Options(name="fedavg"), Algorithm, setting)
     algorithm = plugins.build("algorithms", config.algorithm, Algorithm, setting)
-    parts: dict[str, Any] = fedavg._asdict() | {name: part for name, part in algorithm._asdict().items() if part is not None}
+    own = [part for part in PARTS if getattr(algorithm, part) is not None]
+    origins = dict.fromkeys(PARTS, ("fedavg", fedavg)) | dict.fromkeys(own, (config.algorithm.name, algorithm))
     warnings, names = list(algorithm.warnings), [config.algorithm.name]
     for part in PARTS:
         options: BaseOptions | None = getattr(config, part)
         if options is not None:
             other = plugins.build("algorithms", options, Algorithm, setting._replace(section=part))
-            parts[part] = named_part(other, part, options.name)
+            check_has(other, part, options.name)
+            origins[part] = options.name, other
             warnings += [text for text in other.warnings if text not in warnings]
             names.append(f"{part} of {options.name}")
-    sharing: Sharing = parts["sharing"]
-    federation = Federation(
-        name=", ".join(names),
-        num_registered=setting.num_registered,
-        roles=roles_of(sharing, method, "algorithm" if config.sharing is None else "sharing"),
-        local=parts["local"],
-        transform=parts["transform"],
-        combine=parts["combine"],
-        server=parts["server"],
-        warnings=tuple(warnings),
-    )
+    check_together(origins)
+    parts: dict[str, Any] = {part: getattr(whole, part) for part, (_, whole) in origins.items()}
+    sharing: Sharing = parts.pop("sharing")
+    roles = roles_of(sharing, method, "algorithm" if config.sharing is None else "sharing")
+    federation = Federation(", ".join(names), setting.num_registered, roles, warnings=tuple(warnings), **parts)
     if (fault := misfit(federation, config, setting)) is not None:
         raise UserError(fault)
     return federation
 
 
-def named_part(algorithm: Algorithm, part: str, name: str) -> Any:
-    """The part that the user asked for. Raises UserError where the algorithm leaves it to FedAvg."""
-    result = getattr(algorithm, part)
-    if result is None:
+def check_together(origins: Mapping[str, tuple[str, Algorithm]]) -> None:
+    """Raise UserError where an algorithm's parts that go `together` only are mixed with others.
+
+    `origins` has, for each part, the name of the algorithm that it comes from, and that algorithm.
+    """
+    for name, algorithm in dict(origins.values()).items():
+        is_used = any(origins[part][0] == name for part in algorithm.together)
+        for part in algorithm.together if is_used else ():
+            expected = name if getattr(algorithm, part) is not None else "fedavg"
+            if origins[part][0] != expected:
+                whole = " and ".join(algorithm.together)
+                raise UserError(
+                    f"{part}: the {whole} parts of {name} go together only, and here {part} is that of {origins[part][0]}; "
+                    f"set algorithm: {name} and leave {whole} away"
+                )
+
+
+def check_has(algorithm: Algorithm, part: str, name: str) -> None:
+    """Raise UserError where the algorithm `name` leaves the part that the user asked for to FedAvg."""
+    if getattr(algorithm, part) is None:
         *first, last = [other for other in PARTS if getattr(algorithm, other) is not None]
         has = f"{', '.join(first)} and {last}" if first else last
         raise UserError(
             f"{part}.name: {name} has no {part} part of its own, only {has}; name another algorithm, see flora-hpc list algorithms"
         )
-    return result
 
 
 def misfit(federation: Federation, config: Config, setting: Setting) -> str | None:

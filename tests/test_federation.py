@@ -61,6 +61,8 @@ def test_a_named_part_takes_the_place_of_the_algorithms_or_is_refused(name: str,
     own = getattr(plugins.member("algorithms", name).build(plugins.member("algorithms", name).Options(name=name), setting), part)
     if own is None:
         assert f"{part}.name: {name} has no {part} part of its own, only " in refused(DUAL, **{part: name})
+    elif part in ("local", "server") and name == "feddyn":
+        assert "the local and server parts of feddyn go together only" in refused(DUAL, **{part: name})
     elif part in ("local", "server") and name == "scaffold":
         assert "take local and server from the same algorithm" in refused(DUAL, **{part: name})
     else:
@@ -77,8 +79,8 @@ def test_local_and_server_of_one_algorithm_beside_another() -> None:
 
 
 def test_an_algorithm_that_defines_all_parts_leaves_none_to_fedavg() -> None:
-    built = build(algorithm="fednova", sharing="ffa_lora", transform="top_k", local="fedprox", server="fedadam")
-    assert built.name == "fednova, sharing of ffa_lora, local of fedprox, transform of top_k, server of fedadam"
+    built = build(algorithm="fednova", sharing="ffa_lora", transform="top_k", server="fedadam")
+    assert built.name == "fednova, sharing of ffa_lora, transform of top_k, server of fedadam"
     assert built.channels(1) == {"update": 16, "normalizer": 1}
     assert built.transform is not None
     assert len(built.warnings) == 1
@@ -131,7 +133,7 @@ def test_control_variates_and_unequal_numbers_of_steps() -> None:
 
 
 REMEMBERS = {
-    "local": ({"local": "feddyn"}, "the local part remembers every trained number"),
+    "local": ({"local": "feddyn", "server": "feddyn"}, "the local part remembers every trained number"),
     "own model": ({"local": "ditto"}, "the local part trains a second model"),
     "transform": ({"transform": "top_k"}, "the transform part remembers every sent number"),
     "server": ({"server": "fedadam"}, "the server part remembers every number"),
@@ -162,6 +164,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"algorithm": "scaffold", "server": "fedadam"},
         "algorithm: its local part needs the server's control, which this server part does not send; "
         "take local and server from the same algorithm",
+    ),
+    "half of an algorithm": (
+        {"algorithm": "feddyn", "server": "fedadam"},
+        "server: the local and server parts of feddyn go together only, and here server is that of fedadam; "
+        "set algorithm: feddyn and leave local and server away",
+    ),
+    "a pull that a normaliser does not know of": (
+        {"algorithm": "fednova", "local": "fedprox"},
+        "local: the local and combine parts of fednova go together only, and here local is that of fedprox; "
+        "set algorithm: fednova and leave local and combine away",
     ),
     "a part that an algorithm does not have": (
         {"server": "fedprox"},

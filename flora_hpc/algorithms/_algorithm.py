@@ -147,4 +147,5 @@ class Algorithm(NamedTuple):
     transform: Transform | None = None
     combine: Combine | None = None
     server: Server | None = None
+    together: tuple[str, ...] = ()  # parts that mean nothing beside those of another algorithm, FedAvg's included
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0

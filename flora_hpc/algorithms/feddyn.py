@@ -36,4 +36,9 @@ def build(options: Options, setting: Setting) -> Algorithm:
         h = h - alpha * (now.num_clients / now.num_registered) * direction
         return adapter + direction - h / alpha, h
 
-    return Algorithm(local=Local(gradient, end=end, memory=("h",)), combine=mean("uniform"), server=Server(torch.zeros_like, apply))
+    return Algorithm(
+        local=Local(gradient, end=end, memory=("h",)),
+        combine=mean("uniform"),
+        server=Server(torch.zeros_like, apply),
+        together=("local", "server"),
+    )

@@ -38,6 +38,7 @@ def build(options: Options, setting: Setting) -> Algorithm:
     return Algorithm(
         local=fedprox.pull(options.mu) if options.mu else None,
         combine=Combine(lambda num_examples: num_examples, finish, prepare, {"normalizer": 1}),
+        together=("local", "combine"),
         warnings=()
         if is_sgd
         else (f"fednova: its paper normalises the steps of SGD; with {client.optimizer}, every local step counts as one",),
