@@ -45,8 +45,8 @@ PHASES = _seconds(
     ("round", "wall time since the round before; the other phases add up to it"),
 )
 BYTES = (
-    Field("uplink_bytes", "int64", "byte", "updates that clients would send to the server"),
-    Field("downlink_bytes", "int64", "byte", "adapters that clients would receive from the server"),
+    Field("uplink_bytes", "int64", "byte", "what clients would send to the server: updates as they are encoded, and rows besides"),
+    Field("downlink_bytes", "int64", "byte", "what clients would receive from the server: shared parts of the adapter, and messages"),
 )
 WORST = ("worst_client", "personal_worst_client")  # columns of /rounds with the number of a client; -1 for none
 DECILES = tuple(f"personal_decile_{number}" for number in range(1, 10))
