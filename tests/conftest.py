@@ -29,12 +29,14 @@ from typer.testing import CliRunner
 from flora_hpc.cli import app
 from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.load import Clip
+from flora_hpc.clip.precision import NATIVE_BF16, processor_flags
 from flora_hpc.data.holdings import Partition
 from flora_hpc.errors import UserError
 from flora_hpc.methods._method import Setting
 from tests import forks
 
 ROOT = Path(__file__).parent.parent
+NEEDS_BF16 = pytest.mark.skipif(not NATIVE_BF16 & processor_flags(), reason="this processor does not multiply in bfloat16")
 WIDTH, VOCABULARY, CONTEXT, END = 16, 40, 12, 39
 
 

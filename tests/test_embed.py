@@ -24,7 +24,6 @@ from PIL import Image
 from flora_hpc import embed
 from flora_hpc.clip import identity
 from flora_hpc.clip.load import Clip, load
-from flora_hpc.clip.precision import NATIVE_BF16, processor_flags
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.config import FeaturesConfig, ModelConfig
 from flora_hpc.data import features
@@ -32,7 +31,7 @@ from flora_hpc.data import store as stores
 from flora_hpc.data.images import Images, Raw
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
-from tests.conftest import ROOT
+from tests.conftest import NEEDS_BF16, ROOT
 
 NUM_IMAGES = 600  # three blocks
 Invoke = Callable[..., str]
@@ -79,7 +78,7 @@ def test_half_the_size(work: embed.Work) -> None:
     assert half.values.equal(whole.values.bfloat16())
 
 
-@pytest.mark.skipif(not NATIVE_BF16 & processor_flags(), reason="this processor does not multiply in bfloat16")
+@NEEDS_BF16
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_an_image_tower_in_bf16_gives_other_features_which_are_kept_apart(work: embed.Work, num_threads: int) -> None:
     """Features in bf16 are close to fp32, and equal on one and two threads. The tower is unchanged afterwards."""

@@ -46,7 +46,9 @@ PHASES = _seconds(
 )
 BYTES = (
     Field("uplink_bytes", "int64", "byte", "what clients would send to the server: updates as they are encoded, and rows besides"),
-    Field("downlink_bytes", "int64", "byte", "what clients would receive from the server: shared parts of the adapter, and messages"),
+    Field(
+        "downlink_bytes", "int64", "byte", "what clients would receive from the server: shared parts of the adapter, and messages"
+    ),
 )
 WORST = ("worst_client", "personal_worst_client")  # columns of /rounds with the number of a client; -1 for none
 DECILES = tuple(f"personal_decile_{number}" for number in range(1, 10))

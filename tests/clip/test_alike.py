@@ -8,6 +8,7 @@ from torch import nn
 
 from flora_hpc.clip import alike, steady
 from flora_hpc.clip.frozen import linear
+from tests.conftest import NEEDS_BF16
 
 Compute = Callable[..., torch.Tensor]
 CLIENTS = 3
@@ -65,6 +66,7 @@ def test_a_frozen_layer(rows: int, inputs: int, outputs: int, bias: bool) -> Non
     )
 
 
+@NEEDS_BF16
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_frozen_layer_in_bfloat16(bias: bool) -> None:
     """Against the weights as they are after rounding; what goes in and comes out is rounded as well."""
@@ -73,7 +75,7 @@ def test_a_frozen_layer_in_bfloat16(bias: bool) -> None:
     check(lambda x: linear(x, of), lambda x: nn.functional.linear(x, weight, shift), shared(9, 64), rounding=HALF, terms=1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=NEEDS_BF16)])
 def test_a_shared_row_has_the_bits_of_a_row_of_its_own(dtype: torch.dtype) -> None:
     of, x = layer(64, 48, bias=True).to(dtype), shared(9, 64)
     together = result_and_gradients(lambda x: linear(x, of), x)

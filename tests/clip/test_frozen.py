@@ -6,6 +6,7 @@ from torch import nn
 
 from flora_hpc.clip import frozen
 from flora_hpc.clip.frozen import FrozenProducts, linear
+from tests.conftest import NEEDS_BF16
 
 SHAPES = [(1, 24, 40), (3, 512, 512), (17, 128, 384), (35, 512, 2048), (64, 2048, 512), (280, 512, 1536), (560, 768, 768)]
 
@@ -36,7 +37,7 @@ def test_result_and_gradient_equal_those_in_double_precision(rows: int, inputs: 
         assert (actual - exact).abs().max() < rounding * exact.abs().max()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=NEEDS_BF16)])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
 def test_bits_are_the_same_for_any_number_of_threads(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
     of, before = layer(inputs, outputs, dtype), torch.get_num_threads()
@@ -51,6 +52,7 @@ def test_bits_are_the_same_for_any_number_of_threads(rows: int, inputs: int, out
         torch.set_num_threads(before)
 
 
+@NEEDS_BF16
 def test_weights_of_half_the_size_stay_near_and_leave_the_type_of_the_input() -> None:
     of = layer(512, 256)
     x = torch.randn(7, 512, generator=torch.Generator().manual_seed(0))
