@@ -15,12 +15,9 @@ from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.frozen import FrozenProducts
 from flora_hpc.clip.towers import image_features
 from flora_hpc.errors import UserError
-from tests.conftest import setting, small_model
+from tests.conftest import NEEDS_BF16, setting, small_model
 
 CPU = torch.device("cpu")
-native = pytest.mark.skipif(
-    not precision.NATIVE_BF16 & precision.processor_flags(), reason="this processor does not multiply in bfloat16"
-)
 
 
 def types(module: nn.Module) -> set[torch.dtype]:
@@ -74,7 +71,7 @@ class Keywords(nn.Module):
         return nn.functional.linear(input=x, weight=self.inner.weight, bias=self.inner.bias)
 
 
-@native
+@NEEDS_BF16
 def test_towers_that_read_weights_themselves_run_in_bf16() -> None:
     """CLIP's ResNets pool by an attention that reads its layers' weights; timm names the weights in its calls."""
     resnet = open_clip.modified_resnet.ModifiedResNet((1, 1, 1, 1), 8, heads=4, image_size=64, width=8).eval().requires_grad_(False)
@@ -116,7 +113,7 @@ def test_bf16_is_refused_where_it_would_be_slower(line: str, refused: bool, monk
         precision.prepare_device("bf16", CPU)
 
 
-@native
+@NEEDS_BF16
 @pytest.mark.parametrize("targets", [("text.out_proj",), ("image.out_proj",), ("text.mlp", "image.q_proj")])
 def test_gradients_are_near_those_of_fp32(captions: torch.Tensor, targets: tuple[str, ...]) -> None:
     def gradient(kind: str) -> torch.Tensor:
@@ -140,7 +137,7 @@ def test_gradients_are_near_those_of_fp32(captions: torch.Tensor, targets: tuple
     assert 1e-5 < (exact - half).norm() / exact.norm() < 0.1
 
 
-@native
+@NEEDS_BF16
 @pytest.mark.mpi
 def test_one_rank_and_two_give_the_same_bits_and_adapters_stay_fp32(
     flora: Callable[..., object], mpiexec: list[str], tmp_path: Path
