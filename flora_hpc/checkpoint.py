@@ -1,7 +1,7 @@
 """Write and read checkpoints: one file per saved round, and one file per rank with what clients keep between rounds.
 
-    checkpoint/round-000012.safetensors          adapter, server state, a round that is not tested yet
-    checkpoint/round-000012-rank-3.safetensors   memories of the clients whose home is rank 3, one row for each client
+    checkpoint/round-000012.safetensors               adapter, server state, a round that is not tested yet
+    checkpoint/round-000012-rank-3-of-8.safetensors   memories of the clients whose home is rank 3 of 8, a row for each
 
 A file is complete or missing: it is written under another name, synced and renamed. The files of the ranks are written before the
 file of the round, which lists their names. Each file has a checksum of all its numbers. The two newest rounds are kept, so that a
@@ -75,7 +75,10 @@ def prune(folder: Path, last: int, num_kept: int) -> None:
 
 def write_memories(folder: Path, number: int, rank: int, memories: Memories) -> str:
     """Write the rows at the home of one rank, and return the name of the file. Raises UserError like `write`."""
-    file, facts = folder / f"round-{number:06d}-rank-{rank}.safetensors", {"round": str(number)} | _layout(memories)
+    file, facts = (
+        folder / f"round-{number:06d}-rank-{rank}-of-{memories.num_ranks}.safetensors",
+        {"round": str(number)} | _layout(memories),
+    )
     tensorfile.write_rows(file, memories.clients, memories.width, (rows for _, rows in memories.pieces()), facts)
     return file.name
 
@@ -111,7 +114,7 @@ def read_memories(folder: Path, files: Iterable[str], memories: Memories) -> Non
 def _read_rows(file: Path, memories: Memories) -> None:
     with tensorfile.opened(file) as (tensors, facts):
         if "names" not in facts:
-            raise DamagedError("an earlier flora-hpc wrote it")
+            raise UserError(f"{file}: an earlier flora-hpc wrote it, with optimizers by group; start a new run with another --out")
         layout = {key: facts[key] for key in ("names", "widths")}
         clients = tensors.get_tensor("clients").numpy()
     if layout != _layout(memories):

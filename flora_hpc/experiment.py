@@ -101,7 +101,7 @@ def build(
     clip = own_clip(config, device, shared)
     setup = make_setup(config, images, clip, device, room)
     if num_ranks is not None:
-        footprint.refuse_large_memories(setup, num_ranks, room.num_bytes)
+        footprint.refuse_large_memories(setup, num_ranks, host_room(room))
     warnings = (*setup.holdings.warnings, *setup.method.warnings, *setup.federation.warnings)
     return Experiment(config, checks.warned(images, warnings), clip, setup)
 
@@ -175,6 +175,11 @@ def make_federation(config: Config, dataset: Dataset, method: Method, holders: h
         warnings.append(
             f"evaluate.personal: with {parts.name} no client has a model of its own, so personal and global accuracy are equal; "
             "set evaluate.fine_tune_epochs, or take an algorithm with own models, such as ditto or fedsa_lora"
+        )
+    if parts.num_private and not config.evaluate.personal:
+        warnings.append(
+            f"algorithm: with {parts.name} the server's adapter lacks what each client keeps for itself, and its accuracy with it; "
+            "set evaluate.personal: true to test the clients' own models"
         )
     return replace(parts, warnings=tuple(warnings))
 
@@ -346,7 +351,12 @@ def memories(experiment: Experiment, site: Site, adapter: torch.Tensor) -> Memor
     """Memories of clients, none of which is there yet; None where clients remember nothing. `adapter` is the initial one."""
     setup = experiment.setup
     initial = setup.federation.memory(adapter, setup.client)
-    return Memories(site.comm, initial, site.room.num_bytes) if initial else None
+    return Memories(site.comm, initial, host_room(site.room)) if initial else None
+
+
+def host_room(room: devices.Room) -> int:
+    """Bytes of the host's memory that a rank may fill with memories of clients; `room` may be a GPU's."""
+    return devices.room(torch.device("cpu")).num_bytes if room.gpu else room.num_bytes
 
 
 def tests(experiment: Experiment, site: Site) -> AdapterTests:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import plugins
+from flora_hpc import plugins, tried
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, Local, Server, Setting, Sharing, Transform
 from flora_hpc.config import PARTS, ClientConfig, Config
 from flora_hpc.data.images import Ints
@@ -140,8 +140,10 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
     sharing: Sharing = parts.pop("sharing")
     roles = roles_of(sharing, method, "algorithm" if config.sharing is None else "sharing")
     federation = Federation(", ".join(names), setting.num_registered, roles, warnings=tuple(warnings), **parts)
-    if (fault := misfit(federation, config, setting)) is not None:
+    fault = misfit(federation, config, setting) or misfit_of_portions(federation, method, origins["server"][0])
+    if fault is not None:
         raise UserError(fault)
+    tried.check(federation.local, federation.transform, federation.combine, federation.server)
     return federation
 
 
@@ -155,7 +157,8 @@ def check_together(origins: Mapping[str, tuple[str, Algorithm]]) -> None:
         for part in algorithm.together if is_used else ():
             expected = name if getattr(algorithm, part) is not None else "fedavg"
             if origins[part][0] != expected:
-                whole = " and ".join(algorithm.together)
+                *first, last = algorithm.together
+                whole = f"{', '.join(first)} and {last}"
                 raise UserError(
                     f"{part}: the {whole} parts of {name} go together only, and here {part} is that of {origins[part][0]}; "
                     f"set algorithm: {name} and leave {whole} away"
@@ -197,16 +200,40 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
         "the server sends every trained number": bool(server.sends),
         "the transform part remembers every sent number": transform is not None and bool(transform.memory),
         "the server part remembers every number": server.init(torch.zeros(1)) is not None,
-        "client.optimizer_state: keep remembers every trained number": config.client.optimizer_state == "keep",
+        "client.optimizer_state: keep remembers every trained number": any(
+            name.startswith("optimizer.") for name in federation.memory_widths(config.client)
+        ),
     }
     reason = next((text for text, applies in remembers.items() if applies), None)
     section = "algorithm" if config.sharing is None else "sharing"
     if len(federation.roles) > 1 and reason is not None:
         return f"{section}: other tensors are trained from round to round, but {reason}; leave one of the two away"
-    if federation.num_private and (local.sends or local.personal):
-        what = "trains a second model" if local.personal else f"sends {local.sends[0]} of every trained number"
+    if federation.num_private and (local.memory or local.sends or local.personal):
+        own = (*local.sends, *local.memory)
+        what = "trains a second model" if local.personal else f"has {own[0]} of every trained number"
         return f"{section}: some tensors stay with their client, but the local part {what}; leave one of the two away"
     return None
+
+
+def misfit_of_portions(federation: Federation, method: Method, server: str) -> str | None:
+    """Why the parts do not go with a method whose clients hold different portions of the adapter; None when they do.
+
+    The server pads an update with zeros minus its adapter where a client holds nothing, which only a plain mean can mean.
+    """
+    if method.portions is None:
+        return None
+    reasons = {
+        "the transform part would encode the padding": federation.transform is not None,
+        "the combine part would rescale the padding": federation.combine.prepare is not None,
+        "clients send rows of numbers that they do not hold": federation.local.end is not None,
+        "the server part would step along the padding": server != "fedavg",
+    }
+    reason = next((text for text, applies in reasons.items() if applies), None)
+    if reason is None:
+        return None
+    return (
+        f"algorithm: this method's clients hold different portions of the adapter, and {reason}; take fedavg, or method.name: flora"
+    )
 
 
 def warn_of_unequal_steps(federation: Federation, fewest: int, most: int) -> tuple[str, ...]:

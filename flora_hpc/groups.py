@@ -145,7 +145,7 @@ def leaving(setup: Setup, common: Common, start: Start, result: Trained, memory:
     if federation.transform is not None:
         update, own, num_bytes = federation.transform.apply(update, part_of(memory, "transform."))
         remembered |= {f"transform.{name}": rows for name, rows in own.items()}
-        encoded_bytes = num_bytes.numpy()
+        encoded_bytes = num_bytes.cpu().numpy()
     prepared = {"update": update} if federation.combine.prepare is None else federation.combine.prepare(update, num_steps)
     return prepared | sent, remembered, encoded_bytes
 

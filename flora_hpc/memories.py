@@ -43,6 +43,7 @@ class Memories:
         self.names, self.widths = tuple(initial), tuple(len(values) for values in initial.values())
         self.width = sum(self.widths)
         self._initial = np.concatenate([np.zeros(0, np.float32), *(_numbers(values) for values in initial.values())])
+        self.num_ranks = comm.size
         self._comm, self._store, self._num_changes = comm, Store(self.width, max_bytes), 0
         self.clients: Ints = np.zeros(0, np.int64)  # (num_rows,) ascending
         self._places: Ints = np.zeros(0, np.int64)  # (num_rows,) of the clients' rows in the store

@@ -12,6 +12,7 @@ clients that it has trained. The numbers of a client depend on that client alone
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -40,13 +41,18 @@ class Personal:
     adapter: torch.Tensor  # (num_params,), the server's new one
     correct: Ints  # (at most num_classes,), test images by class that the adapter gets right, of all ranks
 
+    @cached_property
+    def num_test(self) -> Ints:
+        """Test images of each class (num_classes,)."""
+        return np.bincount(self.setup.labels[self.setup.test].cpu().numpy(), minlength=self.setup.num_classes)
+
     def test(self, rows: Rows, memory: Memory) -> None:
         """Fill in the accuracies of the clients of a trained group, whose `rows` of /clients are in the group's order.
 
         `memory` is what these clients remember after the round, (num_clients, width) by name.
         """
         setup, clients = self.setup, rows["client"]
-        num_test = np.bincount(setup.labels[setup.test].cpu().numpy(), minlength=setup.num_classes)
+        num_test = self.num_test
         counts = np.zeros(setup.num_classes, np.int64)
         counts[: len(self.correct)] = self.correct
         shares = class_shares(setup, clients, num_test > 0)

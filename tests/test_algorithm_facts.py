@@ -12,6 +12,7 @@ import torch
 
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, Ended, LocalStep, Now, Server
 from flora_hpc.config import ClientConfig
+from flora_hpc.exact import ExactSums
 from tests.pure_rounds import Client, Federated, build, mean, part, whole
 
 CLOSE = {"rtol": 0, "atol": 1e-9}
@@ -284,13 +285,29 @@ def test_fednova_divides_by_what_a_client_did(
     close(direction(build("fedavg"), *NOVA), (-0.7, 0.5))
 
 
-@pytest.mark.parametrize("scale", [0, 1, 10, 1e6])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 10.0, 1000.0])
 def test_the_step_of_fednova_does_not_depend_on_where_the_adapter_is(scale: float) -> None:
-    """An implementation that averages models with weights that do not add up to one gives 12.73 for 9.4."""
-    server, adapter = part(whole(build("fednova")).server, Server), double([scale, -scale])
-    step = direction(build("fednova"), *NOVA)
-    result, _ = server.apply(adapter, step, server.init(adapter), Now(1, 2, 2, 2, {}))
-    close(result, (scale - 0.6, 0.6 - scale))
+    """Clients end at params, not at updates. Averaging models with weights that do not add up to one gives 12.73 for 9.4."""
+    adapter, (updates, *rest) = double([scale, -scale]), NOVA
+    ends = adapter + updates
+    close(adapter + direction(build("fednova"), ends - adapter, *rest), (scale - 0.6, 0.6 - scale))
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "num_steps", "momentum"), [(25_000, 1_563, 0.0), (50_000, 391, 0.9), (10**6, 10**5, 0.99)]
+)
+def test_a_client_with_many_examples_and_steps_is_not_rejected_for_its_normalizer(
+    num_examples: int, num_steps: int, momentum: float
+) -> None:
+    """Its a_i times its examples is beyond what an exact sum takes."""
+    config = ClientConfig(optimizer="sgd", momentum=momentum)
+    combine = part(build("fednova", client=config).combine, Combine)
+    assert combine.prepare is not None
+    rows = combine.prepare(torch.full((1, 2), 1e-3), torch.tensor([[float(num_steps)]]))
+    sums, weights = ExactSums({"update": 2, "normalizer": 1}), torch.tensor([num_examples])
+    assert sums.add(rows, dict.fromkeys(rows, weights)).all()
+    result = combine.finish(sums.means(), Now(1, 1, 1, num_examples, {}))
+    torch.testing.assert_close(result, torch.full((2,), 1e-3), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("momentum", "mu"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.3), (0.9, 0.3)])

@@ -91,7 +91,7 @@ def test_any_number_of_ranks_reads_memories(
         return checkpoint.write_memories(tmp_path, 6, comm.rank, memories(comm, *clients, max_bytes=max_bytes))
 
     files = on_ranks(num_writers, write)
-    assert files == [f"round-000006-rank-{rank}.safetensors" for rank in range(num_writers)]
+    assert files == [f"round-000006-rank-{rank}-of-{num_writers}.safetensors" for rank in range(num_writers)]
 
     def read(comm: Communicator) -> bool:
         result = memories(comm, max_bytes=max_bytes)
@@ -132,7 +132,9 @@ def test_memories_of_another_configuration(tmp_path: Path) -> None:
 
 def test_optimizers_of_an_earlier_version_are_no_memories(tmp_path: Path) -> None:
     tensorfile.write(tmp_path / "old", {"clients": torch.tensor([1])}, {"round": "6"})
-    with pytest.raises(UserError, match=r"old: cannot be used \(an earlier flora-hpc wrote it\); all nodes must see"):
+    with pytest.raises(
+        UserError, match=r"old: an earlier flora-hpc wrote it, with optimizers by group; start a new run with another --out"
+    ):
         checkpoint.read_memories(tmp_path, ["old"], memories())
 
 
@@ -165,7 +167,7 @@ def test_memories_that_no_disk_takes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(disk.os, "fsync", full)
-    with pytest.raises(UserError, match=r"rank-0.safetensors: cannot be written \(No space left on device\); make room"):
+    with pytest.raises(UserError, match=r"rank-0-of-1.safetensors: cannot be written \(No space left on device\); make room"):
         checkpoint.write_memories(tmp_path, 2, 0, memories(SERIAL, 7, 2))
     assert list(tmp_path.iterdir()) == []
 
@@ -175,8 +177,8 @@ def test_the_two_newest_rounds_are_kept_with_their_shards(tmp_path: Path) -> Non
         part = checkpoint.write_memories(tmp_path, number, 0, memories())
         checkpoint.write(tmp_path, make(number, parts=(part,)), "run")
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "round-000009-rank-0.safetensors", "round-000009.safetensors",
-        "round-000010-rank-0.safetensors", "round-000010.safetensors",
+        "round-000009-rank-0-of-1.safetensors", "round-000009.safetensors",
+        "round-000010-rank-0-of-1.safetensors", "round-000010.safetensors",
     ]  # fmt: skip
 
 
@@ -236,7 +238,7 @@ def test_a_lost_shard_costs_a_round(tmp_path: Path) -> None:
     for number in (1, 2):
         part = checkpoint.write_memories(tmp_path, number, 0, memories(SERIAL, 0))
         checkpoint.write(tmp_path, make(number, parts=(part,)), "run")
-    (tmp_path / "round-000002-rank-0.safetensors").unlink()
+    (tmp_path / "round-000002-rank-0-of-1.safetensors").unlink()
     number, (note,) = newest(tmp_path)
     assert number == 1
     assert "No such file" in note

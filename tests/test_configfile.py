@@ -118,9 +118,9 @@ MISTAKES = {
         "cohort: {size: 11}\npartition: {num_clients: 10}",
         "cohort.size: 11 clients a round, but only 10 are registered; lower cohort.size or raise partition.num_clients",
     ),
-    "the section before there were algorithms": (
-        "aggregator: {name: fedavg}",
-        "aggregator: is the server part of an algorithm now; write algorithm: fedavg instead",
+    "the old name beside the new one": (
+        "aggregator: {name: fedavg}\nalgorithm: fedavg",
+        "aggregator: is called algorithm now, and both are given; take one of them out",
     ),
     "a part without a name": (
         "local: {mu: 0.1}",

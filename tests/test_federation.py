@@ -61,8 +61,8 @@ def test_a_named_part_takes_the_place_of_the_algorithms_or_is_refused(name: str,
     own = getattr(plugins.member("algorithms", name).build(plugins.member("algorithms", name).Options(name=name), setting), part)
     if own is None:
         assert f"{part}.name: {name} has no {part} part of its own, only " in refused(DUAL, **{part: name})
-    elif part in ("local", "server") and name == "feddyn":
-        assert "the local and server parts of feddyn go together only" in refused(DUAL, **{part: name})
+    elif part in ("local", "combine", "server") and name == "feddyn":
+        assert "the local, combine and server parts of feddyn go together only" in refused(DUAL, **{part: name})
     elif part in ("local", "server") and name == "scaffold":
         assert "take local and server from the same algorithm" in refused(DUAL, **{part: name})
     else:
@@ -92,7 +92,6 @@ def test_an_algorithm_that_defines_all_parts_leaves_none_to_fedavg() -> None:
     [
         ({"algorithm": "fedavg"}, {}),
         ({"algorithm": "scaffold"}, {"local.control": 32}),
-        ({"algorithm": "feddyn", "sharing": "fedsa_lora"}, {"local.h": 32, "private": 16}),
         ({"algorithm": "ditto", "sharing": "ffa_lora"}, {"personal": 16}),
         ({"algorithm": "fedsa_lora", "transform": "top_k"}, {"private": 16, "transform.error": 16}),
         (
@@ -132,8 +131,25 @@ def test_control_variates_and_unequal_numbers_of_steps() -> None:
 # --- what does not
 
 
+PORTIONS = {"transform": "top_k", "server": "fedavgm", "algorithm": "scaffold", "combine": "fednova"}
+
+
+@pytest.mark.parametrize("part", PORTIONS)
+def test_clients_with_portions_of_the_adapter_are_averaged_plainly(part: str) -> None:
+    """The padding of an update, zeros minus the adapter, would be encoded, rescaled or stepped along."""
+    told = refusal("plan", QUICKSTART, "-s", "method.name=feddylora", "-s", f"{part}={PORTIONS[part]}")
+    assert told.startswith("algorithm: this method's clients hold different portions of the adapter, and ")
+    assert told.endswith("; take fedavg, or method.name: flora")
+
+
+@pytest.mark.parametrize("name", ["fedper", "lg_fedavg"])
+def test_blocks_are_counted_where_all_tensors_lie_in_blocks(name: str) -> None:
+    told = refusal("plan", QUICKSTART, "-s", "method.name=fedtext", "-s", f"algorithm={name}")
+    assert told.startswith(f"algorithm.name: {name} counts layers in blocks of the towers, and ")
+
+
 REMEMBERS = {
-    "local": ({"local": "feddyn", "server": "feddyn"}, "the local part remembers every trained number"),
+    "local": ({"local": "feddyn", "combine": "feddyn", "server": "feddyn"}, "the local part remembers every trained number"),
     "own model": ({"local": "ditto"}, "the local part trains a second model"),
     "transform": ({"transform": "top_k"}, "the transform part remembers every sent number"),
     "server": ({"server": "fedadam"}, "the server part remembers every number"),
@@ -167,8 +183,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "half of an algorithm": (
         {"algorithm": "feddyn", "server": "fedadam"},
-        "server: the local and server parts of feddyn go together only, and here server is that of fedadam; "
-        "set algorithm: feddyn and leave local and server away",
+        "server: the local, combine and server parts of feddyn go together only, and here server is that of fedadam; "
+        "set algorithm: feddyn and leave local, combine and server away",
     ),
     "a pull that a normaliser does not know of": (
         {"algorithm": "fednova", "local": "fedprox"},
@@ -192,9 +208,18 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"algorithm": "logit_adjustment", "paired": True, "client": {"loss": "contrastive"}},
         "algorithm: its loss needs classes, but in these data every image has a caption of its own; take another algorithm",
     ),
+    "private tensors and corrections": (
+        {"algorithm": "feddyn", "sharing": "fedsa_lora"},
+        "sharing: some tensors stay with their client, but the local part has h of every trained number; leave one of the two away",
+    ),
+    "momentum that is kept": (
+        {"algorithm": "fednova", "client": {"optimizer": "sgd", "momentum": 0.9, "optimizer_state": "keep"}},
+        "algorithm.name: fednova's a_i begins each round without momentum, which client.optimizer_state: keep keeps; "
+        "set client.optimizer_state: reset",
+    ),
     "private tensors and control variates": (
         {"algorithm": "scaffold", "sharing": "fedsa_lora"},
-        "sharing: some tensors stay with their client, but the local part sends control of every trained number; "
+        "sharing: some tensors stay with their client, but the local part has control of every trained number; "
         "leave one of the two away",
     ),
     "private tensors and a second model": (

@@ -18,7 +18,7 @@ Second = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # second moment, 
 class AdaptiveOptions(BaseOptions):
     """The server's step."""
 
-    lr: float = Field(0.1, gt=0, allow_inf_nan=False, description="server step")
+    lr: float = Field(0.01, gt=0, allow_inf_nan=False, description="server step; updates of LoRA are small, so 0.1 is too large")
     tau: float = Field(1e-3, gt=0, allow_inf_nan=False, description="adaptivity: added to the root of the second moment")
     v0: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="second moment before the first round; the paper has tau^2 or more"

@@ -31,7 +31,8 @@ def build(options: Options, setting: Setting) -> Algorithm:
             return "frozen"
         return "private" if matches(name, options.private) else "shared"
 
-    return Algorithm(Sharing(role))
+    nothing = f"{setting.section}.name: by_name without patterns shares everything; give private or frozen patterns"
+    return Algorithm(Sharing(role), warnings=() if options.private or options.frozen else (nothing,))
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

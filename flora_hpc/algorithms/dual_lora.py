@@ -17,6 +17,7 @@ def build(options: Options, setting: Setting) -> Algorithm:
     """The server's own B2 stays zero, so only a client's own model shows its private adapter: see evaluate.personal."""
     if not any(".private_" in name for name in setting.names):
         raise UserError(
-            "algorithm.name: dual_lora needs a second adapter to keep, and this method has none; take method.name: dual_lora"
+            f"{setting.section}.name: dual_lora needs a second adapter to keep, and this method has none; "
+            "take method.name: dual_lora"
         )
     return Algorithm(Sharing(lambda name, number: "private" if ".private_" in name else "shared"))

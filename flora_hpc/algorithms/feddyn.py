@@ -40,5 +40,5 @@ def build(options: Options, setting: Setting) -> Algorithm:
         local=Local(gradient, end=end, memory=("h",)),
         combine=mean("uniform"),
         server=Server(torch.zeros_like, apply),
-        together=("local", "server"),
+        together=("local", "combine", "server"),
     )

@@ -5,6 +5,7 @@ from pydantic import Field
 
 from flora_hpc.algorithms import fedprox
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, Now, Setting, Tensors
+from flora_hpc.errors import UserError
 from flora_hpc.plugins import BaseOptions
 
 FORMULA = (
@@ -12,6 +13,9 @@ FORMULA = (
 )
 UP, DOWN = "update / a_i, a_i", "adapter"
 PAPER = "arXiv 2007.07481"
+SCALE = (
+    2.0**20
+)  # of a_i: an exact sum takes products of weight and number below 2^25, and a client may have many examples and steps
 
 
 class Options(BaseOptions):
@@ -26,14 +30,19 @@ def build(options: Options, setting: Setting) -> Algorithm:
     """The paper has a_i for SGD; for other optimizers a_i is the number of steps."""
     client = setting.client
     is_sgd = client.optimizer == "sgd"
+    if client.momentum and client.optimizer_state == "keep":
+        raise UserError(
+            f"{setting.section}.name: fednova's a_i begins each round without momentum, which client.optimizer_state: keep keeps; "
+            "set client.optimizer_state: reset"
+        )
 
     def prepare(update: torch.Tensor, num_steps: torch.Tensor) -> dict[str, torch.Tensor]:
         a = normalizer(num_steps, client.momentum if is_sgd else 0.0, options.mu if is_sgd else 0.0, client.lr)
         a = a.to(update.dtype)
-        return {"update": update / a, "normalizer": a}
+        return {"update": update / a, "normalizer": a / SCALE}
 
     def finish(means: Tensors, now: Now) -> torch.Tensor:
-        return means["update"] * means["normalizer"]
+        return means["update"] * (means["normalizer"] * SCALE)
 
     return Algorithm(
         local=fedprox.pull(options.mu) if options.mu else None,

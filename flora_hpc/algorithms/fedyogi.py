@@ -14,7 +14,6 @@ PAPER = "arXiv 2003.00295"
 class Options(_adaptive.AdaptiveOptions):
     """The server's step and its two memories."""
 
-    lr: float = Field(0.01, gt=0, allow_inf_nan=False, description="server step")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
 

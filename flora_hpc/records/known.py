@@ -131,7 +131,7 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     row["num_clients"], row["num_rejected"] = len(clients), (clients["weight"] == 0).sum()
     row["num_examples"] = clients["num_examples"].sum()
     accepted = clients[clients["weight"] > 0]
-    row["train_loss"] = np.average(accepted["train_loss"], weights=accepted["weight"]) if len(accepted) else np.nan
+    row["train_loss"] = np.average(accepted["train_loss"], weights=accepted["num_examples"]) if len(accepted) else np.nan
     forget_tests(row)
     note_personal(row, clients)
     row["message_norm"] = np.nan

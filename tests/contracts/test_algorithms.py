@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flora_hpc import checkpoint, plugins
-from flora_hpc.algorithms._algorithm import Algorithm, Ended, LocalStep, Now, Server, Setting
+from flora_hpc.algorithms._algorithm import Algorithm, Ended, Local, LocalStep, Now, Server, Setting
 from flora_hpc.checkpoint import Checkpoint
 from flora_hpc.config import ClientConfig
 
@@ -93,9 +93,7 @@ def test_a_run_that_goes_on_gives_the_same_bits(server: Server, tmp_path: Path) 
 
 def test_a_clients_rows_do_not_depend_on_who_is_beside_it(algorithm: Algorithm) -> None:
     """Gradients, rows and memories of two clients equal those of each client alone."""
-    local = algorithm.local
-    if local is None:
-        return
+    local = algorithm.local or Local()
 
     def of(rows: slice) -> list[torch.Tensor]:
         params, memory = ROWS[rows], dict.fromkeys(local.memory, 2 * ROWS[rows])
@@ -106,20 +104,31 @@ def test_a_clients_rows_do_not_depend_on_who_is_beside_it(algorithm: Algorithm) 
             assert tuple(sent) == local.sends
             assert tuple(own) == local.memory
             results += [*sent.values(), *own.values()]
+        if local.loss is not None:
+            scores = torch.stack([ROWS, 2 * ROWS], 1)[rows]
+            labels, counts = torch.tensor([[0, 3], [1, 1]])[rows], torch.tensor([[4.0, 0, 1, 2], [0, 3, 1, 0]])[rows]
+            results.append(local.loss(scores, labels, torch.ones_like(labels, dtype=torch.bool), counts))
+        if algorithm.transform is not None:
+            sent, own, num_bytes = algorithm.transform.apply(params, dict.fromkeys(algorithm.transform.memory, 2 * params))
+            results += [sent, *own.values(), num_bytes]
+        if algorithm.combine is not None and algorithm.combine.prepare is not None:
+            results += algorithm.combine.prepare(params, torch.tensor([[3.0], [7.0]])[rows]).values()
         return results
 
     for both, first, second in zip(of(slice(2)), of(slice(1)), of(slice(1, 2)), strict=True):
         same(both, torch.cat([first, second]))
 
 
-def test_encoded_updates_and_what_is_remembered_add_up(algorithm: Algorithm) -> None:
-    if algorithm.transform is not None:
-        memory = {name: ROWS.flip(0) for name in algorithm.transform.memory}
-        sent, own, num_bytes = algorithm.transform.apply(ROWS, memory)
-        assert tuple(own) == algorithm.transform.memory
-        same(sent + sum(own.values()), ROWS + sum(memory.values()))
-        assert num_bytes.shape == (2,)
-        assert num_bytes.dtype == torch.int64
+@pytest.mark.parametrize("name", [name for name in plugins.members("algorithms") if build(name).transform is not None])
+def test_encoded_updates_and_what_is_remembered_add_up(name: str) -> None:
+    transform = build(name).transform
+    assert transform is not None
+    memory = {key: ROWS.flip(0) for key in transform.memory}
+    sent, own, num_bytes = transform.apply(ROWS, memory)
+    assert tuple(own) == transform.memory
+    same(sent + sum(own.values()), ROWS + sum(memory.values()))
+    assert num_bytes.shape == (2,)
+    assert num_bytes.dtype == torch.int64
 
 
 def test_fedavg_adds_the_mean_update() -> None:
