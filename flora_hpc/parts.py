@@ -2,6 +2,7 @@
 
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, Ended, Local, LocalStep, Now, Server, Sharing, Transform
 from flora_hpc.algorithms._algorithm import Setting as AlgorithmSetting
+from flora_hpc.clip.steady import row_sums
 from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Dataset, DatasetOptions, Images, assemble
 from flora_hpc.errors import UserError
@@ -34,5 +35,6 @@ __all__ = [
     "cosine_scores",
     "describe",
     "fixed",
+    "row_sums",
     "uniform",
 ]

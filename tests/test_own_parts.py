@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from flora_hpc import checkpoint, plugins, userparts
@@ -157,7 +158,7 @@ def on_the_page(name: str) -> str:
     return textwrap.dedent(block[1])
 
 
-@pytest.mark.parametrize("name", ["my_fedavgm", "my_drift", "my_halves"])
+@pytest.mark.parametrize("name", ["my_fedavgm", "my_drift", "my_sign", "my_halves"])
 def test_a_file_of_the_page_runs(name: str, squares: Path, tmp_path: Path, invoke: Invoke) -> None:
     file = tmp_path / f"{name}.py"
     file.write_text(on_the_page(file.name))
@@ -166,6 +167,22 @@ def test_a_file_of_the_page_runs(name: str, squares: Path, tmp_path: Path, invok
     own = ["--plugin", file, "-s", f"{section}.name={name}", "-s", f"data={{name: hdf5, path: {squares}}}"]
     invoke("run", QUICKSTART, *own, "-s", "partition.num_clients=2", "-s", "rounds=2", "--out", tmp_path / "run")
     assert hdf5file.read(tmp_path / "run")[0]["status"] == "finished"
+
+
+def test_the_encoding_of_the_page_goes_together_with_another_algorithm(squares: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """Each client sends one bit a number and a scale, and its error is what it did not send."""
+    file, settings = tmp_path / "my_sign.py", ("algorithm=fedavgm", "transform.name=my_sign", "partition.num_clients=2", "rounds=1")
+    file.write_text(on_the_page(file.name))
+    own = [word for setting in (*settings, f"data={{name: hdf5, path: {squares}}}") for word in ("-s", setting)]
+    said = invoke("run", QUICKSTART, "--plugin", file, *own, "--out", tmp_path / "run")
+    assert re.search(r"algorithm:? +fedavgm, transform of my_sign", said)
+    facts, tables = hdf5file.read(tmp_path / "run")
+    assert set(tables["clients"]["uplink_bytes"].tolist()) == {(facts["num_params"] + 7) // 8 + 4}
+    transform = plugins.member("algorithms", "my_sign").build(None, None).transform
+    sent, memory, num_bytes = transform.apply(torch.tensor([[1.0, -2.0, 3.0]]), {"error": torch.tensor([[0.0, 0.0, 3.0]])})
+    assert sent.tolist() == [[3.0, -3.0, 3.0]]
+    assert memory["error"].tolist() == [[-2.0, 1.0, 3.0]]
+    assert num_bytes.tolist() == [5]
 
 
 def test_the_short_example_of_the_page_is_the_one_of_the_tests() -> None:
@@ -185,6 +202,11 @@ def test_the_tests_of_the_page_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for test in tests:
         test()
     sys.modules.pop("my_drift")
+    (tmp_path / "test_my_drift.py").write_text(on_the_page("test_my_drift.py"))
+    command = [sys.executable, "-W", "error:import flora_hpc before torch", "-c", "import test_my_drift"]
+    environ = {name: value for name, value in _environ().items() if name != "MKL_CBWR"} | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environ)
+    assert done.returncode == 0, done.stderr
 
 
 # --- what is refused

@@ -1,5 +1,6 @@
 """Personal evaluation: clients' own models on their own mixes of classes."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from copy import deepcopy
@@ -266,8 +267,12 @@ def test_a_run_with_private_parts_says_how_many(command: Command, tmp_path: Path
     assert np.isnan(tables["rounds"]["message_norm"]).all()
     shown = invoke("show", tmp_path / "out")
     assert "personal accuracy" in shown
-    assert "global, same clients" in shown
+    assert "server's adapter, same clients" in shown
+    assert "fedsa_lora" in shown.partition("algorithm")[2].splitlines()[0]
     assert "global accuracy" in invoke("show", tmp_path / "out", "--clients")
+    rounds = invoke("show", tmp_path / "out", "--rounds")
+    assert re.findall(r"personal decile (\d)", rounds) == ["1", "5", "9"]
+    assert "personal_decile_2" in invoke("show", tmp_path / "out", "--rounds", "--csv")
 
 
 # --- words
@@ -280,8 +285,8 @@ def test_lines_only_where_there_are_such_numbers() -> None:
     assert "personal" not in views.line(rows[0], 2)
     rows["personal_accuracy_mean"][1], rows["personal_global_mean"][1], rows["personal_decile_1"][1] = 0.75, 0.5, 0.25
     assert accuracy_lines(rows)["personal accuracy"].startswith("mean 0.7500")
-    assert accuracy_lines(rows)["personal accuracy"].endswith("10th percentile 0.2500")
-    assert accuracy_lines(rows)["global, same clients"] == "mean 0.5000"
+    assert accuracy_lines(rows)["personal accuracy"].endswith("first decile 0.2500")
+    assert accuracy_lines(rows)["server's adapter, same clients"] == "mean 0.5000"
     assert "personal 0.7500" in views.line(rows[1], 2)
 
 

@@ -53,12 +53,13 @@ def test_help_speaks_at_once(start: list[str]) -> None:
 
 
 def test_overrides_in_the_pages_pass_the_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those with the user's own part as well, whose file is printed."""
+    """Those with the user's own parts as well, whose files are printed."""
     monkeypatch.setattr(plugins, "_used", {})
-    block = re.search(r"`my_fedavgm.py`:\n\n((?:    .*\n|\n)+)", (ROOT / "docs" / "own-parts.md").read_text())
-    assert block is not None
-    (tmp_path / "my_fedavgm.py").write_text(textwrap.dedent(block[1]))
-    plugins.use(tmp_path / "my_fedavgm.py")
+    for name in ("my_fedavgm.py", "my_sign.py"):
+        block = re.search(rf"`{name}`[^`]*?:\n\n((?:    .*\n|\n)+)", (ROOT / "docs" / "own-parts.md").read_text())
+        assert block is not None
+        (tmp_path / name).write_text(textwrap.dedent(block[1]))
+        plugins.use(tmp_path / name)
     commands = re.findall(r"flora-hpc run configs/quickstart.yaml((?:.*) -s .*)", TEXT)
     assert commands
     for command in commands:

@@ -55,10 +55,13 @@ class Ended(NamedTuple):
 
 
 class LocalStep(NamedTuple):
-    """One step of local training, after the gradient of the loss is known. All tensors but messages have a client axis."""
+    """One step of local training, after the gradient of the loss is known. All tensors but messages have a client axis.
+
+    `start` is each client's own start of the round: the server's adapter, but in private tensors what the client had kept.
+    """
 
     params: torch.Tensor  # (num_clients, num_trained)
-    start: torch.Tensor  # the same at the start of the round; (num_trained,) where all clients start alike
+    start: torch.Tensor  # the same at the start of the round; (num_trained,) in `Local.personal`
     message: Tensors  # from the server, (num_trained,) each
     memory: Tensors  # of the clients, (num_clients, num_trained) each
 
@@ -70,7 +73,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.
 class Local(NamedTuple):
     """What a client does in its local training beyond the gradient of its loss.
 
-    `gradient` changes the gradient of a step, before the optimizer. `loss` replaces the loss of a step: like those of
+    `gradient` changes the gradient of a step, before the optimizer; a pull towards `step.start` is one towards the client's own
+    start, which has its private tensors. `loss` replaces the loss of a step: like those of
     `flora_hpc.losses`, and with counts (num_clients, num_classes) of the client's examples by class as a fourth argument.
     `end(ended) -> rows, memory` makes the rows that clients send besides their update, (num_clients, n) each, and what they
     remember, (num_clients, num_trained) each. Rows are averaged with equal weights. Memories start with zeros.

@@ -21,6 +21,7 @@ HIDDEN_FIRST = (
 )  # fmt: skip
 OPTIONAL = (*views.PERSONAL, "message_norm", "message_bytes", "memory_norm", "global_accuracy", "personal_accuracy")
 SLICE_ROWS = 100_000  # rows that are Python objects at a time
+ONLY_FOR_PROGRAMS = tuple(name for number, name in enumerate(DECILES, 1) if number not in (1, 5, 9))  # too many for people
 NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", *WORST)  # these number a thing, they do not count
 
 
@@ -43,7 +44,7 @@ def plain_rows(rows: Rows) -> Iterator[tuple[Any, ...]]:
 
 
 def show_table(console: Console, rows: Rows) -> None:
-    """Print every row, without the columns of options that the run did not use.
+    """Print every row, without the columns of options that the run did not use, and with three of the nine deciles.
 
     On a terminal that is too narrow, the least important columns are hidden, and a line names them. A file or another program has
     no width: it gets all columns, one line a row.
@@ -51,7 +52,7 @@ def show_table(console: Console, rows: Rows) -> None:
     unused = [] if views.per_client(rows) else [*views.PER_CLIENT]
     unused += [] if len(views.validations(rows)) else ["validation_accuracy"]
     measured = [name for name in OPTIONAL if name in (rows.dtype.names or ()) and (rows[name] >= (name == "message_bytes")).any()]
-    unused += [name for name in OPTIONAL if name not in measured]
+    unused += [*ONLY_FOR_PROGRAMS, *(name for name in OPTIONAL if name not in measured)]
     names = [name for name in rows.dtype.names or () if name not in unused]
     values = columns(rows)
     unbounded = console.options.update(max_width=10_000)

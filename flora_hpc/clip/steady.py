@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from flora_hpc.clip.alike import are_alike, spread
 
 SMALL = 128  # rows or columns below which MKL may cut a product by threads; it did so up to 64, and never from 100 (8 threads)
+BLOCK = 4096  # columns that are summed at once; PyTorch cuts single rows of 32,768 numbers or more by threads
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -67,6 +68,18 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return (left.expand(2, -1, -1) @ right.expand(2, -1, -1))[:1]
     finally:
         torch.set_num_threads(num_threads)
+
+
+def row_sums(x: torch.Tensor) -> torch.Tensor:
+    """Sum each row of x (num_clients, n) -> (num_clients,) float64.
+
+    PyTorch cuts the sum of a single long row by threads. Here each row is cut into blocks of BLOCK columns, whose sums are added
+    in their order. The bits of a client's sum depend neither on the other clients nor on the number of threads.
+    """
+    sums = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for start in range(0, x.shape[1], BLOCK):
+        sums = sums + x[:, start : start + BLOCK].double().contiguous().sum(1)
+    return sums
 
 
 class SteadyProducts(TorchFunctionMode):

@@ -33,6 +33,7 @@ def describe(attributes: Mapping[str, Any], topology: Rows) -> dict[str, str]:
     lines = {
         "model": config["model"]["name"] + (f", {precision}" if precision != "fp32" else ""),
         "method": f"{config['method']['name']}, {update(attributes)}",
+        "algorithm": algorithm(attributes),
         "computed": attributes.get("how", ""),
         "data": f"{dataset(attributes)}, {split}, cohort {cohort}",
         "client": client(config.get("client", {})),
@@ -60,6 +61,12 @@ def dropped(attributes: Mapping[str, Any]) -> str:
 def dataset(attributes: Mapping[str, Any]) -> str:
     """The name of the dataset; files of schema 1 have it only in their configuration."""
     return str(attributes["dataset"] if "dataset" in attributes else yamltext.parse(attributes["config"])["data"]["name"])
+
+
+def algorithm(attributes: Mapping[str, Any]) -> str:
+    """The algorithm, and the parts named instead of its own; empty for plain FedAvg, and for files before schema 7."""
+    name = str(attributes.get("algorithm", ""))
+    return "" if name == "fedavg" else name
 
 
 def update(attributes: Mapping[str, Any]) -> str:

@@ -65,8 +65,8 @@ def accuracy_lines(rounds: Rows) -> dict[str, str]:
         last = own[-1]
         spread = f"mean {last['personal_accuracy_mean']:.4f}, standard deviation {last['personal_accuracy_std']:.4f}"
         worst = f"worst {last['personal_accuracy_min']:.4f} (client {last['personal_worst_client']})"
-        lines["personal accuracy"] = f"{spread}, {worst}, 10th percentile {last['personal_decile_1']:.4f}"
-        lines["global, same clients"] = f"mean {last['personal_global_mean']:.4f}"
+        lines["personal accuracy"] = f"{spread}, {worst}, first decile {last['personal_decile_1']:.4f}"
+        lines["server's adapter, same clients"] = f"mean {last['personal_global_mean']:.4f}"
     return lines
 
 

@@ -114,7 +114,9 @@ def personal(run: Run) -> Figure:
         raise NothingError("No client's own model was tested: evaluate.personal asks for it.")
     number = rows["round"]
     dots: dict[str, Any] = {"marker": "o", "markersize": 3.2} if len(rows) <= FEW else {}
-    axes.fill_between(number, rows[DECILES[0]], rows[DECILES[-1]], color=GREEN, alpha=0.18, linewidth=0, label="1st to 9th decile")
+    axes.fill_between(
+        number, rows[DECILES[0]], rows[DECILES[-1]], color=GREEN, alpha=0.18, linewidth=0, label="first to ninth decile"
+    )
     axes.plot(number, rows["personal_accuracy_mean"], color=GREEN, label="own models, mean", **dots)
     axes.plot(number, rows["personal_accuracy_min"], color=GREEN, linestyle=(0, (1.2, 1.4)), label="own models, worst client")
     axes.plot(number, rows["personal_global_mean"], color=BLUE, label="server's adapter, mean", **dots)

@@ -22,6 +22,7 @@ RESULTS = (
 )  # fmt: skip
 ROUNDS = ("round", "clients", "loss", "accuracy", "sent up", "sent down", "by ranks", "training", "waiting", "round took")
 VALIDATION = "validation"  # a column behind accuracy, of runs with validation images
+PERSONAL = "personal accuracy\n(mean)"  # a column behind accuracy, of runs with tests of clients' own models
 MOST_ROWS = 60  # of a table of rounds
 
 
@@ -109,19 +110,20 @@ def _several(runs: Sequence[Run]) -> dict[str, Any]:
     """The values of the template for a comparison of runs."""
     differences = columns.differences(runs)
     validates = any(len(views.validations(columns.rounds(run))) for run in runs)
+    has_personal = any(len(views.personal(columns.rounds(run))) for run in runs)
     lines = [
         Line(
             name=name,
             note="" if run.status == "finished" else run.status,
             colour=svg.variable(LINES[number % len(LINES)]),
             dashes=_dashes(number),
-            result=_result(run, validates),
+            result=_result(run, validates, has_personal),
             settings=[texts[number] for texts in differences.values()],
         )
         for number, (run, name) in enumerate(zip(runs, columns.names(runs), strict=True))
     ]
-    validation = [VALIDATION] if validates else []
-    return {"results": (*RESULTS[:4], *validation, *RESULTS[4:]), "lines": lines, "differences": list(differences)}
+    more = [*([VALIDATION] if validates else []), *([PERSONAL] if has_personal else [])]
+    return {"results": (*RESULTS[:4], *more, *RESULTS[4:]), "lines": lines, "differences": list(differences)}
 
 
 def _dashes(number: int) -> str:
@@ -130,9 +132,9 @@ def _dashes(number: int) -> str:
     return "" if dashes == "solid" else " ".join(f"{2 * length:g}" for length in dashes[1])
 
 
-def _result(run: Run, validates: bool) -> list[str]:
+def _result(run: Run, validates: bool, has_personal: bool) -> list[str]:
     rows = columns.rounds(run)
-    tests, validations = views.accuracies(rows), views.validations(rows)
+    tests, validations, own = views.accuracies(rows), views.validations(rows), views.personal(rows)
     if len(tests):
         best = views.best(tests)
         before = columns.percent(tests[0]["test_accuracy"]) if tests[0]["round"] == 0 else "-"
@@ -142,5 +144,7 @@ def _result(run: Run, validates: bool) -> list[str]:
         accuracies = ["-"] * 4
     if validates:
         accuracies.append(columns.percent(validations[-1]["validation_accuracy"]) if len(validations) else "-")
+    if has_personal:
+        accuracies.append(columns.percent(own[-1]["personal_accuracy_mean"]) if len(own) else "-")
     duration = views.seconds(float(rows["round_seconds"].sum()))
     return [*accuracies, f"{len(columns.trained(run)):,}", *views.sent(rows), duration, columns.waiting(run)]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flora_hpc.clip.attention import unfuse
-from flora_hpc.clip.steady import Patches, SteadyNorm, product, steady
+from flora_hpc.clip.steady import Patches, SteadyNorm, product, row_sums, steady
 from tests.conftest import small_model
 
 GRADIENTS = """
@@ -71,6 +71,26 @@ def test_a_clients_product_and_its_gradients_are_the_same_bits_beside_any_others
     finally:
         torch.set_num_threads(before)
     assert wrong or not is_amd(), "MKL has learned it: the detour may go"
+
+
+@pytest.mark.parametrize("num_columns", [40_000, 1_000_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_sum_of_a_clients_row_is_the_same_bits_beside_any_others(num_columns: int, dtype: torch.dtype) -> None:
+    rows, before = torch.randn(7, num_columns, dtype=dtype, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
+    expected = row_sums(rows[3:4])
+    torch.testing.assert_close(expected, rows[3:4].double().sum(1))
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            for batch, number in ((rows[3:4], 0), (rows[2:4], 1), (rows, 3), (rows.t().contiguous().t(), 3)):
+                assert row_sums(batch)[number : number + 1].equal(expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sums_of_short_rows() -> None:
+    assert row_sums(torch.tensor([[1.0, 2.0], [3.0, -4.0]])).tolist() == [3, -1]
+    assert row_sums(torch.ones(2, 0)).tolist() == [0, 0]
 
 
 def is_amd() -> bool:

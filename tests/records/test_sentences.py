@@ -1,4 +1,17 @@
-from flora_hpc.records.sentences import dataset, flat
+import pytest
+
+from flora_hpc.records.sentences import dataset, describe_start, flat
+from tests.contracts.known_helpers import run_info
+
+
+@pytest.mark.parametrize("algorithm", ["scaffold, server of fedavgm", "fedavg", ""])
+def test_the_algorithm_is_told_behind_the_method_unless_it_is_plain_fedavg(algorithm: str) -> None:
+    lines = describe_start(run_info(algorithm=algorithm))
+    if "scaffold" in algorithm:
+        assert list(lines)[list(lines).index("method") + 1] == "algorithm"
+        assert lines["algorithm"] == algorithm
+    else:
+        assert "algorithm" not in lines
 
 
 def test_flat() -> None:

@@ -220,7 +220,7 @@ def test_what_a_template_would_take_for_its_own_is_text(make: Callable[..., Run]
     assert "{% raw %}" in text
 
 
-def test_own_models_of_clients_where_they_were_tested(tmp_path: Path) -> None:
+def test_own_models_of_clients_where_they_were_tested(make: Callable[..., Run], tmp_path: Path) -> None:
     """A figure and a headline more, in runs with evaluate.personal only."""
     writer = Writer(tmp_path / "run.h5", run_info())
     for number in range(3):
@@ -239,6 +239,11 @@ def test_own_models_of_clients_where_they_were_tested(tmp_path: Path) -> None:
     remarks = {what: (value, remark) for what, value, remark in columns.headlines(run)}
     assert remarks["personal accuracy"][0] == "75.00\u00a0%"
     assert remarks["personal accuracy"][1].startswith("worst 75.00\u00a0% (client 2)")
+    compared = page._several([run, make("other")])
+    number = compared["results"].index("personal accuracy\n(mean)")
+    assert [line.result[number] for line in compared["lines"]] == ["75.00\u00a0%", "-"]
+    assert all(len(line.result) == len(compared["results"]) for line in compared["lines"])
+    assert "personal accuracy\n(mean)" not in page._several([make("third"), make("fourth")])["results"]
 
 
 def test_no_figure_of_own_models_without_such_tests(make: Callable[..., Run]) -> None:
