@@ -58,15 +58,15 @@ def remembered(setup: Setup, groups: Sequence[Sequence[Ints]], room_bytes: int) 
     row, num_ranks = sum(row_bytes.values()), len(groups)
     most_clients = min(setup.holdings.num_clients, setup.rounds * setup.num_participants)
     home_bytes = -(-most_clients // num_ranks) * row
-    given = sum(int((group % num_ranks != rank).sum()) for rank, of_rank in enumerate(groups) for group in of_rank)
-    borrowed = (num_ranks - 1) * setup.num_participants if setup.cohort.assignment == "dynamic" else given
+    num_moved = sum(int((group % num_ranks != rank).sum()) for rank, of_rank in enumerate(groups) for group in of_rank)
+    borrowed = (num_ranks - 1) * setup.num_participants if setup.cohort.assignment == "dynamic" else num_moved
     return Remembered(
         row_bytes=row_bytes,
         most_clients=most_clients,
         total_bytes=most_clients * row,
         memory_bytes=min(home_bytes, room_bytes) + COPIES * row * clients_of_rank(setup, num_ranks),
         spilled_bytes=max(0, home_bytes - room_bytes),
-        exchanged_bytes=borrowed * (2 * ID_BYTES + row) + given * (ID_BYTES + row),
+        exchanged_bytes=borrowed * (2 * ID_BYTES + row) + num_moved * (ID_BYTES + row),
     )
 
 

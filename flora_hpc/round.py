@@ -142,8 +142,10 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> Trai
         num_local = sum(map(len, local_groups)) if isinstance(local_groups, Sequence) else 0
     borrowed = None
     if state.memories is not None:
-        wanted = local_groups if isinstance(local_groups, Sequence) else [participants(setup, number)[0]]  # dynamic: any of all
-        borrowed = state.memories.borrow(np.concatenate([np.zeros(0, np.int64), *wanted]))
+        needed_clients = (
+            local_groups if isinstance(local_groups, Sequence) else [participants(setup, number)[0]]
+        )  # dynamic: any of all
+        borrowed = state.memories.borrow(np.concatenate([np.zeros(0, np.int64), *needed_clients]))
     common = prepare(setup, site, state, number, borrowed)
     done = 0
     site.trained(done, num_local, setup.num_participants)

@@ -69,8 +69,8 @@ def named(what: str, rows: Any, names: Iterable[str], shape: torch.Size | None =
     """The same rows. Raises UserError unless they are tensors of these names, and of this shape where one is due."""
     expected = ", ".join(names) or "nothing"
     if not isinstance(rows, dict) or sorted(rows) != sorted(names):
-        found = ", ".join(rows) or "nothing" if isinstance(rows, dict) else type(rows).__name__
-        raise UserError(f"algorithm.name: {what} must have the names {expected}, and has {found}; mend the algorithm")
+        actual = ", ".join(rows) or "nothing" if isinstance(rows, dict) else type(rows).__name__
+        raise UserError(f"algorithm.name: {what} must have the names {expected}, and has {actual}; mend the algorithm")
     for name, tensor in rows.items():
         shaped(f"{name} of {what}", tensor, shape)
     return rows
