@@ -42,6 +42,21 @@ def problems(read: Load) -> Problems:
 # What is right
 
 
+def test_the_old_name_of_algorithm_is_read_with_a_note(read: Load) -> None:
+    """Also in the config.yaml of runs of earlier versions."""
+    config, notes = read("aggregator: {name: fedavg}")
+    assert config == read("algorithm: fedavg")[0]
+    assert notes == ["aggregator: is called algorithm now, and was read as such"]
+
+
+def test_a_part_by_hand_and_its_shorthand(read: Load) -> None:
+    config, _ = read("algorithm: fedprox\nserver: {name: fedadam, lr: 0.03}", "algorithm.mu=0.5", "transform=top_k")
+    assert config.algorithm.model_dump() == {"name": "fedprox", "mu": 0.5}
+    assert (config.server and config.server.name, config.transform and config.transform.name) == ("fedadam", "top_k")
+    assert read(config.to_yaml())[0] == config
+    assert read(config.to_yaml(), "server=null")[0].server is None
+
+
 def test_what_is_left_out_has_defaults(read: Load) -> None:
     config, notes = read("rounds: 3")
     assert (config.seed, config.rounds, config.client.batch_size, config.method.name) == (0, 3, 128, "flora")
