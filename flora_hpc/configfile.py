@@ -48,14 +48,15 @@ def load_values(source: Path | Mapping[str, Any], given: Mapping[str, Any]) -> t
 
 def _checked(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: str) -> tuple[Config, list[str]]:
     """The configuration from `tree` with `layer` on top. `origin` has the file of each key; other keys come from `file`."""
-    notes = _apply(tree, layer)
+    notes = []
     if "aggregator" in tree and "algorithm" not in tree:  # configurations and runs of earlier versions
         tree["algorithm"] = tree.pop("aggregator")
         notes.append("aggregator: is called algorithm now, and was read as such")
+    notes += _apply(tree, layer)
     valid_keys = _valid_keys(tree)
     problems: list[tuple[str, str]] = []
     if tree.pop("aggregator", None) is not None:
-        problems.append(("aggregator", "aggregator: is called algorithm now, and both are given; take one of them out"))
+        problems.append(("aggregator", "aggregator: is called algorithm now; give that alone"))
     for section, family in FAMILY_OF.items():
         if section not in PARTS or tree.get(section) is not None:
             tree[section] = _member_options(section, family, tree.get(section, {}), valid_keys, problems)

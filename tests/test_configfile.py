@@ -47,6 +47,7 @@ def test_the_old_name_of_algorithm_is_read_with_a_note(read: Load) -> None:
     config, notes = read("aggregator: {name: fedavg}")
     assert config == read("algorithm: fedavg")[0]
     assert notes == ["aggregator: is called algorithm now, and was read as such"]
+    assert read("aggregator: {name: fedavg}", "algorithm=fedprox")[0].algorithm.name == "fedprox"
 
 
 def test_a_part_by_hand_and_its_shorthand(read: Load) -> None:
@@ -135,7 +136,7 @@ MISTAKES = {
     ),
     "the old name beside the new one": (
         "aggregator: {name: fedavg}\nalgorithm: fedavg",
-        "aggregator: is called algorithm now, and both are given; take one of them out",
+        "aggregator: is called algorithm now; give that alone",
     ),
     "a part without a name": (
         "local: {mu: 0.1}",
