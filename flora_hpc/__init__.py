@@ -13,20 +13,27 @@ if TYPE_CHECKING:
     from flora_hpc.errors import StoppedError, UserError
     from flora_hpc.forecast import Plan
     from flora_hpc.records.opened import Run, open_run
+    from flora_hpc.records.study import Point, Study, open_study
     from flora_hpc.shared import Shared
 
 __version__ = "0.1.0"
 SPIN_COUNT = "10000"  # instead of libgomp's 300,000: as fast on cores of their own, and faster where several processes want them
-__all__ = ["Config", "Plan", "Run", "Shared", "StoppedError", "UserError", "__version__", "load_config", "open_run", "plan", "run"]
+__all__ = [
+    "Config", "Plan", "Point", "Run", "Shared", "StoppedError", "Study", "UserError", "__version__",
+    "load_config", "open_run", "open_study", "plan", "run",
+]  # fmt: skip
 HOMES = {  # of the public names: each is imported when it is first asked for, since PyTorch takes seconds
     "Config": "config",
     "Plan": "forecast",
+    "Point": "records.study",
     "Run": "records.opened",
     "Shared": "shared",
     "StoppedError": "errors",
+    "Study": "records.study",
     "UserError": "errors",
     "load_config": "api",
     "open_run": "records.opened",
+    "open_study": "records.study",
     "plan": "api",
     "run": "api",
 }

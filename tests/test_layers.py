@@ -10,7 +10,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["__main__"],
     ["cli"],
     ["bench", "report"],
-    ["api"],
+    ["api", "studies"],
     ["loop", "jobs"],
     ["resume", "forecast"],
     ["experiment"],

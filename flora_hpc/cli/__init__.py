@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from flora_hpc import __version__, screen
-from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm, watch
+from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm, study, watch
 from flora_hpc.cli._job import prints_error
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import AgreedError
@@ -49,6 +49,7 @@ app.command()(report.report)
 app.command()(slurm.slurm)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
+app.add_typer(study.app, name="study")
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 

@@ -1,0 +1,25 @@
+"""`flora-hpc study`: play a grid of runs, and read what came out."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+DEFAULT = "run"  # the command of `flora-hpc study CONFIG`
+
+
+class WithDefault(TyperGroup):
+    """A group that takes other arguments than its commands as those of its command `run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=WithDefault, no_args_is_help=True)
+
+
+@app.callback()
+def study() -> None:
+    """Play a grid of runs in one allocation, and read what came out."""

@@ -1,0 +1,1 @@
+"""Studies: a grid of runs, played in one allocation, and what their repetitions say."""
