@@ -5,6 +5,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from flora_hpc.cli import _study_run
+
 DEFAULT = "run"  # the command of `flora-hpc study CONFIG`
 
 
@@ -18,6 +20,7 @@ class WithDefault(TyperGroup):
 
 
 app = typer.Typer(cls=WithDefault, no_args_is_help=True)
+app.command("run")(_study_run.run)
 
 
 @app.callback()
