@@ -179,7 +179,8 @@ def newest(folder: Path, point: Point) -> Point:
         if not isinstance(values, dict):
             raise TypeError(f"holds a {type(values).__name__}, not an object")
         row: dict[str, Any] = {name: str(values[name]) for name in ("status", "message") if name in values}
-        return replace(point, **row, **{name: _number(name, values[name]) for name in NUMBERS if name in values})
+        row |= {name: _number(name, values[name]) for name in NUMBERS if name in values}
+        return replace(point, **row)
     except FileNotFoundError:
         is_begun = (place / "run.h5").exists()
         return replace(Point(point.name, point.keys), status="running" if is_begun else "waiting")
