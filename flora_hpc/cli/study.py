@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from flora_hpc.cli import _study_show
+from flora_hpc.cli import _study_best, _study_show
 
 DEFAULT = "run"  # the command of `flora-hpc study CONFIG`
 
@@ -28,3 +28,4 @@ def study() -> None:
 
 
 app.command("show")(_study_show.show)
+app.command("best")(_study_best.best)

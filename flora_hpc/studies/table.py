@@ -56,7 +56,9 @@ def metric_of(name: str, choices: Sequence[str] = tuple(NUMBERS)) -> str:
         if column in choices:
             return column
     near = did_you_mean(name, choices)
-    raise UserError(f"--metric {name}: there is no such column of results{near} ({', '.join(choices)})")
+    is_other = any(column in NUMBERS for column in (name, f"final_{name}"))
+    why = "is no accuracy" if is_other else "there is no such column of results"
+    raise UserError(f"--metric {name}: {why}{near} ({', '.join(choices)})")
 
 
 def of_settings(groups: Sequence[Setting], metric: str = DEFAULT, with_varying: bool = False) -> list[Column]:
