@@ -55,7 +55,7 @@ def metric_of(name: str, choices: Sequence[str] = tuple(NUMBERS)) -> str:
     for column in (name, f"final_{name}"):
         if column in choices:
             return column
-    near = did_you_mean(name, choices)
+    near = did_you_mean(name, [short for column in choices for short in (column.removeprefix("final_"), column)])
     is_other = any(column in NUMBERS for column in (name, f"final_{name}"))
     why = "is no accuracy" if is_other else "there is no such column of results"
     raise UserError(f"--metric {name}: {why}{near} ({', '.join(choices)})")
