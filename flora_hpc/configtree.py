@@ -95,11 +95,9 @@ def split_override(text: str) -> tuple[str, Any]:
     if not value:
         raise UserError(f"-s {key}=: has no value; write {key}=null for none")
     try:
-        return key, yamltext.parse(value) if value[0] in "[{'\"" else yamltext.scalar(value)
+        return key, yamltext.value(value)
     except yamltext.YamlError as error:
-        if value[0] not in "[{'\"":
-            raise UserError(f"-s {key}: {error}") from None
-        return key, value  # such as the caption "{}, a type of pet"
+        raise UserError(f"-s {key}: {error}") from None
 
 
 def apply(tree: dict[str, Any], layer: Layer) -> list[str]:

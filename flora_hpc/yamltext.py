@@ -9,7 +9,9 @@ PyYAML stays the parser, with other rules for plain scalars. ruamel.yaml would b
 a date as a date, and the key `00000` as 0.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ CURES = {  # part of PyYAML's message -> the cure
     "mapping values are not allowed here": " (a key needs a colon and a blank after it; put a text with ': ' in quotes)",
     "but found another document": " (give one document, without a second ---)",
 }
+QUOTED = ("[", "{", "'", '"')  # first characters of values that are not one plain scalar
+WORD = re.compile(r"[A-Za-z_][\w./+-]*", re.ASCII)  # a text that needs no quotes anywhere
+TEXT = "tag:yaml.org,2002:str"
 MAX_DIGITS = 400  # the longest decimal number of a float64 has 309 digits before its point
 CORE = {  # tag: pattern of its plain scalars, and their first characters
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -58,6 +63,51 @@ def parse_texts(text: str) -> Any:
 def scalar(text: str) -> Any:
     """The value of `text` as one plain scalar: '010' gives 10, 'a: b # c' gives 'a: b # c'. Raises YamlError."""
     return _load_node(ScalarNode(_tag(text), text))
+
+
+def value(text: str) -> Any:
+    """The value of `text` as `-s key=text` reads it: a list, a mapping or a text in quotes as in YAML, else one plain scalar.
+
+    Raises YamlError.
+    """
+    try:
+        return parse(text) if text[:1] in QUOTED else scalar(text)
+    except YamlError:
+        if text[:1] not in QUOTED:
+            raise
+        return text  # such as the caption "{}, a type of pet"
+
+
+def inline(tree: Any) -> str:
+    """A value on one line, from which `value` reads it again: [a, 1], null, 'flora', "1"."""
+    if isinstance(tree, Mapping):
+        return "{" + ", ".join(f"{_plain(str(key))}: {_inner(part)}" for key, part in tree.items()) + "}"
+    if isinstance(tree, list | tuple):
+        return "[" + ", ".join(_inner(part) for part in tree) + "]"
+    if isinstance(tree, str):
+        is_plain = tree.isprintable() and tree == tree.strip() != "" and tree[0] not in QUOTED and _tag(tree) == TEXT
+        return tree if is_plain else _quoted(tree)
+    return {None: "null", True: "true", False: "false"}[tree] if tree is None or isinstance(tree, bool) else _number(tree)
+
+
+def _inner(part: Any) -> str:
+    """A value within brackets, where a text has to be in quotes unless it is a word."""
+    return _plain(part) if isinstance(part, str) else inline(part)
+
+
+def _plain(text: str) -> str:
+    return text if WORD.fullmatch(text) and _tag(text) == TEXT else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    """A text in double quotes; JSON's pairs of surrogates are no YAML."""
+    letters = json.dumps(text, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in letters)
+
+
+def _number(number: float) -> str:
+    text = repr(number)
+    return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(text, text)
 
 
 def dump(tree: Any) -> str:
@@ -183,7 +233,7 @@ def _key(node: Node) -> str:
 
 
 def _tag(text: str) -> str:
-    return next((tag for tag, (pattern, _) in PATTERNS.items() if pattern.match(text)), "tag:yaml.org,2002:str")
+    return next((tag for tag, (pattern, _) in PATTERNS.items() if pattern.match(text)), TEXT)
 
 
 def _measure(node: Node, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:

@@ -160,6 +160,34 @@ def test_what_is_written_is_read_as_it_was(tree: object) -> None:
     assert yamltext.parse(text) == tree
 
 
+@settings(max_examples=200)
+@given(TREES)
+def test_what_is_written_on_one_line_is_read_as_it_was(tree: object) -> None:
+    text = yamltext.inline(tree)
+    assert text.isprintable()
+    assert text.strip() == text != ""
+    assert yamltext.value(text) == tree
+    assert type(yamltext.value(text)) is type(tree)
+
+
+@pytest.mark.parametrize(
+    ("tree", "text"),
+    [
+        (["image.out_proj", "text.q"], "[image.out_proj, text.q]"),
+        (["a, b", None, True, 1e-5], '["a, b", null, true, 1e-05]'),
+        ("a photo of a {}, a type of pet", "a photo of a {}, a type of pet"),
+        ("{}, a pet", '"{}, a pet"'),
+        ("10", '"10"'),
+        ("null", '"null"'),
+        ("", '""'),
+        (float("inf"), ".inf"),
+        ({"name": "flora", "rank": 4}, "{name: flora, rank: 4}"),
+    ],
+)
+def test_one_line_reads_like_an_override(tree: object, text: str) -> None:
+    assert yamltext.inline(tree) == text
+
+
 @pytest.mark.parametrize(
     "word", [*SCALARS, "null", "0123", "off", "1e5", "0o8", "<<", "a: b", "- a", "# x", " x ", "x\ny", "é", "\u2028", "😀"]
 )

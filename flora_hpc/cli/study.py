@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from flora_hpc.cli import _study_run
+from flora_hpc.cli import _study_best, _study_run, _study_show
 
 DEFAULT = "run"  # the command of `flora-hpc study CONFIG`
 
@@ -26,3 +26,7 @@ app.command("run")(_study_run.run)
 @app.callback()
 def study() -> None:
     """Play a grid of runs in one allocation, and read what came out."""
+
+
+app.command("show")(_study_show.show)
+app.command("best")(_study_best.best)

@@ -74,15 +74,17 @@ def update(attributes: Mapping[str, Any]) -> str:
     return f"{attributes['num_params']:,} trained numbers, {decimal(attributes['payload_bytes'])} per update"
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'client': {'lr': 0.1}} -> {'client.lr': 0.1}; lists become texts."""
-    leaves: dict[str, Any] = {}
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'client': {'lr': 0.1}} -> {'client.lr': 0.1}."""
+    values: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else value
-    return leaves
+        values |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, where lists are texts."""
+    return {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in leaves(tree).items()}
 
 
 def client(options: Mapping[str, Any]) -> str:

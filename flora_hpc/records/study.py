@@ -9,6 +9,7 @@ A point without point.json is waiting, or its run.h5 shows how far it is. So any
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -176,7 +177,11 @@ def newest(folder: Path, point: Point) -> Point:
     place = folder / FOLDER / point.name
     try:
         values = json.loads((place / ROW).read_bytes())
-        return replace(point, **{name: values[name] for name in (*NUMBERS, "status", "message") if name in values})
+        if not isinstance(values, dict):
+            raise TypeError(f"holds a {type(values).__name__}, not an object")
+        row: dict[str, Any] = {name: str(values[name]) for name in ("status", "message") if name in values}
+        row |= {name: _number(name, values[name]) for name in NUMBERS if name in values}
+        return replace(point, **row)
     except FileNotFoundError:
         return replace(Point(point.name, point.keys), status=_status_without_row(place))
     except (OSError, ValueError, TypeError) as error:
@@ -196,14 +201,30 @@ def _status_without_row(place: Path) -> str:
     return "stopped" if lives is False else "running"
 
 
+def _number(name: str, value: Any) -> float:
+    """A number of point.json; null is NaN. Raises TypeError or ValueError for anything else."""
+    if value is None and NUMBERS[name] == "f8":
+        return NAN
+    return int(value) if NUMBERS[name] == "i8" else float(value)
+
+
 def write_row(folder: Path, point: Point) -> None:
-    """Write point.json, whole or not at all. Raises OSError."""
+    """Write point.json, whole or not at all: NaN and infinity, which JSON lacks, as null. Raises OSError."""
     place = folder / FOLDER / point.name
     place.mkdir(parents=True, exist_ok=True)
     part = place / f".{ROW}.{os.getpid()}.part"
     values = asdict(point) | {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
-    part.write_text(json.dumps(values))
+    part.write_text(json.dumps(for_json(values), allow_nan=False))
     disk.commit(part, place / ROW)
+
+
+def for_json(value: Any) -> Any:
+    """A value of dictionaries, lists and scalars with null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: for_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def result(point: Point, run: Run) -> Point:
