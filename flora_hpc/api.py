@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from flora_hpc import configfile, forecast, loop, plugins, rundir
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import Communicator, choose, connect, send_to_all, together
 from flora_hpc.comm.launch import Launch
+from flora_hpc.comm.stop import Stop
 from flora_hpc.config import CommConfig, Config
 from flora_hpc.errors import StoppedError, UserError, at_home
 from flora_hpc.job import aborter, guarded
@@ -137,6 +138,7 @@ def run(
     with plugins.scope(), Claim(folder, _warn) as claim, _ranks(me, load, load_comm) as (comm, resolved), _threads_restored():
         together(comm, lambda: _tracker.check(list(trackers)) if comm.rank == 0 else None)
         contents, folder = rundir.enter(comm, folder, resolved, claim, resume)
+        stop = Stop(ends_process=False)
         options = loop.RunOptions(
             folder,
             partial(_observers, claim, on_round, trackers),
@@ -144,12 +146,12 @@ def run(
             resume=contents.unfinished,
             abort_job=aborter(comm),
             check_ownership=claim.check,
-            handles_signals=signals,
-            ends_process=False,
+            stop=stop,
             shared=shared,
         )
         if not contents.finished:
-            loop.run(resolved, comm, me, options)
+            with stop.listening() if signals else nullcontext():
+                loop.run(resolved, comm, me, options)
         return _opened(comm, folder)
 
 

@@ -2,31 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from flora_hpc import filekinds, plugins, yamltext
+from flora_hpc import plugins
 from flora_hpc.config import PARTS, CommConfig, Config
 from flora_hpc.configerrors import SENTENCES, explain, shown
-from flora_hpc.errors import UserError, did_you_mean, reason
+from flora_hpc.configtree import DEFAULT_MEMBER, FAMILY_OF, Layer, apply, copied, dotted, named, read_all, split_override
+from flora_hpc.errors import UserError
 from flora_hpc.plugins import BaseOptions
 from flora_hpc.userparts import Part
-
-FAMILY_OF = {"method": "methods", "data": "datasets", "partition": "partitioners", "algorithm": "algorithms"} | dict.fromkeys(
-    PARTS, "algorithms"
-)
-DEFAULT_MEMBER = {"method": "flora", "data": "digits", "partition": "iid", "algorithm": "fedavg"} | dict.fromkeys(PARTS, "fedavg")
-BY_NAME = ("algorithm", *PARTS)  # sections that may be a name alone: `algorithm: fedprox`
-MAX_BYTES = 2**20  # a larger file is no configuration
-INSTEAD_OF = {"cohort.size": "cohort.fraction", "cohort.fraction": "cohort.size"}
-
-
-class Layer(NamedTuple):
-    """Values that replace those of a file, and their source's name in messages."""
-
-    values: Mapping[str, Any]  # by dotted key
-    name: str = "-s"
 
 
 def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[str]]:
@@ -36,23 +22,25 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, list[s
 
     Returns the configuration and notes on keys that the overrides remove. Raises UserError with one line per mistake.
     """
-    tree, origin = _read_all(path)
-    return _checked(tree, origin, Layer(dict(_split_override(text) for text in overrides or [])), path.name)
+    tree, origin = read_all(path)
+    return check(tree, origin, Layer(dict(split_override(text) for text in overrides or [])), path.name)
 
 
 def load_values(source: Path | Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     """Like `load`, from a file or a nested mapping; `given` has Python values by dotted key."""
-    tree, origin = _read_all(source) if isinstance(source, Path) else (_named(_copied(source)), {})
-    return _checked(tree, origin, Layer(given, "override"), source.name if isinstance(source, Path) else "config")
+    tree, origin = read_all(source) if isinstance(source, Path) else (named(copied(source)), {})
+    return check(tree, origin, Layer(given, "override"), source.name if isinstance(source, Path) else "config")
 
 
-def _checked(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: str) -> tuple[Config, list[str]]:
+def check(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: str) -> tuple[Config, list[str]]:
     """The configuration from `tree` with `layer` on top. `origin` has the file of each key; other keys come from `file`."""
     notes = []
     if "aggregator" in tree and "algorithm" not in tree:  # configurations and runs of earlier versions
         tree["algorithm"] = tree.pop("aggregator")
         notes.append("aggregator: is called algorithm now, and was read as such")
-    notes += _apply(tree, layer)
+    if tree.pop("study", None) is not None:
+        notes.append("study: is a grid for `flora-hpc study`; here the configuration is read without it")
+    notes += apply(tree, layer)
     valid_keys = _valid_keys(tree)
     problems: list[tuple[str, str]] = []
     if tree.pop("aggregator", None) is not None:
@@ -71,21 +59,14 @@ def _checked(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: s
     return config, notes
 
 
-def _copied(tree: Any) -> Any:
-    """A deep copy of a nested mapping, since `_apply` changes it."""
-    if isinstance(tree, Mapping):
-        return {key: _copied(value) for key, value in tree.items()}
-    return [_copied(value) for value in tree] if isinstance(tree, list | tuple) else tree
-
-
 def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:
     """The section `comm` alone, also of a configuration with mistakes; the defaults where it cannot be read."""
-    return _comm(lambda: _read_all(path)[0], lambda: dict(_split_override(text) for text in overrides or []))
+    return _comm(lambda: read_all(path)[0], lambda: dict(split_override(text) for text in overrides or []))
 
 
 def load_comm_values(source: Path | Mapping[str, Any], values: Mapping[str, Any]) -> CommConfig:
     """The same from a file or a nested mapping, with overrides as Python values by dotted key."""
-    return _comm(lambda: _read_all(source)[0] if isinstance(source, Path) else _named(_copied(source)), lambda: values)
+    return _comm(lambda: read_all(source)[0] if isinstance(source, Path) else named(copied(source)), lambda: values)
 
 
 def _comm(read: Callable[[], dict[str, Any]], overrides: Callable[[], Mapping[str, Any]]) -> CommConfig:
@@ -94,7 +75,7 @@ def _comm(read: Callable[[], dict[str, Any]], overrides: Callable[[], Mapping[st
     except UserError:
         tree = {}
     try:
-        _apply(tree, Layer(overrides()))
+        apply(tree, Layer(overrides()))
         return CommConfig.model_validate(tree.get("comm", {}))
     except (UserError, ValidationError):
         return CommConfig()
@@ -110,11 +91,11 @@ def comm_with(backend: str) -> CommConfig:
 
 def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
     """The section `data` alone, from a YAML file or from a dataset's name. Raises UserError like `load`."""
-    tree: dict[str, Any] = _read_all(Path(what))[0] if what.endswith((".yaml", ".yml")) else {"data": {"name": what}}
-    given = dict(_split_override(text) for text in overrides or [])
+    tree: dict[str, Any] = read_all(Path(what))[0] if what.endswith((".yaml", ".yml")) else {"data": {"name": what}}
+    given = dict(split_override(text) for text in overrides or [])
     if foreign := [key for key in given if key.partition(".")[0] != "data"]:
         raise UserError(f"-s {foreign[0]}: has nothing to do with the data; give keys such as data.root")
-    _apply(tree, Layer(given))
+    apply(tree, Layer(given))
     problems: list[tuple[str, str]] = []
     valid_keys = [key for key in _valid_keys(tree) if key.startswith("data.")]
     options = _member_options("data", "datasets", tree.get("data", {}), valid_keys, problems)
@@ -132,7 +113,7 @@ def own_parts(config: Config) -> list[Part]:
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """The dotted keys with different values, and both values."""
-    left, right = (_dotted(config.model_dump(mode="json")) for config in (one, other))
+    left, right = (dotted(config.model_dump(mode="json")) for config in (one, other))
     keys = [key for key in left | right if not isinstance(left.get(key), dict) and not isinstance(right.get(key), dict)]
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
@@ -147,116 +128,6 @@ def _source(key: str, layer: Layer, origin: dict[str, str]) -> str | None:
     if sets_key or (sets_below and key not in origin):
         return layer.name
     return f"{origin[key]}:" if key in origin else None
-
-
-def _read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
-    """The content of a file on top of its `base` file, and the name of the file of each dotted key.
-
-    The path of `base` is relative to the file. `above` has the files that are built on this file.
-    """
-    tree = _read(path)
-    base = tree.pop("base", None)
-    values = _dotted(tree)
-    origin = dict.fromkeys(values, path.name)
-    if base is None:
-        return tree, origin
-    if not isinstance(base, str):
-        raise UserError(f"{path.name}: base: must be the path of one YAML file, not {shown(base)}")
-    chain = (*above, path.resolve())
-    if (path.parent / base).resolve() in chain:
-        raise UserError(f"{path.name}: base: {base} is built on this file itself; take one of the two lines out")
-    base_tree, base_origin = _read_all(path.parent / base, chain)
-    replaced = {key: value for key, value in values.items() if key.count(".") == 1 or not isinstance(value, dict)}
-    _apply(base_tree, Layer(replaced, path.name))
-    return base_tree, base_origin | origin
-
-
-def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of a nested mapping, and its value."""
-    keys: dict[str, Any] = {}
-    for name, value in tree.items() if isinstance(tree, dict) else ():
-        keys |= {f"{prefix}{name}": value} | _dotted(value, f"{prefix}{name}.")
-    return keys
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yamltext.parse(yamltext.read(path, MAX_BYTES))
-    except FileNotFoundError:
-        if str(path) in plugins.members("datasets"):
-            raise UserError(f"{path}: give a configuration; for example configs/quickstart.yaml -s data.name={path}") from None
-        nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: there is no such file{did_you_mean(path.name, nearby)}") from None
-    except OSError as error:
-        unreadable = f"cannot be read ({reason(error)}); make it readable"
-        raise UserError(f"{path}: {'is a folder; give a YAML file in it' if path.is_dir() else unreadable}") from None
-    except yamltext.YamlError as error:
-        instead = "; the configuration of a run is config.yaml beside it" if filekinds.kind(path) == filekinds.HDF5 else ""
-        raise UserError(f"{path}: is not valid YAML: {error}{instead}") from None
-    if not isinstance(tree, dict):
-        content = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise UserError(f"{path}: must hold keys and values such as 'rounds: 10', but holds {content}")
-    return _named(tree)
-
-
-def _named(tree: dict[str, Any]) -> dict[str, Any]:
-    """The same tree, where a section that is a name alone becomes a section with this name."""
-    return {key: {"name": value} if key in BY_NAME and isinstance(value, str) else value for key, value in tree.items()}
-
-
-def _split_override(text: str) -> tuple[str, Any]:
-    """The key and the value of `-s key=value`. The value is one scalar, or a list, a mapping or a text in quotes as in YAML."""
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not key:
-        raise UserError(f"-s {shown(text)[1:-1]}: write -s key=value, for example -s client.lr=1.0e-4")
-    if not value:
-        raise UserError(f"-s {key}=: has no value; write {key}=null for none")
-    try:
-        return key, yamltext.parse(value) if value[0] in "[{'\"" else yamltext.scalar(value)
-    except yamltext.YamlError as error:
-        if value[0] not in "[{'\"":
-            raise UserError(f"-s {key}: {error}") from None
-        return key, value  # such as the caption "{}, a type of pet"
-
-
-def _apply(tree: dict[str, Any], layer: Layer) -> list[str]:
-    """Put the values of a layer into the tree. Returns a note for each key that no longer applies and is removed."""
-    notes = []
-    values = {f"{key}.name" if key in BY_NAME and isinstance(value, str) else key: value for key, value in layer.values.items()}
-    for key, value in values.items():
-        section, _, rest = key.partition(".")
-        alternative = INSTEAD_OF.get(key)
-        if alternative and alternative not in values and value is not None:
-            branch = tree.get(section)
-            if isinstance(branch, dict) and branch.pop(alternative.partition(".")[2], None) is not None:
-                notes.append(f"{alternative} of the file is set aside, since {key} was given")
-        if section in FAMILY_OF and rest == "name" and isinstance(tree.get(section), dict):
-            old_member = str(tree[section].get("name", DEFAULT_MEMBER[section]))
-            dropped = _foreign_keys(FAMILY_OF[section], tree[section], old_member, str(value))
-            for name in dropped:
-                del tree[section][name]
-            if dropped:
-                notes.append(f"{section}.name={value}: dropped {', '.join(dropped)}, known to '{old_member}' only")
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        branch = tree
-        for parent in parents:
-            if branch.get(parent) is None:
-                branch[parent] = {}
-            branch = branch[parent]
-            if not isinstance(branch, dict):
-                raise UserError(f"{layer.name} {key}: '{parent}' holds a value, not keys of its own")
-        branch[last] = value
-    return notes
-
-
-def _foreign_keys(family: str, branch: dict[str, Any], old: str, new: str) -> list[str]:
-    """Keys of a section that are options of its old member but not of its new member."""
-    try:
-        old_options, new_options = (plugins.member(family, name).Options.model_fields for name in (old, new))
-    except UserError:
-        return []  # reported when the section is checked
-    return [key for key in branch if key in old_options and key not in new_options]
 
 
 def _member_options(section: str, family: str, branch: Any, valid_keys: list[str], problems: list[tuple[str, str]]) -> BaseOptions:

@@ -71,8 +71,7 @@ class Experiment:
 
 def work(clip: Clip, config: Config, site: Site, progress: embed.Progress) -> embed.Work:
     """The tools of a rank for making features with `clip`. One rank of each node reads the times of files."""
-    reads_times = site.launch.local_rank == 0
-    return embed.Work(clip, config.features, site.comm, site.device, site.num_threads, reads_times, progress)
+    return embed.Work(clip, config.features, site.comm, site.device, site.num_threads, site.first_on_node, progress)
 
 
 def build_together(config: Config, site: Site, shared: Shared | None = None) -> Experiment:

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from flora_hpc import configfile, embed, experiment, firststep
 from flora_hpc.clip import adapters
 from flora_hpc.comm import counters, devices
 from flora_hpc.comm.communicator import AgreedError, Communicator, together
+from flora_hpc.comm.devices import Neighbours
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.stop import Stop
 from flora_hpc.comm.watchdog import Watchdog
@@ -48,8 +49,8 @@ class RunOptions:
     resume: bool = False  # resume the unfinished run in `out`
     abort_job: Callable[[str], None] = lambda why: None  # shows why ranks cannot continue, and ends the job
     check_ownership: Callable[[], None] = lambda: None  # raises UserError when `out` belongs to another process now
-    handles_signals: bool = True  # whether signals stop the run
-    ends_process: bool = True  # whether the process ends with the run, so that later signals can be ignored
+    stop: Stop = field(default_factory=Stop)  # notes signals that stop the run, while its `listening` is entered
+    neighbours: Neighbours | None = None  # of the whole job, where `comm` is only a part of it
     shared: Shared | None = None  # model, data and features that the runs of this process share
 
 
@@ -59,37 +60,37 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
     Raises UserError, on every rank, for mistakes that the user must correct; nothing is written then. Raises StoppedError, on every
     rank, when a signal stopped the run and it can be resumed.
     """
-    stop = Stop(config.checkpoint.on_signal == "abandon", options.ends_process)
-    with stop.listening() if options.handles_signals else nullcontext():
-        site = find_site(config, comm, launch, stop)
-        built = experiment.build_together(config, site, options.shared)
-        if options.resume:  # before the features of other images are computed
-            checkpoints = Saved(options.out, built.identity)
-            together(comm, lambda: checkpoints.refuse_others() if comm.rank == 0 else None)
-        built = experiment.with_inputs(built, site, options.progress, options.shared)
-        warnings = together(comm, lambda: experiment.warnings(built, site.num_threads) if comm.rank == 0 else [])
-        site = replace(site, counters=shared_counters(config, site))
-        saved = Saved(options.out, built.identity, options.check_ownership)
-        begin = saved.find(built, site) if options.resume else Begin(experiment.first_state(built, site))
-        if built.setup.method.sees == "features":
-            del built.clip.model.visual  # all features are made, so no round needs the image tower
-        observers = Background(options.make_observers() if comm.rank == 0 else [])
-        site = replace(site, trained=observers.trained)
-        topology = place_rows(devices.places(comm, launch, site.device, site.num_threads))
-        info = replace(run_info(built, site, topology), warnings=checks.warned(built.dataset, warnings).warnings)
-        info = replace(info, earlier=begin.earlier, setup_seconds=time.perf_counter() - options.started)
-        loop = Loop(built, site, saved, observers, begin.state, begin.next_round)
-        with loop.ending():
-            loop.start(info)
-            del begin, info  # frees all rows of a resumed run
-            hosts = [host.decode() for host in topology["host"].tolist()]
-            with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.counters.store(), options.abort_job, stop.received):
-                loop.play()
-            together(comm, options.check_ownership)
-            if comm.rank == 0:
-                save_adapter(options.out, built, loop.state)
+    stop = options.stop
+    stop.abandon = config.checkpoint.on_signal == "abandon"
+    site = find_site(config, comm, launch, stop, options.neighbours)
+    built = experiment.build_together(config, site, options.shared)
+    if options.resume:  # before the features of other images are computed
+        checkpoints = Saved(options.out, built.identity)
+        together(comm, lambda: checkpoints.refuse_others() if comm.rank == 0 else None)
+    built = experiment.with_inputs(built, site, options.progress, options.shared)
+    warnings = together(comm, lambda: experiment.warnings(built, site.num_threads) if comm.rank == 0 else [])
+    site = replace(site, counters=shared_counters(config, site))
+    saved = Saved(options.out, built.identity, options.check_ownership)
+    begin = saved.find(built, site) if options.resume else Begin(experiment.first_state(built, site))
+    if built.setup.method.sees == "features":
+        del built.clip.model.visual  # all features are made, so no round needs the image tower
+    observers = Background(options.make_observers() if comm.rank == 0 else [])
+    site = replace(site, trained=observers.trained)
+    topology = place_rows(devices.places(comm, launch, site.device, site.num_threads))
+    info = replace(run_info(built, site, topology), warnings=checks.warned(built.dataset, warnings).warnings)
+    info = replace(info, earlier=begin.earlier, setup_seconds=time.perf_counter() - options.started)
+    loop = Loop(built, site, saved, observers, begin.state, begin.next_round)
+    with loop.ending():
+        loop.start(info)
+        del begin, info  # frees all rows of a resumed run
+        hosts = [host.decode() for host in topology["host"].tolist()]
+        with Watchdog(site.comm, hosts, config.comm.timeout_seconds, site.counters.store(), options.abort_job, stop.received):
+            loop.play()
+        together(comm, options.check_ownership)
         if comm.rank == 0:
-            saved.finish(config.checkpoint.keeps_last)
+            save_adapter(options.out, built, loop.state)
+    if comm.rank == 0:
+        saved.finish(config.checkpoint.keeps_last)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -93,10 +94,15 @@ def own_part(family: str, name: str) -> Part | None:
     return parts[0] if parts else None
 
 
-def _shipped(family: str) -> set[str]:
+def _shipped(family: str) -> frozenset[str]:
     package = importlib.import_module(FAMILIES[family])
-    files = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
-    return files | set(_table(package))
+    return _files(tuple(package.__path__)) | set(_table(package))
+
+
+@cache
+def _files(folders: tuple[str, ...]) -> frozenset[str]:
+    """The members of a family that are files; each folder is read once."""
+    return frozenset(module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))
 
 
 def members(family: str) -> list[str]:

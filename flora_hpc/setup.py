@@ -78,6 +78,7 @@ class Site:
 
     comm: Meter
     launch: Launch = field(default_factory=Launch)
+    first_on_node: bool = True  # whether this rank is the first one of the run on its node
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_threads: int = 1
     room: devices.Room = field(default_factory=lambda: devices.Room(0, gpu=False))  # memory that every rank has for a group
@@ -86,16 +87,20 @@ class Site:
     trained: GroupProgress = lambda done, num_local, num_participants: None  # called after each group
 
 
-def find_site(config: Config, comm: Communicator, launch: Launch, stop: Stop | None = None) -> Site:
+def find_site(
+    config: Config, comm: Communicator, launch: Launch, stop: Stop | None = None, neighbours: devices.Neighbours | None = None
+) -> Site:
     """Find this rank's device and cores. Rank 0 fetches the weights while the other ranks wait; they find them in the cache.
 
+    `neighbours` are given where `comm` is only a part of the job: its other ranks may share cores and GPUs with this rank.
     Raises UserError, on every rank, for a precision or backend that a device lacks.
     """
     device = together(comm, lambda: devices.pick(launch, config.comm))
     together(comm, lambda: precision.prepare_device(config.model.precision, device))
     together(comm, lambda: precision.prepare_device(config.features.compute, device, "features.compute"))
-    room = devices.least_room(comm, devices.room(device, devices.sharing(comm, device)))
-    num_threads = devices.share_cores(comm, launch)
+    num_threads, ranks_per_gpu = neighbours or devices.find_neighbours(comm, launch, device)
+    room = devices.least_room(comm, devices.room(device, ranks_per_gpu))
+    first_on_node = devices.is_first_on_node(comm)
     together(comm, lambda: weights.fetch(weights.find(config.model)) if comm.rank == 0 else None)
     meter = Meter(comm, idle=torch.cuda.synchronize if device.type == "cuda" else lambda: None)
-    return Site(meter, launch, device, num_threads, room, stop or Stop())
+    return Site(meter, launch, first_on_node, device, num_threads, room, stop or Stop())

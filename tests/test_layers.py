@@ -26,6 +26,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["job", "rundir"],
     ["comm", "data", "clip", "records"],
     ["configfile"],
+    ["configtree"],
     ["config", "configerrors"],
     ["plugins", "owner"],
     ["userparts"],
@@ -36,6 +37,7 @@ ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 NO_TORCH = [
     "config",
     "configfile",
+    "configtree",
     "configerrors",
     "plugins",
     "userparts",

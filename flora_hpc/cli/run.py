@@ -120,8 +120,10 @@ def play(config: Config, comm: Communicator, me: Launch, claim: Claim, folder: P
         display.resumes,
         aborter(comm),
         claim.check,
+        stop.Stop(),
     )
-    loop.run(config, comm, me, options)
+    with options.stop.listening():
+        loop.run(config, comm, me, options)
 
 
 @contextmanager

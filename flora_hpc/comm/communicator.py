@@ -51,6 +51,12 @@ class Communicator(Protocol):
     def barrier(self) -> None:
         """Return when every rank has arrived."""
 
+    def split(self, color: int) -> "Communicator":
+        """A communicator of the ranks that give the same `color` >= 0, in the order of their ranks here.
+
+        All ranks call this together. The new communicator must be closed before this one; its `abort` still ends the whole job.
+        """
+
     def abort(self, code: int) -> NoReturn:
         """End the whole job at once."""
 

@@ -32,6 +32,18 @@ def pick(launch: Launch, config: CommConfig) -> torch.device:
     return device
 
 
+class Neighbours(NamedTuple):
+    """What a rank shares with other ranks of its node, whichever of them take part in its run."""
+
+    num_threads: int  # of this rank
+    ranks_per_gpu: int  # that compute on this rank's GPU; 1 for the CPU
+
+
+def find_neighbours(comm: Communicator, launch: Launch, device: torch.device) -> Neighbours:
+    """Share the cores and GPUs of the nodes among all ranks of `comm`, which all call this."""
+    return Neighbours(share_cores(comm, launch), sharing(comm, device))
+
+
 def share_cores(comm: Communicator, launch: Launch) -> int:
     """Set and return this rank's number of threads: its cores, divided by the number of ranks with the same cores.
 
@@ -72,6 +84,12 @@ def threads_of_user(launch: Launch, environ: Mapping[str, str] = os.environ, par
 def machine() -> str:
     """An identifier of this machine: host name and boot id, since containers on different nodes may have one host name."""
     return f"{socket.gethostname()} {_read(Path('/proc/sys/kernel/random/boot_id'))}"
+
+
+def is_first_on_node(comm: Communicator) -> bool:
+    """Whether this rank is the first rank of `comm` on its node. All ranks call this."""
+    nodes = comm.allgather(machine().encode())
+    return nodes.index(nodes[comm.rank]) == comm.rank
 
 
 def gpu(device: torch.device) -> str:

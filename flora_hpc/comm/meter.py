@@ -83,6 +83,9 @@ class Meter:
         with self._collective(0):
             self._comm.barrier()
 
+    def split(self, color: int) -> Communicator:
+        return self._comm.split(color)
+
     def abort(self, code: int) -> NoReturn:
         self._comm.abort(code)
 

@@ -31,9 +31,10 @@ def note_early() -> None:
 class Stop:
     """Whether a signal asked this rank to stop. The handler only notes the signal: the rank may be inside a collective."""
 
-    def __init__(self, abandon: bool = False, ends_process: bool = True) -> None:
+    def __init__(self, ends_process: bool = True) -> None:
         self.asked_by = ""  # the signal's name
-        self._abandon, self._ends_process, self._received = abandon, ends_process, False
+        self.abandon = False  # whether a stop throws the current round away
+        self._ends_process, self._received = ends_process, False
         self._wakeup: socket.socket | None = None  # Python writes a signal's number to the other end at once
 
     @contextmanager
@@ -81,7 +82,7 @@ class Stop:
     @property
     def abandons(self) -> bool:
         """Whether this rank abandons the current round."""
-        return self._abandon and bool(self.asked_by)
+        return self.abandon and bool(self.asked_by)
 
     def agreed(self, comm: Communicator) -> bool:
         """Whether any rank was asked to stop; the same answer on every rank."""
@@ -91,7 +92,7 @@ class Stop:
 
     def agreed_to_abandon(self, comm: Communicator) -> bool:
         """Whether all ranks abandon the current round, since any rank was asked to stop; the same answer on every rank."""
-        return self._abandon and self.agreed(comm)
+        return self.abandon and self.agreed(comm)
 
 
 @contextmanager

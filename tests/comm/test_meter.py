@@ -6,7 +6,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from flora_hpc.comm.communicator import Array
+from flora_hpc.comm.communicator import Array, Communicator
 from flora_hpc.comm.meter import Meter
 
 
@@ -52,6 +52,9 @@ class SlowComm:
     def barrier(self) -> None:
         self._clock.now += 5
 
+    def split(self, color: int) -> Communicator:
+        return self
+
     def abort(self, code: int) -> NoReturn:
         raise SystemExit(code)
 
@@ -81,6 +84,7 @@ def test_a_meter_is_the_communicator_it_wraps(clock: Clock) -> None:
     assert meter.allgather(b"ab") == [b"ab"] * 4
     assert meter.gather(b"ab") is None
     assert meter.exchange([b"", b"a", b"", b"bc"]) == [b"a"] * 4
+    assert meter.split(0) is comm
     meter.close()
     assert comm.closed
     with pytest.raises(SystemExit, match="3"):

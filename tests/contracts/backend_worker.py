@@ -62,6 +62,8 @@ def use(comm: Communicator, folder: Path) -> dict[str, Any]:
         "exchange in one direction": [part.decode() for part in comm.exchange(to_the_last(comm, b"abc"))],
         "exchange of megabytes": exchange_megabytes(comm),
         "exchange in pieces": exchange_in_pieces(comm),
+        "parts": use_part(comm, comm.rank % 2),
+        "parts of parts": use_part(comm.split(0), comm.rank),
         "present after barriers": meet(comm, folder),
         "waited": wait_for_the_last_one(comm),
         "waited in an exchange": wait_for_the_last_one_of_an_exchange(comm),
@@ -69,6 +71,27 @@ def use(comm: Communicator, folder: Path) -> dict[str, Any]:
         "last one fails": agreed_problem(comm, {comm.size - 1}),
         "all fail": agreed_problem(comm, set(range(comm.size))),
     }
+
+
+def use_part(comm: Communicator, color: int) -> dict[str, Any]:
+    """What each collective gives on the ranks of one color."""
+    part = comm.split(color)
+    summed, sent = np.array([10**part.rank], np.int64), np.array([comm.rank], np.int64)
+    part.allreduce(summed)
+    part.broadcast(sent)
+    gathered = part.gather(str(comm.rank).encode())
+    result = {
+        "rank": part.rank,
+        "size": part.size,
+        "allreduce": summed.tolist(),
+        "broadcast": sent.tolist(),
+        "allgather": [data.decode() for data in part.allgather(str(comm.rank).encode())],
+        "gather": None if gathered is None else [data.decode() for data in gathered],
+        "exchange": exchange_words(part),
+    }
+    part.barrier()
+    part.close()
+    return result
 
 
 def to_the_last(comm: Communicator, data: bytes) -> list[bytes]:

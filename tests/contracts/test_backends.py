@@ -137,6 +137,20 @@ def test_nobody_leaves_a_barrier_before_everyone_came(world: World) -> None:
     assert world.each("present after barriers") == [[world.start.size] * 20] * world.start.size
 
 
+@pytest.mark.parametrize(("key", "num_colors"), [("parts", 2), ("parts of parts", None)])
+def test_ranks_of_one_color_are_a_world_of_their_own(key: str, num_colors: int | None, world: World) -> None:
+    size = world.start.size
+    for rank, part in enumerate(world.each(key)):
+        ranks = [other for other in range(size) if other % (num_colors or size) == rank % (num_colors or size)]
+        own = ranks.index(rank)
+        assert (part["rank"], part["size"]) == (own, len(ranks))
+        assert part["allreduce"] == [sum(10**number for number in range(len(ranks)))]
+        assert part["broadcast"] == [ranks[0]]
+        assert part["allgather"] == [str(other) for other in ranks]
+        assert part["gather"] == ([str(other) for other in ranks] if own == 0 else None)
+        assert part["exchange"] == [f"{sender}>{own}" * (sender + own) for sender in range(len(ranks))]
+
+
 @pytest.mark.parametrize("key", ["waited", "waited in an exchange"])
 def test_ranks_that_come_early_to_a_collective_are_said_to_have_waited(key: str, world: World) -> None:
     """The last rank comes a second late; a world of one waits for nobody."""

@@ -6,7 +6,7 @@ import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -30,28 +30,20 @@ LATER_SECONDS = 30  # after the watchdog's time limit: the watchdog can name the
 
 
 class TorchDist:
-    """The default process group of torch.distributed, its tensors on `device`."""
+    """A process group of torch.distributed, its tensors on `device`."""
 
-    def __init__(self, name: str, launch: Launch, config: CommConfig, device: torch.device) -> None:
-        self.name, self._device = name, device
-        limit = timedelta(seconds=config.timeout_seconds + LATER_SECONDS)
-        if launch.launcher == "torchrun":  # torchrun's agent has the store
-            meeting.port_number(os.environ.get("MASTER_PORT", ""))
-            meeting.check_hosts((os.environ.get("MASTER_ADDR", ""),))
-            dist.init_process_group(name, rank=launch.rank, world_size=launch.size, timeout=limit)
-        else:
-            store = HashStore() if launch.size == 1 else meeting.meet(launch, place(launch), config.timeout_seconds)
-            dist.init_process_group(name, store=store, rank=launch.rank, world_size=launch.size, timeout=limit)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    def __init__(self, name: str, device: torch.device, limit: timedelta, group: Any) -> None:
+        self.name, self._device, self._limit, self._group = name, device, limit, group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def allreduce(self, array: Array) -> None:
         tensor = torch.from_numpy(array).to(self._device)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=self._group)
         self._fetch(tensor, array)
 
     def broadcast(self, array: Array) -> None:
         tensor = torch.from_numpy(array).to(self._device)
-        dist.broadcast(tensor, src=0)
+        dist.broadcast(tensor, group=self._group, group_src=0)
         self._fetch(tensor, array)
 
     def _fetch(self, tensor: torch.Tensor, array: Array) -> None:
@@ -62,12 +54,12 @@ class TorchDist:
     def allgather(self, data: bytes) -> list[bytes]:
         length = torch.tensor([len(data)], device=self._device)
         lengths = [torch.empty_like(length) for _ in range(self.size)]
-        dist.all_gather(lengths, length)
+        dist.all_gather(lengths, length, group=self._group)
         sizes = [int(n) for n in lengths]
         sent = torch.zeros(max(sizes), dtype=torch.uint8, device=self._device)
         sent[: len(data)] = torch.from_numpy(np.frombuffer(data, np.uint8).copy()).to(self._device)
         received = [torch.empty_like(sent) for _ in range(self.size)]
-        dist.all_gather(received, sent)
+        dist.all_gather(received, sent, group=self._group)
         return [part[:size].cpu().numpy().tobytes() for part, size in zip(received, sizes, strict=True)]
 
     def gather(self, data: bytes) -> list[bytes] | None:
@@ -78,22 +70,42 @@ class TorchDist:
         others = [b"" if rank == self.rank else part for rank, part in enumerate(parts)]
         sent_lengths = torch.tensor([len(part) for part in others], device=self._device)
         lengths = torch.empty_like(sent_lengths)
-        dist.all_to_all_single(lengths, sent_lengths)
+        dist.all_to_all_single(lengths, sent_lengths, group=self._group)
         sizes, sent = lengths.tolist(), np.frombuffer(bytearray().join(others), np.uint8)
         received = torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)
-        dist.all_to_all_single(received, torch.from_numpy(sent).to(self._device), sizes, sent_lengths.tolist())
-        dist.barrier()
+        own = torch.from_numpy(sent).to(self._device)
+        dist.all_to_all_single(received, own, sizes, sent_lengths.tolist(), group=self._group)
+        dist.barrier(group=self._group)
         pieces = np.split(received.cpu().numpy(), np.cumsum(sizes)[:-1])
         return [parts[rank] if rank == self.rank else piece.tobytes() for rank, piece in enumerate(pieces)]
 
     def barrier(self) -> None:
-        dist.barrier()
+        dist.barrier(group=self._group)
+
+    def split(self, color: int) -> "TorchDist":
+        colors, world_ranks = [int(text) for text in self.allgather(str(color).encode())], dist.get_process_group_ranks(self._group)
+        members = [rank for rank, other in zip(world_ranks, colors, strict=True) if other == color]
+        group = dist.new_group(members, timeout=self._limit, use_local_synchronization=True)
+        return TorchDist(self.name, self._device, self._limit, group)
 
     def abort(self, code: int) -> NoReturn:
         os._exit(code)
 
     def close(self) -> None:
-        dist.destroy_process_group()
+        dist.destroy_process_group(self._group)
+
+
+def connect(name: str, launch: Launch, config: CommConfig, device: torch.device) -> TorchDist:
+    """The group of all ranks. Raises UserError where the ranks cannot meet."""
+    limit = timedelta(seconds=config.timeout_seconds + LATER_SECONDS)
+    if launch.launcher == "torchrun":  # torchrun's agent has the store
+        meeting.port_number(os.environ.get("MASTER_PORT", ""))
+        meeting.check_hosts((os.environ.get("MASTER_ADDR", ""),))
+        dist.init_process_group(name, rank=launch.rank, world_size=launch.size, timeout=limit)
+    else:
+        store = HashStore() if launch.size == 1 else meeting.meet(launch, place(launch), config.timeout_seconds)
+        dist.init_process_group(name, store=store, rank=launch.rank, world_size=launch.size, timeout=limit)
+    return TorchDist(name, device, limit, dist.group.WORLD)
 
 
 def place(launch: Launch, environ: Mapping[str, str] = os.environ) -> Meeting:

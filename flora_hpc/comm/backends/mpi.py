@@ -18,69 +18,74 @@ LARGEST = 2**30  # bytes that a rank sends or receives in one call: before MPI 4
 
 
 class Mpi:
-    """MPI.COMM_WORLD."""
+    """MPI.COMM_WORLD, or a part of it."""
 
     name = "mpi"
 
-    def __init__(self, mpi: Any) -> None:
-        self._mpi, self._world = mpi, mpi.COMM_WORLD
-        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+    def __init__(self, mpi: Any, ranks: Any = None) -> None:
+        self._mpi, self._ranks = mpi, ranks if ranks is not None else mpi.COMM_WORLD
+        self.rank, self.size = self._ranks.Get_rank(), self._ranks.Get_size()
 
     def allreduce(self, array: Array) -> None:
-        self._world.Allreduce(self._mpi.IN_PLACE, array, op=self._mpi.SUM)
+        self._ranks.Allreduce(self._mpi.IN_PLACE, array, op=self._mpi.SUM)
 
     def broadcast(self, array: Array) -> None:
-        self._world.Bcast(array, root=0)
+        self._ranks.Bcast(array, root=0)
 
     def allgather(self, data: bytes) -> list[bytes]:
         lengths = np.empty(self.size, np.int64)
-        self._world.Allgather(np.array([len(data)], np.int64), lengths)
+        self._ranks.Allgather(np.array([len(data)], np.int64), lengths)
         received = np.empty(lengths.sum(), np.uint8)
-        self._world.Allgatherv(np.frombuffer(data, np.uint8), [received, lengths, _starts(lengths), self._mpi.BYTE])
+        self._ranks.Allgatherv(np.frombuffer(data, np.uint8), [received, lengths, _starts(lengths), self._mpi.BYTE])
         return _split(received, lengths)
 
     def gather(self, data: bytes) -> list[bytes] | None:
         lengths = np.empty(self.size, np.int64) if self.rank == 0 else None
-        self._world.Gather(np.array([len(data)], np.int64), lengths, root=0)
+        self._ranks.Gather(np.array([len(data)], np.int64), lengths, root=0)
         sent = np.frombuffer(data, np.uint8)
         if lengths is None:
-            self._world.Gatherv(sent, None, root=0)
+            self._ranks.Gatherv(sent, None, root=0)
             return None
         received = np.empty(lengths.sum(), np.uint8)
-        self._world.Gatherv(sent, [received, lengths, _starts(lengths), self._mpi.BYTE], root=0)
+        self._ranks.Gatherv(sent, [received, lengths, _starts(lengths), self._mpi.BYTE], root=0)
         return _split(received, lengths)
 
     def exchange(self, parts: Sequence[bytes]) -> list[bytes]:
         others = [b"" if rank == self.rank else part for rank, part in enumerate(parts)]
         sent = np.array([[len(part), max(map(len, others))] for part in others], np.int64)
         received = np.empty_like(sent)
-        self._world.Alltoall(sent, received)
+        self._ranks.Alltoall(sent, received)
         (lengths, longest), num_bytes = received.T, max(1, LARGEST // self.size)
         pieces = [
             self._exchange_pieces([part[first : first + num_bytes] for part in others], (lengths - first).clip(0, num_bytes))
             for first in range(0, int(longest.max()), num_bytes)
         ]
-        self._world.Barrier()
+        self._ranks.Barrier()
         return [parts[rank] if rank == self.rank else b"".join(piece[rank] for piece in pieces) for rank in range(self.size)]
 
     def _exchange_pieces(self, pieces: Sequence[bytes], lengths: Array) -> list[bytes]:
         """Exchange short pieces; this rank receives `lengths` (size,) bytes from the ranks."""
         sent_lengths = np.array([len(piece) for piece in pieces], np.int64)
         sent, received = np.frombuffer(b"".join(pieces), np.uint8), np.empty(lengths.sum(), np.uint8)
-        self._world.Alltoallv(
+        self._ranks.Alltoallv(
             [sent, sent_lengths, _starts(sent_lengths), self._mpi.BYTE], [received, lengths, _starts(lengths), self._mpi.BYTE]
         )
         return _split(received, lengths)
 
     def barrier(self) -> None:
-        self._world.Barrier()
+        self._ranks.Barrier()
+
+    def split(self, color: int) -> "Mpi":
+        return Mpi(self._mpi, self._ranks.Split(color, self.rank))
 
     def abort(self, code: int) -> NoReturn:
-        self._world.Abort(code)
+        self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)
 
     def close(self) -> None:
-        """mpi4py finalizes MPI when the interpreter exits."""
+        """Free a part of the world. mpi4py finalizes MPI when the interpreter exits."""
+        if self._ranks != self._mpi.COMM_WORLD:
+            self._ranks.Free()
 
 
 def _starts(lengths: Array) -> list[int]:

@@ -5,6 +5,7 @@ import os
 import torch
 
 from flora_hpc.comm import devices, gpus
+from flora_hpc.comm.backends import _torchdist
 from flora_hpc.comm.backends._torchdist import TorchDist
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
@@ -29,4 +30,4 @@ def unfit(launch: Launch, config: CommConfig) -> str:
 def build(launch: Launch, config: CommConfig) -> TorchDist:
     if not available(launch, config):
         raise UserError(f"backend 'nccl' needs a GPU for each rank, but {unfit(launch, config)}: set comm.backend: gloo or mpi")
-    return TorchDist("nccl", launch, config, devices.pick(launch, config))
+    return _torchdist.connect("nccl", launch, config, devices.pick(launch, config))
