@@ -14,8 +14,10 @@ from flora_hpc.comm import devices
 from flora_hpc.config import Config
 from flora_hpc.data.images import Dataset, Ints
 from flora_hpc.groupsize import GroupSize, tower
+from flora_hpc.methods._method import Method
 from flora_hpc.round import groups_of_ranks
 from flora_hpc.setup import Setup
+from flora_hpc.shared import Shared
 
 LIBRARY_BYTES = 65 * 10**7  # Python, PyTorch and open_clip on a CPU, measured after a product
 UNSEEN_GPU_BYTES = 16 * 10**9  # assumed memory of a GPU of another machine
@@ -66,6 +68,7 @@ class Plan:
     allgather_bytes: int
     remembered: footprint.Remembered | None
     memory_bytes: Mapping[str, int]
+    round_flops: int  # about how many floating-point operations the clients need
 
     def __repr__(self) -> str:
         clients, memory = f"{len(self.clients):,} of {self.num_registered:,} clients", decimal(sum(self.memory_bytes.values()))
@@ -78,13 +81,16 @@ class Plan:
         return (*self.dataset.warnings, *([_too_large(self, largest)] if self.group_bytes > self.room.num_bytes else []))
 
 
-def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
-    """Plan a run of `config`. Raises UserError for mistakes that a run would refuse, as far as shapes show them."""
+def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Shared | None = None) -> Plan:
+    """Plan a run of `config`. Raises UserError for mistakes that a run would refuse, as far as shapes show them.
+
+    Plans with the same `shared` object share data, and a model without values.
+    """
     if not gpus_per_node:  # the abilities of another machine's GPUs are unknown
         precision.prepare_device(config.model.precision, torch.device("cpu"))
         precision.prepare_device(config.features.compute, torch.device("cpu"), "features.compute")
     room = room_for(gpus_per_node, num_ranks)
-    built = experiment.build(config, torch.device("meta"), room, num_ranks=num_ranks)
+    built = experiment.build(config, torch.device("meta"), room, shared, num_ranks)
     dataset, setup, method = built.dataset, built.setup, built.setup.method
     clients = setup.schedule.clients(1)
     sizes, groups = setup.holdings.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
@@ -126,7 +132,23 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0) -> Plan:
         | ({"memories of clients": remembered.memory_bytes} if remembered else {})
         | _peak(built.clip, setup, load.of_group(largest), traffic.allreduce, images_at_once(built.clip.model, on_gpu))
         | {"libraries": LIBRARY_BYTES},
+        round_flops=_flops(config, built.clip, method, sizes),
     )
+
+
+def _flops(config: Config, clip: Clip, method: Method, sizes: Ints) -> int:
+    """About how many operations the local steps of clients with `sizes` examples need: products in the trained towers.
+
+    A block of width w has 12 w^2 weights, each of which takes 2 operations forwards and 2 backwards at every position.
+    """
+    text, image = tower(getattr(clip.model, "text", clip.model)), tower(clip.model.visual)
+    steps = int((-(-sizes // config.client.batch_size)).sum()) * config.client.epochs
+    examples = int(sizes.sum()) * config.client.epochs
+    costs = method.costs
+    text_positions = steps * costs.text_positions + examples * costs.caption_positions
+    positions = ((text, text_positions), (image, examples * costs.image_positions))
+    towers = sum(48 * tower.width**2 * tower.blocks * number for tower, number in positions)
+    return towers + 4 * steps * method.num_params
 
 
 def _bound(choice: GroupSize, groups: list[list[Ints]], assignment: str) -> str:

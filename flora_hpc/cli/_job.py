@@ -5,15 +5,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
 from flora_hpc.comm import mpilibrary, speaker
 from flora_hpc.comm.communicator import AgreedError, Communicator, connect, together
 from flora_hpc.comm.launch import Launch
-from flora_hpc.config import CommConfig, Config
+from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
 from flora_hpc.job import guarded
 
+
+class HasComm(Protocol):
+    """A configuration, or something else that says how ranks communicate."""
+
+    @property
+    def comm(self) -> CommConfig: ...
+
+
+C = TypeVar("C", bound=HasComm)
 AGREED_SECONDS = 0.5  # within which all ranks learn of a mistake in the same collective
 GRACE_SECONDS = 5.0  # that silent ranks wait: with the first exit a launcher may end all ranks, also the rank that prints
 
@@ -69,9 +78,7 @@ def exit_unconnected(launch: Launch, error: UserError) -> NoReturn:
 
 
 @contextmanager
-def job_with_config(
-    launch: Launch, load: Callable[[], Config], load_comm: Callable[[], CommConfig]
-) -> Iterator[tuple[Communicator, Config]]:
+def job_with_config(launch: Launch, load: Callable[[], C], load_comm: Callable[[], CommConfig]) -> Iterator[tuple[Communicator, C]]:
     """Load the configuration on every rank, connect the ranks, and report mistakes of the configuration on all ranks.
 
         load() fails  ->  connect with load_comm()  ->  all ranks raise the same AgreedError
@@ -87,7 +94,7 @@ def job_with_config(
             raise
         mistake = error
 
-    def config_or_mistake() -> Config:
+    def config_or_mistake() -> C:
         if config is None:
             raise UserError(str(mistake))
         return config

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from flora_hpc.cli import _study_watch
+from flora_hpc.cli import _study_run, _study_watch
 
 DEFAULT = "run"  # the command of `flora-hpc study CONFIG`
 
@@ -20,11 +20,10 @@ class WithDefault(TyperGroup):
 
 
 app = typer.Typer(cls=WithDefault, no_args_is_help=True)
+app.command("run")(_study_run.run)
+app.command()(_study_watch.watch)
 
 
 @app.callback()
 def study() -> None:
     """Play a grid of runs in one allocation, and read what came out."""
-
-
-app.command()(_study_watch.watch)

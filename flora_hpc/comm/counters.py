@@ -21,6 +21,7 @@ from flora_hpc.errors import UserError, reason
 
 REACH_SECONDS = 60  # to connect to an open port; nodes without a name server take tens of seconds
 TOKEN = "token"
+ALL = 2**40  # more numbers than any purpose has
 SIOCGIFADDR = 0x8915  # Linux: an interface's address
 
 
@@ -53,6 +54,11 @@ class Counters:
         self._keys[purpose] = key
         while (number := self._store.add(key, 1) - 1) < count:
             yield number
+
+    def end(self, purpose: str, round_number: int) -> None:
+        """Deal no more numbers of this purpose and round, on any rank."""
+        if self._store is not None:
+            self._store.add(f"{purpose} {round_number}", ALL)
 
 
 def share(comm: Communicator, timeout_seconds: float, reach_seconds: float = REACH_SECONDS) -> Counters:

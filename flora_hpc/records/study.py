@@ -22,6 +22,7 @@ import numpy as np
 
 from flora_hpc import extras
 from flora_hpc.errors import UserError, reason
+from flora_hpc.owner import claim, living
 from flora_hpc.records import disk, views
 from flora_hpc.records.opened import Run, open_run
 
@@ -177,10 +178,22 @@ def newest(folder: Path, point: Point) -> Point:
         values = json.loads((place / ROW).read_bytes())
         return replace(point, **{name: values[name] for name in (*NUMBERS, "status", "message") if name in values})
     except FileNotFoundError:
-        is_begun = (place / "run.h5").exists()
-        return replace(Point(point.name, point.keys), status="running" if is_begun else "waiting")
+        return replace(Point(point.name, point.keys), status=_status_without_row(place))
     except (OSError, ValueError, TypeError) as error:
         return replace(point, status="failed", message=f"{place / ROW}: cannot be read ({error}); --resume plays this point again")
+
+
+def _status_without_row(place: Path) -> str:
+    """The status of a point whose run has begun or not, but has not ended in good order: its owner lives, or was killed."""
+    if not (place / "run.h5").exists():
+        return "waiting"
+    try:
+        number = claim.newest(place)
+        file = claim.path(place, number)
+        lives = living.lives(claim.read(place, number), time.time() - file.stat().st_mtime) if number else None
+    except (OSError, UserError):  # files that vanish, or a Slurm that does not answer
+        lives = None
+    return "stopped" if lives is False else "running"
 
 
 def write_row(folder: Path, point: Point) -> None:
