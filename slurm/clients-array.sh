@@ -19,13 +19,13 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.log
 
-counts=(10 20 50 100)
-clients=${counts[$SLURM_ARRAY_TASK_ID]}
+values=(10 20 50 100)
+value=${values[$SLURM_ARRAY_TASK_ID]}
 
 # --mpi: pmix for Open MPI, pmi2 for MPICH and Intel MPI, none for torch's NCCL and gloo (comm.backend)
+code=0
 srun --kill-on-bad-exit=1 --mpi=none --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-    flora-hpc run configs/quickstart.yaml --out runs/quickstart-"$clients" --resume \
-    -s comm.backend=gloo -s partition.num_clients="$clients" "$@"
-code=$?
+    flora-hpc run configs/quickstart.yaml --out runs/quickstart-"$value" --resume \
+    -s comm.backend=gloo -s partition.num_clients="$value" "$@" || code=$?
 if [ "$code" -eq 75 ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
 exit "$code"

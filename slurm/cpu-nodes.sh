@@ -18,9 +18,9 @@
 #SBATCH --output=%x-%j.log
 
 # --mpi: pmix for Open MPI, pmi2 for MPICH and Intel MPI, none for torch's NCCL and gloo (comm.backend)
+code=0
 srun --kill-on-bad-exit=1 --mpi=pmix --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     flora-hpc run configs/quickstart.yaml --out runs/quickstart --resume \
-    "$@"
-code=$?
+    "$@" || code=$?
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

@@ -19,9 +19,9 @@
 #SBATCH --output=%x-%j.log
 
 # --mpi: pmix for Open MPI, pmi2 for MPICH and Intel MPI, none for torch's NCCL and gloo (comm.backend)
+code=0
 srun --kill-on-bad-exit=1 --mpi=none --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     flora-hpc run configs/quickstart.yaml --out runs/quickstart --resume \
-    -s comm.backend=nccl "$@"
-code=$?
+    -s comm.backend=nccl "$@" || code=$?
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

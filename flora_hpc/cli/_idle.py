@@ -1,13 +1,20 @@
 """Checks of `flora-hpc slurm` before a job waits in the queue: do clients have examples, do ranks have work?"""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flora_hpc.config import Config
 from flora_hpc.records.views import count
 
+if TYPE_CHECKING:
+    from flora_hpc.clip.load import Clip
+    from flora_hpc.data.images import Dataset
+    from flora_hpc.setup import Setup
 
-def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_per_node: int) -> list[str]:
-    """Sentences about ranks without work, for each configuration; `configs` differ only in `partition.num_clients`.
+
+def warnings(configs: Sequence[Config], names: Sequence[str], num_ranks: int, gpus_per_node: int, ranks_per_node: int) -> list[str]:
+    """Sentences about ranks without work, for each configuration; `names` say which, empty for one alone.
 
     Raises UserError for mistakes that a run would refuse. When this machine lacks data or weights, a sentence says so instead.
     """
@@ -17,32 +24,39 @@ def warnings(configs: list[Config], num_ranks: int, gpus_per_node: int, ranks_pe
     from flora_hpc.clip import precision
     from flora_hpc.clip.load import load
     from flora_hpc.forecast import room_for
+
+    sentences: list[str] = []
+    room = room_for(gpus_per_node, ranks_per_node)
+    built: tuple[Config, Dataset, Clip] | None = None
+    for config, name in zip(configs, names, strict=True):
+        if missing := first_missing(config):
+            lacks = f"clients and ranks are not checked, for this machine lacks what the job needs: {missing}"
+            sentences += [lacks] if lacks not in sentences else []
+            continue
+        if not gpus_per_node:
+            precision.prepare_device(config.model.precision, torch.device("cpu"))
+            precision.prepare_device(config.features.compute, torch.device("cpu"), "features.compute")
+        if built is None or any(getattr(config, key) != getattr(built[0], key) for key in ("data", "model", "seed")):
+            built = config, experiment.dataset(config), load(config.model, config.seed, torch.device("meta"))
+        _, dataset, clip = built
+        setup = experiment.make_setup(config, dataset, clip, torch.device("meta"), room)
+        sentences += [f"{name}: {text}" if name else text for text in without_work(setup, num_ranks)]
+    return sentences
+
+
+def without_work(setup: "Setup", num_ranks: int) -> list[str]:
+    """A sentence about ranks without work in a round; none where all have some."""
     from flora_hpc.round import groups_of_ranks
 
-    first = configs[0]
-    if missing := first_missing(first):
-        return [f"clients and ranks are not checked, for this machine lacks what the job needs: {missing}"]
-    if not gpus_per_node:
-        precision.prepare_device(first.model.precision, torch.device("cpu"))
-        precision.prepare_device(first.features.compute, torch.device("cpu"), "features.compute")
-    dataset = experiment.dataset(first)
-    clip, room = load(first.model, first.seed, torch.device("meta")), room_for(gpus_per_node, ranks_per_node)
-    sentences = []
-    for config in configs:
-        setup = experiment.make_setup(config, dataset, clip, torch.device("meta"), room)
-        idle = sum(not groups for groups in groups_of_ranks(setup, num_ranks, 1))
-        if idle:
-            clients = count(config.cohort.num_clients(setup.holdings.num_clients), "client")
-            group_note, advice = "", ""
-            if setup.grouping.fixed:
-                group_note = f", which make {count(num_ranks - idle, 'group')} of up to {setup.grouping.most}"
-                advice = ", or set a lower client.group_size"
-            registered = f"partition.num_clients {setup.holdings.num_clients:,}: " if len(configs) > 1 else ""
-            sentences.append(
-                f"{registered}{idle} of {num_ranks} ranks have no work, since a round has {clients}{group_note}; "
-                f"ask for fewer ranks{advice}"
-            )
-    return sentences
+    idle = sum(not groups for groups in groups_of_ranks(setup, num_ranks, 1))
+    if not idle:
+        return []
+    clients = count(setup.cohort.num_clients(setup.holdings.num_clients), "client")
+    group_note, advice = "", ""
+    if setup.grouping.fixed:
+        group_note = f", which make {count(num_ranks - idle, 'group')} of up to {setup.grouping.most}"
+        advice = ", or set a lower client.group_size"
+    return [f"{idle} of {num_ranks} ranks have no work, since a round has {clients}{group_note}; ask for fewer ranks{advice}"]
 
 
 def first_missing(config: Config) -> str:

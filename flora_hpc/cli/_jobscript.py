@@ -2,27 +2,43 @@
 
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from flora_hpc.cli import _jobchecks
 from flora_hpc.comm.mpilibrary import SRUN_FLAG, Library
 from flora_hpc.errors import UserError
+from flora_hpc.records.views import count
 
 CORES = 4  # of a rank, unless said otherwise
-WARNING_SECONDS = 120  # before the time limit, or up to a minute more, Slurm sends its signal
-SHORTEST_SECONDS = 300
+MEETING = """\
+# Where ranks meet: inside the container there is no scontrol to ask.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_ADDR MASTER_PORT
+"""
+
+
+@dataclass(frozen=True)
+class Array:
+    """A job array of runs: each task sets `key` to another value, as `-s` takes it."""
+
+    key: str
+    values: tuple[str, ...]
+    names: tuple[str, ...] = ()  # what the directory of each run ends with; by default the value
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run on a cluster; with `clients`, one run for each of these numbers of registered clients.
+    """One run on a cluster, an array of runs, or a study, of which each of `shards` allocations plays a share.
 
     Counts are at least 1, that of GPUs at least 0. `mpi` is pmix, pmi2 or none.
     """
 
-    config: str
-    out: str
+    config: str  # empty for a study
+    out: str  # directory of the run, or of the study
     settings: tuple[str, ...]
     nodes: int
     gpus_per_node: int
@@ -32,13 +48,33 @@ class Job:
     mpi: str
     partition: str | None = None
     account: str | None = None
-    clients: tuple[int, ...] = ()
+    array: Array | None = None
     container: str | None = None
     plugins: tuple[str, ...] = ()  # files of the user's own parts
+    setup: str = ""  # lines of bash before srun
+    sbatch: Mapping[str, str] = field(default_factory=dict)  # further options of sbatch; an empty value is a flag
+    cpu_bind: str | None = None
+    shards: int = 1
+    ranks_per_run: int | None = None  # of a study; None leaves it to the study
+
+    @property
+    def is_study(self) -> bool:
+        return not self.config
 
     @property
     def num_tasks(self) -> int:
         return self.nodes * self.ntasks_per_node
+
+    @cached_property
+    def gpus_on_node(self) -> int:
+        """GPUs of each node, by --gpus-per-node or by sbatch's gpus-per-task."""
+        per_task = self.sbatch.get("gpus-per-task", "").rpartition(":")[2]
+        return self.gpus_per_node or (int(per_task) * self.ntasks_per_node if per_task.isdecimal() else 0)
+
+    @property
+    def num_array_tasks(self) -> int:
+        """Tasks of the job array; 0 for a job without one."""
+        return len(self.array.values) if self.array else self.shards if self.shards > 1 else 0
 
 
 def check(job: Job) -> None:
@@ -48,42 +84,24 @@ def check(job: Job) -> None:
         ("--gpus-per-node", job.gpus_per_node, 0),
         ("--ntasks-per-node", job.ntasks_per_node, 1),
         ("--cpus-per-task", job.cpus_per_task, 1),
+        ("--shards", job.shards, 1),
+        ("--ranks-per-run", 1 if job.ranks_per_run is None else job.ranks_per_run, 1),
     ):
-        if number < least:
-            raise UserError(f"{option}: must be at least {least}, not {number}")
-    if (limit := seconds(job.time)) < SHORTEST_SECONDS:
-        raise UserError(
-            f"--time: {job.time} is {limit} seconds to Slurm, whose warning comes up to {WARNING_SECONDS + 60} seconds before the "
-            f"end; give at least {SHORTEST_SECONDS // 60} minutes, as hours:minutes:seconds, for example 2:00:00"
-        )
-    for option, name in (("--partition", job.partition), ("--account", job.account)):
-        if name is not None and not re.fullmatch(r"[\w.,@+:-]+", name, re.ASCII):
-            raise UserError(f"{option}: {name!r} is no name; give letters, digits and . , @ + : - _ only")
+        _jobchecks.at_least(option, number, least)
+    _jobchecks.time_limit(job.time)
+    for option, name in (("--partition", job.partition), ("--account", job.account), ("--cpu-bind", job.cpu_bind)):
+        _jobchecks.plain_name(option, name)
     for option, text in (
-        ("CONFIG", job.config),
-        ("--out", job.out),
+        ("CONFIG", job.config or None),
+        ("--study" if job.is_study else "--out", job.out),
         ("--container", job.container),
         *(("-s", setting) for setting in job.settings),
+        *(("--array", value) for value in (job.array.values if job.array else ())),
     ):
-        if text is not None and (not text or re.search("[\x00-\x1f\x7f\ud800-\udfff]", text)):
-            raise UserError(f"{option}: {text!r} is empty or holds a line break or another control character; write plain text")
+        _jobchecks.plain_text(option, text)
     for setting in job.settings:
-        if job.clients and re.match(r"\s*partition\.num_clients\s*=", setting):
-            raise UserError(f"-s {setting}: --array sets the number of clients; leave one of the two away")
-
-
-def seconds(time: str) -> int:
-    """A time limit as Slurm reads it: 90 and 90:00 are minutes, 2:00:00 hours, 1-12 and 1-12:30:00 days. Raises UserError."""
-    days = re.fullmatch(r"(?:(\d{1,4})-)(\d\d?)(?::(\d\d))?(?::(\d\d))?", time, re.ASCII)
-    hours = re.fullmatch(r"()(\d{1,4}):(\d\d):(\d\d)", time, re.ASCII)
-    minutes = re.fullmatch(r"()()(\d{1,6})(?::(\d\d))?", time, re.ASCII)
-    match = days or hours or minutes
-    d, h, m, s = (int(text or 0) for text in match.groups()) if match else (0, 0, 0, 0)
-    if not match or s > 59 or (m > 59 and not minutes) or (h > 23 and days):
-        raise UserError(
-            f"--time: {time!r} is no time limit; give hours:minutes:seconds or days-hours:minutes:seconds, such as 2:00:00"
-        )
-    return ((d * 24 + h) * 60 + m) * 60 + s
+        if job.array and setting.partition("=")[0].strip() == job.array.key:
+            raise UserError(f"-s {setting}: --array sets {job.array.key}, too; leave one of the two away")
 
 
 def mpi_for(job: Job, backend: str, library: Callable[[], Library | None]) -> str:
@@ -117,7 +135,7 @@ def own_backend(job: Job, backend: str) -> str | None:
     """The backend that a script must name: with --mpi=none, `auto` would still take MPI wherever mpi4py is installed."""
     if job.mpi != "none" or backend != "auto" or job.num_tasks == 1:
         return None
-    return "nccl" if job.ntasks_per_node <= job.gpus_per_node else "gloo"
+    return "nccl" if job.ntasks_per_node <= job.gpus_on_node else "gloo"
 
 
 def render(job: Job, command: list[str]) -> str:
@@ -126,33 +144,29 @@ def render(job: Job, command: list[str]) -> str:
         "#!/bin/bash",
         *(f"# {line}" for line in describe(job)),
         "#",
-        "# Submit it with `sbatch THIS-FILE`, from a shell in which flora-hpc starts; what follows the file's name, such as",
-        "# `-s rounds=5`, goes to flora-hpc run. Some two minutes before the time limit, or when it is preempted, the run saves a",
-        "# checkpoint and ends with code 75; the last lines then put the job back into the queue, and it goes on from there.",
+        *(f"# {line}" for line in usage(job)),
         "# Written by:",
         f"#   {shlex.join(command)}",
         "",
-        *(f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in directives(job).items()),
+        *(f"#SBATCH --{name}={quoted(value)}" if value else f"#SBATCH --{name}" for name, value in directives(job).items()),
         "",
     ]
-    if job.clients:
-        counts = " ".join(map(str, job.clients))
-        lines += [f"counts=({counts})", "clients=${counts[$SLURM_ARRAY_TASK_ID]}", ""]
+    if job.setup:
+        lines += ["# --setup:", *job.setup.rstrip("\n").split("\n"), ""]
+    if job.array:
+        lines += [f"values=({shlex.join(job.array.values)})", "value=${values[$SLURM_ARRAY_TASK_ID]}"]
+        lines += [f"names=({shlex.join(job.array.names)})", "name=${names[$SLURM_ARRAY_TASK_ID]}"] if job.array.names else []
+        lines.append("")
     if job.container and job.num_tasks > 1 and job.mpi == "none":
-        lines += [
-            "# Where ranks meet: inside the container there is no scontrol to ask.",
-            'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            "MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
-            "export MASTER_ADDR MASTER_PORT",
-            "",
-        ]
+        lines += MEETING.split("\n")
     # one task of an array has the id of the array: a requeue of that id would requeue all tasks
-    job_id = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.clients else "$SLURM_JOB_ID"
+    job_id = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.num_array_tasks else "$SLURM_JOB_ID"
+    bind = f"--cpu-bind={job.cpu_bind} " if job.cpu_bind else ""
     lines += [
         "# --mpi: pmix for Open MPI, pmi2 for MPICH and Intel MPI, none for torch's NCCL and gloo (comm.backend)",
-        f'srun --kill-on-bad-exit=1 --mpi={job.mpi} --cpus-per-task="$SLURM_CPUS_PER_TASK" \\',
+        "code=0",
+        f'srun --kill-on-bad-exit=1 --mpi={job.mpi} {bind}--cpus-per-task="$SLURM_CPUS_PER_TASK" \\',
         *program(job),
-        "code=$?",
         f'if [ "$code" -eq 75 ]; then scontrol requeue "{job_id}"; fi',
         'exit "$code"',
     ]
@@ -162,28 +176,53 @@ def render(job: Job, command: list[str]) -> str:
 def describe(job: Job) -> list[str]:
     """Describe the job in a sentence or more."""
     where = "one node" if job.nodes == 1 else f"{job.nodes} nodes"
-    gpus = f"{job.gpus_per_node} GPU{'s' * (job.gpus_per_node > 1)}"
-    each = " each" * (job.nodes > 1)
-    where += f" with {gpus}{each}" if job.gpus_per_node else ", without GPUs"
-    ranks = f"{job.num_tasks} rank{'s' * (job.num_tasks > 1)}"
-    share = ", one for each GPU" if job.ntasks_per_node == job.gpus_per_node else ""
-    cores = f"{job.cpus_per_task} core{'s' * (job.cpus_per_task > 1)}"
-    lines = [f"A run on {where}: {ranks}{share}, {cores} for each rank."]
-    if job.clients:
+    gpus = f"{count(job.gpus_on_node, 'GPU')}{' each' * (job.nodes > 1)}"
+    where += f" with {gpus}" if job.gpus_on_node else ", without GPUs"
+    share = ", one for each GPU" if job.ntasks_per_node == job.gpus_on_node else ""
+    kind = "A study" if job.is_study else "A run"
+    lines = [f"{kind} on {where}: {count(job.num_tasks, 'rank')}{share}, {count(job.cpus_per_task, 'core')} for each rank."]
+    if job.array:
+        values = "numbers of clients" if job.array.key == "partition.num_clients" else f"values of {job.array.key}"
         lines.append(
-            f"A job array: one such run for each of {len(job.clients)} numbers of clients, as many at a time as there is room for."
+            f"A job array: one such run for each of {len(job.array.values)} {values}, as many at a time as there is room for."
         )
+    if job.shards > 1:
+        lines.append(f"A job array: {job.shards} such jobs, each of which plays every {nth(job.shards)} point of the study.")
     if job.container:
         lines.append(
-            "The program runs in a container, with Apptainer" + (", which --nv lets see the GPUs." if job.gpus_per_node else ".")
+            "The program runs in a container, with Apptainer" + (", which --nv lets see the GPUs." if job.gpus_on_node else ".")
         )
     return lines
+
+
+def nth(number: int) -> str:
+    """2 -> '2nd'."""
+    endings = {1: "st", 2: "nd", 3: "rd"} if number % 100 not in (11, 12, 13) else {}
+    return f"{number}{endings.get(number % 10, 'th')}"
+
+
+def usage(job: Job) -> list[str]:
+    """How to submit the script, and what it does at the time limit."""
+    submit = "Submit it with `sbatch THIS-FILE`, from a shell in which flora-hpc starts; what follows the file's name, such as"
+    again = "the last lines then put the job back into the queue, and it goes on from there."
+    if job.is_study:
+        return [
+            submit,
+            "`--ranks-per-run 2`, goes to flora-hpc study. Some two minutes before the time limit, or when it is preempted, every",
+            f"run saves a checkpoint and the study ends with code 75; {again}",
+            f"`flora-hpc study watch {shlex.quote(job.out)}` shows how far it is.",
+        ]
+    return [
+        submit,
+        "`-s rounds=5`, goes to flora-hpc run. Some two minutes before the time limit, or when it is preempted, the run saves a",
+        f"checkpoint and ends with code 75; {again}",
+    ]
 
 
 def directives(job: Job) -> dict[str, str]:
     """The options of sbatch; an empty value is a flag."""
     options = {
-        "job-name": re.sub(r"[^\w.-]+", "-", Path(job.config).stem, flags=re.ASCII),
+        "job-name": re.sub(r"[^\w.-]+", "-", Path(job.out).name if job.is_study else Path(job.config).stem, flags=re.ASCII),
         "partition": job.partition,
         "account": job.account,
         "nodes": str(job.nodes),
@@ -191,22 +230,37 @@ def directives(job: Job) -> dict[str, str]:
         "cpus-per-task": str(job.cpus_per_task),
         "gpus-per-node": str(job.gpus_per_node) if job.gpus_per_node else None,
         "time": job.time,
-        "array": f"0-{len(job.clients) - 1}" if job.clients else None,
-        "signal": f"USR1@{WARNING_SECONDS}",
+        "array": f"0-{job.num_array_tasks - 1}" if job.num_array_tasks else None,
+        **job.sbatch,
+        "signal": f"USR1@{_jobchecks.WARNING_SECONDS}",
         "requeue": "",
         "open-mode": "append",
-        "output": "%x-%A_%a.log" if job.clients else "%x-%j.log",
+        "output": "%x-%A_%a.log" if job.num_array_tasks else "%x-%j.log",
     }
     return {name: value for name, value in options.items() if value is not None}
 
 
+def quoted(value: str) -> str:
+    """A value as sbatch reads it in a script: it has quotes and backslashes of its own, and # begins a comment."""
+    if not re.search(r"""[\s"'\\#]""", value):
+        return value
+    escaped = re.sub(r'(["\\])', r"\\\1", value)
+    return f'"{escaped}"'
+
+
 def program(job: Job) -> list[str]:
     """The lines of the command of every task, each part quoted for the shell."""
-    nv = "--nv " if job.gpus_per_node else ""
+    nv = "--nv " if job.gpus_on_node else ""
     lines = [f"apptainer exec {nv}{shlex.quote(job.container)} \\"] if job.container else []
-    suffix, clients = ('-"$clients"', ['-s partition.num_clients="$clients"']) if job.clients else ("", [])
-    lines.append(f"flora-hpc run {shlex.quote(job.config)} --out {shlex.quote(job.out)}{suffix} --resume \\")
     rest = [f"--plugin {shlex.quote(file)}" for file in job.plugins]
-    rest += [*(f"-s {shlex.quote(setting)}" for setting in job.settings), *clients, '"$@"']
-    lines.append(" ".join(rest))
+    if job.is_study:
+        lines.append(f"flora-hpc study --out {shlex.quote(job.out)} --resume \\")
+        rest += [f"--ranks-per-run {job.ranks_per_run}"] if job.ranks_per_run else []
+        rest += [f'--shard "$SLURM_ARRAY_TASK_ID/{job.shards}"'] if job.shards > 1 else []
+    else:
+        suffix = ('-"$name"' if job.array.names else '-"$value"') if job.array else ""
+        lines.append(f"flora-hpc run {shlex.quote(job.config)} --out {shlex.quote(job.out)}{suffix} --resume \\")
+    rest += [f"-s {shlex.quote(setting)}" for setting in job.settings]
+    rest += [f'-s {shlex.quote(job.array.key)}="$value"'] if job.array else []
+    lines.append(" ".join([*rest, '"$@" || code=$?']))
     return [f"    {line}" for line in lines]

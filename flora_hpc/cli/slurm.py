@@ -1,100 +1,61 @@
-"""`flora-hpc slurm`: a job script for a run, to read, keep or submit."""
+"""`flora-hpc slurm`: a job script for a run or a study, to read, keep or submit."""
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
-from flora_hpc import configfile, plugins, screen
-from flora_hpc.cli import _idle, _jobscript
-from flora_hpc.cli._args import ConfigFile, Overrides, Plugins, use_plugins, whole_numbers
+from flora_hpc import plugins, screen
+from flora_hpc.cli import _jobchecks, _jobscript, _jobwork
+from flora_hpc.cli import _slurm_options as options
+from flora_hpc.cli._args import Overrides, Plugins, use_plugins
 from flora_hpc.comm import mpilibrary
-from flora_hpc.config import Config
 from flora_hpc.errors import UserError, reason
 
-
-class Mpi(StrEnum):
-    """How srun's tasks connect to each other."""
-
-    auto = "auto"
-    pmix = "pmix"
-    pmi2 = "pmi2"
-    none = "none"
+ALWAYS = ("nodes", "time", "mpi")  # options that the command in a script names even where they have their defaults
+APART = ("config", "overrides", "plugin", "submit")  # arguments that it names in another way, or not at all
 
 
 def slurm(
-    config: ConfigFile,
+    ctx: typer.Context,
+    config: options.Config = None,
     overrides: Overrides = None,
     plugin: Plugins = None,
-    nodes: Annotated[int, typer.Option(help="number of nodes")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node")] = 0,
-    time: Annotated[str, typer.Option(metavar="H:MM:SS", help="time limit, as for sbatch")] = "1:00:00",
-    ntasks_per_node: Annotated[
-        int | None, typer.Option(metavar="N", help="ranks on each node; by default one for each GPU, or one", show_default=False)
-    ] = None,
-    cpus_per_task: Annotated[int, typer.Option(metavar="N", help="cores of each rank")] = _jobscript.CORES,
-    partition: Annotated[str | None, typer.Option(metavar="P", help="partition of the cluster", show_default=False)] = None,
-    account: Annotated[str | None, typer.Option(metavar="A", help="account to charge", show_default=False)] = None,
-    array: Annotated[
-        str | None,
-        typer.Option(metavar="COUNTS", help="a job array over numbers of clients, such as 10,100,1000", show_default=False),
-    ] = None,
-    container: Annotated[
-        str | None, typer.Option(metavar="IMAGE", help="run inside this image, with Apptainer", show_default=False)
-    ] = None,
-    mpi: Annotated[Mpi, typer.Option(help="auto looks at the MPI library here and at comm.backend")] = Mpi.auto,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="run directory; by default runs/<config name>", show_default=False)
-    ] = None,
-    submit: Annotated[bool, typer.Option("--submit", help="hand the script to sbatch instead of printing it")] = False,
+    study: options.Study = None,
+    shards: options.Shards = 1,
+    ranks_per_run: options.RanksPerRun = None,
+    nodes: options.Nodes = 1,
+    gpus_per_node: options.GpusPerNode = 0,
+    ntasks_per_node: options.NtasksPerNode = None,
+    cpus_per_task: options.CpusPerTask = _jobscript.CORES,
+    time: options.Time = "1:00:00",
+    partition: options.Partition = None,
+    account: options.Account = None,
+    array: options.Array = None,
+    container: options.Container = None,
+    mpi: options.MpiOption = options.Mpi.auto,
+    cpu_bind: options.CpuBind = None,
+    setup: options.Setup = None,
+    sbatch: options.Sbatch = None,
+    out: options.Out = None,
+    submit: options.Submit = False,
 ) -> None:
-    """Print a Slurm job script for a run, or submit it."""
+    """Print a Slurm job script for a run or a study, or submit it."""
     use_plugins(plugin)
-    settings = tuple(overrides or ())
-    path = f"{'./' * str(config).startswith('-')}{config}"  # a path that starts with - is no option
-    job = _jobscript.Job(
-        config=path,
-        out=str(out or Path("runs") / config.stem),
-        settings=settings,
-        plugins=tuple(str(file) for file in plugin or ()),
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        ntasks_per_node=ntasks_per_node if ntasks_per_node is not None else max(1, gpus_per_node),
-        cpus_per_task=cpus_per_task,
-        time=time,
-        mpi=mpi,
-        partition=partition,
-        account=account,
-        clients=tuple(whole_numbers("--array", array, "10,100,1000")) if array is not None else (),
-        container=container,
-    )
+    job = job_of(ctx.params)
     _jobscript.check(job)
-    configs = check_config(config, job)
-    backend = configs[0].comm.backend
-    job = replace(job, mpi=_jobscript.mpi_for(job, backend, library))
-    if own_backend := _jobscript.own_backend(job, backend):
-        job = replace(job, settings=(*settings, f"comm.backend={own_backend}"))
-    options = {
-        "--nodes": nodes,
-        "--gpus-per-node": gpus_per_node or None,
-        "--ntasks-per-node": ntasks_per_node,
-        "--cpus-per-task": cpus_per_task if cpus_per_task != _jobscript.CORES else None,
-        "--time": time,
-        "--partition": partition,
-        "--account": account,
-        "--array": ",".join(map(str, job.clients)) or None,
-        "--container": container,
-        "--mpi": job.mpi,
-        "--out": out,
-    }
-    arguments = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    command = ["flora-hpc", "slurm", path, *arguments, *(word for setting in settings for word in ("-s", setting))]
-    command += [word for file in job.plugins for word in ("--plugin", file)]
-    for warning in _idle.warnings(configs, job.num_tasks, job.gpus_per_node, job.ntasks_per_node):
+    work = _jobwork.of_study(job) if job.is_study else _jobwork.of_runs(job)
+    for note in work.notes:
+        print(f"note: {note}", file=sys.stderr)  # the script alone is on standard output
+    job = replace(job, mpi=_jobscript.mpi_for(job, work.backend, library))
+    command = written_by(ctx, job)
+    if own_backend := _jobscript.own_backend(job, work.backend):
+        job = replace(job, settings=(*job.settings, f"comm.backend={own_backend}"))
+    for warning in work.warnings(job):
         print(f"warning: {warning}", file=sys.stderr)
     script = _jobscript.render(job, command)
     if submit:
@@ -104,13 +65,77 @@ def slurm(
         print(script, end="")
 
 
-def check_config(config: Path, job: _jobscript.Job) -> list[Config]:
-    """Load the configuration for each number of clients. Raises UserError unless all of them are valid."""
-    counts = [[f"partition.num_clients={count}"] for count in job.clients]
-    configs = [configfile.load(config, [*job.settings, *count]) for count in counts or [[]]]
-    for note in configs[0][1]:
-        print(f"note: {note}", file=sys.stderr)  # the script alone is on standard output
-    return [resolved for resolved, _ in configs]
+def job_of(values: Mapping[str, Any]) -> _jobscript.Job:
+    """The job of these options. Raises UserError for options that exclude each other, and for texts that mean nothing."""
+    config, study, gpus = values["config"], values["study"], values["gpus_per_node"]
+    refuse_mixed(values)
+    array = values["array"]
+    sbatch = _jobchecks.sbatch_options(values["sbatch"] or ())
+    return _jobscript.Job(
+        config="" if study else path_text(config),
+        out=path_text(study or values["out"] or Path("runs") / config.stem),
+        settings=tuple(values["overrides"] or ()),
+        nodes=values["nodes"],
+        gpus_per_node=gpus,
+        ntasks_per_node=values["ntasks_per_node"] if values["ntasks_per_node"] is not None else max(1, gpus),
+        cpus_per_task=values["cpus_per_task"],
+        time=values["time"],
+        mpi=str(values["mpi"]),
+        partition=values["partition"],
+        account=values["account"],
+        array=_jobwork.array(array) if array is not None else None,
+        container=values["container"],
+        plugins=tuple(str(file) for file in values["plugin"] or ()),
+        setup=_jobchecks.setup_lines(values["setup"]) if values["setup"] else "",
+        sbatch=sbatch,
+        cpu_bind=values["cpu_bind"],
+        shards=values["shards"],
+        ranks_per_run=values["ranks_per_run"],
+    )
+
+
+def refuse_mixed(values: Mapping[str, Any]) -> None:
+    """Raise UserError unless the options belong to a run, or to a study."""
+    config, study = values["config"], values["study"]
+    if study is None and config is None:
+        raise UserError(
+            "slurm: needs the CONFIG of a run, or the directory of a study, which `flora-hpc study CONFIG ... --out DIR --prepare` "
+            "writes, as --study DIR"
+        )
+    if study is None:
+        for name in ("shards", "ranks_per_run"):
+            if values[name] not in (None, 1):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: is for a study; give --study DIR in place of CONFIG, or leave it away"
+                )
+        return
+    if config is not None:
+        raise UserError(f"--study {study}: has a configuration already; leave {config} away")
+    for name in ("array", "out"):
+        if values[name] is not None:
+            instead = "--shards N makes an array of a study" if name == "array" else "a study is played in its own directory"
+            raise UserError(f"--{name}: does not go with --study; {instead}")
+    for setting in values["overrides"] or ():
+        if not setting.strip().startswith("comm."):
+            raise UserError(f"-s {setting}: the points of a study have their configuration already; only keys of comm can be set")
+
+
+def path_text(path: Path) -> str:
+    """A path as an argument of a command: one that begins with - is no option."""
+    return f"{'./' * str(path).startswith('-')}{path}"
+
+
+def written_by(ctx: typer.Context, job: _jobscript.Job) -> list[str]:
+    """The command that writes the script of this job."""
+    defaults = {option.name: option.default for option in ctx.command.params}
+    words = ["flora-hpc", "slurm", *([job.config] if job.config else [])]
+    for name in (name for name in defaults if name not in APART):
+        value = job.mpi if name == "mpi" else ctx.params.get(str(name))
+        if name in ALWAYS or value not in (None, defaults[name]):
+            for each in value if isinstance(value, list | tuple) else [value]:
+                words += [f"--{str(name).replace('_', '-')}", str(each)]
+    words += [word for setting in job.settings for word in ("-s", setting)]
+    return [*words, *(word for file in job.plugins for word in ("--plugin", file))]
 
 
 def library() -> mpilibrary.Library | None:

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from flora_hpc.cli import _study_best, _study_run, _study_show
+from flora_hpc.cli import _study_best, _study_run, _study_show, _study_watch
 
 DEFAULT = "run"  # the command of `flora-hpc study CONFIG`
 
@@ -21,6 +21,7 @@ class WithDefault(TyperGroup):
 
 app = typer.Typer(cls=WithDefault, no_args_is_help=True)
 app.command("run")(_study_run.run)
+app.command()(_study_watch.watch)
 
 
 @app.callback()

@@ -106,6 +106,10 @@ class Lines:
         self.count -= granted
         return granted
 
+    def cut(self, block: Sequence[RenderableType]) -> Sequence[RenderableType]:
+        """Take lines for a block: as many of its first lines as are free, but not its heading alone."""
+        return block[: self.up_to(len(block))] if min(len(block), self.count) > 1 else ()
+
 
 def stacked(blocks: Sequence[Sequence[RenderableType]], gaps: bool) -> list[RenderableType]:
     """The lines of all blocks, with an empty line between two blocks where there are `gaps`."""
@@ -236,8 +240,12 @@ def bar(data: PanelData, done: int, width: int) -> Text:
     """A bar of the rounds done and of the clients done in the current round; exact to half a cell."""
     now = data.progress
     part = now.done / now.num_local if now and now.num_local and done < data.num_rounds else 0.0
-    halves = round(2 * width * min(1.0, (done + min(1.0, part)) / max(1, data.num_rounds)))
-    full, half = divmod(halves, 2)
+    return bar_of((done + min(1.0, part)) / max(1, data.num_rounds), width)
+
+
+def bar_of(share: float, width: int) -> Text:
+    """A bar of `width` cells of which a share is done; exact to half a cell."""
+    full, half = divmod(round(2 * width * min(1.0, share)), 2)
     return Text.assemble(("━" * full + "╸" * half, "green"), ("─" * (width - full - half), "bright_black"))
 
 

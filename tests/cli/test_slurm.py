@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flora_hpc.cli import _jobscript, app, slurm
+from flora_hpc.cli import _jobchecks, app, slurm
 from flora_hpc.comm import mpilibrary
 from flora_hpc.errors import UserError
 from tests.cli.test_bad_input import call
@@ -223,7 +223,7 @@ def test_the_library_that_is_installed_is_found(flora: Callable[..., subprocess.
     ],
 )
 def test_time_limits_are_read_as_slurm_reads_them(time: str, seconds: int) -> None:
-    assert _jobscript.seconds(time) == seconds
+    assert _jobchecks.seconds(time) == seconds
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_time_limits_are_read_as_slurm_reads_them(time: str, seconds: int) -> No
 )
 def test_a_time_limit_that_slurm_would_not_read(time: str) -> None:
     with pytest.raises(UserError, match="is no time limit; give hours:minutes:seconds"):
-        _jobscript.seconds(time)
+        _jobchecks.seconds(time)
 
 
 MISTAKES = {
@@ -252,8 +252,16 @@ MISTAKES = {
     "same count twice": (["--array", "10,10"], "--array: names 10 twice; name it once"),
     "array and clients": (
         ["--array", "10", "-s", "partition.num_clients=5"],
-        "--array sets the number of clients; leave one of the two",
+        "--array sets partition.num_clients, too; leave one of the two",
     ),
+    "array of a key without values": (["--array", "client.lr="], "--array client.lr=: write key=value,value"),
+    "array of an unknown key": (["--array", "client.lrr=1,2"], "client.lrr: unknown key; did you mean client.lr?"),
+    "array with equal values": (["--array", "client.lr=1e-3,0.001"], "--array: names client.lr=0.001 twice; name it once"),
+    "array and its key": (
+        ["--array", "client.lr=1e-3,1e-4", "-s", "client.lr=1"],
+        "--array sets client.lr, too; leave one of the two",
+    ),
+    "array with a wrong value": (["--array", "client.lr=1e-3,fast"], "client.lr"),
     "array of one that does not fit": (["--array", "10,3", "-s", "cohort.size=5"], "only 3 are registered"),
     "config": (["-s", "client.local_epoch=2"], "client.local_epoch: unknown key; did you mean client.epochs?"),
     "partition": (["--partition", "gpu; rm"], "--partition: 'gpu; rm' is no name; give letters, digits and"),
@@ -269,8 +277,119 @@ MISTAKES = {
         ["--nodes", "2", "--container", "a.sif", "-s", "comm.backend=mpi"],
         "library of the container cannot be seen from here",
     ),
+    "sbatch without a name": (["--sbatch", "=high"], "--sbatch: '=high' does not begin with the long name of an option of sbatch"),
+    "sbatch by its letter": (["--sbatch", "p=gpu"], "write KEY=VALUE or KEY, such as qos=high or exclusive"),
+    "sbatch with a line break": (["--sbatch", "comment=a\n#SBATCH --nodes=9"], "is empty or holds a line break"),
+    "sbatch with an empty value": (["--sbatch", "qos="], "--sbatch qos: '' is empty"),
+    "sbatch that has an option": (["--sbatch", "nodes=4"], "--sbatch nodes: the script sets this itself; give --nodes instead"),
+    "sbatch that every script has": (
+        ["--sbatch", "--signal=TERM@9"],
+        "it, give --signal on the command line of sbatch: sbatch --signal",
+    ),
+    "sbatch that is no script's": (["--sbatch", "wrap=ls"], "--sbatch wrap: is nothing that a script can ask for"),
+    "sbatch twice": (["--sbatch", "qos=a", "--sbatch", "qos=b"], "--sbatch qos: is given twice; give it once"),
+    "cpu bind": (["--cpu-bind", "cores; rm"], "--cpu-bind: 'cores; rm' is no name"),
+    "no setup": (["--setup", "nowhere.sh"], "--setup: nowhere.sh: cannot be read (No such file or directory); give a text file"),
+    "setup folder": (["--setup", "configs"], "--setup: configs: cannot be read (Is a directory)"),
+    "shards of a run": (["--shards", "3"], "--shards: is for a study; give --study DIR in place of CONFIG, or leave it away"),
+    "ranks of a run": (["--ranks-per-run", "2"], "--ranks-per-run: is for a study; give --study DIR"),
+    "both": (["--study", "studies/x"], "--study studies/x: has a configuration already; leave configs/quickstart.yaml away"),
     "mpi": (["--mpi", "openmpi"], "'openmpi' is not one of 'auto', 'pmix', 'pmi2', 'none'"),
 }
+
+
+SETUPS = {
+    "binary": (b"\x7fELF\0\0", "is no text (UTF-8); give a file with lines of bash"),
+    "latin": ("module load fran\u00e7ais".encode("latin-1"), "is no text (UTF-8)"),
+    "windows": (b"module load openmpi\r\n", "has the line ends of Windows, which bash does not read; convert it with dos2unix"),
+    "large": (b"# comment\n" * 7000, "is larger than 64 KB; give only lines that the job needs"),
+    "sbatch": (b"module load x\n#SBATCH --qos=high\n", "line 2: '#SBATCH --qos=high' is an option of sbatch; give it as --sbatch"),
+    "open quote": (b"module load 'openmpi\n", "bash does not understand it (line 1: unexpected EOF while looking for matching"),
+    "open document": (b"cat <<END\nmodule load openmpi\n", "bash does not understand it"),
+}
+
+
+@pytest.mark.parametrize("mistake", SETUPS)
+def test_setup_files_that_no_script_can_hold(
+    mistake: str, tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, message = SETUPS[mistake]
+    (tmp_path / "setup.sh").write_bytes(data)
+    code, error = call(["slurm", QUICK, "--setup", str(tmp_path / "setup.sh")], monkeypatch, capsys)
+    assert (code, error.count(f"--setup: {tmp_path / 'setup.sh'}: ")) == (2, 1), error
+    assert message in error
+
+
+def test_setup_lines_stand_before_srun_as_they_are(invoke: Invoke, calls: Path, tmp_path: Path) -> None:
+    setup = tmp_path / "setup.sh"
+    setup.write_text('set -euo pipefail\n\nexport GREETING="it\'s \'here\'"   # $HOME\necho "$GREETING" > "$CALLS/greeting"\n\n')
+    script = invoke("slurm", QUICK, "--setup", setup)
+    assert setup.read_text().rstrip() in script
+    assert script.index("#SBATCH --output") < script.index("set -euo") < script.index("srun --kill")
+    assert play(script, calls, SRUN_CODE="75").returncode == 75, "set -e must not end the script before the requeue"
+    assert (calls / "greeting").read_text() == "it's 'here'\n"
+    assert words(calls, "scontrol") == ["requeue", "7"]
+    assert invoke(*written_by(script)[1:]) == script
+
+
+def test_further_options_of_sbatch_and_srun(invoke: Invoke, calls: Path) -> None:
+    options = [
+        "qos=high",
+        "--mem=64G",
+        "exclusive",
+        "mail-user=a@b.org",
+        'comment=it is "so" #1',
+        "constraint=[a|b]",
+        "gpus-per-task=1",
+    ]
+    flags = [word for option in options for word in ("--sbatch", option)]
+    script = invoke("slurm", QUICK, "--nodes", 2, "--ntasks-per-node", 2, "--cpu-bind", "mask_cpu:0x3,0xC", *flags, "--mpi", "none")
+    assert re.findall("^#SBATCH --(.*)$", script, re.M)[5:12] == [
+        "qos=high",
+        "mem=64G",
+        "exclusive",
+        "mail-user=a@b.org",
+        'comment="it is \\"so\\" #1"',
+        "constraint=[a|b]",
+        "gpus-per-task=1",
+    ]
+    assert "# A run on 2 nodes with 2 GPUs each: 4 ranks, one for each GPU" in script
+    play(script, calls)
+    assert words(calls, "srun")[:4] == ["--kill-on-bad-exit=1", "--mpi=none", "--cpu-bind=mask_cpu:0x3,0xC", "--cpus-per-task=4"]
+    assert words(calls, "srun")[-1] == "comm.backend=nccl", "each rank has a GPU"
+    assert invoke(*written_by(script)[1:]) == script
+
+
+@pytest.mark.parametrize(
+    ("array", "runs"),
+    [
+        ("client.lr=1e-4, 1e-3", {"lr=0.0001": "client.lr=0.0001", "lr=0.001": "client.lr=0.001"}),
+        ("method.name=flora,fedlc", {"method=flora": "method.name=flora", "method=fedlc": "method.name=fedlc"}),
+        (
+            "partition.num_clients=10,20",
+            {"num_clients=10": "partition.num_clients=10", "num_clients=20": "partition.num_clients=20"},
+        ),
+        ("seed=range(3,5)", {"seed=3": "seed=3", "seed=4": "seed=4"}),
+    ],
+)
+def test_an_array_over_any_key(array: str, runs: dict[str, str], invoke: Invoke, calls: Path) -> None:
+    script = invoke("slurm", QUICK, "--array", array)
+    for task, (name, setting) in enumerate(runs.items()):
+        play(script, calls, SLURM_ARRAY_TASK_ID=str(task))
+        assert words(calls, "srun")[6:] == ["--out", f"runs/quickstart-{name}", "--resume", "-s", setting]
+    assert "#SBATCH --array=0-1\n" in script
+    assert invoke(*written_by(script)[1:]) == script
+
+
+def test_an_array_over_lists_and_texts_for_the_shell(invoke: Invoke, calls: Path) -> None:
+    script = invoke("slurm", QUICK, "--array", "method.targets=[text.q_proj, text.v_proj],[text.q_proj]")
+    named = []
+    for task, value in enumerate(['["text.q_proj", "text.v_proj"]', '["text.q_proj"]']):
+        play(script, calls, SLURM_ARRAY_TASK_ID=str(task))
+        assert words(calls, "srun")[8:] == ["--resume", "-s", f"method.targets={value}"][-len(words(calls, "srun")[8:]) :]
+        named.append(words(calls, "srun")[7])
+    assert len(set(named)) == 2
+    assert all(re.fullmatch(r"runs/quickstart-targets=[\w.,@+=-]+", name) for name in named), named
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -351,7 +470,7 @@ def test_ranks_without_work_are_warned_about(calls: Path) -> None:
     result = CliRunner().invoke(app, [*words, "--array", "10,100"], catch_exceptions=False)
     (warning,) = result.stderr.splitlines()
     assert warning == (
-        "warning: partition.num_clients 10: 6 of 16 ranks have no work, since a round has 10 clients; ask for fewer ranks"
+        "warning: partition.num_clients=10: 6 of 16 ranks have no work, since a round has 10 clients; ask for fewer ranks"
     )
     assert result.stdout.startswith("#!/bin/bash\n")
     assert CliRunner().invoke(app, [*words, "-s", "partition.num_clients=20"], catch_exceptions=False).stderr == ""
