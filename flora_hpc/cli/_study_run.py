@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +13,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from flora_hpc import rundir, screen
-from flora_hpc.cli._args import Overrides, Plugins, use_plugins
+from flora_hpc.cli._args import Overrides, Plugins, View, has_terminal, use_plugins
 from flora_hpc.cli._job import job_with_config
 from flora_hpc.cli._progress import Bar
+from flora_hpc.cli._study_view import watching
 from flora_hpc.comm import launch, stop
 from flora_hpc.comm.communicator import Communicator, send_to_all, together
 from flora_hpc.comm.launch import Launch
@@ -93,6 +95,9 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list the points with their forecasts, and play nothing")] = False,
     prepare: Annotated[bool, typer.Option("--prepare", help="write the study's directory, and play nothing")] = False,
+    view: Annotated[
+        View, typer.Option(help="live table or one plain line a point that ends; auto asks whether this is a terminal")
+    ] = View.auto,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="say only what is wrong, and one line at the end")] = False,
 ) -> None:
     """Play every combination of the grid's values. Start it with srun, mpiexec or torchrun, or alone.
@@ -131,7 +136,7 @@ def run(
         if prepare:
             print(f"{folder}: {views.count(len(recipe.planned), 'point')}; `flora-hpc study --resume --out {folder}` plays them")
             return
-        rows = play(recipe, comm, me, claim, folder, ranks_per_run, part, quiet)
+        rows = play(recipe, comm, me, claim, Way(ranks_per_run, part, view, quiet), folder)
         stop.ignore()
     tell_end(rows, folder)
 
@@ -158,23 +163,30 @@ def begin(recipe: Recipe, out: Path, claim: Claim, resume: bool) -> None:
     player.prepare(recipe, out)
 
 
-def play(
-    recipe: Recipe,
-    comm: Communicator,
-    me: Launch,
-    claim: Claim,
-    out: Path,
-    ranks_per_run: int,
-    shard: tuple[int, int],
-    quiet: bool,
-) -> list[Point]:
-    """Play the study; the points on rank 0."""
+@dataclass(frozen=True)
+class Way:
+    """How a study is played and shown."""
+
+    ranks_per_run: int
+    shard: tuple[int, int]
+    view: View
+    quiet: bool
+
+
+def play(recipe: Recipe, comm: Communicator, me: Launch, claim: Claim, way: Way, out: Path) -> list[Point]:
+    """Play the study in the directory `out`; returns the points, on rank 0."""
     from flora_hpc.studies import play as player
 
-    signals = stop.Stop()
-    bar = (lambda done, total: None) if quiet else Bar("features", live=False)
-    options = player.StudyOptions(out, ranks_per_run, shard, signals, lambda sentence: None, bar, claim.check)
-    with signals.listening():
+    live = not way.quiet and (way.view == View.live or (way.view == View.auto and has_terminal() and me.launcher != "openmpi"))
+    options = player.StudyOptions(
+        out,
+        way.ranks_per_run,
+        way.shard,
+        progress=(lambda done, total: None) if way.quiet or live else Bar("features", live=False),
+        check_ownership=claim.check,
+    )
+    shown = watching(out, live) if comm.rank == 0 and not way.quiet else nullcontext()
+    with options.stop.listening(), shown:
         return player.play(recipe, comm, me, options)
 
 
