@@ -14,7 +14,7 @@ from flora_hpc.config import Config
 from flora_hpc.configtree import split_override
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import count
-from flora_hpc.studies import points
+from flora_hpc.studies import grid
 
 CLIENTS = "partition.num_clients"  # the key of an array that names none
 
@@ -62,7 +62,7 @@ def array(text: str) -> Array:
     if "=" not in text:
         return Array(CLIENTS, tuple(map(str, whole_numbers("--array", text, "10,100,1000 or client.lr=1e-4,1e-3"))))
     try:
-        key, values = points.sweep(text)
+        key, values = grid.sweep(text)
     except UserError as error:
         raise UserError(f"--array {error}") from None
     texts = tuple(_text_of(value) for value in values)
