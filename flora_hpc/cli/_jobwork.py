@@ -14,7 +14,7 @@ from flora_hpc.config import Config
 from flora_hpc.configtree import split_override
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import count
-from flora_hpc.studies import grid
+from flora_hpc.studies import grid, points
 
 CLIENTS = "partition.num_clients"  # the key of an array that names none
 

@@ -199,14 +199,18 @@ def show_forecasts(recipe: Recipe, comm: Communicator, me: Launch, ranks_per_run
         return
     rate = costs.core_rate()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("point", "clients", "memory of a rank", "time, at least", ""):
-        table.add_column(name, justify="left" if name in ("point", "") else "right", overflow="fold")
+    problems = []
+    for name in ("point", "clients", "memory of a rank", "time, at least"):
+        table.add_column(name, justify="left" if name == "point" else "right", overflow="fold")
     for item, cost in zip(recipe.planned, forecasts, strict=True):
-        problem = cost.problem or costs.too_large(cost, me)
         numbers = (f"{cost.num_clients:,}", decimal(cost.memory_bytes), views.seconds(cost.flops / rate))
-        table.add_row(item.point.name, *(("", "", "") if cost.problem else numbers), problem)
+        table.add_row(item.point.name, *(("-", "-", "-") if cost.problem else numbers))
+        if problem := cost.problem or costs.too_large(cost, me):
+            problems.append(f"would fail: {item.point.name}: {problem}")
     console = Console(highlight=False)
     console.print(table)
+    for problem in problems:
+        console.print(problem, markup=False, soft_wrap=True)
     total = sum(cost.flops for cost in forecasts) / rate
     console.print(
         f"{views.count(len(forecasts), 'point')}; the products of training alone take {views.seconds(total)} on one core "
