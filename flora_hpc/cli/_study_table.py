@@ -36,7 +36,7 @@ def print_table(console: Console, columns: Sequence[Column], metric: str) -> Non
     console.print(_table(visible, console.is_terminal))
     if left_away:
         names = ", ".join(column.heading for column in left_away)
-        console.print(Text(f"not shown for want of width: {names} (--csv and --json have all)", "dim"), soft_wrap=True)
+        console.print(Text(f"not shown for want of width: {names} (--json has all)", "dim"), soft_wrap=True)
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:

@@ -152,7 +152,7 @@ def test_a_terminal_of_80_columns_keeps_the_metric_and_names_what_it_hides(metri
     assert "difference" in rows
     assert "0.0000" in rows or "±" in rows
     assert hidden.startswith("uplink, ")
-    assert hidden.endswith("(--csv and --json have all)\n")
+    assert hidden.endswith("(--json has all)\n")
 
 
 def test_a_pipe_gets_every_column_on_one_line(folder: Path, invoke: Invoke) -> None:
