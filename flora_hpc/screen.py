@@ -13,7 +13,7 @@ from typing import Any
 from flora_hpc.errors import reason
 
 LABELS = {"stdout": "standard output", "stderr": "standard error"}
-NEAREST = {"→": "->", "←": "<-", "ß": "ss", "ẞ": "SS"} | dict(
+NEAREST = {"→": "->", "←": "<-", "±": "+-", "ß": "ss", "ẞ": "SS"} | dict(
     zip("ıµμ×·•–—−‘’“”■▁▂▃▄▅▆▇█", "iuux.*---''\"\"#_.-=+*##", strict=True)  # noqa: RUF001 -- these characters are meant
 )
 BLOCKS, BRAILLE = range(0x2580, 0x25A0), range(0x2800, 0x2900)  # code points

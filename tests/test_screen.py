@@ -74,6 +74,7 @@ def test_every_view_of_a_run_fits_every_encoding(view: Any, encoding: str, tmp_p
     ("text", "ascii"),
     [
         ("12 µs → 3 μs", "12 us -> 3 us"),
+        ("0.5 ± 0.1", "0.5 +- 0.1"),
         ("▁▄█ ■ ⠿", "_=# # ."),
         ("╭─┬│╯ ┗━┃", "+-+|+ +-|"),
         ("é Ä ½ … “x” ﬁ", 'e A 12 ... "x" fi'),

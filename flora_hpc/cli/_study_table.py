@@ -22,21 +22,21 @@ def print_table(console: Console, columns: Sequence[Column], metric: str) -> Non
 
     A file or another program has no width: it gets all columns that people see, one line a row. The metric is never hidden.
     """
-    shown = texts(columns)
-    candidates = [column for name in HIDDEN_FIRST for column in shown if column.name == name != metric]
-    hidden = []
-    while (width := _width(console, shown)) > console.width:
+    visible = texts(columns)
+    candidates = [column for name in HIDDEN_FIRST for column in visible if column.name == name != metric]
+    left_away = []
+    while (width := _width(console, visible)) > console.width:
         if not console.is_terminal:
             console.width = width
         elif candidates:
-            hidden.append(candidates.pop(0))
-            shown = [column for column in shown if column is not hidden[-1]]
+            left_away.append(candidates.pop(0))
+            visible = [column for column in visible if column is not left_away[-1]]
         else:
             break
-    console.print(_table(shown, console.is_terminal))
-    if hidden:
-        names = ", ".join(column.heading for column in hidden)
-        console.print(Text(f"not shown for want of width: {names} (--csv and --json have all)", "dim"), soft_wrap=True)
+    console.print(_table(visible, console.is_terminal))
+    if left_away:
+        names = ", ".join(column.heading for column in left_away)
+        console.print(Text(f"not shown for want of width: {names} (--json has all)", "dim"), soft_wrap=True)
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:

@@ -70,29 +70,29 @@ def best(study: Study, metric: str, by: Sequence[str]) -> Choice:
     for setting in settings(study.rows):
         keys = {key: setting.keys[key] for key in by if key in setting.keys}
         groups.setdefault(table.words(keys, ", "), []).append(setting)
-    chosen, empty, num_points = [], [], set()
+    best_settings, without, num_points = [], [], set()
     for words, group in groups.items():
-        measured = [setting for setting in group if setting.spread(metric).n]
-        num_points |= {setting.spread(metric).n for setting in measured}
-        chosen += [max(measured, key=lambda setting: setting.spread(metric).mean)] if measured else []
-        empty += [] if measured else [words or "any setting"]
-    if not chosen:
+        candidates = [setting for setting in group if setting.spread(metric).n]
+        num_points |= {setting.spread(metric).n for setting in candidates}
+        best_settings += [max(candidates, key=lambda setting: setting.spread(metric).mean)] if candidates else []
+        without += [] if candidates else [words or "any setting"]
+    if not best_settings:
         raise UserError(f"{study.path}: no finished point has {metric}; see `flora-hpc study show`, or choose by another --metric")
-    notes = [f"no finished point of {words} has {metric}" for words in empty]
+    notes = [f"no finished point of {words} has {metric}" for words in without]
     if waiting := len(study.rows) - study.count("finished"):
         notes.append(f"{views.count(waiting, 'point')} did not finish, and had no part in the choice")
     if len(num_points) > 1:
         notes.append(f"means are over {min(num_points)} to {max(num_points)} seeds; those of few seeds are less certain")
     if "validation" not in metric:
         notes.append("chosen on test images: the test accuracies of these settings look better than they are")
-    return Choice(metric, chosen, notes)
+    return Choice(metric, best_settings, notes)
 
 
 def other_seeds(study: Study, config: dict[str, Any], number: int) -> list[int]:
     """The `number` seeds after the highest one of the study; from 0 where there are no higher ones."""
-    used = {int(point.keys.get("seed", config.get("seed", 0))) for point in study.rows}
-    first = max(used, default=-1) + 1
-    return list(islice((seed for seed in count(first if first + number <= MOST_SEEDS else 0) if seed not in used), number))
+    earlier_seeds = {int(point.keys.get("seed", config.get("seed", 0))) for point in study.rows}
+    first = max(earlier_seeds, default=-1) + 1
+    return list(islice((seed for seed in count(first if first + number <= MOST_SEEDS else 0) if seed not in earlier_seeds), number))
 
 
 def recipe(study: Study) -> dict[str, Any]:

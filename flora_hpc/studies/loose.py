@@ -83,16 +83,16 @@ def differing(trees: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     keys = list(dict.fromkeys(key for tree in trees for key in tree))
     values = {key: [_text(tree.get(key, MISSING)) for tree in trees] for key in keys}
-    changing = [key for key in keys if len(set(values[key])) > 1]
+    several_values = [key for key in keys if len(set(values[key])) > 1]
 
     def follows_from_name(key: str) -> bool:
         section = key.rpartition(".")[0] if not key.endswith(".name") else ""
-        by_name = section and f"{section}.name" in changing
-        is_empty_section = f"{key}.name" in changing  # such as `server: null` beside `server: {name: fedadam}`
+        by_name = section and f"{section}.name" in several_values
+        is_empty_section = f"{key}.name" in several_values  # such as `server: null` beside `server: {name: fedadam}`
         return bool(by_name or is_empty_section) and len(set(values[key]) - {_text(MISSING)}) == 1
 
-    changing = [key for key in changing if not follows_from_name(key)]
-    return [{key: tree[key] for key in changing if key in tree} for tree in trees]
+    several_values = [key for key in several_values if not follows_from_name(key)]
+    return [{key: tree[key] for key in several_values if key in tree} for tree in trees]
 
 
 def _text(value: Any) -> str:

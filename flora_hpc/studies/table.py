@@ -64,9 +64,9 @@ def metric_of(name: str, choices: Sequence[str] = tuple(NUMBERS)) -> str:
 def of_settings(groups: Sequence[Setting], metric: str = DEFAULT, with_varying: bool = False) -> list[Column]:
     """A row a setting: its keys, the number of finished points, the metric with its interval, and means of other columns."""
     spreads = {name: tuple(group.spread(name) for group in groups) for name in _names(metric, with_varying)}
-    used, totals = tuple(value.n for value in spreads[metric]), tuple(len(group.points) for group in groups)
-    columns = [*_keys([group.keys for group in groups]), Column("n", "n", used)]
-    columns.append(Column("num_points", "of", totals, for_people=used != totals))
+    numbers, totals = tuple(value.n for value in spreads[metric]), tuple(len(group.points) for group in groups)
+    columns = [*_keys([group.keys for group in groups]), Column("n", "n", numbers)]
+    columns.append(Column("num_points", "of", totals, for_people=numbers != totals))
     for name, values in spreads.items():
         if name == metric or any(value.n for value in values):
             is_metric = name == metric
