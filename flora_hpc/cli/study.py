@@ -5,6 +5,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from flora_hpc.cli import _study_report
+
 DEFAULT = "run"  # the command of `flora-hpc study CONFIG`
 
 
@@ -23,3 +25,6 @@ app = typer.Typer(cls=WithDefault, no_args_is_help=True)
 @app.callback()
 def study() -> None:
     """Play a grid of runs in one allocation, and read what came out."""
+
+
+app.command("report")(_study_report.report)
