@@ -8,7 +8,7 @@ from flora_hpc.report import study_curves, study_finals
 from flora_hpc.report.columns import percent
 from flora_hpc.report.study_bands import Band, clipped
 from flora_hpc.report.study_grid import Axis
-from flora_hpc.report.study_lines import MOST_STYLES, is_crossed, most_bands
+from flora_hpc.report.study_lines import MOST_BEFORE_PANELS, MOST_STYLES, is_crossed, most_bands
 from flora_hpc.report.study_results import Group, Results
 from flora_hpc.studies.statistics import Spread
 
@@ -42,9 +42,9 @@ def curves(results: Results, value: str = "test_accuracy", cost: str = "round") 
 def panels(results: Results) -> str:
     """Caption of the small multiples."""
     bands = [group.bands["test_accuracy"] for group in study_curves.drawn_groups(results, "test_accuracy", "round")]
-    return f"{WHAT['test_accuracy']}, on one scale. {_mean(bands, True)}{best_of(results, results.grid.rest)}" + _cut(
-        bands, "test_accuracy", True
-    )
+    has_bands = results.grid.lines is not None and len(results.grid.lines) <= MOST_BEFORE_PANELS
+    text = f"{WHAT['test_accuracy']}, on one scale. {_mean(bands, has_bands)}{best_of(results, results.grid.rest)}"
+    return text + _cut(bands, "test_accuracy", has_bands)
 
 
 def finals(results: Results) -> str:

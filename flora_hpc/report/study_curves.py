@@ -13,12 +13,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from flora_hpc.report import study_bands
 from flora_hpc.report.study_bands import Band
 from flora_hpc.report.study_grid import Axis, Keys, identity
-from flora_hpc.report.study_lines import NARROW, Entry, entries, figure_of, fill, most_bands, overview
+from flora_hpc.report.study_lines import MOST_BEFORE_PANELS, NARROW, Entry, entries, figure_of, most_bands, overview
 from flora_hpc.report.study_results import Group, Results
 from flora_hpc.report.style import NothingError, bytes_unit, line_style, percent_axis, rounds_axis, seconds_unit
 
 LOG = 20  # an axis is logarithmic from this ratio of its largest to its smallest value
-FEW = 24  # points of a curve that get a dot each
+BAND = 0.16  # density of a band
+FEW = 24  # points of a curve, or curves in all panels, up to which points are dots
 NOTHING = {
     "test_accuracy": "No round was evaluated.",
     "train_loss": "No round was trained.",
@@ -44,7 +45,7 @@ def curves(results: Results, width: float, value: str = "test_accuracy", cost: s
     unit = _cost_axis(axes, [group.bands[value] for group in groups], cost)
     for group, style in lines:
         is_marked = len(groups) <= most_bands(results) or style.get("zorder", 0) >= 4
-        _draw(axes, group.bands[value], style, value, cost, unit, len(groups) if is_marked else 0)
+        _draw(axes, group.bands[value], style, value, cost, unit, is_marked, is_marked)
     has_bands = len(groups) <= most_bands(results)
     _value_axis(axes, [group.bands[value] for group in groups], value, has_bands)
     return figure
@@ -64,6 +65,7 @@ def panels(results: Results, width: float) -> Figure:
     key = [Entry(results.names.pair(keys, grid.lines.key), line_style(number)) for number, keys in enumerate(grid.lines.samples)]
     height = rows * max(1.2, 0.72 * width / columns) + 0.5
     figure, all_axes = figure_of(width, height, key, rows, columns, sharex=True, sharey=True, squeeze=False)
+    has_bands, has_dots = len(grid.lines) <= MOST_BEFORE_PANELS, len(grid.lines) * len(cells) <= FEW
     for axes, cell in itertools.zip_longest(all_axes.flat, cells):
         if cell is None:
             axes.set_visible(False)
@@ -74,12 +76,12 @@ def panels(results: Results, width: float) -> Figure:
         for number in range(len(grid.lines)):
             best = results.best_of(group for group in members if grid.lines.index(group.setting.keys) == number)
             if best:
-                _draw(axes, best.bands[value], line_style(number), value, "round", 1, len(grid.lines))
+                _draw(axes, best.bands[value], line_style(number), value, "round", 1, has_bands, has_dots)
         axes.set_title("\n".join(results.names.pair(keys, k) for k, keys in cell.items()), fontsize="medium", loc="left")
     bands = [group.bands[value] for group in groups]
     first = all_axes[0, 0]
     rounds_axis(first, np.concatenate([band.x["round"] for band in bands]))
-    _value_axis(first, bands, value, True)
+    _value_axis(first, bands, value, has_bands)
     first.set_ylabel("")
     for place, axes in enumerate(all_axes.flat):
         is_lowest = place < len(cells) <= place + columns
@@ -170,13 +172,15 @@ def _value_axis(axes: Axes, bands: Sequence[Band], value: str, has_bands: bool) 
     axes.set_ylabel(LABELS[value])
 
 
-def _draw(axes: Axes, band: Band, style: dict[str, Any], value: str, cost: str, unit: float, among: int) -> None:
-    """Draw a curve; with its band, unless `among`, the number of bands in the panel, is zero."""
+def _draw(
+    axes: Axes, band: Band, style: dict[str, Any], value: str, cost: str, unit: float, has_band: bool, has_dots: bool
+) -> None:
+    """Draw a curve, with its band and, where rounds are few, with dots."""
     is_placed = _on_log_axis(band, cost) if axes.get_xscale() == "log" else np.ones(len(band.mean), bool)
     x, mean, low, high = (values[is_placed] for values in (band.x[cost] / unit, band.mean, band.low, band.high))
-    if among:
+    if has_band and not np.isnan(low).all():
         if value != "train_loss":
             low, high = low.clip(0, 1), high.clip(0, 1)
-        fill(axes, x, low, high, style["color"], among)
-    dots = {"marker": "o", "markersize": 2.6, "clip_on": cost != "round"} if 0 < len(x) <= FEW and among else {}
+        axes.fill_between(x, low, high, color=style["color"], alpha=BAND, linewidth=0, zorder=1)
+    dots = {"marker": "o", "markersize": 2.6, "clip_on": cost != "round"} if has_dots and 0 < len(x) <= FEW else {}
     axes.plot(x, mean, **{"zorder": 3, **style, **dots})

@@ -79,5 +79,4 @@ def _finals(results: Results) -> list[Drawing]:
         draw, caption = partial(study_finals.heat_map, results), partial(study_captions.heat_map, results)
         drawn.append(Drawing("heat-map", title, draw, caption, wide=len(axes[0]) > 8))
     draw, caption = partial(study_finals.finals, results), partial(study_captions.finals, results)
-    longest = max(len(results.name(group)) for group in results.groups)
-    return [*drawn, Drawing("final", "Final accuracy by setting", draw, caption, wide=longest > 30)]
+    return [*drawn, Drawing("final", "Final accuracy by setting", draw, caption)]

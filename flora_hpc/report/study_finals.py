@@ -25,8 +25,10 @@ UNTESTED = "No finished point was evaluated."
 def finals(results: Results, width: float) -> Figure:
     """The final accuracy of each setting: its seeds as small dots, the mean as a large one, the interval as a line."""
     groups = final_groups(results)
-    longest = int(0.45 * width / (0.063 if width < NARROW else 0.07))
-    figure, axes = figure_of(width, 0.75 + 0.2 * len(groups), [])
+    keys = results.grid.keys
+    labels = [", ".join(results.names.value(group.setting.keys, key) for key in keys) or "all points" for group in groups]
+    letters = int(0.42 * width / (0.063 if width < NARROW else 0.07))
+    figure, axes = figure_of(width, max(0.75 + 0.2 * len(groups), 1.6), [])
     for place, group in enumerate(groups):
         colour = (style_of(results, group) or {"color": BLUE})["color"]
         spread, values = group.final, group.setting.values("final_test_accuracy")
@@ -41,7 +43,8 @@ def finals(results: Results, width: float) -> Figure:
             )
             axes.plot(values, np.full(len(values), place), "|", color=colour, markersize=7, markeredgewidth=1)
         axes.plot(spread.mean, place, "o", color=colour, markersize=5, zorder=4)
-    axes.set_yticks(range(len(groups)), [words.plain(results.name(group), longest) for group in groups])
+    axes.set_yticks(range(len(groups)), [words.plain(label, letters) for label in labels])
+    axes.set_ylabel(words.plain(", ".join(map(results.names.key, keys)), 60))
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")

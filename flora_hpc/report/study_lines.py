@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
@@ -15,8 +13,8 @@ from flora_hpc.report.study_results import Group, Results
 from flora_hpc.report.style import AXIS, BLUE, DASHES, GREY, LINES, ORANGE, line_style, new
 
 MOST_STYLES = len(LINES) * len(DASHES)  # settings with a line of their own; of more, the best and the worst have one
-MOST_BANDS = 12  # settings in one panel with bands; MOST_BEFORE_PANELS where small multiples have the bands
-MOST_BEFORE_PANELS = 8
+MOST_BANDS = 12  # settings in one panel with bands
+MOST_BEFORE_PANELS = 8  # where there are small multiples, in these and in one panel
 NARROW = 4.5  # inches; narrower figures have smaller text and thinner lines
 
 
@@ -115,9 +113,3 @@ def _key_rows(width: float, key: Sequence[Entry]) -> tuple[int, int, int]:
 def inches(text: str, size: float) -> float:
     """The width of a line of text."""
     return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 if text.strip() else 0.0
-
-
-def fill(axes: Axes, x: Any, low: Any, high: Any, colour: str, among: int) -> None:
-    """Draw a band, the paler the more there are; nothing for a single seed."""
-    if not np.isnan(low).all():
-        axes.fill_between(x, low, high, color=colour, alpha=0.2 if among <= 4 else 0.13, linewidth=0, zorder=1)

@@ -19,7 +19,8 @@ from flora_hpc.studies.statistics import Spread, settings
 
 MOST_ROWS = 30  # settings in an open table; of more, the best MOST_BEST are, and all are folded
 MOST_BEST = 10
-MOST_FAILED = 12
+MOST_NAMED = 6  # points that failed alike, and runs that cannot be read
+MOST_MESSAGES = 20
 COMMON = {  # a line of the first run's description -> sections of the configuration that must not vary
     "model": ("model",),
     "method": ("method",),
@@ -53,15 +54,16 @@ def make(results: Results, title: str | None = None) -> str:
         status=f"{study_results.counts(study)}.",
         headlines=_headlines(results),
         settings=_settings(results, first),
-        problems=results.unreadable[:MOST_FAILED],
+        problems=results.unreadable[:MOST_NAMED],
         num_problems=len(results.unreadable),
         sections=sections,
         keys=[results.names.key(key) for key in table_keys(results)],
         columns=columns(results),
         rows=rows,
         best=best,
-        failed=[(_name(results, point), point.message) for point in results.failed],
-        most_failed=MOST_FAILED,
+        num_failed=len(results.failed),
+        failures=_failures(results),
+        most=MOST_MESSAGES,
         first=first,
         source=study.path,
     )
@@ -121,6 +123,17 @@ def _settings(results: Results, first: Run | None) -> dict[str, str]:
         if "data" not in lines and "data" not in varied:
             lines["data"] = sentences.dataset(first.attributes)
     return lines
+
+
+def _failures(results: Results) -> list[tuple[str, str]]:
+    """Each message, with the points that failed with it."""
+    names: dict[str, list[str]] = {}
+    for point in results.failed:
+        names.setdefault(point.message, []).append(_name(results, point))
+    return [
+        (message, "; ".join(points[:MOST_NAMED]) + (f"; and {len(points) - MOST_NAMED:,} more" if len(points) > MOST_NAMED else ""))
+        for message, points in names.items()
+    ]
 
 
 def _name(results: Results, point: Point) -> str:

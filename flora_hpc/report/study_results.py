@@ -111,5 +111,5 @@ def _group(study: Study, setting: Setting, most: int, problems: list[str]) -> Gr
 
 def counts(study: Study) -> str:
     """'36 points: 30 finished, 6 failed'."""
-    parts = ", ".join(f"{study.count(status)} {status}" for status in STATUSES[::-1] if study.count(status))
+    parts = ", ".join(f"{study.count(status):,} {status}" for status in STATUSES[::-1] if study.count(status))
     return f"{views.count(len(study.rows), 'point')}: {parts}"
