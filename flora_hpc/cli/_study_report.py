@@ -4,7 +4,7 @@ import importlib
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -76,8 +76,10 @@ def _open(paths: list[Path]) -> Study:
         for path in paths:
             if (path / INDEX).is_file():
                 raise UserError(f"{path}: is a study; give one study alone, or several run directories")
-        study: Study = importlib.import_module("flora_hpc.studies.loose").of_runs(paths)
-        return study
+        runs: Any = importlib.import_module("flora_hpc.studies.loose").of_runs(paths)
+        for note in runs.notes:
+            print(f"note: {note}")
+        return cast(Study, runs)
     if not (paths[0] / INDEX).is_file() and (paths[0] / "run.h5").is_file():
         raise UserError(f"{paths[0]}: holds a run and no study; `flora-hpc report {paths[0]}` explains it")
     return open_study(paths[0])

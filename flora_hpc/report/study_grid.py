@@ -15,7 +15,7 @@ Keys = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """A key and its values in order: numbers ascend, other values stand as they first appear."""
+    """A key and its values in order: numbers ascend, then other values stand as they first appear."""
 
     key: str
     samples: tuple[Keys, ...]  # for each value, the keys of a setting that has it
@@ -96,10 +96,12 @@ def _axis(key: str, settings: Sequence[Setting]) -> Axis:
     samples: dict[str, Keys] = {}
     for setting in settings:
         samples.setdefault(identity(setting.keys, key), setting.keys)
-    ordered = list(samples.values())
-    if all(is_number(keys.get(key)) for keys in ordered):
-        ordered.sort(key=lambda keys: float(keys[key]))
+    ordered = sorted(samples.values(), key=lambda keys: _order(keys.get(key)))  # stable
     return Axis(key, tuple(ordered))
+
+
+def _order(value: Any) -> tuple[bool, float]:
+    return (False, float(value)) if is_number(value) else (True, 0.0)
 
 
 def _follows(axis: Axis, other: Axis, settings: Sequence[Setting]) -> bool:
