@@ -14,7 +14,7 @@ from flora_hpc.report.study_curves import LOG
 from flora_hpc.report.study_grid import MOST_LINES, Axis
 from flora_hpc.report.study_lines import MOST_STYLES, NARROW, Entry, figure_of, style_of
 from flora_hpc.report.study_results import Group, Results
-from flora_hpc.report.style import BLUE, INK, NothingError, line_style, percent_axis
+from flora_hpc.report.style import BLUE, GREY, INK, NothingError, line_style, percent_axis
 from flora_hpc.studies.statistics import Spread
 
 MOST_CELLS = 24  # of a side of a heat map
@@ -28,7 +28,7 @@ def finals(results: Results, width: float) -> Figure:
     keys = results.grid.keys
     labels = [", ".join(results.names.value(group.setting.keys, key) for key in keys) or "all points" for group in groups]
     letters = int(0.42 * width / (0.063 if width < NARROW else 0.07))
-    figure, axes = figure_of(width, max(0.75 + 0.2 * len(groups), 1.6), [])
+    figure, axes = figure_of(width, 0.95 + 0.2 * len(groups), [])
     for place, group in enumerate(groups):
         colour = (style_of(results, group) or {"color": BLUE})["color"]
         spread, values = group.final, group.setting.values("final_test_accuracy")
@@ -44,7 +44,8 @@ def finals(results: Results, width: float) -> Figure:
             axes.plot(values, np.full(len(values), place), "|", color=colour, markersize=7, markeredgewidth=1)
         axes.plot(spread.mean, place, "o", color=colour, markersize=5, zorder=4)
     axes.set_yticks(range(len(groups)), [words.plain(label, letters) for label in labels])
-    axes.set_ylabel(words.plain(", ".join(map(results.names.key, keys)), 60))
+    heading = words.plain(", ".join(map(results.names.key, keys)), int(width / 0.075))
+    figure.suptitle(heading, x=0.01, ha="left", fontsize="medium", color=GREY)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
@@ -163,7 +164,8 @@ def heat_map(results: Results, width: float) -> Figure:
     least, most = min(cells.values()), max(cells.values())
     names = [words.plain(results.names.value(keys, up.key), 18) for keys in up.samples]
     side = (width - 0.7 - 0.07 * max(map(len, names))) / len(across)  # inches of a cell, about
-    figure, axes = figure_of(width, 0.8 + float(np.clip(0.55 * side, 0.26, 0.42)) * len(up), [])
+    height = max(1.7, 0.8 + float(np.clip(0.55 * side, 0.26, 0.42)) * len(up))
+    figure, axes = figure_of(width, height, [])
     digits = 2 if most - least < 0.02 and side > 0.45 else 1 if side > 0.34 else 0
     for (column, row), value in cells.items():
         alpha = PALEST + (DENSEST - PALEST) * ((value - least) / (most - least) if most > least else 1)
@@ -180,7 +182,7 @@ def heat_map(results: Results, width: float) -> Figure:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(results.names.key(across.key))
-    axes.set_ylabel(results.names.key(up.key))
+    axes.set_ylabel(words.plain(results.names.key(up.key), int((height - 0.2) / 0.072)))
     return figure
 
 
