@@ -55,14 +55,16 @@ def report(
     inches = parse_width(width, figures)
     extras.need("study report", "matplotlib", "jinja2")
     study = _open(paths)
-    page = out or (study.path / "report.html" if (study.path / INDEX).is_file() else Path("comparison.html"))
+    is_study = len(paths) == 1
+    page = out or (study.path / "report.html" if is_study else Path("comparison.html"))
+    heading = title or (None if is_study else f"{len(study.rows)} runs compared")
 
     from flora_hpc.report import papers, study_figures, study_lines, study_page, study_results  # matplotlib takes half a second
 
     study_results.check(study, label or [])
     _pages.check(page, figures)
     results = study_results.read(study, label or [])
-    _pages.write(page, study_page.make(results, title))
+    _pages.write(page, study_page.make(results, heading))
     if figures is not None:
         drawings = [drawing for drawings in study_figures.drawings(results).values() for drawing in drawings]
         draw = {drawing.name: partial(drawing.draw, inches or drawing.width) for drawing in drawings}

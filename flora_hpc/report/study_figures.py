@@ -1,5 +1,6 @@
 """All figures of a study: names, titles, drawing functions and captions, under the headings of the page."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from flora_hpc.report import study_captions, study_curves, study_finals
 from flora_hpc.report.study_results import Results
 from flora_hpc.report.style import HALF, WIDE
 
+NO_NAME = re.compile(r"[^\w.-]")  # characters that names of files lack
 MOST_KEYS = 4  # numeric keys with a figure each
 
 
@@ -66,7 +68,7 @@ def _panels(results: Results) -> list[Drawing]:
 def _finals(results: Results) -> list[Drawing]:
     drawn = [
         Drawing(
-            f"final-by-{axis.key}",
+            f"final-by-{NO_NAME.sub('_', axis.key)}",
             f"Final accuracy against {results.names.key(axis.key)}",
             partial(study_finals.by_key, results, axis=axis),
             partial(study_captions.by_key, results, axis),

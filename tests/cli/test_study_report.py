@@ -107,6 +107,7 @@ def test_runs_that_no_study_made(tmp_path: Path, invoke: Callable[..., str], mon
     assert "`flora-hpc study report RUN...` groups them" in refusal("report", *runs)
     invoke("study", "report", *runs)
     text = (tmp_path / "comparison.html").read_text()
+    assert "<h1>26 runs compared</h1>" in text
     assert "26 points: 26 finished." in text
     assert "mean over n\u00a0=\u00a013 seeds" in text
     assert "client.lr=0.01" in text
