@@ -1,6 +1,5 @@
 """Any number of ranks and any backend give the same bits: the promise that lets results be compared across clusters."""
 
-import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 
 from flora_hpc.data import store as stores
-from flora_hpc.data.datasets import digits
 from flora_hpc.records import hdf5file
 from flora_hpc.records.views import PHASES
-from tests import forks
+from tests import digits_file, forks
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.mpi
@@ -39,15 +37,7 @@ OTHERWISE = {  # what changes where and when work is done, and no bit of it
 @pytest.fixture(scope="module")
 def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fifth of the digits."""
-    path = tmp_path_factory.mktemp("digits") / "few.h5"
-    with np.load(digits.FILE) as known:
-        images, labels = known["images"][:NUM_IMAGES], known["labels"][:NUM_IMAGES].astype(np.int64)
-    pixels = np.round(images[..., None] * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
-    with h5py.File(path, "w") as file:
-        for part, rows in (("train", slice(0, 300)), ("test", slice(300, NUM_IMAGES))):
-            file[f"{part}/images"], file[f"{part}/labels"] = pixels[rows], labels[rows]
-        file.attrs.update(class_names=json.dumps(digits.NAMES), encoding="raw", name="digits")
-    return path
+    return digits_file.write(tmp_path_factory.mktemp("digits") / "few.h5", 300, NUM_IMAGES - 300)
 
 
 @pytest.fixture(scope="module")
