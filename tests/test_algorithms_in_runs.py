@@ -101,7 +101,7 @@ def start(mpiexec: list[str], python: list[str], tmp_path_factory: pytest.TempPa
             ranks = str(world.num_ranks)
             launcher = forks.torchrun(world.num_ranks) if world.backend == "gloo" else [*mpiexec, "-n", ranks, *python]
         options = {name: COMMON | data | RECIPES[name] | more for name, more in runs.items()}
-        command = [*launcher, str(ROOT / "tests" / "algorithm_runs.py"), str(folder), json.dumps(options), json.dumps(ends)]
+        command = [*launcher, str(ROOT / "tests" / "many_runs.py"), str(folder), "yes", json.dumps(options), json.dumps(ends)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
         assert done.returncode == 0 or "SIGKILL" in str(ends), done.stdout + done.stderr
         return done.returncode
