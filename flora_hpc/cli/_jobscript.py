@@ -204,18 +204,17 @@ def nth(number: int) -> str:
 def usage(job: Job) -> list[str]:
     """How to submit the script, and what it does at the time limit."""
     submit = "Submit it with `sbatch THIS-FILE`, from a shell in which flora-hpc starts; what follows the file's name, such as"
-    again = "the last lines then put the job back into the queue, and it goes on from there."
     if job.is_study:
         return [
             submit,
             "`--ranks-per-run 2`, goes to flora-hpc study. Some two minutes before the time limit, or when it is preempted, every",
-            f"run saves a checkpoint and the study ends with code 75; {again}",
-            f"`flora-hpc study watch {shlex.quote(job.out)}` shows how far it is.",
+            "run saves a checkpoint and the study ends with code 75; the last lines then put the job back into the queue, and it",
+            f"goes on from there. `flora-hpc study watch {shlex.quote(job.out)}` shows how far it is.",
         ]
     return [
         submit,
         "`-s rounds=5`, goes to flora-hpc run. Some two minutes before the time limit, or when it is preempted, the run saves a",
-        f"checkpoint and ends with code 75; {again}",
+        "checkpoint and ends with code 75; the last lines then put the job back into the queue, and it goes on from there.",
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flora_hpc import configfile
 from flora_hpc.cli import _idle
-from flora_hpc.cli._args import whole_numbers
+from flora_hpc.cli._args import use_plugins, whole_numbers
 from flora_hpc.cli._jobscript import Array, Job
 from flora_hpc.config import Config
 from flora_hpc.configtree import split_override
@@ -90,9 +90,9 @@ def of_runs(job: Job) -> Runs:
 def of_study(job: Job) -> StudyWork:
     """The study in the directory of the job. Raises UserError where there is none, or where it has fewer points than shards."""
     folder = Path(job.out)
-    recipe = points.read(folder)
+    use_plugins([file for file in points.stored_plugins(folder) if str(file) not in job.plugins])
+    recipe = points.read(folder, job.settings)
     number = len(recipe.planned)
     if job.shards > number:
         raise UserError(f"--shards {job.shards}: the study in {folder} has {count(number, 'point')} only; give at most {number}")
-    settings = dict(split_override(setting) for setting in job.settings)
-    return StudyWork(number, settings.get("comm.backend", recipe.planned[0].config.comm.backend), recipe.notes)
+    return StudyWork(number, recipe.comm.backend, recipe.notes)

@@ -24,13 +24,15 @@ from flora_hpc.config import CommConfig
 from flora_hpc.configfile import load_comm
 from flora_hpc.configtree import read_all
 from flora_hpc.errors import UserError
-from flora_hpc.owner.claim import Claim
+from flora_hpc.owner.claim import Claim, living_owner
 from flora_hpc.records import study, views
 from flora_hpc.records.study import Point
 from flora_hpc.studies import points
 from flora_hpc.studies.points import Recipe
 
 LOADING = "loading PyTorch, models and data ..."
+WHOLE = (0, 1)  # the only shard of a study that is played as one
+SHARDS = "shards"  # in the directory of a study: the owners of its shards
 MOST_FAILED = 20  # failed points that the last lines name
 
 
@@ -51,13 +53,15 @@ class Source:
         if self.config is None:
             if not self.resume:
                 raise UserError("study: give a CONFIG and values such as client.lr=1e-4,1e-3, or --resume with --out")
-            if self.sweeps or self.overrides or self.seeds is not None:
+            foreign = [text for text in self.overrides if not text.strip().startswith("comm.")]
+            if self.sweeps or foreign or self.seeds is not None:
                 raise UserError(
-                    "--resume: goes on with the study as it is; to add points, give its CONFIG and the whole grid again"
+                    "--resume: goes on with the study as it is, and -s may set keys of comm alone; to add points, give its CONFIG "
+                    "and the whole grid again"
                 )
             stored = points.stored_plugins(self.out)
             use_plugins([*self.plugins, *(path for path in stored if path not in self.plugins)])
-            return points.read(self.out)
+            return points.read(self.out, self.overrides)
         use_plugins(list(self.plugins))
         tree, origin = read_all(self.config)
         files = [str(path.absolute()) for path in self.plugins]
@@ -125,14 +129,14 @@ def run(
 
     if me.rank == 0 and not quiet:
         print(LOADING, flush=True)
-    with Claim(folder, say) as claim, job_with_config(me, source.recipe, source.comm) as (comm, recipe):
+    with Claim(claimed(folder, part), say) as claim, job_with_config(me, source.recipe, source.comm) as (comm, recipe):
         for sentence in recipe.notes:
             say(sentence)
         folder = Path(os.fsdecode(send_to_all(comm, os.fsencode(folder))))  # clocks of ranks may name different directories
         if dry_run:
             show_forecasts(recipe, comm, me, ranks_per_run)
             return
-        together(comm, lambda: begin(recipe, folder, claim, resume) if comm.rank == 0 else None)
+        together(comm, lambda: begin(recipe, folder, part, claim, resume) if comm.rank == 0 else None)
         if prepare:
             print(f"{folder}: {views.count(len(recipe.planned), 'point')}; `flora-hpc study --resume --out {folder}` plays them")
             return
@@ -149,7 +153,20 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def begin(recipe: Recipe, out: Path, claim: Claim, resume: bool) -> None:
+def claimed(out: Path, shard: tuple[int, int]) -> Path:
+    """The directory that a player of the study, or of a shard of it, owns."""
+    return out if shard == WHOLE else out / SHARDS / f"{shard[0]}-of-{shard[1]}"
+
+
+def refuse_others(out: Path, shard: tuple[int, int]) -> None:
+    """Raise UserError where the whole study is played, or, for the whole study, where one of its shards is played."""
+    for folder in out.glob(f"{SHARDS}/*") if shard == WHOLE else [out]:
+        if owner := living_owner(folder):
+            what = f"shard {folder.name.replace('-of-', '/')} of this study" if shard == WHOLE else "the whole study"
+            raise UserError(f"--out {out}: {owner} plays {what}; wait for its end, or stop it")
+
+
+def begin(recipe: Recipe, out: Path, shard: tuple[int, int], claim: Claim, resume: bool) -> None:
     """Claim the directory on rank 0, and write the files of the study. Raises UserError where it is another one's."""
     from flora_hpc.studies import play as player
 
@@ -157,6 +174,7 @@ def begin(recipe: Recipe, out: Path, claim: Claim, resume: bool) -> None:
         raise UserError(f"--out {out}: already holds a study; go on with --resume, or choose another directory")
     if not resume:
         rundir.refuse_used(out)
+    refuse_others(out, shard)
     claim.take(lambda: sum(1 for _ in out.glob(f"{study.FOLDER}/*/{study.ROW}")))
     claim.require()
     claim.started(None)

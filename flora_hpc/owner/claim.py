@@ -226,6 +226,16 @@ def read(folder: Path, number: int) -> Owner:
         return Owner()
 
 
+def living_owner(folder: Path) -> Owner | None:
+    """The owner of a directory, where it surely lives."""
+    try:
+        number = newest(folder)
+        owner, age = read(folder, number), time.time() - path(folder, number).stat().st_mtime
+    except OSError:
+        return None
+    return owner if living.lives(owner, age) else None
+
+
 def _count_idle_starts(process: Owner, former: Owner | None, saved: int) -> int:
     """How many starts of this job in a row have saved no new round."""
     if former is None or (former.job, former.saved) != (process.job, saved) or not former.restarts < process.restarts:

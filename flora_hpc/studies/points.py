@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,14 @@ def make(
     return Recipe(tree, _with_absolute_values(grid, planned), tuple(planned), tuple(plugins), tuple(dict.fromkeys([*notes, *more])))
 
 
-def read(folder: Path) -> Recipe:
-    """The study in a directory. Raises UserError where study.yaml is missing or damaged."""
+def read(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The study in a directory. Raises UserError where study.yaml is missing or damaged.
+
+    `overrides`, of keys of comm, hold for this start alone: study.yaml stays as it is.
+    """
     tree, plugins = _stored(folder)
-    return make(tree, {}, str(folder / RECIPE), plugins=plugins)
+    recipe = make(tree, {}, str(folder / RECIPE), overrides=overrides, plugins=plugins)
+    return replace(recipe, config={key: value for key, value in tree.items() if key != "study"})
 
 
 def _stored(folder: Path) -> tuple[dict[str, Any], list[str]]:

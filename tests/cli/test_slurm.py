@@ -495,3 +495,78 @@ def test_what_only_the_nodes_see_is_not_checked(settings: list[str], key: str, c
     lacks = f"warning: clients and ranks are not checked, for this machine lacks what the job needs: {key}\n"
     assert result.stderr.startswith(lacks)
     assert result.stdout.startswith("#!/bin/bash\n")
+
+
+# --- scripts for studies
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of six points, prepared."""
+    folder = tmp_path_factory.mktemp("prepared") / "a study"
+    grid = ["method.name=flora,fedlc", "--seeds", "3", "-s", "partition.num_clients=4"]
+    result = CliRunner().invoke(app, ["study", str(ROOT / QUICK), *grid, "--out", str(folder), "--prepare"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_a_script_for_a_study(study: Path, invoke: Invoke, calls: Path) -> None:
+    script = invoke("slurm", "--study", study, "--nodes", 2, "--ntasks-per-node", 2, "--mpi", "pmix", "--ranks-per-run", 2)
+    assert "#SBATCH --job-name=a-study\n" in script
+    assert "# A study on 2 nodes, without GPUs: 4 ranks, 4 cores for each rank.\n" in script
+    assert play(script, calls, "-s", "comm.timeout_seconds=60", SRUN_CODE="75").returncode == 75
+    program = ["flora-hpc", "study", "--out", str(study), "--resume", "--ranks-per-run", "2", "-s", "comm.timeout_seconds=60"]
+    assert words(calls, "srun")[3:] == program
+    assert words(calls, "scontrol") == ["requeue", "7"]
+    assert invoke(*written_by(script)[1:]) == script
+    assert max(len(line) for line in script.splitlines() if str(study) not in line) <= 132
+
+
+def test_a_study_in_shards_without_mpi(study: Path, invoke: Invoke, calls: Path) -> None:
+    script = invoke("slurm", "--study", study, "--nodes", 2, "--mpi", "none", "--shards", 3, "--container", "flora.sif")
+    assert "#SBATCH --array=0-2\n" in script
+    assert "#SBATCH --output=%x-%A_%a.log\n" in script
+    assert "# A job array: 3 such jobs, each of which plays every 3rd point of the study.\n" in script
+    play(script, calls, SLURM_ARRAY_TASK_ID="2", SLURM_ARRAY_JOB_ID="5", SRUN_CODE="75")
+    assert words(calls, "srun")[-4:] == ["--shard", "2/3", "-s", "comm.backend=gloo"]
+    assert words(calls, "scontrol") == ["requeue", "5_2"]
+    assert invoke(*written_by(script)[1:]) == script
+
+
+def test_more_ranks_than_points(study: Path, invoke: Invoke, calls: Path) -> None:
+    asked = ["slurm", "--study", str(study), "--nodes", "4", "--mpi", "pmix", "--shards", "3"]
+    result = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert (
+        "warning: 4 points can be played at a time, but the study has 2 in each of 3 shards; ask for fewer ranks" in result.stderr
+    )
+    assert "warning" not in CliRunner().invoke(app, [*asked, "--ranks-per-run", "2"], catch_exceptions=False).stderr
+
+
+STUDY_MISTAKES = {
+    "array": (["--array", "10,20"], "--array: does not go with --study; --shards N makes an array of a study"),
+    "out": (["--out", "runs/x"], "--out: does not go with --study; a study is played in its own directory"),
+    "setting": (
+        ["-s", "rounds=5"],
+        "-s rounds=5: the points of a study have their configuration already; only keys of comm can be set",
+    ),
+    "shards": (["--shards", "7"], "has 6 points only; give at most 6"),
+    "no shards": (["--shards", "0"], "--shards: must be at least 1, not 0"),
+    "no ranks": (["--ranks-per-run", "0"], "--ranks-per-run: must be at least 1, not 0"),
+    "serial": (["--nodes", "2", "-s", "comm.backend=serial"], "'serial' is one process, and this job has 2 tasks"),
+}
+
+
+@pytest.mark.parametrize("mistake", STUDY_MISTAKES)
+def test_mistakes_about_studies(
+    mistake: str, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = STUDY_MISTAKES[mistake]
+    code, error = call(["slurm", "--study", str(study), *arguments], monkeypatch, capsys)
+    assert (code, error.count(message)) == (2, 1), error
+
+
+def test_neither_a_run_nor_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = call(["slurm", "--nodes", "2"], monkeypatch, capsys)
+    assert (code, error.count("slurm: needs the CONFIG of a run, or the directory of a study")) == (2, 1), error
+    code, error = call(["slurm", "--study", str(tmp_path)], monkeypatch, capsys)
+    assert (code, error.count(f"{tmp_path}: holds no study (looked for {tmp_path}/study.yaml)")) == (2, 1), error
