@@ -86,4 +86,4 @@ def test_mistakes(folder: Path, tmp_path: Path) -> None:
 def test_options_can_be_typed_in_a_shell(value: Any) -> None:
     option, text = shlex.split(overrides({"a.b": value}))
     assert option == "-s"
-    assert configfile._split_override(text) == ("a.b", value)
+    assert configtree.split_override(text) == ("a.b", value)
