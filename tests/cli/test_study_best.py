@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flora_hpc import configfile, yamltext
+from flora_hpc import configtree, yamltext
 from flora_hpc.cli._study_best import overrides
 from tests.conftest import refusal
 from tests.studies import made_studies
