@@ -88,6 +88,14 @@ def test_one_seed_has_no_band_and_says_so(tmp_path: Path) -> None:
     assert len(axes.collections) == 0
 
 
+def test_intervals_that_leave_the_axis_are_told(tmp_path: Path) -> None:
+    """Of two seeds the interval is 12.7 standard errors to each side."""
+    made = [({"a": a, "seed": seed}, [0.1, 0.5 + 0.01 * a + 0.05 * seed]) for a in (1, 2, 3) for seed in (0, 1)]
+    text = page(write_study(tmp_path / "s", made))
+    assert text.count("Intervals that are much wider than the differences are cut.") == 2
+    assert "Intervals" not in page(write_study(tmp_path / "t", grid(a=[1, 2, 3])))
+
+
 def test_one_setting_alone(tmp_path: Path) -> None:
     text = page(write_study(tmp_path / "s", grid()))
     assert figures(text) == ALWAYS
