@@ -42,9 +42,11 @@ def read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], 
     if (path.parent / base).resolve() in chain:
         raise UserError(f"{path.name}: base: {base} is built on this file itself; take one of the two lines out")
     base_tree, base_origin = read_all(path.parent / base, chain)
+    grid = tree.pop("study", None)  # replaces the grid of the base as a whole; its keys have dots of their own
+    values = dotted(tree)
     replaced = {key: value for key, value in values.items() if key.count(".") == 1 or not isinstance(value, dict)}
     apply(base_tree, Layer(replaced, path.name))
-    return base_tree, base_origin | origin
+    return base_tree if grid is None else base_tree | {"study": grid}, base_origin | origin
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -51,10 +51,11 @@ class Communicator(Protocol):
     def barrier(self) -> None:
         """Return when every rank has arrived."""
 
-    def split(self, color: int) -> "Communicator":
+    def split(self, color: int, patient: bool = False) -> "Communicator":
         """A communicator of the ranks that give the same `color` >= 0, in the order of their ranks here.
 
         All ranks call this together. The new communicator must be closed before this one; its `abort` still ends the whole job.
+        Collectives of a `patient` communicator wait for days, for ranks that meet again after work of unknown length.
         """
 
     def abort(self, code: int) -> NoReturn:

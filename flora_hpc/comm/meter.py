@@ -83,8 +83,8 @@ class Meter:
         with self._collective(0):
             self._comm.barrier()
 
-    def split(self, color: int) -> Communicator:
-        return self._comm.split(color)
+    def split(self, color: int, patient: bool = False) -> Communicator:
+        return self._comm.split(color, patient)
 
     def abort(self, code: int) -> NoReturn:
         self._comm.abort(code)

@@ -70,13 +70,14 @@ def play(recipe: Recipe, world: Communicator, launch: Launch, options: StudyOpti
     sound = [recipe.planned[number].config for number in numbers if not forecasts[number].problem]
     make_features(sound, world, launch, neighbours, shared, options)
     num_ranks = {number: recipe.planned[number].num_ranks or options.ranks_per_run for number in numbers}
-    for ranks in sorted(set(num_ranks.values()), reverse=True):
-        with part_of(world, ranks) as comm:
-            player = Player(recipe, comm, launch, neighbours, shared, options, forecasts)
-            dealer = Dealer(world, comm, options.stop, recipe.comm.timeout_seconds)
-            player.play(dealer.deal([number for number in numbers if num_ranks[number] == ranks], f"points of {ranks} ranks"))
-        if options.stop.agreed(world):
-            break
+    with noting_lost_ranks(recipe, world, options):
+        for ranks in sorted(set(num_ranks.values()), reverse=True):
+            with part_of(world, ranks) as comm:
+                player = Player(recipe, comm, launch, neighbours, shared, options, forecasts)
+                dealer = Dealer(world, comm, options.stop, recipe.comm.timeout_seconds)
+                player.play(dealer.deal([number for number in numbers if num_ranks[number] == ranks], f"points of {ranks} ranks"))
+            if options.stop.agreed(world):
+                break
     points = together(world, lambda: finish(recipe, options) if world.rank == 0 else [])
     if options.stop.agreed(world):
         finished = sum(point.status == "finished" for point in points)
@@ -121,6 +122,21 @@ def make_features(
 
 
 @contextmanager
+def noting_lost_ranks(recipe: Recipe, world: Communicator, options: StudyOptions) -> Iterator[None]:
+    """Inside, an error of a collective of the world says what is left to do, once the other ranks have played all points.
+
+    MPI ends the job with a lost rank. With torch.distributed, ranks that play points alone notice it in their last collective.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world.rank == 0:
+            finish(recipe, options)
+        error.add_note("A rank was lost. What finished is kept, and the same command with --resume plays the rest.")
+        raise
+
+
+@contextmanager
 def part_of(world: Communicator, num_ranks: int) -> Iterator[Communicator]:
     """The part of the world in which this rank plays: `num_ranks` ranks that follow each other, fewer in the last part."""
     if num_ranks == 1:
@@ -147,7 +163,7 @@ class Dealer:
 
         After a signal, no part gets another point. The parts of a world whose ranks cannot reach a counter take turns instead.
         """
-        counter = self.counter()
+        counter, end = self.counter(), self.world.split(0, patient=True)  # other parts may play for hours longer than this one
         leader = self.world.rank - self.comm.rank
         leaders = sorted({int(text) for text in self.world.allgather(str(leader).encode())})
         turns = range(leaders.index(leader), len(numbers), len(leaders))
@@ -161,7 +177,8 @@ class Dealer:
         else:
             if counter:
                 counter.end(purpose, 0)
-        self.world.barrier()  # rank 0 has the counter, so it leaves last
+        end.barrier()  # rank 0, which has the counter, leaves last
+        end.close()
 
     def counter(self) -> counters.Counters | None:
         """A counter for all parts; None where a rank cannot reach it."""

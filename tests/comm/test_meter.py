@@ -52,7 +52,7 @@ class SlowComm:
     def barrier(self) -> None:
         self._clock.now += 5
 
-    def split(self, color: int) -> Communicator:
+    def split(self, color: int, patient: bool = False) -> Communicator:
         return self
 
     def abort(self, code: int) -> NoReturn:

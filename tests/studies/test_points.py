@@ -90,6 +90,18 @@ def test_grid_zip_points_and_seeds_of_a_section() -> None:
     assert {item.config.algorithm.name for item in recipe.planned} == {"fedavg", "fedprox"}
 
 
+def test_the_grid_of_a_file_replaces_that_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("rounds: 3\nstudy: {grid: {client.lr: [1, 2]}, seeds: 4}\n")
+    (tmp_path / "file.yaml").write_text("base: base.yaml\nstudy: {zip: {rounds: [4, 5], partition.num_clients: [2, 3]}}\n")
+    tree, origin = read_all(tmp_path / "file.yaml")
+    assert keys(points.make(tree, origin, "file.yaml")) == [
+        {"rounds": 4, "partition.num_clients": 2},
+        {"rounds": 5, "partition.num_clients": 3},
+    ]
+    tree, origin = read_all(tmp_path / "base.yaml")
+    assert len(points.make(tree, origin, "base.yaml").planned) == 8
+
+
 def test_sweeps_replace_values_of_the_same_key_in_a_section() -> None:
     recipe = make("client.lr=1e-2", seeds=1, study={"grid": {"client.lr": [1e-4, 1e-3], "rounds": [1, 2]}, "seeds": 5})
     assert keys(recipe) == [{"client.lr": 1e-2, "rounds": n, "seed": 0} for n in (1, 2)]

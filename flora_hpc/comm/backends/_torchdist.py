@@ -26,6 +26,7 @@ NO_MEETING_POINT = (
     "torch.distributed needs to know where its ranks meet: export MASTER_ADDR=<host of rank 0> MASTER_PORT=<a free port>"
 )
 NUM_PORTS, PORT_STEP = 4, 4001
+PATIENT_DAYS = 100  # that ranks wait for each other in a patient group
 LATER_SECONDS = 30  # after the watchdog's time limit: the watchdog can name the missing ranks
 
 
@@ -82,11 +83,11 @@ class TorchDist:
     def barrier(self) -> None:
         dist.barrier(group=self._group)
 
-    def split(self, color: int) -> "TorchDist":
+    def split(self, color: int, patient: bool = False) -> "TorchDist":
         colors, world_ranks = [int(text) for text in self.allgather(str(color).encode())], dist.get_process_group_ranks(self._group)
         members = [rank for rank, other in zip(world_ranks, colors, strict=True) if other == color]
-        group = dist.new_group(members, timeout=self._limit, use_local_synchronization=True)
-        return TorchDist(self.name, self._device, self._limit, group)
+        limit = timedelta(days=PATIENT_DAYS) if patient else self._limit
+        return TorchDist(self.name, self._device, limit, dist.new_group(members, timeout=limit, use_local_synchronization=True))
 
     def abort(self, code: int) -> NoReturn:
         os._exit(code)

@@ -75,7 +75,7 @@ class Mpi:
     def barrier(self) -> None:
         self._ranks.Barrier()
 
-    def split(self, color: int) -> "Mpi":
+    def split(self, color: int, patient: bool = False) -> "Mpi":
         return Mpi(self._mpi, self._ranks.Split(color, self.rank))
 
     def abort(self, code: int) -> NoReturn:

@@ -32,7 +32,7 @@ class Serial:
     def barrier(self) -> None:
         """There is no other rank."""
 
-    def split(self, color: int) -> "Serial":
+    def split(self, color: int, patient: bool = False) -> "Serial":
         return Serial()
 
     def abort(self, code: int) -> NoReturn:
