@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -138,6 +139,41 @@ def test_a_signal_saves_every_run_and_the_study_goes_on_on_other_ranks(
     done = flora("study", CONFIG, *GRID, *SMALL, "-s", "rounds=200", "--resume", "--out", out, under=[*mpiexec, "-n", "3"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert [point.num_rounds for point in open_study(out).rows] == [200] * 4
+
+
+def test_a_lost_rank_costs_its_point_where_the_launcher_lets_the_others_live(flora: Flora, tmp_path: Path) -> None:
+    """Two processes with torchrun's variables, but without torchrun, which ends all ranks with the first one."""
+    out, grid = tmp_path / "study", ["client.lr=1e-4,5e-4,1e-3"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "x",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    words = ["study", CONFIG, *grid, *SMALL, "-s", "rounds=30", "-s", "comm.backend=gloo", "--out", str(out)]
+    jobs = [
+        subprocess.Popen(
+            [*forks.PYTHON, "-m", "flora_hpc", *words],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    wait_for(lambda: len(list(out.glob("points/*/checkpoint/round-*"))) >= 2, jobs[1])
+    jobs[1].kill()
+    _, errors = jobs[0].communicate(timeout=120)
+    assert jobs[0].returncode == 1
+    assert "A rank was lost. What finished is kept" in errors
+    assert sorted(point.status for point in open_study(out).rows) == ["finished", "finished", "stopped"]
+    jobs[1].communicate()
+    assert flora("study", "--resume", "--out", out).returncode == 0
+    assert [point.num_rounds for point in open_study(out).rows] == [30] * 3
 
 
 def wait_for(condition: Callable[[], bool], job: "subprocess.Popen[str]") -> None:
