@@ -83,7 +83,7 @@ def build_together(config: Config, site: Site, shared: Shared | None = None) -> 
         "weights", _model_key(config, site.device), lambda: model_identity.module(experiment.clip.model)
     )
     experiment = replace(experiment, weights=weights)
-    same_everywhere(site.comm, {"configuration": config.to_yaml()} | experiment.digests)
+    same_everywhere(site.comm, {"configuration": config.model_dump_json()} | experiment.digests)
     return experiment
 
 

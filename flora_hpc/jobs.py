@@ -30,7 +30,7 @@ def embed_all(config: Config, comm: Communicator, launch: Launch, progress: embe
     site = find_site(config, comm, launch)
     dataset, clip = together(comm, lambda: (experiment.dataset(config), load(config.model, config.seed, site.device)))
     weights = {"model weights": model_identity.module(clip.model)}
-    same_everywhere(comm, {"configuration": config.to_yaml()} | weights | of_data(dataset))
+    same_everywhere(comm, {"configuration": config.model_dump_json()} | weights | of_data(dataset))
     embedded = embed.embed(dataset.images, dataset.name, experiment.work(clip, config, site, progress))
     together(comm, lambda: experiment.drop_damaged(dataset, embedded.damaged, config))
     return dataset, embedded

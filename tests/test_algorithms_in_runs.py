@@ -1,82 +1,107 @@
-"""Algorithms whose clients or server remember something: the same bits on any ranks, in any order, and after an interruption.
+"""Every algorithm gives the same bits on 1, 2, 3 and 5 ranks, under MPI and gloo, in any order, and after an interruption.
 
-A start of the program plays all recipes, one after another: runs of a second each, and one start of ranks for all of them.
+Each algorithm of the family is played in these worlds, a new one, too. One start of ranks plays all runs of a world, since a start
+costs more than a run. Adapter, state of the server, memories of clients and measured columns of a run must equal those of the run
+alone.
+
+    alone     whole runs on one rank
+    mpi-2     whole runs
+    gloo-3    runs that get a signal in round 2 of 4, and stop after it
+    mpi-5     the same runs resumed: five ranks for four participants, so one rank has no group
+    mpi-3     a few runs that are killed in round 3, by the kill of one rank
+    mpi-1     the killed runs resumed
+
+Not every algorithm is played with every backend, number of ranks and assignment: that would be fifteen times as many runs. The
+assignment of a run is decided by the numbers of its algorithm and its world, so that each algorithm has each assignment in some
+world. Two are killed, since every kill costs a start of ranks: one with memories of two parts, and one with a state of the server.
 """
 
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
-from flora_hpc import checkpoint, tensorfile
+from flora_hpc import checkpoint, plugins, tensorfile
 from flora_hpc.records import hdf5file
-from tests import forks
+from tests import digits_file, forks
 from tests.conftest import ROOT
 from tests.same_runs import adapter, assert_same
-from tests.test_world_sizes import few_digits  # noqa: F401 -- a fixture
 
 pytestmark = pytest.mark.mpi
 
-NUM_ROUNDS = 3
+NUM_ROUNDS, NUM_CLIENTS = 4, 5
 COMMON: dict[str, Any] = {
     "rounds": NUM_ROUNDS,
-    "partition": {"name": "dirichlet", "num_clients": 5, "beta": 0.5},
+    "partition": {"name": "dirichlet", "num_clients": NUM_CLIENTS, "beta": 0.5},
     "cohort.size": 4,  # so that memories wait for their clients
     "client.epochs": 1,
+    "client.batch_size": 8,  # so that clients take several steps
     "client.lr": 0.002,
 }
 SGD = {"client.optimizer": "sgd", "client.lr": 0.05}
-RECIPES: dict[str, dict[str, Any]] = {
-    "scaffold": {"algorithm": "scaffold"} | SGD,
-    "ditto": {"algorithm": "ditto"},
-    "fedsa_lora": {"algorithm": "fedsa_lora"},
-    "feddyn": {"algorithm": "feddyn"} | SGD,
-    "rolora": {"algorithm": "rolora"},
-    "ffa_lora": {"algorithm": "ffa_lora"},
-    "fednova": {"algorithm": "fednova", "client.momentum": 0.5} | SGD,
-    "fedadam": {"algorithm": "fedadam"},
-    "top_k": {"algorithm": "top_k"},
-    "logit_calibration": {"algorithm": "logit_calibration"},
-    "fedprox, optimizers kept": {"algorithm": "fedprox", "client.optimizer_state": "keep"},
-    "fedsa_lora and top_k": {"algorithm": "fedsa_lora", "transform": "top_k"},
+OPTIONS: dict[str, dict[str, Any]] = {  # beside the name of the algorithm
+    "scaffold": SGD,
+    "feddyn": SGD,
+    "fednova": {"client.momentum": 0.5} | SGD,
+    "dual_lora": {"method": {"name": "dual_lora"}},
+    "by_name": {"algorithm.private": ["*resblocks.0*.lora_B"], "algorithm.frozen": ["*resblocks.1*.lora_A"]},
 }
-THREE = ("scaffold", "ditto", "fedsa_lora")
-REMEMBER = ("scaffold", "ditto", "fedsa_lora", "feddyn", "top_k", "fedprox, optimizers kept", "fedsa_lora and top_k")
-DYNAMIC = {"cohort.assignment": "dynamic", "evaluate.overlap": True}
-STATIC = {"cohort.assignment": "static", "client.group_size": 1}
+RECIPES: dict[str, dict[str, Any]] = {
+    **{name: {"algorithm.name": name} | OPTIONS.get(name, {}) for name in plugins.members("algorithms")},
+    "fedprox, optimizers kept": {"algorithm.name": "fedprox", "client.optimizer_state": "keep"},
+    "fedsa_lora and top_k": {"algorithm.name": "fedsa_lora", "transform": "top_k"},
+}
+REMEMBER = {
+    *("by_name", "ditto", "dual_lora", "feddyn", "fedper", "fedsa_lora", "lg_fedavg", "scaffold", "top_k"),
+    *("fedprox, optimizers kept", "fedsa_lora and top_k"),
+}
+FORGET = {
+    *("fedadagrad", "fedadam", "fedavg", "fedavgm", "fednova", "fedprox", "fedyogi", "ffa_lora", "logit_adjustment"),
+    *("logit_calibration", "rolora"),
+}
+ASSIGNMENTS: tuple[dict[str, Any], ...] = (
+    {"cohort.assignment": "dynamic"},
+    {"cohort.assignment": "static", "client.group_size": 1},
+    {"cohort.assignment": "balanced"},
+)
 
 
-class Way(NamedTuple):
+class World(NamedTuple):
     """How runs are started."""
 
-    ranks: int | str  # 0: alone
-    recipes: Sequence[str]
-    options: dict[str, Any]
+    backend: str
+    num_ranks: int
 
 
-WAYS = {
-    "mpi-2-dynamic": Way(2, tuple(RECIPES), DYNAMIC),
-    "mpi-3": Way(3, THREE, {}),
-    "mpi-5-static": Way(5, THREE, STATIC),  # more ranks than participants
-    "gloo-2": Way("gloo", REMEMBER, {}),
-}
-STOPS = {"scaffold": ("SIGUSR1", 1, 2), "ditto": ("SIGTERM", 0, 2), "fedsa_lora and top_k": ("SIGKILL", 1, 3)}  # the last ends all
+WORLDS = {"mpi-2": World("mpi", 2), "gloo-3": World("gloo", 3), "mpi-5": World("mpi", 5)}
+STOPS = {name: (("SIGUSR1", 1, 2), ("SIGTERM", 0, 2))[number % 2] for number, name in enumerate(RECIPES)}
+KILLED = ("fedsa_lora and top_k", "fedadam")
+Start = Callable[..., int]
+
+
+def assignment(name: str, world: str) -> dict[str, Any]:
+    """The assignment of a recipe in a world; it differs between the worlds."""
+    return ASSIGNMENTS[(list(RECIPES).index(name) + list(WORLDS).index(world)) % len(ASSIGNMENTS)]
 
 
 @pytest.fixture(scope="module")
-def start(few_digits: Path, mpiexec: list[str], python: list[str]) -> Callable[..., int]:  # noqa: F811
-    """Play runs of recipes in a folder: the exit status."""
+def start(mpiexec: list[str], python: list[str], tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Play runs in a folder, name -> options: the exit status."""
+    data = {"data": {"name": "hdf5", "path": str(digits_file.write(tmp_path_factory.mktemp("digits") / "few.h5", 90, 30))}}
 
-    def call(folder: Path, ranks: int | str, names: Sequence[str], more: dict[str, Any], ends: dict[str, Any]) -> int:
-        data = {"data": {"name": "hdf5", "path": str(few_digits)}}
-        runs = {name: COMMON | data | RECIPES[name] | more for name in names}
-        launcher = forks.torchrun(2) if ranks == "gloo" else [*([*mpiexec, "-n", str(ranks)] if ranks else []), *python]
-        command = [*launcher, str(ROOT / "tests" / "algorithm_runs.py"), str(folder), json.dumps(runs), json.dumps(ends)]
+    def call(folder: Path, runs: dict[str, dict[str, Any]], world: World | None = None, **ends: tuple[str, int, int]) -> int:
+        launcher = python
+        if world is not None:
+            ranks = str(world.num_ranks)
+            launcher = forks.torchrun(world.num_ranks) if world.backend == "gloo" else [*mpiexec, "-n", ranks, *python]
+        options = {name: COMMON | data | RECIPES[name] | more for name, more in runs.items()}
+        command = [*launcher, str(ROOT / "tests" / "many_runs.py"), str(folder), "yes", json.dumps(options), json.dumps(ends)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
         assert done.returncode == 0 or "SIGKILL" in str(ends), done.stdout + done.stderr
         return done.returncode
@@ -85,69 +110,93 @@ def start(few_digits: Path, mpiexec: list[str], python: list[str]) -> Callable[.
 
 
 @pytest.fixture(scope="module")
-def alone(start: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All recipes on one rank."""
     folder = tmp_path_factory.mktemp("alone")
-    start(folder, 0, tuple(RECIPES), {}, {})
+    start(folder, {name: {} for name in RECIPES})
     return folder
 
 
 @pytest.fixture(scope="module")
-def resumed(start: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that were stopped or killed on two ranks, and resumed on three."""
-    folder = tmp_path_factory.mktemp("resumed")
-    assert start(folder, 2, tuple(STOPS), {}, STOPS) != 0
-    for name, (signal, *_) in STOPS.items():
-        status = hdf5file.read(folder / name)[0]["status"]
-        assert status == ("running" if signal == "SIGKILL" else "stopped")
-    start(folder, 3, tuple(STOPS), {"cohort.assignment": "dynamic"}, {})
-    return folder
+def played(start: Start, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All recipes in all worlds: world -> folder. Runs are stopped in gloo-3, and resumed in mpi-5."""
+    stopped = tmp_path_factory.mktemp("stopped")
+    folders = {"mpi-2": tmp_path_factory.mktemp("mpi-2"), "gloo-3": stopped, "mpi-5": stopped}
+    for name, folder in folders.items():
+        runs = {recipe: {"evaluate.overlap": True} | assignment(recipe, name) for recipe in RECIPES}
+        start(folder, runs, WORLDS[name], **(STOPS if name == "gloo-3" else {}))
+        if name == "gloo-3":
+            for recipe in RECIPES:
+                assert hdf5file.read(folder / recipe)[0]["status"] == "stopped"
+                assert state(folder / recipe, 2).round == 2
+    return folders
+
+
+def state(out: Path, number: int = NUM_ROUNDS) -> checkpoint.Checkpoint:
+    """The state after a round."""
+    return checkpoint.read(checkpoint.path(out / "checkpoint", number).read_bytes())
 
 
 def memories(out: Path) -> dict[int, bytes]:
     """The rows of the clients after the last round, whichever rank wrote them: client -> numbers."""
     rows: dict[int, bytes] = {}
-    folder = out / "checkpoint"
-    for name in checkpoint.read(checkpoint.path(folder, NUM_ROUNDS).read_bytes()).parts:
-        tensors, _ = tensorfile.read((folder / name).read_bytes())
+    for name in state(out).parts:
+        tensors, _ = tensorfile.read((out / "checkpoint" / name).read_bytes())
         assert not rows.keys() & set(tensors["clients"].tolist()), "a client has one home"
         rows |= {int(client): row.numpy().tobytes() for client, row in zip(tensors["clients"], tensors["rows"], strict=True)}
     return rows
 
 
+def assert_same_bits(out: Path, other: Path) -> None:
+    """Adapter, measured columns, state of the server, and the memory of every client."""
+    assert_same(out, other)
+    torch.testing.assert_close(state(out).server, state(other).server, rtol=0, atol=0)
+    assert memories(out) == memories(other)
+
+
 def test_recipes_differ_and_what_clients_remember_is_saved(alone: Path) -> None:
     """So that the tests below compare something."""
-    digests = {name: hashlib.blake2b(adapter(alone / name)).digest() for name in RECIPES}
-    same = {name for name in RECIPES if list(digests.values()).count(digests[name]) > 1}
+    digests = {name: (hashlib.blake2b(adapter(alone / name)).digest(), memories(alone / name)) for name in RECIPES}
+    same = {name for name in RECIPES if list(digests.values()).count(digests[name]) > 1}  # ditto has the adapter of fedavg
     assert same == set()
     for name in RECIPES:
         rows = memories(alone / name)
-        assert len(rows) == (5 if name in REMEMBER else 0), name
+        assert len(rows) in ({0} if name in FORGET else {NUM_CLIENTS} if name in REMEMBER else {0, NUM_CLIENTS}), name
         assert len(set(rows.values())) == len(rows), "every client remembers something of its own"
         losses = hdf5file.read(alone / name)[1]["rounds"]["train_loss"][1:]
         assert np.isfinite(losses).all(), name
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_any_number_of_ranks_gives_the_same_bits(name: str, alone: Path, start: Callable[..., int], tmp_path: Path) -> None:
-    """Adapter, measured columns, and the memory of every client."""
-    way = WAYS[name]
-    start(tmp_path, way.ranks, way.recipes, way.options, {})
-    for recipe in way.recipes:
-        assert_same(tmp_path / recipe, alone / recipe)
-        assert memories(tmp_path / recipe) == memories(alone / recipe), recipe
-        if way.ranks == 5:
-            ranks = hdf5file.read(tmp_path / recipe)[1]["ranks"]
-            assert (ranks["num_clients"][ranks["round"] == 1] == 0).sum() == 1
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_ranks_give_the_same_bits(name: str, played: dict[str, Path], alone: Path) -> None:
+    assert_same_bits(played["mpi-2"] / name, alone / name)
+    attributes = hdf5file.read(played["mpi-2"] / name)[0]
+    assert (attributes["world_size"], attributes["backend"]) == (2, "mpi")
 
 
-@pytest.mark.parametrize("recipe", STOPS)
-def test_a_run_that_was_interrupted_goes_on_with_the_same_bits(recipe: str, resumed: Path, alone: Path) -> None:
-    """Memories were written by two ranks, and read by three."""
-    assert_same(resumed / recipe, alone / recipe)
-    assert memories(resumed / recipe) == memories(alone / recipe)
-    attributes, tables = hdf5file.read(resumed / recipe)
-    assert attributes["world_size"] == 3
+@pytest.mark.parametrize("name", RECIPES)
+def test_three_ranks_of_gloo_and_then_five_of_mpi_give_the_same_bits(name: str, played: dict[str, Path], alone: Path) -> None:
+    """Memories were written by three ranks, and read by five, of which one has no client."""
+    assert_same_bits(played["mpi-5"] / name, alone / name)
+    attributes, tables = hdf5file.read(played["mpi-5"] / name)
+    assert (attributes["world_size"], json.loads(attributes["resumed_after"])) == (5, [2])
+    ranks = tables["ranks"]
+    assert [int((ranks["round"] == number).sum()) for number in range(1, 5)] == [3, 3, 5, 5]
+    assert ((ranks["num_clients"] == 0) & (ranks["round"] == 4)).any()
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_run_that_was_killed_goes_on_with_the_same_bits(name: str, start: Start, alone: Path, tmp_path: Path) -> None:
+    """On three ranks, one of which is killed in round 3, and then on one rank."""
+    assert start(tmp_path, {name: {}}, World("mpi", 3), **{name: ("SIGKILL", 1, 3)}) != 0
+    assert hdf5file.read(tmp_path / name)[0]["status"] == "running"
+    start(tmp_path, {name: {"cohort.assignment": "dynamic"}}, World("mpi", 1))
+    assert_same_bits(tmp_path / name, alone / name)
+    attributes = hdf5file.read(tmp_path / name)[0]
     (after,) = json.loads(attributes["resumed_after"])
-    assert after in ((2,) if STOPS[recipe][0] != "SIGKILL" else (1, 2))
-    assert len(tables["ranks"][tables["ranks"]["round"] == NUM_ROUNDS]) == 3
+    assert (attributes["world_size"], after in (1, 2)) == (1, True)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_assignment_is_tried(name: str) -> None:
+    assert {assignment(name, world)["cohort.assignment"] for world in WORLDS} == {"static", "balanced", "dynamic"}

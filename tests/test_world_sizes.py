@@ -4,73 +4,79 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from flora_hpc.data import store as stores
-from flora_hpc.data.datasets import digits
 from flora_hpc.records import hdf5file
 from flora_hpc.records.views import PHASES
-from tests import forks
+from tests import digits_file, forks
 from tests.conftest import ROOT
+from tests.same_runs import adapter
 
 pytestmark = pytest.mark.mpi
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
-SMALL = ["-s", "rounds=2", "-s", "partition.num_clients=5"]
+SMALL = {"rounds": 2, "partition.num_clients": 5}
 
 NUM_IMAGES = 403
 KEEP_NOTHING = ("mpi-1", "mpi-3")
-DYNAMIC, OVERLAP = "cohort.assignment=dynamic", "evaluate.overlap=true"
-OTHERWISE = {  # what changes where and when work is done, and no bit of it
-    "gloo-2-dynamic": [DYNAMIC],
-    "mpi-1-dynamic": [DYNAMIC, OVERLAP],
-    "mpi-2-dynamic": [DYNAMIC],
-    "mpi-3-static": ["cohort.assignment=static"],
-    "mpi-3-overlap": [OVERLAP],
-    "mpi-6-dynamic": [DYNAMIC, OVERLAP],
-    "mpi-1": ["client.group_size=2"],  # 3 groups; alone, all five clients are one
-    "gloo": ["client.group_size=1"],
+DYNAMIC, STATIC, OVERLAP = {"cohort.assignment": "dynamic"}, {"cohort.assignment": "static"}, {"evaluate.overlap": True}
+FEW: dict[str, Any] = {"rounds": 1, "partition.num_clients": 20, "cohort.size": 3, "cohort.fraction": None}
+VALIDATION = SMALL | {"data.validation_fraction": 0.2}
+SPECIAL: dict[str, dict[str, Any]] = {  # other experiments than the one of all other runs
+    "fedfft": FEW | {"method.name": "fedfft"},
+    "feddylora": FEW | {"method.name": "feddylora"},
+    "jacobian": FEW | {"client.first_step": "jacobian"},
+    "validation": VALIDATION,
 }
+STARTS: dict[str, dict[str, dict[str, Any]]] = {  # start of ranks -> run -> what changes where and when work is done, and no bit
+    "alone": {"alone": {}} | {f"{name}-alone": {} for name in SPECIAL},
+    "gloo-2": {"gloo": {"client.group_size": 1}, "gloo-2-dynamic": DYNAMIC},
+    "mpi-1": {"mpi-1": {"client.group_size": 2}, "mpi-1-dynamic": DYNAMIC | OVERLAP},  # 3 groups; alone, all five clients are one
+    "mpi-2": {f"{name}-mpi-2": DYNAMIC | OVERLAP for name in ("fedfft", "feddylora", "jacobian")},
+    "mpi-3": {"mpi-3": {}, "mpi-3-static": STATIC, "mpi-3-overlap": OVERLAP, "validation-mpi-3": DYNAMIC | OVERLAP},
+    "mpi-6": {"mpi-6": {}, "mpi-6-dynamic": DYNAMIC | OVERLAP},  # more ranks than clients
+}
+SAME = ("as users start it", *(name for runs in STARTS.values() for name in runs if name.split("-")[0] not in SPECIAL))
 
 
 @pytest.fixture(scope="module")
-def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fifth of the digits."""
-    path = tmp_path_factory.mktemp("digits") / "few.h5"
-    with np.load(digits.FILE) as known:
-        images, labels = known["images"][:NUM_IMAGES], known["labels"][:NUM_IMAGES].astype(np.int64)
-    pixels = np.round(images[..., None] * (255 / 16)).astype(np.uint8).repeat(3, axis=3)
-    with h5py.File(path, "w") as file:
-        for part, rows in (("train", slice(0, 300)), ("test", slice(300, NUM_IMAGES))):
-            file[f"{part}/images"], file[f"{part}/labels"] = pixels[rows], labels[rows]
-        file.attrs.update(class_names=json.dumps(digits.NAMES), encoding="raw", name="digits")
-    return path
-
-
-@pytest.fixture(scope="module")
-def runs(few_digits: Path, flora: Flora, mpiexec: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same experiment, started in every way, on more ranks than clients, too."""
-    ways = {"alone": None, "gloo": "torchrun"} | {f"mpi-{n}": n for n in (1, 2, 3, 5, 6)}
-    ways |= {name: "torchrun" if name.startswith("gloo") else int(name[4]) for name in OTHERWISE}
+def all_runs(flora: Flora, python: list[str], mpiexec: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs that were started in every way. A start plays all runs of its ranks, and they share nothing."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, way in ways.items():
-        out = folder / name
+    few = str(digits_file.write(folder / "few.h5", 300, NUM_IMAGES - 300))  # a fifth of the digits
+    two_blocks = str(digits_file.write(folder / "two-blocks.h5", 300, 300))  # of pixels that are tested at once
+
+    def options(name: str, more: dict[str, Any]) -> dict[str, Any]:
+        special = SPECIAL.get(name.split("-")[0], SMALL)
         store = "none" if name in KEEP_NOTHING else str(folder / f"{name}-store")  # every one computes all features itself
-        settings = [f"features.store={store}", f"data={{name: hdf5, path: {few_digits}}}", *OTHERWISE.get(name, [])]
-        special = [word for setting in settings for word in ("-s", setting)]
-        arguments = ["run", "configs/quickstart.yaml", *SMALL, *special, "--out", str(out)]
-        if way == "torchrun":
-            command = [*forks.torchrun(2), "-m", "flora_hpc", *arguments]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
-        elif way is None:
-            result = flora(*arguments, OMP_NUM_THREADS="2")
-        else:
-            result = flora(*arguments, under=[*mpiexec, "-n", str(way)], afresh=name == "mpi-3")
-        assert result.returncode == 0, result.stdout + result.stderr
-    return {name: folder / name for name in ways}
+        data = {"data.name": "hdf5", "data.path": two_blocks if special is not SMALL and special is not VALIDATION else few}
+        return {"features.store": store} | data | special | more
+
+    for start, runs in STARTS.items():
+        backend, _, num_ranks = start.partition("-")
+        under = {"alone": python, "gloo": forks.torchrun(2), "mpi": [*mpiexec, "-n", num_ranks, *python]}[backend]
+        played = json.dumps({name: options(name, more) for name, more in runs.items()})
+        command = [*under, str(ROOT / "tests" / "many_runs.py"), str(folder), "no", played]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+    settings = [f"{key}={value}" for key, value in options("as users start it", {}).items()]
+    words = ["configs/quickstart.yaml", *(word for setting in settings for word in ("-s", setting))]
+    done = flora(
+        "run", *words, "--out", folder / "as users start it", under=[*mpiexec, "-n", "2"], afresh=True, OMP_NUM_THREADS="2"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(all_runs: Path) -> dict[str, Path]:
+    """The same experiment, started in every way."""
+    return {name: all_runs / name for name in SAME}
 
 
 def test_adapters_are_byte_identical(runs: dict[str, Path]) -> None:
@@ -105,7 +111,12 @@ def test_what_clients_and_rounds_report_is_identical(runs: dict[str, Path]) -> N
 
 @pytest.mark.parametrize(
     ("name", "backend", "launcher", "size"),
-    [("alone", "serial", "none", 1), ("gloo", "gloo", "torchrun", 2), ("mpi-3", "mpi", "mpich", 3)],
+    [
+        ("alone", "serial", "none", 1),
+        ("gloo", "gloo", "torchrun", 2),
+        ("mpi-3", "mpi", "mpich", 3),
+        ("as users start it", "mpi", "mpich", 2),
+    ],
 )
 def test_the_file_says_how_it_was_started(runs: dict[str, Path], name: str, backend: str, launcher: str, size: int) -> None:
     with h5py.File(runs[name] / "run.h5", swmr=True) as file:
@@ -126,7 +137,7 @@ def test_a_rank_without_clients_takes_part(runs: dict[str, Path], name: str) -> 
     assert 0 in per_rank
 
 
-@pytest.mark.parametrize(("name", "num_groups"), [("alone", 1), ("mpi-1", 3), ("gloo", 5), ("mpi-3", 3), ("mpi-5", 5)])
+@pytest.mark.parametrize(("name", "num_groups"), [("alone", 1), ("mpi-1", 3), ("gloo", 5), ("mpi-3", 3), ("mpi-6", 5)])
 def test_clients_were_in_different_groups(runs: dict[str, Path], name: str, num_groups: int) -> None:
     with h5py.File(runs[name] / "run.h5", swmr=True) as file:
         clients = file["clients"][:]
@@ -147,38 +158,26 @@ def test_sums_over_clients_and_ranks_equal_the_rounds(runs: dict[str, Path]) -> 
 
 
 def test_phases_add_up_to_the_round(runs: dict[str, Path]) -> None:
-    with h5py.File(runs["mpi-2"] / "run.h5", swmr=True) as file:
+    with h5py.File(runs["as users start it"] / "run.h5", swmr=True) as file:
         rounds = file["rounds"][1:]
     phases = sum(rounds[f"{phase}_seconds"].sum() for phase in PHASES)
     assert phases == pytest.approx(rounds["round_seconds"].sum(), rel=0.02)
 
 
-def test_validation_accuracy_is_identical(few_digits: Path, flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
+def test_validation_accuracy_is_identical(all_runs: Path) -> None:
     """Tested at once by one rank, and during the next round by the ranks that have time."""
-    data = ["-s", f"data={{name: hdf5, path: {few_digits}, validation_fraction: 0.2}}"]
-    for name, under, more in [("alone", None, []), ("mpi-3", [*mpiexec, "-n", "3"], ["-s", DYNAMIC, "-s", OVERLAP])]:
-        result = flora("run", "configs/quickstart.yaml", *SMALL, *data, *more, "--out", tmp_path / name, under=under)
-        assert result.returncode == 0, result.stdout + result.stderr
-    alone, together = (hdf5file.read(tmp_path / name)[1]["rounds"] for name in ("alone", "mpi-3"))
+    alone, together = (hdf5file.read(all_runs / f"validation-{name}")[1]["rounds"] for name in ("alone", "mpi-3"))
     assert np.isfinite(alone["validation_accuracy"]).all()
     for name in ("test_accuracy", "validation_accuracy", "train_loss"):
         np.testing.assert_array_equal(alone[name], together[name], name)
 
 
-@pytest.mark.parametrize("special", ["method.name=fedfft", "method.name=feddylora", "client.first_step=jacobian"])
-def test_pixels_clients_of_several_ranks_and_one_jacobian_give_the_same_bits_too(
-    flora: Flora, mpiexec: list[str], tmp_path: Path, special: str
-) -> None:
+@pytest.mark.parametrize("special", ["fedfft", "feddylora", "jacobian"])
+def test_pixels_clients_of_several_ranks_and_one_jacobian_give_the_same_bits_too(special: str, all_runs: Path) -> None:
     """And the same accuracies, although ranks share two blocks of pixels during the next round, or rows of the Jacobian."""
-    few = ["-s", special, "-s", "rounds=1", "-s", "partition.num_clients=20", "-s", "cohort.size=3"]
-    idle = ["-s", DYNAMIC, "-s", OVERLAP]
-    for name, under, more in [("alone", None, []), ("mpi-2", [*mpiexec, "-n", "2"], idle)]:
-        result = flora("run", "configs/quickstart.yaml", *few, *more, "--out", tmp_path / name, under=under)
-        assert result.returncode == 0, result.stdout + result.stderr
-    alone, together = (sorted((tmp_path / name / "adapter").glob("*.safetensors")) for name in ("alone", "mpi-2"))
-    assert len(alone) == 1
-    assert alone[0].read_bytes() == together[0].read_bytes()
-    measured = [hdf5file.read(tmp_path / name)[1]["rounds"] for name in ("alone", "mpi-2")]
+    folders = [all_runs / f"{special}-{name}" for name in ("alone", "mpi-2")]
+    assert adapter(folders[0]) == adapter(folders[1])
+    measured = [hdf5file.read(folder)[1]["rounds"] for folder in folders]
     assert measured[0]["test_accuracy"].tolist() == measured[1]["test_accuracy"].tolist()
     for rounds in measured:  # waiting for rows of a Jacobian is no training
         phases = sum(rounds[f"{phase}_seconds"][1:].sum() for phase in PHASES)

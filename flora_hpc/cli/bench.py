@@ -12,6 +12,7 @@ from flora_hpc.cli import (
     _bench_round,
     _bench_scale,
     _bench_step,
+    _bench_study,
 )
 
 app = typer.Typer(no_args_is_help=True)
@@ -24,6 +25,7 @@ app.command("scale")(_bench_scale.scale)
 app.command("features")(_bench_features.features)
 app.command("report")(_bench_report.report)
 app.command("methods")(_bench_methods.methods)
+app.command("study")(_bench_study.study)
 
 
 @app.callback()

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from flora_hpc.cli import _study_best, _study_run, _study_show, _study_watch
+from flora_hpc.cli import _study_best, _study_report, _study_run, _study_show, _study_watch
 
 DEFAULT = "run"  # the command of `flora-hpc study CONFIG`
 
@@ -21,13 +21,12 @@ class WithDefault(TyperGroup):
 
 app = typer.Typer(cls=WithDefault, no_args_is_help=True)
 app.command("run")(_study_run.run)
-app.command()(_study_watch.watch)
+app.command("show")(_study_show.show)
+app.command("best")(_study_best.best)
+app.command("report")(_study_report.report)
+app.command("watch")(_study_watch.watch)
 
 
 @app.callback()
 def study() -> None:
     """Play a grid of runs in one allocation, and read what came out."""
-
-
-app.command("show")(_study_show.show)
-app.command("best")(_study_best.best)

@@ -43,9 +43,10 @@ def table(dataset: Dataset, holdings: Holdings, num_clients: int | None = None) 
 
     Raises UserError where clients that draw their own images would make more than `MOST_ROWS` rows.
     """
-    clients = np.arange(min(num_clients or holdings.num_clients, holdings.num_clients))
+    num_clients = min(num_clients or holdings.num_clients, holdings.num_clients)
     if not isinstance(holdings, Partition):
-        _check_size(holdings, len(clients))
+        _check_size(holdings, num_clients)  # before memory grows with the number of clients
+    clients = np.arange(num_clients)
     examples = [holdings.examples(client) for client in clients.tolist()]
     of_clients = np.concatenate([*examples, np.zeros(0, np.int64)])
     unassigned = np.setdiff1d(dataset.train, of_clients) if len(clients) == holdings.num_clients else np.zeros(0, np.int64)

@@ -127,6 +127,8 @@ def open_study(path: str | Path) -> Study:
     """
     folder = Path(path)
     folder = folder.parent if folder.name == INDEX else folder
+    if not (folder / FOLDER).is_dir():  # study.h5 was copied alone
+        return Study(folder, tuple(read_index(folder)))
     return Study(folder, tuple(newest(folder, point) for point in read_index(folder)))
 
 

@@ -2,18 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from flora_hpc import __version__
 from flora_hpc.records import views
 from flora_hpc.records.opened import Run
-from flora_hpc.report import columns, figures, svg
+from flora_hpc.report import columns, figures, svg, template
 from flora_hpc.report.figures import Drawing
-from flora_hpc.report.mark import MARK
 from flora_hpc.report.style import DASHES, LINES, NothingError, styled
 
 RESULTS = (
@@ -53,21 +49,13 @@ def make(runs: Sequence[Run], title: str | None = None) -> str:
     """The page. One run is explained; several are compared."""
     with styled():
         sections = {name: [_figure(drawing, runs) for drawing in drawings] for name, drawings in figures.drawings_of(runs).items()}
-    texts = files("flora_hpc.report")
     alone = len(runs) == 1
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
-    ).from_string(texts.joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
+        "page.html",
         heading=title or (columns.label(runs[0]) if alone else f"{len(runs)} runs compared"),
-        mark=MARK,
-        light=svg.variables(False),
-        dark=svg.variables(True),
-        style=texts.joinpath("page.css").read_text(encoding="utf-8"),
         run=_one(runs[0]) if alone else None,
         comparison=None if alone else _several(runs),
         sections=sections,
-        version=__version__,
         sources=", ".join(str(run.path) for run in runs),
     )
 
@@ -116,7 +104,7 @@ def _several(runs: Sequence[Run]) -> dict[str, Any]:
             name=name,
             note="" if run.status == "finished" else run.status,
             colour=svg.variable(LINES[number % len(LINES)]),
-            dashes=_dashes(number),
+            dashes=dashes_of(DASHES[number // len(LINES) % len(DASHES)]),
             result=_result(run, validates, has_personal),
             settings=[texts[number] for texts in differences.values()],
         )
@@ -126,10 +114,9 @@ def _several(runs: Sequence[Run]) -> dict[str, Any]:
     return {"results": (*RESULTS[:4], *more, *RESULTS[4:]), "lines": lines, "differences": list(differences)}
 
 
-def _dashes(number: int) -> str:
-    """The dashes of the line with this number, as figures draw it."""
-    dashes = DASHES[number // len(LINES) % len(DASHES)]
-    return "" if dashes == "solid" else " ".join(f"{2 * length:g}" for length in dashes[1])
+def dashes_of(line: Any) -> str:
+    """The dashes of a style of matplotlib, as SVG has them in a table; empty for a solid line."""
+    return "" if line == "solid" else " ".join(f"{2 * length:g}" for length in line[1])
 
 
 def _result(run: Run, validates: bool, has_personal: bool) -> list[str]:

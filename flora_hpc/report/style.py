@@ -74,18 +74,29 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # text that journals accept
 }
 
+SMALL: Any = {  # of a figure in a column of a paper: text of 7 to 8 points
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "lines.linewidth": 1.2,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.5,
+}
+
 
 class NothingError(Exception):
     """There is nothing to draw; the text is a sentence that says why."""
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """Draw and save figures in this style inside, whatever a matplotlibrc says."""
+def styled(small: bool = False) -> Iterator[None]:
+    """Draw and save figures in this style inside, whatever a matplotlibrc says; `small` is for narrow ones."""
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in a script that the font lacks: boxes, but a picture
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(STYLE | (SMALL if small else {}))
         yield
 
 
@@ -135,13 +146,18 @@ def seconds_unit(most: float) -> tuple[float, str]:
     return LENGTHS.get(name, limit), name
 
 
-def percent_axis(axes: Axes, values: Numbers) -> None:
+def percent_axis(axes: Axes, values: Numbers, horizontal: bool = False) -> None:
     """Shares as percent, from a bit below the least to a bit above the most."""
     low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
     room = max(0.02, 0.06 * (high - low))
-    axes.set_ylim(max(0.0, low - room), min(1.0, high + room) if high <= 1 else high + room)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+    ends = max(0.0, low - room), min(1.0, high + room) if high <= 1 else high + room
+    if horizontal:
+        axes.set_xlim(*ends)
+    else:
+        axes.set_ylim(*ends)
+    axis = axes.xaxis if horizontal else axes.yaxis
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
 
 
 def thinned(x: Numbers, y: Numbers, most: int) -> tuple[Numbers, Numbers]:

@@ -13,7 +13,7 @@ from flora_hpc import forecast
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.launch import Launch
-from flora_hpc.errors import UserError
+from flora_hpc.errors import UserError, reason
 from flora_hpc.shared import Shared
 from flora_hpc.studies.points import Planned
 
@@ -28,6 +28,7 @@ class Cost:
     memory_bytes: int = 0  # of a rank
     num_clients: int = 0  # of a round
     problem: str = ""
+    is_bug: bool = False  # whether an error that nobody foresaw is the problem, such as one in the user's own part
 
 
 def forecast_all(planned: Sequence[Planned], comm: Communicator, num_ranks: int) -> list[Cost]:
@@ -50,7 +51,9 @@ def _forecast(item: Planned, num_ranks: int, shared: Shared) -> Cost:
     try:
         plan = forecast.plan(item.config, num_ranks, gpus, shared)
     except UserError as error:
-        return Cost(problem=str(error))
+        return Cost(problem=" ".join(str(error).split()))
+    except Exception as error:
+        return Cost(problem=f"{type(error).__name__}: {reason(error)}", is_bug=True)
     memory = sum(plan.memory_bytes.values())
     return Cost(max(1, item.config.rounds) * plan.round_flops, memory, len(plan.clients))
 

@@ -67,7 +67,8 @@ def play(recipe: Recipe, world: Communicator, launch: Launch, options: StudyOpti
     )
     numbers.sort(key=lambda number: -forecasts[number].flops)  # stable: in the order of the grid where costs are equal
     shared = Shared()
-    make_features([recipe.planned[number].config for number in numbers], world, launch, neighbours, shared, options)
+    sound = [recipe.planned[number].config for number in numbers if not forecasts[number].problem]
+    make_features(sound, world, launch, neighbours, shared, options)
     num_ranks = {number: recipe.planned[number].num_ranks or options.ranks_per_run for number in numbers}
     for ranks in sorted(set(num_ranks.values()), reverse=True):
         with part_of(world, ranks) as comm:
@@ -105,7 +106,7 @@ def pending(recipe: Recipe, world: Communicator, options: StudyOptions) -> list[
 def make_features(
     configs: Sequence[Config], world: Communicator, launch: Launch, neighbours: Neighbours, shared: Shared, options: StudyOptions
 ) -> None:
-    """Make the features that points need, each once, on all ranks together. A point with wrong data says so when it is played."""
+    """Make the features that points need, each once, on all ranks together. A point whose images are wrong fails later."""
     seen: set[str] = set()
     for config in configs:
         sections = (config.model, config.data, config.features, config.method.name)
@@ -206,8 +207,11 @@ class Player:
         return self.result(point, folder, "finished")
 
     def refuse(self, forecast: costs.Cost) -> None:
-        """Raise UserError for a point that does not fit in this rank's memory."""
-        if why := costs.too_large(forecast, self.launch):
+        """Raise UserError for a point that does not fit in this rank's memory.
+
+        Also for a point with a bug where several ranks would play it: an error on one of them would end the whole job.
+        """
+        if why := costs.too_large(forecast, self.launch) or (forecast.problem if forecast.is_bug and self.comm.size > 1 else ""):
             raise UserError(why)
 
     def run(self, planned: Planned, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flora_hpc import configfile, yamltext
+from flora_hpc import configtree, yamltext
 from flora_hpc.cli._study_best import overrides
 from tests.conftest import refusal
 from tests.studies import made_studies
@@ -86,4 +86,4 @@ def test_mistakes(folder: Path, tmp_path: Path) -> None:
 def test_options_can_be_typed_in_a_shell(value: Any) -> None:
     option, text = shlex.split(overrides({"a.b": value}))
     assert option == "-s"
-    assert configfile._split_override(text) == ("a.b", value)
+    assert configtree.split_override(text) == ("a.b", value)

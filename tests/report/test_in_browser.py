@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from flora_hpc.cli import app
 from tests.conftest import ROOT
+from tests.report.made_studies import grid, write_study
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -136,6 +137,16 @@ def test_a_page_of_three_runs(
     check(look(page, width, dark), "accuracy loss accuracy-by-bytes accuracy-by-seconds phases")
     text = page.read_text()
     assert [f"<th scope=col>{key}</th>" in text for key in ("client.lr", "partition.beta", "client.epochs")] == [True, True, False]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (420, True)])
+def test_a_page_of_a_study(look: Callable[..., Seen], invoke: Callable[..., str], tmp_path: Path, width: int, dark: bool) -> None:
+    study = write_study(
+        tmp_path / "study", [*grid(method__rank=[1, 2, 4], partition__beta=[0.1, 10.0]), ({"method.rank": 8}, "no luck")]
+    )
+    invoke("study", "report", study.path)
+    names = "accuracy loss panels accuracy-by-bytes accuracy-by-training accuracy-by-seconds final-by-method.rank heat-map final"
+    check(look(study.path / "report.html", width, dark), names)
 
 
 def test_what_a_page_should_not_do_would_be_seen(look: Callable[..., Seen], tmp_path: Path) -> None:

@@ -101,20 +101,22 @@ def test_a_failing_point_is_noted_and_the_rest_is_played(flora: Flora, mpiexec: 
     assert open_study(out).rows[0] == good
 
 
-def test_a_bug_in_one_point_is_written_down(flora: Flora, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_bug_in_one_point_does_not_end_the_others(ranks: int, flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
     part = tmp_path / "odd.py"
     part.write_text(
         '"""Raises an error that nobody foresaw."""\nfrom flora_hpc.parts import *\nFAMILY = "partitioners"\n'
         "class Options(PartitionOptions):\n    num_clients: int = 3\n"
-        "def build(options, images, rows):\n    raise ZeroDivisionError('odd')\n"
+        "def build(options, images):\n    raise ZeroDivisionError('odd')\n"
     )
     out = tmp_path / "study"
-    done = flora("study", CONFIG, "partition.name=iid,odd", *SMALL, "--plugin", part, "--out", out)
+    words = ["study", CONFIG, "partition.name=iid,odd", *SMALL, "--plugin", part, "--out", out, "--ranks-per-run", ranks]
+    done = flora(*words, under=[*mpiexec, "-n", "2"])
     assert done.returncode == 1, done.stdout + done.stderr
     good, odd = open_study(out).rows
     assert (good.status, odd.status) == ("finished", "failed")
-    assert "odd" in odd.message
-    assert (folder(open_study(out), odd.name) / "error.txt").read_text().endswith("ZeroDivisionError: odd\n")
+    assert "ZeroDivisionError: odd" in odd.message
+    assert ranks > 1 or (folder(open_study(out), odd.name) / "error.txt").read_text().endswith("ZeroDivisionError: odd\n")
 
 
 def test_a_signal_saves_every_run_and_the_study_goes_on_on_other_ranks(
