@@ -1,10 +1,9 @@
 """`flora-hpc study report`: one HTML page of a study, or of any number of runs, with the mean over seeds and its interval."""
 
-import importlib
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -13,6 +12,7 @@ from flora_hpc.cli import _pages
 from flora_hpc.cli._pages import Figures, Kind, Title
 from flora_hpc.errors import UserError
 from flora_hpc.records.study import INDEX, Study, open_study
+from flora_hpc.studies import loose
 
 UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}  # inches; points as TeX has them, whose \\columnwidth is in pt
 LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(in|cm|mm|pt)")
@@ -78,10 +78,10 @@ def _open(paths: list[Path]) -> Study:
         for path in paths:
             if (path / INDEX).is_file():
                 raise UserError(f"{path}: is a study; give one study alone, or several run directories")
-        runs: Any = importlib.import_module("flora_hpc.studies.loose").of_runs(paths)
+        runs = loose.of_runs(paths)
         for note in runs.notes:
             print(f"note: {note}")
-        return cast(Study, runs)
+        return runs
     if not (paths[0] / INDEX).is_file() and (paths[0] / "run.h5").is_file():
         raise UserError(f"{paths[0]}: holds a run and no study; `flora-hpc report {paths[0]}` explains it")
     return open_study(paths[0])

@@ -52,7 +52,7 @@ def finals(results: Results) -> str:
     groups = study_finals.final_groups(results)
     which = f" The best {len(groups)} of {len(results.ranked):,} settings." if len(groups) < len(results.ranked) else ""
     text = f"{_dots([group.final for group in groups])}{which} A setting's accuracy is that of its last evaluated round."
-    return text + _start([group.final.mean for group in groups])
+    return text + _cut_bars([group.final for group in groups]) + _start([group.final.mean for group in groups])
 
 
 def by_key(results: Results, axis: Axis) -> str:
@@ -71,7 +71,7 @@ def by_key(results: Results, axis: Axis) -> str:
     text += " The horizontal axis is logarithmic." if study_finals.is_log(axis) else ""
     followers = [results.names.key(key) for key, leader in results.grid.along.items() if leader == axis.key]
     text += f" {' and '.join(followers)} {'changes' if len(followers) == 1 else 'change'} with it." if followers else ""
-    return text + _start([group.final.mean for group in groups])
+    return text + _cut_bars([group.final for group in groups]) + _start([group.final.mean for group in groups])
 
 
 def heat_map(results: Results) -> str:
@@ -124,6 +124,12 @@ def _cut(bands: Sequence[Band], value: str, has_bands: bool) -> str:
     if value == "train_loss":
         return text + (" The axis does not start at zero." if min(float(band.mean.min()) for band in bands) > 0 else "")
     return text + _start([float(band.mean.min()) for band in bands])
+
+
+def _cut_bars(spreads: Sequence[Spread]) -> str:
+    ends = study_finals.limits(spreads)
+    is_cut = any(max(0, spread.low) < ends.min() - 1e-9 or min(1, spread.high) > ends.max() + 1e-9 for spread in spreads)
+    return " Intervals that are much wider than the differences are cut." if is_cut else ""
 
 
 def _start(shares: Sequence[float]) -> str:

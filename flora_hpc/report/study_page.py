@@ -8,13 +8,14 @@ from rich.filesize import decimal
 from flora_hpc.records import sentences, views
 from flora_hpc.records.opened import Run
 from flora_hpc.records.study import Point
-from flora_hpc.report import study_captions, study_figures, study_grid, study_results, svg, template
+from flora_hpc.report import study_captions, study_figures, study_grid, svg, template
 from flora_hpc.report.columns import percent
 from flora_hpc.report.page import Figure, dashes_of
 from flora_hpc.report.study_figures import Drawing
 from flora_hpc.report.study_lines import style_of
 from flora_hpc.report.study_results import Group, Results
 from flora_hpc.report.style import NothingError, styled
+from flora_hpc.studies import table
 from flora_hpc.studies.statistics import Spread, settings
 
 MOST_ROWS = 30  # settings in an open table; of more, the best MOST_BEST are, and all are folded
@@ -51,7 +52,7 @@ def make(results: Results, title: str | None = None) -> str:
     return template.render(
         "study.html",
         heading=title or study.path.resolve().name,
-        status=f"{study_results.counts(study)}.",
+        status=f"{table.counts(study, len(settings(study.rows)))}.",
         headlines=_headlines(results),
         settings=_settings(results, first),
         problems=results.unreadable[:MOST_NAMED],

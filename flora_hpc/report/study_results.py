@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from flora_hpc.errors import UserError
-from flora_hpc.records import views
 from flora_hpc.records.study import STATUSES, Point, Study
 from flora_hpc.report import study_grid, study_words
 from flora_hpc.report.study_bands import VALUES, Band, band
@@ -107,9 +106,3 @@ def _group(study: Study, setting: Setting, most: int, problems: list[str]) -> Gr
             tables.append(run.tables["rounds"])
     bands = {value: curve for value in VALUES if (curve := band(tables, value, most))}
     return Group(setting, bands)
-
-
-def counts(study: Study) -> str:
-    """'36 points: 30 finished, 6 failed'."""
-    parts = ", ".join(f"{study.count(status):,} {status}" for status in STATUSES[::-1] if study.count(status))
-    return f"{views.count(len(study.rows), 'point')}: {parts}"

@@ -1,4 +1,3 @@
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from flora_hpc.errors import UserError
 from tests.conftest import refusal
 from tests.contracts.known_helpers import CONFIG
 from tests.report.made_studies import grid, write_run, write_study
-
-HAS_LOOSE = importlib.util.find_spec("flora_hpc.studies.loose") is not None
 
 
 @pytest.fixture
@@ -92,7 +89,6 @@ def test_nothing_has_finished(tmp_path: Path) -> None:
     assert not (folder / "report.html").exists()
 
 
-@pytest.mark.skipif(not HAS_LOOSE, reason="needs flora_hpc.studies.loose")
 def test_runs_that_no_study_made(tmp_path: Path, invoke: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Grouped by what differs apart from the seed, and more than the 24 that `report` compares."""
     monkeypatch.chdir(tmp_path)
@@ -108,6 +104,6 @@ def test_runs_that_no_study_made(tmp_path: Path, invoke: Callable[..., str], mon
     invoke("study", "report", *runs)
     text = (tmp_path / "comparison.html").read_text()
     assert "<h1>26 runs compared</h1>" in text
-    assert "26 points: 26 finished." in text
+    assert "26 points in 2 settings: 26 finished." in text
     assert "mean over n\u00a0=\u00a013 seeds" in text
     assert "client.lr=0.01" in text

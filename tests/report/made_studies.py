@@ -52,7 +52,7 @@ def grid(num_seeds: int = 3, rounds: int = 3, **values: Sequence[Any]) -> list[M
     for key, options in values.items():
         settings = [keys | {key.replace("__", "."): option} for keys in settings for option in options]
     return [
-        (keys | {"seed": seed}, [0.2 + 0.01 * number + 0.02 * seed + 0.1 * round_number for round_number in range(rounds + 1)])
+        (keys | {"seed": seed}, [0.2 + 0.01 * number + 0.005 * seed + 0.1 * round_number for round_number in range(rounds + 1)])
         for number, keys in enumerate(settings)
         for seed in range(num_seeds)
     ]

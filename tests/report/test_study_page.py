@@ -39,7 +39,7 @@ def cells(text: str) -> list[list[str]]:
 def test_a_study_of_one_key(tmp_path: Path) -> None:
     text = page(write_study(tmp_path / "ranks", grid(method__rank=[1, 2, 4])))
     assert "<h1>ranks</h1>" in text
-    assert "9 points: 9 finished." in text
+    assert "9 points in 3 settings: 9 finished." in text
     assert sorted(figures(text)) == sorted([*ALWAYS, "final-by-method.rank"])
     assert empty(text) == {}
     assert "<script" not in text
@@ -88,6 +88,14 @@ def test_one_seed_has_no_band_and_says_so(tmp_path: Path) -> None:
     assert len(axes.collections) == 0
 
 
+def test_intervals_that_leave_the_axis_are_told(tmp_path: Path) -> None:
+    """Of two seeds the interval is 12.7 standard errors to each side."""
+    made = [({"a": a, "seed": seed}, [0.1, 0.5 + 0.01 * a + 0.05 * seed]) for a in (1, 2, 3) for seed in (0, 1)]
+    text = page(write_study(tmp_path / "s", made))
+    assert text.count("Intervals that are much wider than the differences are cut.") == 2
+    assert "Intervals" not in page(write_study(tmp_path / "t", grid(a=[1, 2, 3])))
+
+
 def test_one_setting_alone(tmp_path: Path) -> None:
     text = page(write_study(tmp_path / "s", grid()))
     assert figures(text) == ALWAYS
@@ -101,7 +109,7 @@ def test_failed_points_are_counted_and_named_with_their_message(tmp_path: Path) 
         ({"a": 4, "seed": 0}, "waiting"),
     ]
     text = page(write_study(tmp_path / "s", made))
-    assert "15 points: 8 failed, 6 finished, 1 waiting." in text
+    assert "15 points in 4 settings: 1 waiting, 6 finished, 8 failed." in text
     assert '8 points failed: <a href="#failed">why</a>' in text
     assert "the loss is &lt;NaN&gt;</td><td>a=3, seed 0; a=3, seed 1;" in text
     assert "; and 2 more</td>" in text
