@@ -177,7 +177,8 @@ class FollowedStudy:
             return False
         self._note_change(stamp[1] / 1e9)
         self._index_stamp, self._index_failures = stamp, 0
-        fresh = (Point(row.name, row.keys) for row in rows)  # point.json has the results
+        is_alone = not (self.folder / FOLDER).is_dir()  # a copy of study.h5; otherwise point.json has the results
+        fresh = rows if is_alone else [Point(row.name, row.keys) for row in rows]
         self._points = {point.name: self._points.get(point.name, point) for point in fresh}
         return True
 

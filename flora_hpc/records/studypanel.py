@@ -12,6 +12,7 @@ from flora_hpc.records import views
 from flora_hpc.records.followstudy import RunningPoint, StudySnapshot
 from flora_hpc.records.panel import GAP, LEAST_ROWS, WIDEST, Lines, bar_of, clock, labelled, lines_of, number, stacked
 from flora_hpc.records.study import STATUSES, Point
+from flora_hpc.records.studytime import point_seconds
 
 STYLES = {"finished": "green", "failed": "red", "stopped": "yellow"}
 MOST_FAILED, MESSAGE_LINES = 5, 2  # failed points in the panel, and lines of the message of each
@@ -35,8 +36,8 @@ def line(point: Point, num_done: int, num_points: int, left: float | None = None
         parts.append(f"stopped after round {point.num_rounds}")
     if not isnan(point.final_test_accuracy):
         parts.append(f"accuracy {point.final_test_accuracy:.4f}")
-    if seconds_of(point):
-        parts.append(views.seconds(seconds_of(point)))
+    if point_seconds(point):
+        parts.append(views.seconds(point_seconds(point)))
     return " | ".join([*parts, *([f"left {clock(left)}"] if left else [])])
 
 
@@ -46,7 +47,8 @@ def lines(snapshot: StudySnapshot) -> list[str]:
     result = []
     for number_ended, point in enumerate(snapshot.ended, start=1):
         done += point.status != "stopped"
-        left = snapshot.seconds_left if number_ended == len(snapshot.ended) else None
+        is_last = number_ended == len(snapshot.ended) and point.status != "stopped"  # a study that stops does not go on now
+        left = snapshot.seconds_left if is_last else None
         result.append(line(point, done, len(snapshot.points), left))
     return result
 
@@ -54,11 +56,6 @@ def lines(snapshot: StudySnapshot) -> list[str]:
 def one_line(text: str) -> str:
     """A text without line breaks."""
     return " ".join(text.split())
-
-
-def seconds_of(point: Point) -> float:
-    """The seconds that a point took."""
-    return point.setup_seconds + point.round_seconds
 
 
 def study_panel(snapshot: StudySnapshot, width: int, height: int, note: str = "") -> Panel:
@@ -127,7 +124,7 @@ def ended_lines(points: Sequence[Point], width: int) -> list[Text]:
             f"{point.num_rounds}" + " stopped" * (point.status == "stopped"),
             number(point.final_test_accuracy),
             number(point.best_test_accuracy),
-            views.seconds(seconds_of(point)),
+            views.seconds(point_seconds(point)),
         )
         for point in points
     ]

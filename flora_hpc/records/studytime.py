@@ -11,7 +11,7 @@ from flora_hpc.records.study import Point
 def expected_seconds(points: Sequence[Point]) -> dict[str, float]:
     """The seconds that each point takes: the mean over the finished points that agree with it in most keys, seeds apart.
 
-    Empty before the first point has finished.
+    Of a stopped point, the seconds that are left. Empty before the first point has finished.
     """
     is_finished = np.array([point.status == "finished" for point in points], bool)
     if not is_finished.any():
@@ -20,14 +20,22 @@ def expected_seconds(points: Sequence[Point]) -> dict[str, float]:
     codes = np.stack([_codes([point.setting.get(key) for point in points]) for key in keys] or [np.zeros(len(points), int)], 1)
     settings, setting_of = np.unique(codes, axis=0, return_inverse=True)
     setting_of = setting_of.reshape(-1)
-    seconds = np.array([point.setup_seconds + point.round_seconds for point in points])
+    seconds = np.array([point_seconds(point) for point in points])
     sums = np.bincount(setting_of[is_finished], seconds[is_finished], len(settings))
     counts = np.bincount(setting_of[is_finished], minlength=len(settings))
     basis = np.flatnonzero(counts)
     num_equal = sum((settings[:, None, key] == settings[None, basis, key]).astype(int) for key in range(settings.shape[1]))
     nearest = num_equal == np.max(num_equal, axis=1, keepdims=True)
     expected = (nearest @ sums[basis]) / (nearest @ counts[basis])
-    return {point.name: float(expected[setting]) for point, setting in zip(points, setting_of, strict=True)}
+    return {
+        point.name: max(0.0, float(expected[setting]) - (point_seconds(point) if point.status == "stopped" else 0.0))
+        for point, setting in zip(points, setting_of, strict=True)
+    }
+
+
+def point_seconds(point: Point) -> float:
+    """The seconds that a point took so far."""
+    return point.setup_seconds + point.round_seconds
 
 
 def seconds_left(running: Sequence[float], later: Sequence[float], num_at_a_time: int) -> float | None:

@@ -22,7 +22,7 @@ class MadeStudy:
 
     def write(self) -> "MadeStudy":
         """Write study.h5, as `--prepare` does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
         write_index(self.folder, self.points)
         return self
 

@@ -125,6 +125,11 @@ def test_a_copied_study_does_not_run(study: MadeStudy) -> None:
     assert [poll(followed).count("running") for _ in range(2)] == [0, 0]
 
 
+def test_an_index_that_was_copied_alone(study: MadeStudy, tmp_path: Path) -> None:
+    write_index(tmp_path, [replace(point, status="finished") for point in study.points])
+    assert poll(FollowedStudy(tmp_path)).status == "finished"
+
+
 def test_a_study_that_is_resumed_with_more_points(study: MadeStudy) -> None:
     followed = FollowedStudy(study.folder)
     study.play(0)

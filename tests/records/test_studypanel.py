@@ -43,7 +43,21 @@ def test_a_log_has_a_line_for_each_point(snapshot: StudySnapshot) -> None:
     assert first == "point 1/40 | flora-0 | accuracy 0.5000 | 5:00"
     assert second == "point 2/40 | flora-1 | accuracy 0.5000 | 5:02"
     assert failed.startswith("point 3/40 | flora-2 | failed: partition.alpha: gives client 17 no example; give a larger alpha,")
-    assert stopped.startswith("point 3/40 | flora-3 | stopped after round 1 | accuracy 0.5000 | 4.50 s | left ")
+    assert stopped == "point 3/40 | flora-3 | stopped after round 1 | accuracy 0.5000 | 4.50 s"
+
+
+def test_the_last_line_says_how_long_the_rest_takes(study: MadeStudy) -> None:
+    """38 others of 10 s each; between two points nothing runs, so only earlier looks say how many run at a time."""
+    followed = FollowedStudy(study.folder)
+    study.begin(0)
+    followed.poll()
+    study.end(0, seconds=10.0)
+    study.play(1, seconds=10.0)
+    first, second = lines(followed.poll())
+    assert (first, second) == (
+        "point 1/40 | flora-0 | accuracy 0.5000 | 10.00 s",
+        "point 2/40 | flora-1 | accuracy 0.5000 | 10.00 s | left 6:20",
+    )
 
 
 def test_a_point_that_measured_nothing(snapshot: StudySnapshot) -> None:

@@ -29,6 +29,13 @@ def test_a_new_setting_takes_as_long_as_those_that_agree_in_most_keys() -> None:
     assert expected["zeroshot-1000-0"] == pytest.approx(38 / 3), "it agrees with none, so the mean of all"
 
 
+def test_a_stopped_point_takes_what_is_left() -> None:
+    stopped = Point("stopped", {"method.name": "flora", "seed": 1}, "stopped", setup_seconds=1.0, round_seconds=2.0)
+    late = Point("late", {"method.name": "flora", "seed": 2}, "stopped", round_seconds=90.0)
+    finished = Point("finished", {"method.name": "flora", "seed": 0}, "finished", setup_seconds=1.0, round_seconds=9.0)
+    assert expected_seconds([stopped, late, finished]) == {"stopped": 7.0, "late": 0.0, "finished": 10.0}
+
+
 def test_nothing_is_expected_before_a_point_has_finished() -> None:
     assert expected_seconds([point("flora", 10, 0)]) == {}
     assert expected_seconds([]) == {}
