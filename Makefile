@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TEST_PROCESSES ?= 2
+# A file stays in one process; tests/conftest.py puts long files first.
+SPREAD := --dist loadfile --no-loadscope-reorder
 DEMO := .venv/.demo
 INSTALLED := .venv/.installed
 
@@ -14,13 +16,13 @@ demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO))  ## ten clients on two
 	$(BIN)/mpiexec -n 2 $(BIN)/flora-hpc run configs/quickstart.yaml --view $$view
 
 test: $(INSTALLED)  ## every test, real mpiexec and gloo runs included, in two processes
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SPREAD)
 
 quick: $(INSTALLED)  ## the tests that start no process and take little: some seconds to a minute
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m quick
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SPREAD) -m quick
 
 test-all: $(INSTALLED)  ## every test, with 100 kills of a run and 20 pairs of jobs in one directory; Slurm where there is one
-	FLORA_HPC_KILLS=100 FLORA_HPC_STARTS=20 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --timeout 3600
+	FLORA_HPC_KILLS=100 FLORA_HPC_STARTS=20 $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SPREAD) --timeout 3600
 
 check: $(INSTALLED)  ## formatting, lint, strict types
 	$(BIN)/ruff format --check .

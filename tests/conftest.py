@@ -84,8 +84,19 @@ SLOW = {  # modules that start processes without a fixture, play runs, or try ve
 }  # fmt: skip
 
 
+LONG = (  # files that take more than some ten seconds; those that start many ranks alternate with those that start none
+    *("test_algorithms_in_runs", "test_library", "test_world_sizes", "test_groups", "test_demo", "test_export", "test_disk_full"),
+    *("test_failures", "test_resume", "test_own_parts", "test_api", "test_data_in_runs", "test_bad_input", "test_scale"),
+    *("test_backends", "test_extras", "test_embed", "test_report", "test_memory", "test_personal", "test_weights"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that start no process and take little: `pytest -m quick`."""
+    """Put long files first, since one that begins last leaves the other processes idle; and mark quick tests.
+
+    A file is played by one process. `pytest -m quick`: tests that start no process and take little.
+    """
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         module, fixtures = item.path.stem, getattr(item, "fixturenames", ())
         marked = any(item.get_closest_marker(name) for name in ("mpi", "slurm", "gpu", "browser"))

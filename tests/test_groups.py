@@ -34,9 +34,9 @@ METHODS: dict[str, list[str]] = {
     "contrastive": ["method.name=flora", "client.loss=contrastive"],
     "dropout": ["method={name: flora, targets: [text.q_proj, text.mlp], dropout: 0.3}"],
     "image": ["method={name: flora, targets: [image.q_proj, image.mlp, image.head]}"],
-    **{name: [f"method.name={name}"] for name in ("feddylora", "fedprompt", "fedlc", "fedca", "fedaa", "fedvmlc", "fedtext")},
+    **{name: [f"method.name={name}"] for name in ("feddylora", "fedprompt", "fedlc", "fedca", "fedaa")},
     "dual_lora": ["method={name: dual_lora, targets: [text.out_proj, text.mlp]}"],
-    "fedfft": ["method.name=fedfft", "client.epochs=1"],
+    **{name: [f"method.name={name}", "client.epochs=1"] for name in ("fedvmlc", "fedtext", "fedfft")},
 }
 SLOW = ("image", "fedvmlc", "fedtext", "fedfft")
 

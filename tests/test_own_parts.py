@@ -122,23 +122,30 @@ def package(tmp_path: Path) -> Path:
     return site
 
 
+THREE_COMMANDS = """
+import json, sys
+from flora_hpc.cli import app
+for words in json.loads(sys.argv[1]):
+    app(words, standalone_mode=False)
+    print("--- next")
+"""
+
+
 def test_parts_of_an_installed_package_need_no_option(
     package: Path, parts: Path, squares: Path, tmp_path: Path, invoke: Invoke
 ) -> None:
     """The same numbers as from files; and `list` names the package of each part."""
 
-    def call(*arguments: str) -> str:
-        environ = {"PYTHONPATH": f"{package}:{ROOT}", "FLORA_HPC_CACHE": str(tmp_path / "cache")}
-        command = [sys.executable, "-m", "flora_hpc", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**_environ(), **environ})
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    call(*words(squares, tmp_path / "a", 1))
+    environ = {"PYTHONPATH": f"{package}:{ROOT}", "FLORA_HPC_CACHE": str(tmp_path / "cache")}
+    commands = [words(squares, tmp_path / "a", 1), ["evaluate", str(tmp_path / "a")], ["list", "algorithms"]]
+    whole = [sys.executable, "-c", THREE_COMMANDS, json.dumps(commands)]
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=300, env={**_environ(), **environ})
+    assert done.returncode == 0, done.stderr
+    _, of_evaluate, of_list = done.stdout.split("--- next\n")[:3]
     invoke(*words(squares, tmp_path / "b", 1), "--plugin", parts)
     assert adapter(tmp_path / "a") == adapter(tmp_path / "b")
-    assert "test images right" in call("evaluate", str(tmp_path / "a"))
-    assert "package our-parts 1.5" in call("list", "algorithms")
+    assert "test images right" in of_evaluate
+    assert "package our-parts 1.5" in of_list
     attributes = hdf5file.read(tmp_path / "a", ())[0]
     assert json.loads(attributes["plugins"]) == {}
     assert len(json.loads(attributes["identity"])["method my_shift"]) == 32

@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +14,11 @@ from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
 from flora_hpc.errors import UserError
+from tests import forks
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["--sizes", "1KiB,98312", "--repeats", "3"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flora_hpc"]
+TORCHRUN = [*forks.torchrun(2), "-m", "flora_hpc"]
 
 
 def bench(*arguments: str) -> Result:

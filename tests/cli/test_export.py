@@ -28,12 +28,13 @@ from flora_hpc.cli.export import write
 from flora_hpc.clip import adapters
 from flora_hpc.clip.load import load
 from flora_hpc.config import ModelConfig
-from flora_hpc.data.datasets import digits
+from flora_hpc.data.datasets import hdf5
 from flora_hpc.data.decode import rgb
 from flora_hpc.errors import UserError
 from flora_hpc.methods._lora import find_layers
 from flora_hpc.owner import claim, living
 from flora_hpc.records import split
+from tests import digits_file
 from tests.conftest import ROOT
 
 app = typer.Typer()
@@ -229,14 +230,16 @@ def test_an_adapter_alone_names_the_merged_way(flora_run: Path, to: str, right: 
 def test_other_programs_get_the_runs_own_accuracy_and_peft_refuses_an_unsplit_model(
     invoke: Callable[..., str], tiny: Any, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    invoke("run", ROOT / "configs" / "quickstart.yaml", "--out", run, "--view", "plain", "-s", "rounds=2", "-s", "client.lr=0.002")
+    run, file = tmp_path / "run", digits_file.write(tmp_path / "few.h5", 300, 103)
+    settings = [f"data={{name: hdf5, path: {file}}}", "rounds=2", "client.lr=0.002"]
+    words = [word for setting in settings for word in ("-s", setting)]
+    invoke("run", ROOT / "configs" / "quickstart.yaml", "--out", run, "--view", "plain", *words)
     for arguments in (["open_clip"], ["transformers", "--merged"], ["peft"]):
         invoke("export", run, "--to", *arguments)
     mixed = run_of(tmp_path / "mixed", "flora")  # an unsplit model has some of these layers
     adapters.save(mixed / "adapter", deepcopy(tiny), lora_on(tiny, ("text.out_proj", "text.mlp", "image.mlp")), 1.0, "x", "flora")
     export(mixed, "--to", "peft", "--out", run / "export-mixed")
-    data = digits.build(digits.Options(name="digits"))
+    data = hdf5.build(hdf5.Options(name="hdf5", path=str(file)))
     images = np.stack([np.asarray(rgb(image)) for image in data.images.raw(data.test.tolist())])
     np.savez(tmp_path / "images.npz", images=images, labels=data.images.labels[data.test], captions=np.array(data.captions))
     base = str(files("flora_hpc.clip.flora_tiny"))

@@ -1,11 +1,13 @@
-"""Each test has an interpreter of its own: what this one has imported already cannot be put off."""
+"""Each test has an interpreter of its own, or a fork of one that lacks the libraries: what is imported cannot be put off."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
+import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -17,6 +19,7 @@ VIT = {"image_size": 16, "layers": 2, "width": 16, "head_width": 8, "patch_size"
 TIMM = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear", "image_size": 160}
 LOAD = """
 import sys, torch
+assert "timm" not in sys.modules and "transformers" not in sys.modules
 from flora_hpc.clip.load import load
 from flora_hpc.config import ModelConfig
 model = load(ModelConfig(name="mine", pretrained=sys.argv[1]), 0, torch.device("cpu")).model
@@ -56,8 +59,9 @@ from torchvision.models.resnet import resnet18
 assert torchvision.models.resnet18 is resnet18
 """
 OTHER_NAMES = """
-import torch
+import sys, torch
 from flora_hpc.clip import library
+assert "torch._dynamo" not in sys.modules
 with library.deferred_imports():
     from torch._dynamo.utils import counters
 import torch._dynamo.utils
@@ -66,10 +70,22 @@ print("found")
 """
 
 
-def python(script: str, *arguments: object) -> str:
-    done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=200)
+def said(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@pytest.fixture
+def fork(python: list[str], tmp_path: Path) -> Callable[..., str]:
+    """Run a script with arguments in a process that has imported flora_hpc: what it printed."""
+
+    def call(script: str, *arguments: object) -> str:
+        file = tmp_path / "script.py"
+        file.write_text(script)
+        return said([*python, str(file), *map(str, arguments)])
+
+    return call
 
 
 def model_directory(folder: Path, config: dict[str, object], kind: type[torch.nn.Module]) -> torch.nn.Module:
@@ -81,29 +97,29 @@ def model_directory(folder: Path, config: dict[str, object], kind: type[torch.nn
 
 
 def test_training_a_clip_of_open_clips_own_loads_neither_timm_nor_transformers_nor_the_compiler() -> None:
-    assert python(SMALL_TASK) == "open_clip torchvision"
+    assert said([sys.executable, "-c", SMALL_TASK]) == "open_clip torchvision"
 
 
-def test_what_was_put_off_is_there_when_it_is_asked_for() -> None:
-    assert python(ASK_LATER) == "asked"
+def test_what_was_put_off_is_there_when_it_is_asked_for(fork: Callable[..., str]) -> None:
+    assert fork(ASK_LATER) == "asked"
 
 
 def test_models_and_data_sets_of_torchvision_are_loaded_when_they_are_asked_for() -> None:
-    assert python(ALL_OF_TORCHVISION) == "False"
+    assert said([sys.executable, "-c", ALL_OF_TORCHVISION]) == "False"
 
 
-def test_other_names_of_the_compiler_are_its_own_at_once() -> None:
-    assert python(OTHER_NAMES) == "found"
+def test_other_names_of_the_compiler_are_its_own_at_once(fork: Callable[..., str]) -> None:
+    assert fork(OTHER_NAMES) == "found"
 
 
-def test_an_image_tower_of_timms_is_built_with_timm(tmp_path: Path) -> None:
+def test_an_image_tower_of_timms_is_built_with_timm(fork: Callable[..., str], tmp_path: Path) -> None:
     model = model_directory(tmp_path, {"embed_dim": 8, "vision_cfg": TIMM, "text_cfg": TEXT}, open_clip.CLIP)
     right = model.encode_image(torch.ones(1, 3, 160, 160))[0]  # type: ignore[operator]
-    features = torch.tensor([float(number) for number in python(LOAD, tmp_path).split()])
+    features = torch.tensor([float(number) for number in fork(LOAD, tmp_path).split()])
     torch.testing.assert_close(features, right.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_text_tower_of_transformers_is_built_with_transformers(tmp_path: Path) -> None:
+def test_a_text_tower_of_transformers_is_built_with_transformers(fork: Callable[..., str], tmp_path: Path) -> None:
     tower = tmp_path / "tower"
     sizes = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertConfig(**sizes).save_pretrained(tower)  # type: ignore[arg-type]
@@ -115,5 +131,5 @@ def test_a_text_tower_of_transformers_is_built_with_transformers(tmp_path: Path)
     text |= {"hf_pooler_type": "mean_pooler"}
     model = model_directory(tmp_path, {"embed_dim": 8, "vision_cfg": VIT, "text_cfg": text}, open_clip.CustomTextCLIP)
     right = model.encode_image(torch.ones(1, 3, 16, 16))[0]  # type: ignore[operator]
-    features = torch.tensor([float(number) for number in python(LOAD, tmp_path).split()])
+    features = torch.tensor([float(number) for number in fork(LOAD, tmp_path).split()])
     torch.testing.assert_close(features, right.detach(), rtol=1e-4, atol=1e-5)

@@ -15,6 +15,7 @@ from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.frozen import FrozenProducts
 from flora_hpc.clip.towers import image_features
 from flora_hpc.errors import UserError
+from tests import digits_file
 from tests.conftest import NEEDS_BF16, setting, small_model
 
 CPU = torch.device("cpu")
@@ -142,7 +143,8 @@ def test_gradients_are_near_those_of_fp32(captions: torch.Tensor, targets: tuple
 def test_one_rank_and_two_give_the_same_bits_and_adapters_stay_fp32(
     flora: Callable[..., object], mpiexec: list[str], tmp_path: Path
 ) -> None:
-    options = ["-s", "model.precision=bf16", "-s", "rounds=2", "-s", "client.lr=1e-3"]
+    data = f"data={{name: hdf5, path: {digits_file.write(tmp_path / 'few.h5', 150, 50)}}}"
+    options = ["-s", "model.precision=bf16", "-s", "rounds=2", "-s", "client.lr=1e-3", "-s", data]
     adapters = []
     for name, under in (("one", None), ("two", [*mpiexec, "-n", "2"])):
         result = flora("run", "configs/quickstart.yaml", *options, "--out", tmp_path / name, under=under)
