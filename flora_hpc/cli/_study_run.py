@@ -59,8 +59,8 @@ class Source:
                     "--resume: goes on with the study as it is, and -s may set keys of comm alone; to add points, give its CONFIG "
                     "and the whole grid again"
                 )
-            stored = points.stored_plugins(self.out)
-            use_plugins([*self.plugins, *(path for path in stored if path not in self.plugins)])
+            points.refuse_missing_plugins(self.out, self.plugins)
+            use_plugins(list(self.plugins))
             return points.read(self.out, self.overrides)
         use_plugins(list(self.plugins))
         tree, origin = read_all(self.config)

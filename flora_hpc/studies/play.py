@@ -239,6 +239,7 @@ class Player:
             contents, _ = rundir.enter(self.comm, folder, planned.config, claim, resume=True)
             if contents.finished:
                 return
+            together(self.comm, lambda: rundir.check_plugins(folder) if self.comm.rank == 0 and contents.unfinished else None)
             if self.comm.rank == 0:
                 (folder / study.ROW).unlink(missing_ok=True)
                 signac.write_state_point(self.options.out, planned.point)

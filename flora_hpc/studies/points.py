@@ -8,6 +8,7 @@ base configuration (a file, its base files, -s key=value)        a nested mappin
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,9 +109,14 @@ def _stored(folder: Path) -> tuple[dict[str, Any], list[str]]:
         raise UserError(f"{file}: cannot be read ({error}); give the study's CONFIG and grid again") from None
 
 
-def stored_plugins(folder: Path) -> list[Path]:
-    """The user's files with own parts that a study was made with. Raises UserError like `read`."""
-    return [Path(path) for path in _stored(folder)[1]]
+def refuse_missing_plugins(folder: Path, plugins: Sequence[Path]) -> None:
+    """Raise UserError where the study was made with files of the user that are not among `plugins`.
+
+    Code that a study names runs only after its user has named it.
+    """
+    if missing := [path for path in _stored(folder)[1] if path not in [str(file.absolute()) for file in plugins]]:
+        files = " ".join(f"--plugin {shlex.quote(path)}" for path in missing)
+        raise UserError(f"{folder}: was made with files of its user; where they are yours to run, add {files}")
 
 
 def refuse_lost(before: Recipe, now: Recipe, folder: Path) -> None:

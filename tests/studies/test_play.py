@@ -117,6 +117,9 @@ def test_a_bug_in_one_point_does_not_end_the_others(ranks: int, flora: Flora, mp
     good, odd = open_study(out).rows
     assert (good.status, odd.status) == ("finished", "failed")
     assert "ZeroDivisionError: odd" in odd.message
+    words = ["study", "--resume", "--out", out]
+    assert f"add --plugin {part}" in flora(*words).stderr
+    assert flora(*words, "--plugin", part).returncode == 1
     assert ranks > 1 or (folder(open_study(out), odd.name) / "error.txt").read_text().endswith("ZeroDivisionError: odd\n")
 
 
