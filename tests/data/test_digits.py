@@ -1,7 +1,8 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from flora_hpc.data.datasets import digits
 from flora_hpc.data.decode import rgb
@@ -15,6 +16,12 @@ def build(**options: object) -> Dataset:
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
     return build()
+
+
+def load_digits() -> Any:
+    from sklearn.datasets import load_digits  # an import of some seconds
+
+    return load_digits()
 
 
 def all_images(images: Images, rows: Ints) -> list[Image.Image]:
