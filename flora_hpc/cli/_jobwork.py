@@ -8,7 +8,7 @@ from typing import Any
 
 from flora_hpc import configfile
 from flora_hpc.cli import _idle
-from flora_hpc.cli._args import use_plugins, whole_numbers
+from flora_hpc.cli._args import whole_numbers
 from flora_hpc.cli._jobscript import Array, Job
 from flora_hpc.config import Config
 from flora_hpc.configtree import split_override
@@ -90,7 +90,7 @@ def of_runs(job: Job) -> Runs:
 def of_study(job: Job) -> StudyWork:
     """The study in the directory of the job. Raises UserError where there is none, or where it has fewer points than shards."""
     folder = Path(job.out)
-    use_plugins([file for file in points.stored_plugins(folder) if str(file) not in job.plugins])
+    points.refuse_missing_plugins(folder, [Path(file) for file in job.plugins])
     recipe = points.read(folder, job.settings)
     number = len(recipe.planned)
     if job.shards > number:
