@@ -14,7 +14,7 @@ from flora_hpc.config import Config
 from flora_hpc.configtree import split_override
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import count
-from flora_hpc.studies import grid, points
+from flora_hpc.studies import grid, names, points
 
 CLIENTS = "partition.num_clients"  # the key of an array that names none
 
@@ -69,7 +69,7 @@ def array(text: str) -> Array:
     for value in texts:
         if texts.count(value) > 1:
             raise UserError(f"--array: names {key}={value} twice; name it once")
-    return Array(key, texts, tuple(points.name_of({key: value}, [key]) for value in values))
+    return Array(key, texts, tuple(names.name_of({key: value}, [key]) for value in values))
 
 
 def _text_of(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,16 +113,8 @@ def run(
     stop.note_early()
     screen.beside_work()
     me = launch.detect()
-    files = [word for word in words or [] if "=" not in word]
-    if len(files) > 1:
-        raise UserError(f"study: {files[1]}: is a second CONFIG; give one, and values such as client.lr=1e-4,1e-3")
-    if resume and out is None:
-        raise UserError("--resume: which study? name its directory with --out")
-    config = Path(files[0]) if files else None
-    folder = out or rundir.new(config.stem if config else "study", Path("studies"))
-    sweeps = tuple(word for word in words or [] if "=" in word)
-    source = Source(config, sweeps, tuple(overrides or ()), seeds, tuple(plugin or ()), folder, resume)
-    part = _shard(shard)
+    source = source_of(words or [], overrides, seeds, plugin, out, resume)
+    way = Way(ranks_per_run, _shard(shard), view, quiet)
 
     def say(sentence: str) -> None:
         if me.rank == 0 and not quiet:
@@ -129,20 +122,35 @@ def run(
 
     if me.rank == 0 and not quiet:
         print(LOADING, flush=True)
-    with Claim(claimed(folder, part), say) as claim, job_with_config(me, source.recipe, source.comm) as (comm, recipe):
+    with Claim(claimed(source.out, way.shard), say) as claim, job_with_config(me, source.recipe, source.comm) as (comm, recipe):
         for sentence in recipe.notes:
             say(sentence)
-        folder = Path(os.fsdecode(send_to_all(comm, os.fsencode(folder))))  # clocks of ranks may name different directories
+        folder = Path(os.fsdecode(send_to_all(comm, os.fsencode(source.out))))  # clocks of ranks may name different directories
         if dry_run:
-            show_forecasts(recipe, comm, me, ranks_per_run)
+            show_forecasts(recipe, comm, ranks_per_run)
             return
-        together(comm, lambda: begin(recipe, folder, part, claim, resume) if comm.rank == 0 else None)
+        together(comm, lambda: begin(recipe, folder, way.shard, claim, resume) if comm.rank == 0 else None)
         if prepare:
             print(f"{folder}: {views.count(len(recipe.planned), 'point')}; `flora-hpc study --resume --out {folder}` plays them")
             return
-        rows = play(recipe, comm, me, claim, Way(ranks_per_run, part, view, quiet), folder)
+        rows = play(recipe, comm, me, claim, way, folder)
         stop.ignore()
-    tell_end(rows, folder)
+    if comm.rank == 0:
+        tell_end(rows, folder)
+
+
+def source_of(
+    words: list[str], overrides: list[str] | None, seeds: int | None, plugin: list[Path] | None, out: Path | None, resume: bool
+) -> Source:
+    """Where the study comes from, by the arguments of the command. Raises UserError where they contradict each other."""
+    files, sweeps = [word for word in words if "=" not in word], tuple(word for word in words if "=" in word)
+    if len(files) > 1:
+        raise UserError(f"study: {files[1]}: is a second CONFIG; give one, and values such as client.lr=1e-4,1e-3")
+    if resume and out is None:
+        raise UserError("--resume: which study? name its directory with --out")
+    config = Path(files[0]) if files else None
+    folder = out or rundir.new(config.stem if config else "study", Path("studies"))
+    return Source(config, sweeps, tuple(overrides or ()), seeds, tuple(plugin or ()), folder, resume)
 
 
 def _shard(text: str | None) -> tuple[int, int]:
@@ -159,10 +167,14 @@ def claimed(out: Path, shard: tuple[int, int]) -> Path:
 
 
 def refuse_others(out: Path, shard: tuple[int, int]) -> None:
-    """Raise UserError where the whole study is played, or, for the whole study, where one of its shards is played."""
-    for folder in out.glob(f"{SHARDS}/*") if shard == WHOLE else [out]:
+    """Raise UserError where other points of the study, or the same ones, are played: by the whole study, or by other shards.
+
+    Shards of one cut (0/4, 1/4, ...) may be played at the same time.
+    """
+    shards = [folder for folder in out.glob(f"{SHARDS}/*") if shard == WHOLE or not folder.name.endswith(f"-of-{shard[1]}")]
+    for folder in shards if shard == WHOLE else [out, *shards]:
         if owner := living_owner(folder):
-            what = f"shard {folder.name.replace('-of-', '/')} of this study" if shard == WHOLE else "the whole study"
+            what = "the whole study" if folder == out else f"shard {folder.name.replace('-of-', '/')} of this study"
             raise UserError(f"--out {out}: {owner} plays {what}; wait for its end, or stop it")
 
 
@@ -174,9 +186,9 @@ def begin(recipe: Recipe, out: Path, shard: tuple[int, int], claim: Claim, resum
         raise UserError(f"--out {out}: already holds a study; go on with --resume, or choose another directory")
     if not resume:
         rundir.refuse_used(out)
-    refuse_others(out, shard)
     claim.take(lambda: sum(1 for _ in out.glob(f"{study.FOLDER}/*/{study.ROW}")))
     claim.require()
+    refuse_others(out, shard)  # after the claim, so that of two starts one sees the other
     claim.started(None)
     player.prepare(recipe, out)
 
@@ -200,6 +212,7 @@ def play(recipe: Recipe, comm: Communicator, me: Launch, claim: Claim, way: Way,
         out,
         way.ranks_per_run,
         way.shard,
+        say=lambda sentence: print(f"note: {sentence}", file=sys.stderr, flush=True),  # from the first rank of each part
         progress=(lambda done, total: None) if way.quiet or live else Bar("features", live=False),
         check_ownership=claim.check,
     )
@@ -208,11 +221,11 @@ def play(recipe: Recipe, comm: Communicator, me: Launch, claim: Claim, way: Way,
         return player.play(recipe, comm, me, options)
 
 
-def show_forecasts(recipe: Recipe, comm: Communicator, me: Launch, ranks_per_run: int) -> None:
+def show_forecasts(recipe: Recipe, comm: Communicator, ranks_per_run: int) -> None:
     """Print a row a point: clients, memory, and the least time that its products take on a core of this machine."""
     from flora_hpc.studies import costs
 
-    forecasts = costs.forecast_all(recipe.planned, comm, ranks_per_run)
+    forecasts = costs.forecast_all(recipe.planned, comm, ranks_per_run, costs.memory_of_rank(comm))
     if comm.rank:
         return
     rate = costs.core_rate()
@@ -223,7 +236,7 @@ def show_forecasts(recipe: Recipe, comm: Communicator, me: Launch, ranks_per_run
     for item, cost in zip(recipe.planned, forecasts, strict=True):
         numbers = (f"{cost.num_clients:,}", decimal(cost.memory_bytes), views.seconds(cost.flops / rate))
         table.add_row(item.point.name, *(("-", "-", "-") if cost.problem else numbers))
-        if problem := cost.problem or costs.too_large(cost, me):
+        if problem := cost.problem or cost.unfit:
             problems.append(f"would fail: {item.point.name}: {problem}")
     console = Console(highlight=False)
     console.print(table)
@@ -245,5 +258,5 @@ def tell_end(rows: list[Point], out: Path) -> None:
         print(f"... and {len(failed) - MOST_FAILED:,} more; `flora-hpc study show {out}` lists them")
     finished = sum(row.status == "finished" for row in rows)
     print(f"{finished:,} of {views.count(len(rows), 'point')} finished in {out}; `flora-hpc study show {out}` shows the results")
-    if failed:
+    if finished < len(rows):
         raise typer.Exit(1)

@@ -227,13 +227,14 @@ def read(folder: Path, number: int) -> Owner:
 
 
 def living_owner(folder: Path) -> Owner | None:
-    """The owner of a directory, where it surely lives."""
+    """The owner of a directory, unless it is dead. An owner on another host lives as long as its heartbeat is young."""
     try:
         number = newest(folder)
         owner, age = read(folder, number), time.time() - path(folder, number).stat().st_mtime
     except OSError:
         return None
-    return owner if living.lives(owner, age) else None
+    alive = living.lives(owner, age) if number else False
+    return owner if alive or (alive is None and age < living.DEAD_SECONDS) else None
 
 
 def _count_idle_starts(process: Owner, former: Owner | None, saved: int) -> int:

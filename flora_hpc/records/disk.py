@@ -1,6 +1,7 @@
 """Durable files: after a crash of the machine a file is whole or absent."""
 
 import os
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,22 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def part_of(path: Path) -> Path:
+    """A name beside `path` that no other process uses, for what is written before it replaces `path`."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises OSError."""
+    part = part_of(path)
+    try:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        commit(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def commit(part: Path, path: Path) -> None:

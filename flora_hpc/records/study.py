@@ -8,9 +8,9 @@
 A point without point.json is waiting, or its run.h5 shows how far it is. So any node can read a study while it is played.
 """
 
+import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from flora_hpc import extras
+from flora_hpc import extras, yamltext
 from flora_hpc.errors import UserError, reason
 from flora_hpc.owner import claim, living
 from flora_hpc.records import disk, views
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 INDEX, RECIPE, FOLDER, ROW = "study.h5", "study.yaml", "points", "point.json"
 SCHEMA = 1
+DATA = ("model weights", "images", "labels", "captions")  # names in the identity of a run
 STATUSES = ("waiting", "running", "finished", "stopped", "failed")
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 NAN = float("nan")
@@ -45,6 +46,7 @@ class Point:
     keys: dict[str, Any] = field(default_factory=dict)  # dotted key -> value, `seed` included
     status: str = "waiting"  # one of STATUSES
     message: str = ""  # why it failed
+    data_digest: str = ""  # of weights, images, labels and captions
     num_rounds: int = 0  # trained so far
     final_test_accuracy: float = NAN
     best_test_accuracy: float = NAN
@@ -66,7 +68,7 @@ class Point:
         return {key: value for key, value in self.keys.items() if key != "seed"}
 
 
-TEXTS = {"name": str, "keys": dict, "status": str, "message": str}
+TEXTS = {"name": str, "keys": dict, "status": str, "message": str, "data_digest": str}
 NUMBERS = {field.name: "i8" if field.type is int else "f8" for field in fields(Point) if field.name not in TEXTS}
 DTYPE = np.dtype([*((name, h5py.string_dtype()) for name in TEXTS), *NUMBERS.items()])
 
@@ -93,7 +95,7 @@ class Study:
         rows = []
         for point in self.rows:
             values = asdict(point)
-            rows.append({"name": values["name"]} | {key: point.keys.get(key) for key in columns} | values)
+            rows.append({"name": values["name"]} | {key: _cell(point.keys.get(key)) for key in columns} | values)
             del rows[-1]["keys"]
         return pd.DataFrame(rows)
 
@@ -103,7 +105,11 @@ class Study:
         extras.need("a frame of a study", "pandas", otherwise="; flora_hpc.open_run has the same rows by point")
         import pandas as pd
 
-        frames = [run.rounds.assign(name=point.name, **point.keys) for point in self.rows if (run := self.run(point, ("rounds",)))]
+        frames = [
+            run.rounds.assign(name=point.name, **{key: _cell(value) for key, value in point.keys.items()})
+            for point in self.rows
+            if (run := self.run(point, ("rounds",)))
+        ]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def run(self, point: Point, tables: Sequence[str] = ("rounds",)) -> Run | None:
@@ -150,6 +156,11 @@ def read_index(folder: Path) -> list[Point]:
         ) from None
 
 
+def _cell(value: Any) -> Any:
+    """A value of the grid in a frame: lists and mappings as texts, which pandas can group by."""
+    return yamltext.inline(value) if isinstance(value, list | dict) else value
+
+
 def _point(row: np.void) -> Point:
     names = row.dtype.names or ()
     texts = {name: row[name].decode() for name in TEXTS}
@@ -162,7 +173,7 @@ def write_index(folder: Path, points: Iterable[Point]) -> None:
     rows = [
         tuple(json.dumps(point.keys) if name == "keys" else getattr(point, name) for name in DTYPE.names or ()) for point in points
     ]
-    part = folder / f".{INDEX}.{os.getpid()}.part"
+    part = disk.part_of(folder / INDEX)
     try:
         with h5py.File(part, "w", locking=False) as index:
             index.attrs["schema"] = SCHEMA
@@ -181,7 +192,7 @@ def newest(folder: Path, point: Point) -> Point:
         values = json.loads((place / ROW).read_bytes())
         if not isinstance(values, dict):
             raise TypeError(f"holds a {type(values).__name__}, not an object")
-        row: dict[str, Any] = {name: str(values[name]) for name in ("status", "message") if name in values}
+        row: dict[str, Any] = {name: str(values[name]) for name in ("status", "message", "data_digest") if name in values}
         row |= {name: _number(name, values[name]) for name in NUMBERS if name in values}
         return replace(point, **row)
     except FileNotFoundError:
@@ -214,10 +225,8 @@ def write_row(folder: Path, point: Point) -> None:
     """Write point.json, whole or not at all: NaN and infinity, which JSON lacks, as null. Raises OSError."""
     place = folder / FOLDER / point.name
     place.mkdir(parents=True, exist_ok=True)
-    part = place / f".{ROW}.{os.getpid()}.part"
     values = asdict(point) | {"time": time.strftime("%Y-%m-%d %H:%M:%S")}
-    part.write_text(json.dumps(for_json(values), allow_nan=False))
-    disk.commit(part, place / ROW)
+    disk.write_whole(place / ROW, json.dumps(for_json(values), allow_nan=False))
 
 
 def for_json(value: Any) -> Any:
@@ -227,6 +236,18 @@ def for_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [for_json(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def one_line(text: str) -> str:
+    """A text on one line of UTF-8, without control characters, which HDF5 and JSON files of other programs may not hold."""
+    words = "".join(letter if letter.isprintable() else " " for letter in text).split()
+    return " ".join(words).encode(errors="backslashreplace").decode()
+
+
+def _data_digest(run: Run) -> str:
+    """A digest of the digests of weights and data in a run's identity."""
+    identity = json.loads(run.attributes.get("identity", "{}"))
+    return hashlib.blake2b(json.dumps([identity.get(name, "") for name in DATA]).encode(), digest_size=8).hexdigest()
 
 
 def result(point: Point, run: Run) -> Point:
@@ -249,6 +270,7 @@ def result(point: Point, run: Run) -> Point:
         point,
         status=run.status,
         num_rounds=int(rows["round"].max(initial=0)),
+        data_digest=_data_digest(run),
         num_ranks=int(run.attributes["world_size"]),
         setup_seconds=float(run.attributes["setup_seconds"]),
         **{name: value.item() for name, value in values.items()},

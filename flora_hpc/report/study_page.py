@@ -82,8 +82,8 @@ def _figure(drawing: Drawing) -> Figure:
 def _first(results: Results) -> Run | None:
     """The run of the first finished point that can be read."""
     points = [point for group in results.groups for point in group.setting.points if point.status == "finished"]
-    bad = " ".join(results.unreadable)
-    return next((run for point in points if point.name not in bad and (run := results.study.run(point, ("topology",)))), None)
+    readable = [point for point in points if not any(f"/{point.name}/" in sentence for sentence in results.unreadable)]
+    return next((run for point in readable if (run := results.study.run(point, ("topology",)))), None)
 
 
 def _headlines(results: Results) -> list[tuple[str, str, str]]:

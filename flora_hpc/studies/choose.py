@@ -79,6 +79,9 @@ def best(study: Study, metric: str, by: Sequence[str]) -> Choice:
     if not best_settings:
         raise UserError(f"{study.path}: no finished point has {metric}; see `flora-hpc study show`, or choose by another --metric")
     notes = [f"no finished point of {words} has {metric}" for words in without]
+    num_dropped = sum(not setting.spread(metric).n for group in groups.values() for setting in group)
+    if num_dropped and not without:
+        notes.append(f"{views.count(num_dropped, 'setting')} had no part in the choice: no finished point has {metric}")
     if waiting := len(study.rows) - study.count("finished"):
         notes.append(f"{views.count(waiting, 'point')} did not finish, and had no part in the choice")
     if len(num_points) > 1:

@@ -5,24 +5,23 @@ base configuration (a file, its base files, -s key=value)        a nested mappin
     <-  one seed                                                 -> Config, and the name of its run directory
 """
 
-import hashlib
-import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flora_hpc import configfile, yamltext
 from flora_hpc.config import CommConfig, Config
-from flora_hpc.configtree import Layer, apply, copied, dotted, split_override
+from flora_hpc.configtree import Layer, apply, copied, split_override
 from flora_hpc.errors import UserError
+from flora_hpc.identity import title
 from flora_hpc.records.study import RECIPE, Point
-from flora_hpc.studies.grid import LISTS, Grid, combinations, section, sweep, with_sweeps
+from flora_hpc.studies.grid import Grid, combinations, section, sweep, with_sweeps
+from flora_hpc.studies.names import name_of
+from flora_hpc.studies.paths import absolute, with_absolute_paths
 
 RANKS = "ranks_per_run"  # in place of a key: how many ranks play a point
-MOST_NAME = 120  # characters; file systems take 255 bytes
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Recipe:
     config: dict[str, Any]  # the base configuration, nested
     grid: Grid
     planned: tuple[Planned, ...]
-    plugins: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()  # files and folders of the user
+    parts: Mapping[str, str] = field(default_factory=dict)  # the user's own parts that points name -> digest
     notes: tuple[str, ...] = ()  # sentences that a user should read
 
     @property
@@ -52,7 +52,7 @@ class Recipe:
     def to_yaml(self) -> str:
         """The text of study.yaml."""
         grid = self.grid.model_dump(exclude_defaults=True)
-        return yamltext.dump({"config": self.config, "study": grid, "plugins": list(self.plugins)})
+        return yamltext.dump({"config": self.config, "study": grid, "plugins": list(self.plugins), "parts": dict(self.parts)})
 
 
 def make(
@@ -69,10 +69,11 @@ def make(
     `sweeps` are texts such as client.lr=1e-4,1e-3, which replace the section's values of that key. `overrides` are texts such as
     rounds=5. Raises UserError for mistakes in any point, and for two equal points.
     """
-    tree = copied(tree)
-    grid = with_sweeps(section(tree.pop("study", None), file), [sweep(text) for text in sweeps], seeds)
+    tree, lists = copied(tree), [sweep(text) for text in sweeps]
+    grid = with_absolute_paths(with_sweeps(section(tree.pop("study", None), file), lists, seeds))
     given = dict(split_override(text) for text in overrides)
     notes = apply(tree, Layer(given))
+    tree = absolute(tree)
     settings = combinations(grid)
     for key in dict.fromkeys(key for setting in settings for key in setting):
         if key in given:
@@ -81,8 +82,8 @@ def make(
             raise UserError(f"study: {key}: all runs of a study share the ranks and how they communicate; set it with -s")
     planned, more = _planned(tree, dict(origin), file, settings, grid.seeds)
     _refuse_equal(planned)
-    tree = with_absolute_paths(tree, planned[0].config)
-    return Recipe(tree, _with_absolute_values(grid, planned), tuple(planned), tuple(plugins), tuple(dict.fromkeys([*notes, *more])))
+    parts = {title(part): part.digest for item in planned for part in configfile.own_parts(item.config)}
+    return Recipe(tree, grid, tuple(planned), tuple(plugins), parts, tuple(dict.fromkeys([*notes, *more])))
 
 
 def read(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -90,17 +91,19 @@ def read(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     `overrides`, of keys of comm, hold for this start alone: study.yaml stays as it is.
     """
-    tree, plugins = _stored(folder)
+    tree, plugins, parts = _stored(folder)
     recipe = make(tree, {}, str(folder / RECIPE), overrides=overrides, plugins=plugins)
+    refuse_changed_parts(parts, recipe, folder)
     return replace(recipe, config={key: value for key, value in tree.items() if key != "study"})
 
 
-def _stored(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The configuration with its section `study`, and the files with own parts, of the study in a directory."""
+def _stored(folder: Path) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """The configuration with its section `study`, the files with own parts and the digests of these parts, of a study."""
     file = folder / RECIPE
     try:
         stored = yamltext.parse(yamltext.read(file))
-        return stored["config"] | {"study": stored["study"]}, [str(path) for path in stored.get("plugins", [])]
+        tree = stored["config"] | {"study": stored["study"]}
+        return tree, [str(path) for path in stored.get("plugins", [])], dict(stored.get("parts", {}))
     except FileNotFoundError:
         raise UserError(
             f"{folder}: holds no study (looked for {file}); name the directory of a study, or a CONFIG to begin one"
@@ -119,8 +122,18 @@ def refuse_missing_plugins(folder: Path, plugins: Sequence[Path]) -> None:
         raise UserError(f"{folder}: was made with files of its user; where they are yours to run, add {files}")
 
 
+def refuse_changed_parts(parts: Mapping[str, str], now: Recipe, folder: Path) -> None:
+    """Raise UserError where a part of the user is not the one with which the study began: its digest is another one."""
+    for name, digest in parts.items():
+        if now.parts.get(name, digest) != digest:
+            raise UserError(
+                f"{name}: changed since the study in {folder} began with it; put back what it was, or start a new study"
+            )
+
+
 def refuse_lost(before: Recipe, now: Recipe, folder: Path) -> None:
     """Raise UserError where `now` is no extension of the study `before`: it lacks points, or has another configuration."""
+    refuse_changed_parts(before.parts, now, folder)
     configs = {item.point.name: item.config for item in now.planned}
     for item in before.planned:
         if item.point.name not in configs:
@@ -146,7 +159,6 @@ def _planned(
         num_ranks = _num_ranks(setting.pop(RANKS, 0))
         config, more = configfile.check(copied(tree), origin, Layer(setting, "study:"), file)
         notes += more
-        setting = {key: _absolute(value, key, config) for key, value in setting.items()}
         for seed in _seeds(seeds, config.seed, setting):
             point = setting if seed is None else setting | {"seed": seed}
             with_seed = config if seed is None else config.model_copy(update={"seed": seed})
@@ -171,41 +183,6 @@ def _seeds(seeds: int | list[int], first: int, setting: Mapping[str, Any]) -> li
     return numbers or [None]
 
 
-def _absolute(value: Any, key: str, config: Config) -> Any:
-    """A value of the grid; a relative path becomes absolute, as the configuration has it."""
-    checked = dotted(config.model_dump(mode="json")).get(key) if isinstance(value, str) else None
-    return checked if isinstance(checked, str) and checked.startswith("/") else value
-
-
-def with_absolute_paths(tree: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """The nested mapping with absolute paths in place of relative ones, so that a study can be resumed from any directory."""
-    checked = dotted(config.model_dump(mode="json"))
-
-    def walk(branch: Any, prefix: str) -> Any:
-        if isinstance(branch, dict):
-            return {key: walk(value, f"{prefix}{key}.") for key, value in branch.items()}
-        absolute = str(Path(branch).expanduser().absolute()) if isinstance(branch, str) else None
-        return absolute if absolute is not None and checked.get(prefix[:-1]) == absolute else branch
-
-    result: dict[str, Any] = walk(dict(tree), "")
-    return result
-
-
-def _with_absolute_values(grid: Grid, planned: Sequence[Planned]) -> Grid:
-    """The grid with the absolute paths of its points in place of relative ones."""
-    absolute = {(key, value) for item in planned for key, value in item.point.keys.items() if isinstance(value, str)}
-
-    def value_of(key: str, value: Any) -> Any:
-        path = str(Path(value).expanduser().absolute()) if isinstance(value, str) else None
-        return path if (key, path) in absolute else value
-
-    lists = {
-        name: {key: [value_of(key, value) for value in values] for key, values in getattr(grid, name).items()} for name in LISTS
-    }
-    points = [{key: value_of(key, value) for key, value in point.items()} for point in grid.points]
-    return grid.model_copy(update={**lists, "points": points})
-
-
 def _refuse_equal(planned: Sequence[Planned]) -> None:
     """Raise UserError where two points are the same run."""
     first: dict[str, str] = {}
@@ -214,34 +191,3 @@ def _refuse_equal(planned: Sequence[Planned]) -> None:
         if text in first:
             raise UserError(f"study: {first[text]} and {item.point.name} are the same run; take one of the values out")
         first[text] = item.point.name
-
-
-def name_of(point: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """The name of a point's run directory, such as method=flora,lr=0.001,seed=3. `keys` are those of all points.
-
-    A digest of the keys is added where the name alone might not be unique.
-    """
-    words = [f"{short(key, keys)}={_text(value)}" for key, value in point.items()]
-    name = ",".join(words) or "base"
-    safe = re.sub(r"[^\w.,=+-]", "-", name, flags=re.ASCII)
-    if safe == name and len(safe) <= MOST_NAME:
-        return safe
-    digest = hashlib.blake2b(json.dumps(point, sort_keys=True).encode(), digest_size=4).hexdigest()
-    return f"{safe[:MOST_NAME]},{digest}"
-
-
-def short(key: str, keys: Sequence[str]) -> str:
-    """The last word of a key, or the section of a name: `client.lr` is lr, `method.name` is method. In full where two are equal."""
-
-    def word(key: str) -> str:
-        section, _, last = key.rpartition(".")
-        return section if last == "name" and section else last
-
-    return key if [word(other) for other in keys].count(word(key)) > 1 else word(key)
-
-
-def _text(value: Any) -> str:
-    """A value as a part of a name."""
-    if isinstance(value, str):
-        return Path(value).name if value.startswith("/") else value
-    return json.dumps(value, separators=(",", ":")).replace('"', "")

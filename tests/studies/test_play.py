@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pytest
 
+from flora_hpc.owner.claim import Claim
 from flora_hpc.records.study import Study, open_study
 from tests import forks
 from tests.conftest import ROOT
@@ -208,10 +210,10 @@ def test_killed_at_any_moment_a_study_comes_to_the_same_table(flora: Flora, mpie
             job.wait(rng.uniform(0.2, 0.8) * seconds)
         except subprocess.TimeoutExpired:
             os.killpg(job.pid, signal.SIGKILL)
-            killed += 1
+            killed += any(point.status in ("running", "stopped") for point in open_study(out).rows) if out.is_dir() else 0
         job.wait()
         wait_until_nobody_owns(out)
-    assert killed > 0
+    assert killed > 0, "no run was in flight at any kill"
     done = flora(*words, "--resume", "--out", out, under=[*mpiexec, "-n", "2"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert table(open_study(out)) == table(open_study(reference))
@@ -242,6 +244,98 @@ def test_a_grid_grows_and_finished_points_stay(flora: Flora, tmp_path: Path) -> 
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
 
 
+def test_more_rounds_extend_finished_points(flora: Flora, lone: Callable[[str, str], Path], tmp_path: Path) -> None:
+    out, words = tmp_path / "study", ["study", CONFIG, "client.lr=1e-3", *SMALL]
+    assert flora(*words, "-s", "rounds=1", "--out", out).returncode == 0
+    assert [point.num_rounds for point in open_study(out).rows] == [1]
+    done = flora(*words, "--resume", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [point.num_rounds for point in open_study(out).rows] == [2]
+    assert adapter(out / "points" / "lr=0.001") == adapter(lone("flora", "1e-3"))
+
+
+def test_a_world_that_is_cut_anew_shares_nothing_of_before(flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
+    """Four ranks as one part of three and more, then as two parts: their ranks have seen other data before."""
+    out, config = tmp_path / "study", tmp_path / "config.yaml"
+    points = [(3, 0.1, 5e-4), (3, 0.2, 5e-4), (2, 0.2, 1e-3), (2, 0.1, 1e-3)]
+    section = [{"ranks_per_run": n, "data.validation_fraction": part, "client.lr": lr} for n, part, lr in points]
+    config.write_text(f"base: {CONFIG}\nstudy: {json.dumps({'points': section})}\n")
+    done = flora("study", config, *SMALL, "--out", out, under=[*mpiexec, "-n", "4"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(point.num_ranks for point in open_study(out).rows) == [2, 2, 4, 4]
+    alone = tmp_path / "alone"
+    assert flora("study", config, *SMALL, "--out", alone).returncode == 0
+    for point in open_study(alone).rows:
+        assert_same(out / "points" / point.name, alone / "points" / point.name)
+
+
+def test_a_part_of_the_user_that_changed_ends_the_study_at_once(flora: Flora, tmp_path: Path) -> None:
+    part, out = tmp_path / "mine.py", tmp_path / "study"
+    text = (ROOT / "flora_hpc" / "data" / "partitioners" / "iid.py").read_text()
+    part.write_text(text.replace('"""', 'FAMILY = "partitioners"\n"""', 0) + '\nFAMILY = "partitioners"\n')
+    words = ["study", CONFIG, "partition.name=mine", *SMALL, "--plugin", part, "--out", out]
+    assert flora(*words).returncode == 0
+    part.write_text(part.read_text() + "\n# another rule\n")
+    done = flora(*words, "--resume")
+    assert done.returncode == 2
+    assert "partitioner mine: changed since the study" in done.stderr
+
+
+def test_data_that_changed_between_two_points_are_told(flora: Flora, squares: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    words = [
+        "study",
+        CONFIG,
+        "client.lr=1e-3",
+        "-s",
+        f"data={{name: hdf5, path: {squares}}}",
+        *SMALL,
+        "-s",
+        "partition={name: iid, num_clients: 2}",
+    ]
+    assert flora(*words, "--out", out).returncode == 0
+    with h5py.File(squares, "a") as file:
+        file["train/images"][0] += 1
+    words[2] += ",5e-4"
+    done = flora(*words, "--resume", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "lr=0.001 and lr=0.0005 name the same data and model, but their files changed in between" in done.stderr
+
+
+def test_a_study_goes_on_from_another_directory(flora: Flora, squares: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    out, data = tmp_path / "study", os.path.relpath(squares, ROOT)  # `flora` starts in ROOT
+    words = [
+        "study",
+        CONFIG,
+        "client.lr=1e-3",
+        "-s",
+        f"data={{name: hdf5, path: {data}}}",
+        *SMALL,
+        "-s",
+        "partition={name: iid, num_clients: 2}",
+    ]
+    assert flora(*words, "--prepare", "--out", out).returncode == 0
+    done = subprocess.run(
+        [*forks.PYTHON, "-m", "flora_hpc", "study", "--resume", "--out", str(out)],
+        cwd=tmp_path / "here",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_point_of_another_process_is_left_alone(flora: Flora, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    assert flora("study", CONFIG, "client.lr=1e-3,5e-4", *SMALL, "--prepare", "--out", out).returncode == 0
+    with Claim(out / "points" / "lr=0.001") as claim:
+        claim.take()
+        done = flora("study", "--resume", "--out", out)
+    assert done.returncode == 1
+    assert "lr=0.001: belongs to a run that goes on" in done.stderr
+    assert [point.status for point in open_study(out).rows] == ["waiting", "finished"]
+
+
 def test_shards_play_their_own_points_and_prepare_plays_none(flora: Flora, tmp_path: Path) -> None:
     out = tmp_path / "study"
     done = flora("study", CONFIG, *GRID, *SMALL, "--prepare", "--out", out)
@@ -250,6 +344,7 @@ def test_shards_play_their_own_points_and_prepare_plays_none(flora: Flora, tmp_p
     done = flora("study", "--resume", "--out", out, "--shard", "1/2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [point.status for point in open_study(out).rows] == ["waiting", "finished"] * 2
+    assert "2 of 2 points finished" in done.stdout
 
 
 def test_a_dry_run_lists_points_and_writes_nothing(flora: Flora, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flora_hpc.configtree import copied, read_all
 from flora_hpc.errors import UserError
-from flora_hpc.studies import grid, points
+from flora_hpc.studies import grid, names, points
 from flora_hpc.studies.points import Recipe
 from tests.conftest import ROOT
 
@@ -151,15 +151,19 @@ def test_a_mistake_in_any_point_refuses_the_study(sweeps: list[str], options: di
 
 
 def test_names_are_short_unique_and_safe() -> None:
-    assert points.name_of({"method.name": "flora", "client.lr": 0.1, "seed": 3}, ["method.name", "client.lr"]) == (
+    assert names.name_of({"method.name": "flora", "client.lr": 0.1, "seed": 3}, ["method.name", "client.lr"]) == (
         "method=flora,lr=0.1,seed=3"
     )
-    one = points.name_of({"model.name": "x", "data.root": "/a/b c"}, ["model.name", "data.root"])
-    other = points.name_of({"model.name": "x", "data.root": "/a/b-c"}, ["model.name", "data.root"])
+    one = names.name_of({"model.name": "x", "data.root": "/a/b c"}, ["model.name", "data.root"])
+    other = names.name_of({"model.name": "x", "data.root": "/a/b-c"}, ["model.name", "data.root"])
     assert one.startswith("model=x,root=b-c,")
+    files = [names.name_of({"data.path": path}, ["data.path"]) for path in ("/a/t.h5", "/b/t.h5")]
+    assert files[0] != files[1]
+    alike = ["true", True, "1", 1, "null", None, 1.0, "x,c=2", "[1]", [1]]
+    assert len({names.name_of({"b": value}, ["b"]) for value in alike}) == len(alike)
     assert one != other
-    assert points.short("client.lr", ["client.lr", "algorithm.lr"]) == "client.lr"
-    assert len(points.name_of({"data.template": "x" * 500}, ["data.template"])) < 200
+    assert names.short("client.lr", ["client.lr", "algorithm.lr"]) == "client.lr"
+    assert len(names.name_of({"data.template": "x" * 500}, ["data.template"])) < 200
 
 
 def test_a_stored_study_has_the_same_points_from_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
