@@ -45,6 +45,7 @@ def check(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: str)
     problems: list[tuple[str, str]] = []
     if tree.pop("aggregator", None) is not None:
         problems.append(("aggregator", "aggregator: is called algorithm now; give that alone"))
+    members = {name: branch.get("name", DEFAULT_MEMBER[name]) for name in FAMILY_OF if isinstance(branch := tree.get(name), dict)}
     for section, family in FAMILY_OF.items():
         if section not in PARTS or tree.get(section) is not None:
             tree[section] = _member_options(section, family, tree.get(section, {}), valid_keys, problems)
@@ -52,11 +53,22 @@ def check(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: str)
         config = Config.model_validate(tree)
     except ValidationError as error:
         problems += explain(error, "", valid_keys)
+    problems = [(key, _of_other_members(key, text, members)) for key, text in problems]
     if problems:
         raise UserError("\n".join(f"{_source(key, layer, origin) or f'{file}:'} {text}" for key, text in problems))
     if config.model.pretrained == "none":
         notes.append("model.pretrained is 'none': RANDOM weights, good for measuring speed; accuracies mean nothing")
     return config, notes
+
+
+def _of_other_members(key: str, text: str, members: Mapping[str, Any]) -> str:
+    """The sentence about a key; for an unknown option of a family's member, the members that have it."""
+    section, _, option = key.partition(".")
+    if section not in members or "unknown key" not in text:
+        return text
+    family = FAMILY_OF[section]
+    others = [other for other in plugins.members(family) if option in plugins.member(family, other).Options.model_fields]
+    return f"{key}: is no option of {members[section]}, but of {', '.join(others)}" if others else text
 
 
 def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:

@@ -341,7 +341,7 @@ def test_a_key_nobody_knows_is_refused_with_another_member_as_well(problems: Pro
 
 def test_a_foreign_key_given_with_the_new_member_is_refused(problems: Problems) -> None:
     (line,) = problems("partition: {name: dirichlet, beta: 0.3}", "partition.name=iid", "partition.beta=2")
-    assert line.startswith("-s partition.beta: unknown key")
+    assert line.startswith("-s partition.beta: is no option of iid, but of dirichlet")
 
 
 def test_an_unknown_new_member_is_refused(problems: Problems) -> None:

@@ -190,6 +190,8 @@ def begin(recipe: Recipe, out: Path, shard: tuple[int, int], claim: Claim, resum
     claim.require()
     refuse_others(out, shard)  # after the claim, so that of two starts one sees the other
     claim.started(None)
+    if (out / study.RECIPE).exists():
+        points.begin_changed_anew(out, recipe)
     player.prepare(recipe, out)
 
 
@@ -217,8 +219,13 @@ def play(recipe: Recipe, comm: Communicator, me: Launch, claim: Claim, way: Way,
         check_ownership=claim.check,
     )
     shown = watching(out, live) if comm.rank == 0 and not way.quiet else nullcontext()
-    with options.stop.listening(), shown:
-        return player.play(recipe, comm, me, options)
+    try:
+        with options.stop.listening(), shown:
+            return player.play(recipe, comm, me, options)
+    except KeyboardInterrupt:
+        if comm.rank == 0:
+            print(f"flora-hpc: interrupted; --resume --out {out} goes on after the last checkpoints", file=sys.stderr, flush=True)
+        raise
 
 
 def show_forecasts(recipe: Recipe, comm: Communicator, ranks_per_run: int) -> None:
@@ -231,7 +238,7 @@ def show_forecasts(recipe: Recipe, comm: Communicator, ranks_per_run: int) -> No
     rate = costs.core_rate()
     table = Table(box=None, pad_edge=False, header_style="bold")
     problems = []
-    for name in ("point", "clients", "memory of a rank", "time, at least"):
+    for name in ("point", "clients", "memory of a rank", "training, at least"):
         table.add_column(name, justify="left" if name == "point" else "right", overflow="fold")
     for item, cost in zip(recipe.planned, forecasts, strict=True):
         numbers = (f"{cost.num_clients:,}", decimal(cost.memory_bytes), views.seconds(cost.flops / rate))
@@ -239,13 +246,14 @@ def show_forecasts(recipe: Recipe, comm: Communicator, ranks_per_run: int) -> No
         if problem := cost.problem or cost.unfit:
             problems.append(f"would fail: {item.point.name}: {problem}")
     console = Console(highlight=False)
-    console.print(table)
+    console.print(table, soft_wrap=not console.is_terminal)  # a pipe gets whole names
     for problem in problems:
         console.print(problem, markup=False, soft_wrap=True)
     total = sum(cost.flops for cost in forecasts) / rate
     console.print(
-        f"{views.count(len(forecasts), 'point')}; the products of training alone take {views.seconds(total)} on one core "
-        "of this machine, and some rounds take several times as long"
+        f"{views.count(len(forecasts), 'point')}; the products of training take {views.seconds(total)} on one core of this "
+        "machine. Start, tests and small tensors come on top: points of small models take several times as long",
+        soft_wrap=True,
     )
 
 

@@ -12,6 +12,7 @@ from rich.live import Live
 from flora_hpc import screen
 from flora_hpc.cli._args import View, has_terminal
 from flora_hpc.cli.watch import CODES, Printer
+from flora_hpc.errors import UserError
 from flora_hpc.records import views
 from flora_hpc.records.followstudy import FollowedStudy, StudySnapshot
 from flora_hpc.records.study import INDEX
@@ -46,6 +47,8 @@ def watch(
     Exit codes: 0 all points finished, 75 stopped, else 1; after Ctrl-C, which does not end the study, 130.
     """
     screen.needs_reader()
+    if (study / "run.h5").exists():
+        raise UserError(f"{study}: is a run; follow it with `flora-hpc watch {study}`")
     live = view == View.live or (view == View.auto and has_terminal())
     console = Console(highlight=False, force_terminal=True if live else None)
     say = Printer(console)

@@ -29,4 +29,7 @@ app.command("watch")(_study_watch.watch)
 
 @app.callback()
 def study() -> None:
-    """Play a grid of runs in one allocation, and read what came out."""
+    """Play a grid of runs in one allocation, and read what came out.
+
+    flora-hpc study CONFIG client.lr=1e-4,1e-3 --seeds 5 --out DIR plays one; its options: flora-hpc study run --help
+    """

@@ -10,6 +10,7 @@ from rich.live import Live
 
 from flora_hpc import screen
 from flora_hpc.cli._args import Run, View, has_terminal
+from flora_hpc.errors import UserError
 from flora_hpc.records import views
 from flora_hpc.records.follow import FollowedRun, Snapshot
 from flora_hpc.records.panel import PanelData, heading, panel
@@ -46,6 +47,8 @@ def watch(
     Exit codes: 0 finished, 75 stopped, else 1; after Ctrl-C, which does not end the run, 130.
     """
     screen.needs_reader()
+    if (run / "study.yaml").exists():
+        raise UserError(f"{run}: is a study; follow it with `flora-hpc study watch {run}`")
     live = view == View.live or (view == View.auto and has_terminal())
     console = Console(highlight=False, force_terminal=True if live else None)
     say = Printer(console)

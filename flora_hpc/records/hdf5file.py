@@ -192,6 +192,8 @@ def locate(run: Path) -> Path:
     if not path.is_file():
         inside = sorted(run.glob("*/run.h5"), key=lambda file: file.stat().st_mtime) if run.is_dir() else []
         hint = f"did you mean {inside[-1].parent}?" if inside else "give a run directory or its run.h5"
+        if (run / "study.yaml").exists():
+            hint = "it is a study, for the commands `flora-hpc study show`, `report` and `watch`, and its runs are in points/"
         raise UserError(f"{run}: holds no run (looked for {path}); {hint}")
     return path
 

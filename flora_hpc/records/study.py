@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from flora_hpc import extras, yamltext
-from flora_hpc.errors import UserError, reason
+from flora_hpc.errors import UserError, did_you_mean, reason
 from flora_hpc.owner import claim, living
 from flora_hpc.records import disk, views
 from flora_hpc.records.opened import Run, open_run
@@ -46,7 +46,6 @@ class Point:
     keys: dict[str, Any] = field(default_factory=dict)  # dotted key -> value, `seed` included
     status: str = "waiting"  # one of STATUSES
     message: str = ""  # why it failed
-    data_digest: str = ""  # of weights, images, labels and captions
     num_rounds: int = 0  # trained so far
     final_test_accuracy: float = NAN
     best_test_accuracy: float = NAN
@@ -61,6 +60,7 @@ class Point:
     train_seconds: float = 0.0  # training alone, mean over ranks, over all rounds
     round_seconds: float = 0.0  # all rounds
     setup_seconds: float = 0.0  # before round 0
+    data_digest: str = ""  # of weights, images, labels and captions
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -112,9 +112,12 @@ class Study:
         ]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-    def run(self, point: Point, tables: Sequence[str] = ("rounds",)) -> Run | None:
-        """The run of a point; None where it has not begun."""
-        folder = self.path / FOLDER / point.name
+    def run(self, point: Point | str, tables: Sequence[str] = ("rounds",)) -> Run | None:
+        """The run of a point, which may be given by its name; None where it has not begun. Raises UserError for another name."""
+        name = point if isinstance(point, str) else point.name
+        if name not in [row.name for row in self.rows]:
+            raise UserError(f"{self.path}: has no point {name!r}{did_you_mean(name, [row.name for row in self.rows])}")
+        folder = self.path / FOLDER / name
         return open_run(folder, tables) if (folder / "run.h5").is_file() else None
 
     def count(self, status: str) -> int:

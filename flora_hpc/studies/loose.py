@@ -27,9 +27,9 @@ class LooseRuns(Study):
     files: Mapping[str, Path]  # the run.h5 of each point
     notes: tuple[str, ...]  # sentences on runs that are left out
 
-    def run(self, point: Point, tables: Sequence[str] = ("rounds",)) -> Run | None:
+    def run(self, point: Point | str, tables: Sequence[str] = ("rounds",)) -> Run | None:
         """The run of a point."""
-        return open_run(self.files[point.name], tables)
+        return open_run(self.files[point if isinstance(point, str) else point.name], tables)
 
 
 def is_run(path: Path) -> bool:

@@ -5,20 +5,22 @@ from typing import Any
 
 from flora_hpc.studies.grid import LISTS, Grid
 
-PATHS = ("path", "test_path", "root", "images_root", "names", "store", "pretrained")  # last words of keys with a file or folder
+ALWAYS = ("path", "test_path", "root", "images_root", "store")  # last words of keys with a file or a folder
+PERHAPS = ("names", "pretrained")  # with a file or something else
 
 
 def absolute(value: Any, key: str = "") -> Any:
     """A value of a configuration under a dotted key, or a nested mapping, with absolute paths in place of relative ones.
 
-    A text is a path where its key takes one, and where it has a slash or something of this name is there.
+    Where a key takes a file or something else, a text with a slash is a path, and so is the name of something that is there.
     """
     if isinstance(value, dict):
         return {name: absolute(part, f"{key}.{name}") for name, part in value.items()}
-    if not isinstance(value, str) or key.rpartition(".")[2] not in PATHS or value in ("auto", "none"):
+    word = key.rpartition(".")[2]
+    if not isinstance(value, str) or word not in (*ALWAYS, *PERHAPS) or value in ("auto", "none"):
         return value
     path = Path(value).expanduser().absolute()
-    return str(path) if "/" in value or path.exists() else value
+    return str(path) if word in ALWAYS or "/" in value or path.exists() else value
 
 
 def with_absolute_paths(grid: Grid) -> Grid:

@@ -31,6 +31,7 @@ from flora_hpc.studies.points import Recipe
 from flora_hpc.studies.worlds import Dealer, part_of
 
 OVER = ("finished", "failed")
+MOST_NAMED = 5  # points that are known to fail, named before the first one is played
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,15 @@ def play(recipe: Recipe, world: Communicator, launch: Launch, options: StudyOpti
     room = costs.memory_of_rank(world) if device.type == "cpu" else None
     forecasts = costs.forecast_all([recipe.planned[number] for number in statuses], world, options.ranks_per_run, room)
     cost_of = dict(zip(statuses, forecasts, strict=True))
+    bad = [number for number in statuses if cost_of[number].problem or cost_of[number].unfit]
+    for number in bad[:MOST_NAMED] if world.rank == 0 else []:
+        options.say(f"will fail: {recipe.planned[number].point.name}: {cost_of[number].problem or cost_of[number].unfit}")
     # points that failed before come last, since one of them may end the job; equal costs stay in the order of the grid
     numbers = sorted(statuses, key=lambda number: (statuses[number] == "failed", -cost_of[number].flops))
     shared = Shared()
-    sound = [recipe.planned[number].config for number in numbers if not (cost_of[number].problem or cost_of[number].unfit)]
-    make_features(sound, world, launch, neighbours, shared, options)
+    make_features(
+        [recipe.planned[number].config for number in numbers if number not in bad], world, launch, neighbours, shared, options
+    )
     ranks_of = {number: recipe.planned[number].num_ranks or options.ranks_per_run for number in numbers}
     try:
         for num_ranks in sorted(set(ranks_of.values()), reverse=True):

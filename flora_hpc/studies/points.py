@@ -6,6 +6,7 @@ base configuration (a file, its base files, -s key=value)        a nested mappin
 """
 
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from flora_hpc.config import CommConfig, Config
 from flora_hpc.configtree import Layer, apply, copied, split_override
 from flora_hpc.errors import UserError
 from flora_hpc.identity import title
-from flora_hpc.records.study import RECIPE, Point
+from flora_hpc.records.study import FOLDER, RECIPE, Point, newest
 from flora_hpc.studies.grid import Grid, combinations, section, sweep, with_sweeps
 from flora_hpc.studies.names import name_of
 from flora_hpc.studies.paths import absolute, with_absolute_paths
@@ -80,7 +81,7 @@ def make(
             raise UserError(f"-s {key}: is also a key of the study's grid; give it in one of the two places")
         if key.partition(".")[0] == "comm":
             raise UserError(f"study: {key}: all runs of a study share the ranks and how they communicate; set it with -s")
-    planned, more = _planned(tree, dict(origin), file, settings, grid.seeds)
+    planned, more = _planned(tree, dict(origin) | dict.fromkeys(given, "-s"), file, settings, grid.seeds)
     _refuse_equal(planned)
     parts = {title(part): part.digest for item in planned for part in configfile.own_parts(item.config)}
     return Recipe(tree, grid, tuple(planned), tuple(plugins), parts, tuple(dict.fromkeys([*notes, *more])))
@@ -91,9 +92,8 @@ def read(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     `overrides`, of keys of comm, hold for this start alone: study.yaml stays as it is.
     """
-    tree, plugins, parts = _stored(folder)
+    tree, plugins, _ = _stored(folder)
     recipe = make(tree, {}, str(folder / RECIPE), overrides=overrides, plugins=plugins)
-    refuse_changed_parts(parts, recipe, folder)
     return replace(recipe, config={key: value for key, value in tree.items() if key != "study"})
 
 
@@ -122,24 +122,39 @@ def refuse_missing_plugins(folder: Path, plugins: Sequence[Path]) -> None:
         raise UserError(f"{folder}: was made with files of its user; where they are yours to run, add {files}")
 
 
-def refuse_changed_parts(parts: Mapping[str, str], now: Recipe, folder: Path) -> None:
-    """Raise UserError where a part of the user is not the one with which the study began: its digest is another one."""
-    for name, digest in parts.items():
-        if now.parts.get(name, digest) != digest:
+def begin_changed_anew(folder: Path, now: Recipe) -> None:
+    """Remove the runs of failed points whose own parts have changed since: they cannot be resumed with other code.
+
+    Raises UserError where a point that did not fail was played with code that has changed.
+    """
+    parts = _stored(folder)[2]
+    changed = {name for name, digest in parts.items() if now.parts.get(name, digest) != digest}
+    for item in now.planned if changed else ():
+        names = changed.intersection(title(part) for part in configfile.own_parts(item.config))
+        row = newest(folder, item.point)
+        if names and row.status not in ("failed", "waiting"):
             raise UserError(
-                f"{name}: changed since the study in {folder} began with it; put back what it was, or start a new study"
+                f"{min(names)}: changed since {item.point.name} in {folder} was played with it; "
+                "put back what it was, or start a new study"
             )
+        for path in (folder / FOLDER / item.point.name).glob("*") if names else ():
+            if path.name in ("checkpoint", "run.h5"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def refuse_lost(before: Recipe, now: Recipe, folder: Path) -> None:
     """Raise UserError where `now` is no extension of the study `before`: it lacks points, or has another configuration."""
-    refuse_changed_parts(before.parts, now, folder)
     configs = {item.point.name: item.config for item in now.planned}
     for item in before.planned:
         if item.point.name not in configs:
             raise UserError(
                 f"--resume: the study in {folder} has the point {item.point.name}, which this grid lacks; "
                 "give all its values and more, or another --out"
+            )
+        if configs[item.point.name].rounds < item.config.rounds:
+            raise UserError(
+                f"--resume: rounds: {configs[item.point.name].rounds}, but the study in {folder} has {item.config.rounds}; "
+                "give as many or more, or another --out"
             )
         if differing := configfile.differences(item.config.essence(), configs[item.point.name].essence()):
             changes = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in differing.items())

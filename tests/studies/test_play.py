@@ -1,5 +1,6 @@
 """Studies that are played: the bits of lone runs under any launcher, failures, signals, kills, resumes."""
 
+import contextlib
 import json
 import os
 import random
@@ -206,11 +207,13 @@ def test_killed_at_any_moment_a_study_comes_to_the_same_table(flora: Flora, mpie
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        try:
-            job.wait(rng.uniform(0.2, 0.8) * seconds)
-        except subprocess.TimeoutExpired:
+        while job.poll() is None and number and not in_flight(out):
+            time.sleep(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the first time at any moment of the start, later during a run
+            job.wait(rng.uniform(0.0, 0.4) if number else rng.uniform(0.0, 0.5) * seconds)
+        if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
-            killed += any(point.status in ("running", "stopped") for point in open_study(out).rows) if out.is_dir() else 0
+            killed += in_flight(out)
         job.wait()
         wait_until_nobody_owns(out)
     assert killed > 0, "no run was in flight at any kill"
@@ -221,6 +224,11 @@ def test_killed_at_any_moment_a_study_comes_to_the_same_table(flora: Flora, mpie
     assert shown[0].replace(str(out), "") == shown[1].replace(str(reference), "")
     for point in open_study(out).rows:
         assert adapter(out / "points" / point.name) == adapter(reference / "points" / point.name)
+
+
+def in_flight(out: Path) -> bool:
+    """Whether a run has begun and has not ended."""
+    return any(not file.with_name("point.json").exists() for file in out.glob("points/*/run.h5"))
 
 
 def wait_until_nobody_owns(out: Path) -> None:
@@ -278,7 +286,28 @@ def test_a_part_of_the_user_that_changed_ends_the_study_at_once(flora: Flora, tm
     part.write_text(part.read_text() + "\n# another rule\n")
     done = flora(*words, "--resume")
     assert done.returncode == 2
-    assert "partitioner mine: changed since the study" in done.stderr
+    assert "partitioner mine: changed since partition=mine in" in done.stderr
+
+
+def test_a_corrected_part_lets_its_failed_points_begin_anew(flora: Flora, tmp_path: Path) -> None:
+    part, out = tmp_path / "late.py", tmp_path / "study"
+    code = (
+        '"""Fails in round 2 until it is corrected."""\nfrom flora_hpc.parts import *\nFAMILY = "algorithms"\n'
+        'FORMULA, UP, DOWN, PAPER = "x + D", "", "", ""\nclass Options(BaseOptions):\n    pass\n'
+        "def build(options, setting):\n"
+        "    def apply(adapter, direction, state, now):\n"
+        "        if now.round == 2: raise ZeroDivisionError('late')\n"
+        "        return adapter + direction, state\n"
+        "    return Algorithm(server=Server(lambda adapter: None, apply))\n"
+    )
+    part.write_text(code)
+    words = ["study", CONFIG, "algorithm=fedavg,late", *SMALL, "--plugin", part, "--out", out]
+    assert flora(*words).returncode == 1
+    assert [point.status for point in open_study(out).rows] == ["finished", "failed"]
+    part.write_text(code.replace("now.round == 2", "now.round == 99"))
+    done = flora("study", "--resume", "--out", out, "--plugin", part)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [point.status for point in open_study(out).rows] == ["finished", "finished"]
 
 
 def test_data_that_changed_between_two_points_are_told(flora: Flora, squares: Path, tmp_path: Path) -> None:
