@@ -16,7 +16,7 @@ import torch
 from flora_hpc import firststep, trainer
 from flora_hpc.algorithms._algorithm import Ended
 from flora_hpc.data.images import Ints
-from flora_hpc.exact import ExactSums, blocks
+from flora_hpc.exact import ExactSums, norms
 from flora_hpc.memories import Borrowed, Memories
 from flora_hpc.records.schema import CLIENTS, Rows
 from flora_hpc.roles import Roles
@@ -79,7 +79,10 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         rows, remembered, encoded_bytes = leaving(setup, common, start, result, memory)
         weights = federation.combine.weights(torch.from_numpy(batches.sizes))
         equal = torch.ones_like(weights)
-        accepted = trained.sums.add(rows, {name: equal if name in federation.local.sends else weights for name in rows})
+        update_norm = norms(result.updates, start.mask)
+        lengths = {name: update_norm if row is result.updates and start.mask is None else norms(row) for name, row in rows.items()}
+        weights_of = {name: equal if name in federation.local.sends else weights for name in rows}
+        accepted = torch.from_numpy(trained.sums.add(rows, weights_of, lengths))
         if memory:
             trained.clients.append(clients)
             trained.remembered.append(unless_rejected(accepted, memory, remembered | personal))
@@ -88,8 +91,8 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         table["round"], table["client"], table["rank"], table["group"] = group.round, clients, comm.rank, group.number
         table["num_examples"], table["num_steps"] = batches.sizes, result.num_steps
         table["weight"] = (weights * accepted).numpy()
-        table["train_loss"], table["update_norm"] = result.losses.cpu(), norms(result.updates, start.mask)
-        table["memory_norm"] = np.sqrt(sum(norms(part, None).numpy() ** 2 for part in own)) if own else np.nan
+        table["train_loss"], table["update_norm"] = result.losses.cpu(), update_norm
+        table["memory_norm"] = np.sqrt(sum(norms(part).numpy() ** 2 for part in own)) if own else np.nan
         table["global_accuracy"], table["personal_accuracy"] = np.nan, np.nan
         sent_bytes = 4 * federation.sent_numbers(setup.method, clients, group.round)
         table["downlink_bytes"] = sent_bytes + federation.message_bytes(group.round)
@@ -160,17 +163,3 @@ def unless_rejected(accepted: torch.Tensor, before: Tensors, after: Tensors) -> 
     finite = torch.stack([torch.isfinite(rows).all(1) for rows in after.values()]).all(0)
     mask = (accepted.to(finite.device) & finite)[:, None]
     return {name: torch.where(mask, after[name], rows).cpu() for name, rows in before.items()}
-
-
-def norms(updates: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Norm of each client's update, (num_clients,) float64; parameters where its `mask` is False do not count.
-
-    In float32, a sum of 151 million squares stops growing: each square is less than half the distance to the next float.
-    """
-    squares = torch.zeros(len(updates), dtype=torch.float64, device=updates.device)
-    for block in blocks(updates.shape[1], len(updates), updates.device):
-        part = updates[:, block].double()
-        if mask is not None:
-            part *= mask[:, block]
-        squares += part.square_().sum(1)
-    return squares.sqrt_().cpu()
