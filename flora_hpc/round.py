@@ -13,7 +13,7 @@ every rank holds the same adapter and server state
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.comm.meter import Meter
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums
-from flora_hpc.groups import Common, Group, TrainedGroups, train_group
+from flora_hpc.groups import Common, TrainedGroups, train_group, with_batches
 from flora_hpc.memories import Borrowed, Memories
 from flora_hpc.personal import Personal
 from flora_hpc.records.known import NOT_TESTED, RankReport, RightAnswers, RoundRecord, merge
@@ -149,11 +149,11 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> Trai
     common = prepare(setup, site, state, number, borrowed)
     done = 0
     site.trained(done, num_local, setup.num_participants)
-    for index, clients in enumerate(timed_groups(site, local_groups)):
+    for group in with_batches(setup, site, number, local_groups):
         if site.stop.abandons:
             break
-        train_group(setup, site, common, Group(number, index, clients), trained)
-        done += len(clients)
+        train_group(setup, site, common, group, trained)
+        done += len(group.clients)
         site.trained(done, num_local, setup.num_participants)
     return trained
 
@@ -170,17 +170,6 @@ def prepare(setup: Setup, site: Site, state: State, number: int, borrowed: Borro
     timed = partial(site.comm.phase, "train")
     first = firststep.make(method, start, site.comm, timed) if setup.by_jacobian else None
     return Common(number, roles, setup.task._replace(method=method), start, message, borrowed, first)
-
-
-def timed_groups(site: Site, groups: Iterable[Ints]) -> Iterator[Ints]:
-    """The same groups; the time of drawing the next one from a shared counter counts as `batch`."""
-    iterator = iter(groups)
-    while True:
-        with site.comm.phase("batch"):
-            clients = next(iterator, None)
-        if clients is None:
-            return
-        yield clients
 
 
 def participants(setup: Setup, number: int) -> tuple[Ints, Ints]:

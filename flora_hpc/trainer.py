@@ -1,5 +1,6 @@
 """Train a group of clients from one adapter; the result is their updates and records, nothing else is changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -64,11 +65,29 @@ def filled_up(sizes: Ints, config: ClientConfig, unit: int) -> Ints:
 def make_batches(
     clients: Ints, holdings: Holdings, config: ClientConfig, seed: int, round_number: int, unit: int | None = None
 ) -> Batches:
+    """Lay out the epochs of a group, as `lay_out` does."""
+    return lay_out(clients, *holdings.examples_of(clients), config, seed, round_number, unit)
+
+
+def batches_of(
+    groups: Sequence[Ints], holdings: Holdings, config: ClientConfig, seed: int, round_number: int, unit: int | None = None
+) -> list[Batches]:
+    """Lay out the epochs of several groups. Where many clients draw their examples at once, each takes a fraction of the time."""
+    held_rows, sizes = holdings.examples_of(np.concatenate(groups))
+    sizes_of = np.split(sizes, np.cumsum([len(clients) for clients in groups])[:-1])
+    rows_of = np.split(held_rows, np.cumsum([of_group.sum() for of_group in sizes_of])[:-1])
+    parts = zip(groups, rows_of, sizes_of, strict=True)
+    return [lay_out(clients, rows, of_group, config, seed, round_number, unit) for clients, rows, of_group in parts]
+
+
+def lay_out(
+    clients: Ints, held_rows: Ints, sizes: Ints, config: ClientConfig, seed: int, round_number: int, unit: int | None = None
+) -> Batches:
     """Lay out the epochs of a group. The order of a client's examples depends on (seed, round, client) alone.
 
-    `unit` is `padding_multiple`; None stands for whole batches.
+    `held_rows` are the examples of the clients, one client after the other, and are overwritten; `sizes` (num_clients,) is how
+    many each has. `unit` is `padding_multiple`; None stands for whole batches.
     """
-    held_rows, sizes = holdings.examples_of(clients)
     longest, steps = int(sizes.max()), -(-sizes // config.batch_size)  # of an epoch
     assert (np.diff(steps) <= 0).all(), "the clients of a group come in order of their steps"
     unit = unit or config.batch_size

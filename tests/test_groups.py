@@ -18,6 +18,7 @@ from flora_hpc.config import ClientConfig, Config
 from flora_hpc.data.holdings import Holdings, Partition
 from flora_hpc.data.images import Dataset, Ints
 from flora_hpc.data.inputs import Features, Inputs
+from flora_hpc.groups import AT_ONCE, parts_of
 from flora_hpc.methods._lora import Target
 from flora_hpc.methods._method import Method, Setting
 from flora_hpc.methods.flora import Options, build
@@ -167,3 +168,28 @@ def test_nor_at_the_size_of_a_vit_b_32(targets: tuple[Target, ...]) -> None:
     features = Features(torch.randn(829, 512, generator=torch.Generator().manual_seed(0)))
     config = ClientConfig(lr=0.01)
     Clients(method, holders, config, features, torch.from_numpy(labels), moved(method)).assert_bits_are_their_own(3)
+
+
+# --- whose batches are made at once
+
+
+def test_groups_get_their_batches_at_once_up_to_a_number_of_examples() -> None:
+    """Groups of two, two and one clients. A client may have a quarter of AT_ONCE: two groups, then one."""
+    groups = [np.array([0, 1]), np.array([2, 3]), np.array([4])]
+    assert [len(part) for part in parts_of(groups, AT_ONCE // 4)] == [2, 1]
+    assert [len(part) for part in parts_of(groups, AT_ONCE + 1)] == [1, 1, 1]
+    assert list(parts_of([], 100)) == []
+
+
+def test_a_group_is_drawn_from_a_counter_only_when_its_turn_comes() -> None:
+    """Another rank may take the next one."""
+    drawn: list[int] = []
+
+    def counter() -> Iterator[Ints]:
+        for number in range(3):
+            drawn.append(number)
+            yield np.array([number])
+
+    parts = parts_of(counter(), 1)
+    assert [len(next(parts)), drawn] == [1, [0]]
+    assert [len(next(parts)), drawn] == [1, [0, 1]]

@@ -182,3 +182,16 @@ def test_in_every_epoch_each_batch_is_computed_to_its_end() -> None:
     assert batches.widths.tolist() == [16, 16, 16, 16, 16, 8]
     assert (batches.present.sum(2).max(1) <= batches.widths).all()
     assert batches.present.sum() == 2 * 68
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_batches_of_several_groups_are_those_of_each(epochs: int) -> None:
+    """Groups of clients with 7, 2 and 3 examples; the first one's are shuffled, since they are more than one batch."""
+    config = ClientConfig(batch_size=3, epochs=epochs)
+    groups = [np.array([0, 2]), np.array([1]), np.array([2, 1])]
+    for group, batches in zip(groups, trainer.batches_of(groups, SHARDS, config, 5, 2), strict=True):
+        alone = trainer.make_batches(group, SHARDS, config, 5, 2)
+        for name in ("examples", "present", "sizes", "num_steps", "widths"):
+            assert np.array_equal(getattr(batches, name), getattr(alone, name))
+        assert batches.origin[:2] == alone.origin[:2] == (5, 2)
+        assert np.array_equal(batches.origin[2], group)
