@@ -211,7 +211,7 @@ class Config(Section):
     sharing: SerializeAsAny[BaseOptions] | None = _part("which tensors clients send, keep for themselves, or do not train")
     local: SerializeAsAny[BaseOptions] | None = _part("what a client does beyond the gradient of its loss")
     transform: SerializeAsAny[BaseOptions] | None = _part("what happens to updates on their way, such as encoding")
-    combine: SerializeAsAny[BaseOptions] | None = _part("weights of clients, and how means become one direction")
+    combine: SerializeAsAny[BaseOptions] | None = _part("weights of clients, and how updates become one direction")
     server: SerializeAsAny[BaseOptions] | None = _part("what is done with the direction, and what else is sent to clients")
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flora_hpc import plugins, tried
-from flora_hpc.algorithms._algorithm import Algorithm, Combine, Local, Server, Setting, Sharing, Transform
+from flora_hpc.algorithms._algorithm import Algorithm, Combine, CombineRows, Local, Server, Setting, Sharing, Transform
 from flora_hpc.config import PARTS, ClientConfig, Config
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
@@ -30,7 +30,7 @@ class Federation:
     roles: tuple[Roles, ...]  # of the method's tensors in rounds 1, 2, ...; they repeat
     local: Local
     transform: Transform | None
-    combine: Combine
+    combine: Combine | CombineRows
     server: Server
     warnings: tuple[str, ...] = ()
 
@@ -47,6 +47,11 @@ class Federation:
     def payload_bytes(self) -> int:
         """Bytes of an update as float32, without any header; of the largest client and round, where they differ."""
         return 4 * max(len(roles.sent) for roles in self.roles)
+
+    @property
+    def rule(self) -> CombineRows | None:
+        """The combine part where it needs the updates of all clients at once; None where it needs their sums."""
+        return self.combine if isinstance(self.combine, CombineRows) else None
 
     @property
     def keeps_models(self) -> bool:
@@ -73,9 +78,13 @@ class Federation:
         return 4 * (len(self.local.sends) * len(self.roles_in(number).trained) + sum(self.combine.sends.values()))
 
     def channels(self, number: int) -> dict[str, int]:
-        """The rows of numbers that clients send in round `number`, and the width of each."""
+        """The rows that are added up in round `number`, and the width of each; 0 for updates that are combined as rows."""
         roles = self.roles_in(number)
-        return {"update": len(roles.shared)} | dict(self.combine.sends) | dict.fromkeys(self.local.sends, len(roles.trained))
+        return (
+            {"update": 0 if self.rule else len(roles.shared)}
+            | dict(self.combine.sends)
+            | dict.fromkeys(self.local.sends, len(roles.trained))
+        )
 
     def encoded_bytes(self, number: int) -> int | None:
         """Bytes of an encoded update in round `number`; None where updates are sent as they are.
@@ -188,6 +197,8 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
             f"algorithm: its server part needs the clients' {' and '.join(missing)}, which nothing sends; "
             "take local and server from the same algorithm"
         )
+    if (fault := misfit_of_rows(federation, config.cohort.num_clients(setting.num_registered))) is not None:
+        return fault
     if local.loss is not None and setting.paired:
         return "algorithm: its loss needs classes, but in these data every image has a caption of its own; take another algorithm"
     if local.loss is not None and config.client.loss != "classification":
@@ -215,6 +226,18 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
     return None
 
 
+def misfit_of_rows(federation: Federation, num_participants: int) -> str | None:
+    """Why a combine part that needs all updates does not go with the rest, in one sentence; None when it does."""
+    if federation.rule is None:
+        return None
+    if sends := federation.local.sends:
+        return (
+            f"combine: its rule compares updates, but the local part also sends {' and '.join(sends)}, of which the server takes "
+            "a mean that no rule protects; take another local part, or a combine part of sums"
+        )
+    return federation.rule.fault(num_participants)
+
+
 def misfit_of_portions(federation: Federation, method: Method, server: str) -> str | None:
     """Why the parts do not go with a method whose clients hold different portions of the adapter; None when they do.
 
@@ -225,6 +248,7 @@ def misfit_of_portions(federation: Federation, method: Method, server: str) -> s
     reasons = {
         "the transform part would encode the padding": federation.transform is not None,
         "the combine part would rescale the padding": federation.combine.prepare is not None,
+        "the combine part would compare the padding": federation.rule is not None,
         "clients send rows of numbers that they do not hold": federation.local.end is not None,
         "the server part would step along the padding": server != "fedavg",
     }

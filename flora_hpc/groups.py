@@ -4,7 +4,7 @@ borrowed memories, the server's adapter and message
   -> starting        params, mask, optimizer, what `Local` remembers
   -> trainer.train   one batch of tensors for all clients of the group
   -> leaving         rows to send, what to remember, encoded bytes
-  -> TrainedGroups   exact sums, rows of /clients, memories
+  -> TrainedGroups   exact sums or updates, rows of /clients, memories
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from flora_hpc.exact import ExactSums, blocks
 from flora_hpc.memories import Borrowed, Memories
 from flora_hpc.records.schema import CLIENTS, Rows
 from flora_hpc.roles import Roles
+from flora_hpc.rows import Updates
 from flora_hpc.setup import Setup, Site
 from flora_hpc.trainer import Batches, Start, Task, Trained
 
@@ -39,9 +40,18 @@ class TrainedGroups:
     """What the groups of this rank sent and remember."""
 
     sums: ExactSums
+    updates: Updates | None = None  # where the combine part needs all of them at once; the sums then only count clients
     rows: list[Rows] = field(default_factory=list)  # of /clients
     clients: list[Ints] = field(default_factory=list)  # (n,), whose memories changed
     remembered: list[Tensors] = field(default_factory=list)  # name -> (n, width) float32
+
+    def add(self, clients: Ints, rows: Tensors, weights: Tensors) -> torch.Tensor:
+        """Add what clients send. Returns (num_clients,) bool: False for a client that is left out."""
+        if self.updates is None:
+            return self.sums.add(rows, weights)
+        accepted = self.updates.add(clients, rows["update"])
+        self.sums.add({"update": rows["update"][accepted, :0]}, {"update": weights["update"][accepted]})
+        return accepted
 
     def changes(self, memories: Memories) -> tuple[Ints, Tensors]:
         """The clients (n,) whose `memories` changed, and their rows: name -> (n, width)."""
@@ -79,7 +89,7 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         rows, remembered, encoded_bytes = leaving(setup, common, start, result, memory)
         weights = federation.combine.weights(torch.from_numpy(batches.sizes))
         equal = torch.ones_like(weights)
-        accepted = trained.sums.add(rows, {name: equal if name in federation.local.sends else weights for name in rows})
+        accepted = trained.add(clients, rows, {name: equal if name in federation.local.sends else weights for name in rows})
         if memory:
             trained.clients.append(clients)
             trained.remembered.append(unless_rejected(accepted, memory, remembered | personal))

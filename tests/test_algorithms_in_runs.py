@@ -50,11 +50,18 @@ OPTIONS: dict[str, dict[str, Any]] = {  # beside the name of the algorithm
     "feddyn": SGD,
     "fednova": {"client.momentum": 0.5} | SGD,
     "dual_lora": {"method": {"name": "dual_lora"}},
+    "trimmed_mean": {"algorithm.fraction": 0.25},  # of four clients, so that it trims one on each side
+    "multi_krum": {"algorithm.num_chosen": 2},
+    "norm_clipping": {"algorithm.bound": 0.01},
     "by_name": {"algorithm.private": ["*resblocks.0*.lora_B"], "algorithm.frozen": ["*resblocks.1*.lora_A"]},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     **{name: {"algorithm.name": name} | OPTIONS.get(name, {}) for name in plugins.members("algorithms")},
     "fedprox, optimizers kept": {"algorithm.name": "fedprox", "client.optimizer_state": "keep"},
+    "rolora and median after mixing": {
+        "algorithm.name": "rolora",
+        "combine": {"name": "median", "mix": "nnm", "fraction": 0.25},
+    },
     "fedsa_lora and top_k": {"algorithm.name": "fedsa_lora", "transform": "top_k"},
 }
 REMEMBER = {
@@ -63,7 +70,8 @@ REMEMBER = {
 }
 FORGET = {
     *("fedadagrad", "fedadam", "fedavg", "fedavgm", "fednova", "fedprox", "fedyogi", "ffa_lora", "logit_adjustment"),
-    *("logit_calibration", "rolora"),
+    *("logit_calibration", "rolora", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median"),
+    *("centered_clipping", "norm_clipping", "rolora and median after mixing"),
 }
 ASSIGNMENTS: tuple[dict[str, Any], ...] = (
     {"cohort.assignment": "dynamic"},

@@ -19,7 +19,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["setup"],
     ["identity", "shared", "versions"],
     ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "observers"],
-    ["firststep", "memories", "tensorfile"],
+    ["firststep", "memories", "rows", "tensorfile"],
     ["federation"],
     ["roles", "tried"],
     ["algorithms", "methods", "losses", "optimizers"],
