@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # beside the name of the algorithm
     "feddyn": SGD,
     "fednova": {"client.momentum": 0.5} | SGD,
     "dual_lora": {"method": {"name": "dual_lora"}},
-    "trimmed_mean": {"algorithm.fraction": 0.25},  # of four clients, so that it trims one on each side
+    "trimmed_mean": {"algorithm.fraction": 0.25, "algorithm.mix": "nnm"},  # of four clients; without mixing it would be the median
     "multi_krum": {"algorithm.num_chosen": 2},
     "norm_clipping": {"algorithm.bound": 0.01},
     "by_name": {"algorithm.private": ["*resblocks.0*.lora_B"], "algorithm.frozen": ["*resblocks.1*.lora_A"]},

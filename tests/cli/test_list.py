@@ -51,7 +51,7 @@ def test_every_name_is_one_line_under_its_family() -> None:
         *("model", "features", "cohort", "client", "evaluate", "checkpoint", "comm"),
     ]
     assert shown == {family: plugins.members(family) for family in plugins.FAMILIES}
-    assert len(output().splitlines()) < 100
+    assert len(output().splitlines()) < 120
 
 
 @pytest.mark.parametrize(("family", "member"), NAMES)
