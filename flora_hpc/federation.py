@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from flora_hpc import plugins, tried
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, CombineRows, Local, Server, Setting, Sharing, Transform
+from flora_hpc.attackers import Attackers, draw
+from flora_hpc.attacks._attack import AttackOptions
 from flora_hpc.config import PARTS, ClientConfig, Config
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
@@ -32,6 +34,7 @@ class Federation:
     transform: Transform | None
     combine: Combine | CombineRows
     server: Server
+    attackers: Attackers | None = None
     warnings: tuple[str, ...] = ()
 
     def roles_in(self, number: int) -> Roles:
@@ -148,7 +151,11 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
     parts: dict[str, Any] = {part: getattr(whole, part) for part, (_, whole) in origins.items()}
     sharing: Sharing = parts.pop("sharing")
     roles = roles_of(sharing, method, "algorithm" if config.sharing is None else "sharing")
-    federation = Federation(", ".join(names), setting.num_registered, roles, warnings=tuple(warnings), **parts)
+    attacked = None
+    if config.attack is not None:
+        attacked = draw(cast(AttackOptions, config.attack), config.seed, setting.num_registered)
+        names.append(f"attack {config.attack.name} by {int(attacked.mask.sum()):,} of {setting.num_registered:,} clients")
+    federation = Federation(", ".join(names), setting.num_registered, roles, attackers=attacked, warnings=tuple(warnings), **parts)
     fault = misfit(federation, config, setting) or misfit_of_portions(federation, method, origins["server"][0])
     if fault is not None:
         raise UserError(fault)
@@ -199,6 +206,8 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
         )
     if (fault := misfit_of_rows(federation, config.cohort.num_clients(setting.num_registered))) is not None:
         return fault
+    if federation.attackers is not None and (fault := misfit_of_attack(federation, federation.attackers, setting)) is not None:
+        return fault
     if local.loss is not None and setting.paired:
         return "algorithm: its loss needs classes, but in these data every image has a caption of its own; take another algorithm"
     if local.loss is not None and config.client.loss != "classification":
@@ -236,6 +245,18 @@ def misfit_of_rows(federation: Federation, num_participants: int) -> str | None:
             "a mean that no rule protects; take another local part, or a combine part of sums"
         )
     return federation.rule.fault(num_participants)
+
+
+def misfit_of_attack(federation: Federation, attacked: Attackers, setting: Setting) -> str | None:
+    """Why an attack does not go with the parts or the data, in one sentence; None when it does."""
+    if attacked.attack.labels is not None and setting.paired:
+        return f"attack.name: {attacked.name} changes classes, but here every image has a caption of its own; take another attack"
+    if attacked.attack.against is not None and federation.rule is None:
+        return (
+            f"attack.name: {attacked.name} needs the updates of all honest clients, which exact sums do not have; set "
+            "combine.name: trimmed_mean with combine.fraction: 0 for a mean, or take another combine part or attack"
+        )
+    return None
 
 
 def misfit_of_portions(federation: Federation, method: Method, server: str) -> str | None:

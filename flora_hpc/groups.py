@@ -86,7 +86,7 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         result = trainer.train(common.task, start, batches, common.first)
         personal = train_personal(common, start, batches, memory)
     with comm.phase("sum"):
-        rows, remembered, encoded_bytes = leaving(setup, common, start, result, memory)
+        rows, remembered, encoded_bytes = leaving(setup, common, clients, start, result, memory)
         weights = federation.combine.weights(torch.from_numpy(batches.sizes))
         equal = torch.ones_like(weights)
         accepted = trained.add(clients, rows, {name: equal if name in federation.local.sends else weights for name in rows})
@@ -97,6 +97,7 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         table = np.zeros(len(clients), CLIENTS)
         table["round"], table["client"], table["rank"], table["group"] = group.round, clients, comm.rank, group.number
         table["num_examples"], table["num_steps"] = batches.sizes, result.num_steps
+        table["attacks"] = 0 if federation.attackers is None else federation.attackers.mask[clients]
         table["weight"] = (weights * accepted).numpy()
         table["train_loss"], table["update_norm"] = result.losses.cpu(), norms(result.updates, start.mask)
         table["memory_norm"] = np.sqrt(sum(norms(part, None).numpy() ** 2 for part in own)) if own else np.nan
@@ -115,8 +116,16 @@ def starting(setup: Setup, common: Common, clients: Ints, batches: Batches, memo
         params = roles.private.put(params.repeat(len(clients), 1), memory["private"])
     mask = roles.trained.take(method.portions.mask(clients)).to(params.device) if method.portions else None
     parts = [memory[name].clone() for name in memory if name.startswith("optimizer.")]
+    relabel = None
+    if (
+        setup.federation.attackers is not None
+        and (labels := setup.federation.attackers.labels(clients, setup.num_classes)) is not None
+    ):
+        relabel = labels.to(params.device)
     counts = class_counts(setup, batches) if common.task.local.loss is not None else None
-    return Start(params, mask, tuple(parts) or None, common.message, part_of(memory, "local."), counts)
+    if relabel is not None and counts is not None:
+        counts = torch.zeros_like(counts).scatter_add_(1, relabel, counts)
+    return Start(params, mask, tuple(parts) or None, common.message, part_of(memory, "local."), counts, relabel=relabel)
 
 
 def class_counts(setup: Setup, batches: Batches) -> torch.Tensor:
@@ -137,7 +146,9 @@ def train_personal(common: Common, start: Start, batches: Batches, memory: Tenso
     return {"personal": memory["personal"] + trainer.train(task, own, batches).updates}
 
 
-def leaving(setup: Setup, common: Common, start: Start, result: Trained, memory: Tensors) -> tuple[Tensors, Tensors, Ints | None]:
+def leaving(
+    setup: Setup, common: Common, clients: Ints, start: Start, result: Trained, memory: Tensors
+) -> tuple[Tensors, Tensors, Ints | None]:
     """What the clients of a group send, what they remember, and the encoded bytes of their updates (num_clients,), if encoded.
 
     Each kind of rows is (num_clients, n) float32.
@@ -152,6 +163,8 @@ def leaving(setup: Setup, common: Common, start: Start, result: Trained, memory:
     if "private" in memory:
         remembered["private"] = memory["private"] + roles.private.take(updates)
     update, encoded_bytes = roles.shared.take(updates), None
+    if federation.attackers is not None:
+        update = federation.attackers.alone(common.number, clients, update)
     if federation.transform is not None:
         update, own, num_bytes = federation.transform.apply(update, part_of(memory, "transform."))
         remembered |= {f"transform.{name}": rows for name, rows in own.items()}

@@ -71,7 +71,9 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
             raise AbandonedError
         comm.allreduce(trained.sums.buffer)
         rule, num_accepted = setup.federation.rule, trained.sums.total("update")
-        direction = rows.combine(comm, trained.updates, rule) if rule and trained.updates and num_accepted else None
+        direction = None
+        if rule is not None and trained.updates is not None and num_accepted:
+            direction = rows.combine(comm, trained.updates, rule, setup.federation.attackers)
         with comm.phase("server"):
             apply_sums(setup, state, trained.sums, number, direction)
         if state.memories is not None:

@@ -15,12 +15,14 @@ at a time. The blocks are exchanged once for a rule by columns, and twice for a 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from flora_hpc.algorithms._algorithm import CombineRows
+from flora_hpc.attackers import Attackers
 from flora_hpc.clip import steady
 from flora_hpc.comm.communicator import send_to_all
 from flora_hpc.comm.meter import Meter
@@ -55,16 +57,25 @@ class Updates:
         return np.concatenate([np.zeros((0, columns.stop - columns.start), np.float32), *(rows[:, columns] for rows in self.rows)])
 
 
-def combine(comm: Meter, updates: Updates, rule: CombineRows) -> torch.Tensor:
+class Cohort(NamedTuple):
+    """The clients whose updates are combined."""
+
+    order: Ints  # (num_clients,): places of their rows, as ranks have them
+    clients: Ints  # (num_clients,) ascending
+    attackers: Attackers | None
+
+
+def combine(comm: Meter, updates: Updates, rule: CombineRows, attackers: Attackers | None = None) -> torch.Tensor:
     """The direction (width,) float32 that `rule` computes from the updates of all ranks, at least one.
 
-    All ranks call this together.
+    `attackers` may send what depends on the updates of the others. All ranks call this together.
     """
-    clients = np.concatenate([np.zeros(0, np.int64), *updates.clients])
-    order = np.argsort(np.concatenate([np.frombuffer(data, np.int64) for data in comm.allgather(clients.tobytes())]))
-    coefficients = None if rule.mix is None else mixtures(comm, updates, order, rule)
+    own_clients = np.concatenate([np.zeros(0, np.int64), *updates.clients])
+    clients = np.concatenate([np.frombuffer(data, np.int64) for data in comm.allgather(own_clients.tobytes())])
+    cohort = Cohort(np.argsort(clients), np.sort(clients), attackers)
+    coefficients = None if rule.mix is None else mixtures(comm, updates, cohort, rule)
     parts = []
-    for block in exchanged(comm, updates, order):
+    for block in exchanged(comm, updates, cohort):
         with comm.phase("server"):
             parts += [rule.columns(mixed(coefficients, chunk), len(chunk)).float().numpy() for chunk in chunks(block)]
     own = np.concatenate([np.zeros(0, np.float32), *parts])
@@ -77,12 +88,12 @@ def combine(comm: Meter, updates: Updates, rule: CombineRows) -> torch.Tensor:
     return torch.from_numpy(direction)
 
 
-def mixtures(comm: Meter, updates: Updates, order: Ints, rule: CombineRows) -> torch.Tensor:
+def mixtures(comm: Meter, updates: Updates, cohort: Cohort, rule: CombineRows) -> torch.Tensor:
     """The coefficients (num_rows, num_clients) float64 of `rule`, which rank 0 computes from the distances between all updates."""
     assert rule.mix is not None
-    num_points = len(order) + 1
+    num_points = len(cohort.clients) + 1
     total = torch.zeros(num_points * (num_points - 1) // 2, dtype=torch.float64)
-    for block in exchanged(comm, updates, order):
+    for block in exchanged(comm, updates, cohort):
         with comm.phase("server"):
             table = squares(block).numpy() if block.shape[1] else np.zeros(0)
         tables = comm.gather(table.tobytes())
@@ -93,10 +104,10 @@ def mixtures(comm: Meter, updates: Updates, order: Ints, rule: CombineRows) -> t
     if comm.rank == 0:
         with comm.phase("server"):
             data = rule.mix(symmetric(total, num_points)).contiguous().numpy().tobytes()
-    return torch.from_numpy(np.frombuffer(send_to_all(comm, data)).copy()).view(-1, len(order))
+    return torch.from_numpy(np.frombuffer(send_to_all(comm, data)).copy()).view(-1, len(cohort.clients))
 
 
-def exchanged(comm: Meter, updates: Updates, order: Ints) -> Iterator[torch.Tensor]:
+def exchanged(comm: Meter, updates: Updates, cohort: Cohort) -> Iterator[torch.Tensor]:
     """This rank's blocks of all rows (num_clients, width of a block) float32, in the order of clients, each by one exchange.
 
     All ranks get equally many blocks; the last ones may have no columns.
@@ -107,8 +118,13 @@ def exchanged(comm: Meter, updates: Updates, order: Ints) -> Iterator[torch.Tens
         parts = [updates.columns(block).tobytes() for block in wave] + [b""] * (comm.size - len(wave))
         parts = comm.exchange(parts)
         own = wave[comm.rank] if comm.rank < len(wave) else slice(0, 0)
-        rows = np.frombuffer(b"".join(parts), np.float32).reshape(len(order), own.stop - own.start)
-        yield torch.from_numpy(rows[order])
+        rows = np.frombuffer(b"".join(parts), np.float32).reshape(len(cohort.clients), own.stop - own.start)
+        block = torch.from_numpy(rows[cohort.order])
+        if cohort.attackers is not None:
+            with comm.phase("server"):
+                for start in range(0, block.shape[1], CHUNK):
+                    cohort.attackers.against(cohort.clients, block[:, start : start + CHUNK])
+        yield block
 
 
 def num_bytes(width: int, rule: CombineRows, num_clients: int, num_local: int, num_ranks: int) -> int:
