@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,3 +146,40 @@ def test_updates_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         "algorithm: median: its rule compares all updates, so that a rank has those of its 5 clients of a round in memory" in text
     )
     assert text.endswith("take more ranks or a smaller cohort.size, or take a combine part of sums")
+
+
+def test_a_plan_says_what_updates_take() -> None:
+    planned = flora_hpc.plan(QUICKSTART, ranks=2, algorithm="median")
+    width, num_clients = planned.num_params, len(planned.clients)
+    assert 4 * width * num_clients // 2 < planned.memory_bytes["updates of clients"] < 12 * width * num_clients
+    assert planned.allreduce_bytes == 16, "only numbers of clients and the sum of weights are added up"
+    assert "updates of clients" not in flora_hpc.plan(QUICKSTART, ranks=2).memory_bytes
+
+
+def test_what_is_not_finite_is_rejected_and_the_others_are_combined(tmp_path: Path) -> None:
+    """Attackers send infinity: each is rejected, and the run is that of the honest clients."""
+    flora_hpc.run(QUICKSTART, out=tmp_path / "run", rounds=2, algorithm="krum", attack={"name": "scaled", "scale": 1e300})
+    tables = hdf5file.read(tmp_path / "run")[1]
+    clients = tables["clients"]
+    assert (clients["weight"] == 1 - clients["attacks"]).all()
+    assert tables["rounds"]["num_rejected"].tolist() == tables["rounds"]["num_attackers"].tolist() == [0, 2, 2]
+    assert tables["rounds"]["test_accuracy"][2] != tables["rounds"]["test_accuracy"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            {"algorithm": "scaffold", "combine": "median"},
+            "its rule compares updates, but the local part also sends control, of which",
+        ),
+        ({"algorithm": "krum", "cohort": {"size": 2}}, "and krum needs 2 f + 3 = 3 clients; lower it, or raise cohort.size"),
+        ({"combine": {"name": "bulyan", "fraction": 0.2}}, "combine.fraction: 0.2 of 10 clients in a round are f = 2 attackers"),
+        ({"algorithm": {"name": "multi_krum", "num_chosen": 11}}, "11 updates cannot be chosen of 10 in a round"),
+        ({"algorithm": "median", "method": {"name": "feddylora"}}, "the combine part would compare the padding"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError) as error:
+        flora_hpc.plan(QUICKSTART, **options)
+    assert reason in str(error.value)
