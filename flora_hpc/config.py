@@ -14,6 +14,7 @@ from flora_hpc.plugins import BaseOptions
 from flora_hpc.strict import StrictModel, check_text
 
 PARTS = ("sharing", "local", "transform", "combine", "server")  # of an algorithm; optional sections that name another algorithm's
+OPTIONAL = (*PARTS, "attack")  # sections that name a member of a family, and may be left out
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -211,8 +212,11 @@ class Config(Section):
     sharing: SerializeAsAny[BaseOptions] | None = _part("which tensors clients send, keep for themselves, or do not train")
     local: SerializeAsAny[BaseOptions] | None = _part("what a client does beyond the gradient of its loss")
     transform: SerializeAsAny[BaseOptions] | None = _part("what happens to updates on their way, such as encoding")
-    combine: SerializeAsAny[BaseOptions] | None = _part("weights of clients, and how means become one direction")
+    combine: SerializeAsAny[BaseOptions] | None = _part("weights of clients, and how updates become one direction")
     server: SerializeAsAny[BaseOptions] | None = _part("what is done with the direction, and what else is sent to clients")
+    attack: SerializeAsAny[BaseOptions] | None = Field(
+        None, description="what some clients do to harm the others, and how many of them: an attack's name and options"
+    )
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     comm: CommConfig = CommConfig()
@@ -235,10 +239,10 @@ class Config(Section):
 
     @property
     def is_fedavg(self) -> bool:
-        """Whether the algorithm is FedAvg, with its own parts and its default options."""
+        """Whether the algorithm is FedAvg, with its own parts and its default options, and nobody attacks."""
         fields = type(self.algorithm).model_fields
         defaults = all(getattr(self.algorithm, key) == field.default for key, field in fields.items() if key != "name")
-        return self.algorithm.name == "fedavg" and defaults and not any(getattr(self, part) for part in PARTS)
+        return self.algorithm.name == "fedavg" and defaults and not any(getattr(self, section) for section in OPTIONAL)
 
     def essence(self) -> "Config":
         """The options that decide the results of a round: all but the machine, the number of ranks and the number of rounds."""

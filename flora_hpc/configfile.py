@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from flora_hpc import plugins
-from flora_hpc.config import PARTS, CommConfig, Config
+from flora_hpc.config import OPTIONAL, PARTS, CommConfig, Config
 from flora_hpc.configerrors import SENTENCES, explain, shown
 from flora_hpc.configtree import DEFAULT_MEMBER, FAMILY_OF, Layer, apply, copied, dotted, named, read_all, split_override
 from flora_hpc.errors import UserError
@@ -47,7 +47,7 @@ def check(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: str)
         problems.append(("aggregator", "aggregator: is called algorithm now; give that alone"))
     members = {name: branch.get("name", DEFAULT_MEMBER[name]) for name in FAMILY_OF if isinstance(branch := tree.get(name), dict)}
     for section, family in FAMILY_OF.items():
-        if section not in PARTS or tree.get(section) is not None:
+        if section not in OPTIONAL or tree.get(section) is not None:
             tree[section] = _member_options(section, family, tree.get(section, {}), valid_keys, problems)
     try:
         config = Config.model_validate(tree)
@@ -148,9 +148,10 @@ def _member_options(section: str, family: str, branch: Any, valid_keys: list[str
     if not isinstance(branch, dict):
         problems.append((section, f"{section}: must hold keys such as 'name: {stand_in.name}', not {shown(branch)}"))
         return stand_in
-    if section in PARTS and "name" not in branch:
-        own = "options of algorithm: ... itself are its own keys"
-        problems.append((section, f"{section}: must name the algorithm whose part it is; {own}"))
+    if section in OPTIONAL and "name" not in branch:
+        own = "must name the algorithm whose part it is; options of algorithm: ... itself are its own keys"
+        attack = f"must name the attack, one of {', '.join(plugins.members(family))}"
+        problems.append((section, f"{section}: {own if section in PARTS else attack}"))
         return stand_in
     branch = {"name": DEFAULT_MEMBER[section]} | branch
     if not isinstance(branch["name"], str):

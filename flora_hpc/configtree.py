@@ -5,15 +5,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flora_hpc import filekinds, plugins, yamltext
-from flora_hpc.config import PARTS
+from flora_hpc.config import OPTIONAL, PARTS
 from flora_hpc.configerrors import shown
 from flora_hpc.errors import UserError, did_you_mean, reason
 
-FAMILY_OF = {"method": "methods", "data": "datasets", "partition": "partitioners", "algorithm": "algorithms"} | dict.fromkeys(
-    PARTS, "algorithms"
-)
-DEFAULT_MEMBER = {"method": "flora", "data": "digits", "partition": "iid", "algorithm": "fedavg"} | dict.fromkeys(PARTS, "fedavg")
-BY_NAME = ("algorithm", *PARTS)  # sections that may be a name alone: `algorithm: fedprox`
+FAMILY_OF = {
+    "method": "methods",
+    "data": "datasets",
+    "partition": "partitioners",
+    "algorithm": "algorithms",
+    **dict.fromkeys(PARTS, "algorithms"),
+    "attack": "attacks",
+}
+DEFAULT_MEMBER = {
+    "method": "flora",
+    "data": "digits",
+    "partition": "iid",
+    "algorithm": "fedavg",
+    **dict.fromkeys(PARTS, "fedavg"),
+    "attack": "sign_flip",
+}
+BY_NAME = ("algorithm", *OPTIONAL)  # sections that may be a name alone: `algorithm: fedprox`
 MAX_BYTES = 2**20  # a larger file is no configuration
 INSTEAD_OF = {"cohort.size": "cohort.fraction", "cohort.fraction": "cohort.size"}
 

@@ -93,7 +93,7 @@ def build(
     """Build dataset, model and setup, without features or pixels; nothing is sent. On device 'meta' the model has shapes only.
 
     `room` is the memory that every rank has for a group. Raises UserError for parts that do not exist or do not fit together, and
-    for memories of clients that `num_ranks` ranks have no room for.
+    for memories or updates of clients that `num_ranks` ranks have no room for.
     """
     shared = shared or NothingShared()
     images = checks.checked(shared.recall("dataset", _data_key(config), lambda: dataset(config)))
@@ -101,6 +101,7 @@ def build(
     setup = make_setup(config, images, clip, device, room)
     if num_ranks is not None:
         footprint.refuse_large_memories(setup, num_ranks, host_room(room))
+        footprint.refuse_large_updates(setup, num_ranks, host_room(room))
     warnings = (*setup.holdings.warnings, *setup.method.warnings, *setup.federation.warnings)
     return Experiment(config, checks.warned(images, warnings), clip, setup)
 

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from flora_hpc import plugins, tried
-from flora_hpc.algorithms._algorithm import Algorithm, Combine, Local, Server, Setting, Sharing, Transform
+from flora_hpc.algorithms._algorithm import Algorithm, Combine, CombineRows, Local, Server, Setting, Sharing, Transform
+from flora_hpc.attackers import Attackers, draw
+from flora_hpc.attacks._attack import AttackOptions
 from flora_hpc.config import PARTS, ClientConfig, Config
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
@@ -30,8 +32,9 @@ class Federation:
     roles: tuple[Roles, ...]  # of the method's tensors in rounds 1, 2, ...; they repeat
     local: Local
     transform: Transform | None
-    combine: Combine
+    combine: Combine | CombineRows
     server: Server
+    attackers: Attackers | None = None
     warnings: tuple[str, ...] = ()
 
     def roles_in(self, number: int) -> Roles:
@@ -47,6 +50,11 @@ class Federation:
     def payload_bytes(self) -> int:
         """Bytes of an update as float32, without any header; of the largest client and round, where they differ."""
         return 4 * max(len(roles.sent) for roles in self.roles)
+
+    @property
+    def rule(self) -> CombineRows | None:
+        """The combine part where it needs the updates of all clients at once; None where it needs their sums."""
+        return self.combine if isinstance(self.combine, CombineRows) else None
 
     @property
     def keeps_models(self) -> bool:
@@ -73,9 +81,13 @@ class Federation:
         return 4 * (len(self.local.sends) * len(self.roles_in(number).trained) + sum(self.combine.sends.values()))
 
     def channels(self, number: int) -> dict[str, int]:
-        """The rows of numbers that clients send in round `number`, and the width of each."""
+        """The rows that are added up in round `number`, and the width of each; 0 for updates that are combined as rows."""
         roles = self.roles_in(number)
-        return {"update": len(roles.shared)} | dict(self.combine.sends) | dict.fromkeys(self.local.sends, len(roles.trained))
+        return (
+            {"update": 0 if self.rule else len(roles.shared)}
+            | dict(self.combine.sends)
+            | dict.fromkeys(self.local.sends, len(roles.trained))
+        )
 
     def encoded_bytes(self, number: int) -> int | None:
         """Bytes of an encoded update in round `number`; None where updates are sent as they are.
@@ -139,7 +151,11 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
     parts: dict[str, Any] = {part: getattr(whole, part) for part, (_, whole) in origins.items()}
     sharing: Sharing = parts.pop("sharing")
     roles = roles_of(sharing, method, "algorithm" if config.sharing is None else "sharing")
-    federation = Federation(", ".join(names), setting.num_registered, roles, warnings=tuple(warnings), **parts)
+    attacked = None
+    if config.attack is not None:
+        attacked = draw(cast(AttackOptions, config.attack), config.seed, setting.num_registered)
+        names.append(f"attack {config.attack.name} by {int(attacked.mask.sum()):,} of {setting.num_registered:,} clients")
+    federation = Federation(", ".join(names), setting.num_registered, roles, attackers=attacked, warnings=tuple(warnings), **parts)
     fault = misfit(federation, config, setting) or misfit_of_portions(federation, method, origins["server"][0])
     if fault is not None:
         raise UserError(fault)
@@ -188,6 +204,10 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
             f"algorithm: its server part needs the clients' {' and '.join(missing)}, which nothing sends; "
             "take local and server from the same algorithm"
         )
+    if (fault := misfit_of_rows(federation, config.cohort.num_clients(setting.num_registered))) is not None:
+        return fault
+    if federation.attackers is not None and (fault := misfit_of_attack(federation, federation.attackers, setting)) is not None:
+        return fault
     if local.loss is not None and setting.paired:
         return "algorithm: its loss needs classes, but in these data every image has a caption of its own; take another algorithm"
     if local.loss is not None and config.client.loss != "classification":
@@ -215,6 +235,30 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
     return None
 
 
+def misfit_of_rows(federation: Federation, num_participants: int) -> str | None:
+    """Why a combine part that needs all updates does not go with the rest, in one sentence; None when it does."""
+    if federation.rule is None:
+        return None
+    if sends := federation.local.sends:
+        return (
+            f"combine: its rule compares updates, but the local part also sends {' and '.join(sends)}, of which the server takes "
+            "a mean that no rule protects; take another local part, or a combine part of sums"
+        )
+    return federation.rule.fault(num_participants)
+
+
+def misfit_of_attack(federation: Federation, attacked: Attackers, setting: Setting) -> str | None:
+    """Why an attack does not go with the parts or the data, in one sentence; None when it does."""
+    if attacked.attack.labels is not None and setting.paired:
+        return f"attack.name: {attacked.name} changes classes, but here every image has a caption of its own; take another attack"
+    if attacked.attack.against is not None and federation.rule is None:
+        return (
+            f"attack.name: {attacked.name} needs the updates of all honest clients, which exact sums do not have; set "
+            "combine.name: trimmed_mean with combine.fraction: 0 for a mean, or take another combine part or attack"
+        )
+    return None
+
+
 def misfit_of_portions(federation: Federation, method: Method, server: str) -> str | None:
     """Why the parts do not go with a method whose clients hold different portions of the adapter; None when they do.
 
@@ -225,6 +269,7 @@ def misfit_of_portions(federation: Federation, method: Method, server: str) -> s
     reasons = {
         "the transform part would encode the padding": federation.transform is not None,
         "the combine part would rescale the padding": federation.combine.prepare is not None,
+        "the combine part would compare the padding": federation.rule is not None,
         "clients send rows of numbers that they do not hold": federation.local.end is not None,
         "the server part would step along the padding": server != "fedavg",
     }

@@ -1,4 +1,4 @@
-"""What the algorithm of a run takes beyond local training: bytes that cross the network, and memories of clients on the ranks."""
+"""What the algorithm of a run takes beyond local training: bytes that cross the network, and rows of clients on the ranks."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.filesize import decimal
 
+from flora_hpc import rows
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
 from flora_hpc.setup import Setup
@@ -80,7 +81,7 @@ def bytes_of_row(setup: Setup) -> dict[str, int]:
 
 
 def clients_of_rank(setup: Setup, num_ranks: int) -> int:
-    """How many clients a rank borrows memories of in a round: its share, or with dynamic assignment any client of the round."""
+    """How many clients a rank has rows of in a round: its share, or with dynamic assignment any client of the round."""
     is_dynamic = setup.cohort.assignment == "dynamic"
     return setup.num_participants if is_dynamic else -(-setup.num_participants // num_ranks)
 
@@ -92,14 +93,40 @@ def refuse_large_memories(setup: Setup, num_ranks: int, room_bytes: int) -> None
     if COPIES * row * num_clients <= room_bytes:
         return
     by_optimizer = 2 * row_bytes.get("optimizer", 0) > row
-    cures = ["set client.optimizer_state: reset" if by_optimizer else "take an algorithm without memories"]
-    if setup.cohort.assignment == "dynamic" and num_ranks > 1:
-        cures = ["set cohort.assignment: balanced", *cures]
-    elif num_clients > 1:
-        cures = ["take more ranks or a smaller cohort.size", *cures]
+    cure = "set client.optimizer_state: reset" if by_optimizer else "take an algorithm without memories"
     whose = "client.optimizer_state: keep" if by_optimizer else f"algorithm: {setup.federation.name}"
     raise UserError(
         f"{whose}: a rank borrows and gives back the memories of {num_clients:,} clients in a round, "
         f"{COPIES} times {decimal(row)} each and {decimal(COPIES * row * num_clients)} in all, "
-        f"but has room for {decimal(room_bytes)}; {', or '.join(cures)}"
+        f"but has room for {decimal(room_bytes)}; {cures(setup, num_ranks, cure)}"
+    )
+
+
+def cures(setup: Setup, num_ranks: int, last: str) -> str:
+    """What makes the rows of a rank's clients fewer, or else `last`."""
+    if setup.cohort.assignment == "dynamic" and num_ranks > 1:
+        return f"set cohort.assignment: balanced, or {last}"
+    return f"take more ranks or a smaller cohort.size, or {last}" if clients_of_rank(setup, num_ranks) > 1 else last
+
+
+def updates_bytes(setup: Setup, num_ranks: int) -> int:
+    """Bytes that a rank needs to combine the updates of a round by a rule that compares them; 0 for exact sums."""
+    federation = setup.federation
+    if federation.rule is None:
+        return 0
+    return rows.num_bytes(
+        federation.payload_bytes // 4, federation.rule, setup.num_participants, clients_of_rank(setup, num_ranks), num_ranks
+    )
+
+
+def refuse_large_updates(setup: Setup, num_ranks: int, room_bytes: int) -> None:
+    """Raise UserError where the updates that a rank has in memory for a rule do not fit into `room_bytes`."""
+    needed = updates_bytes(setup, num_ranks)
+    if needed <= room_bytes:
+        return
+    raise UserError(
+        f"algorithm: {setup.federation.name}: its rule compares all updates, so that a rank has those of its "
+        f"{clients_of_rank(setup, num_ranks):,} clients of a round in memory, {decimal(setup.federation.payload_bytes)} each, and "
+        f"a block of all {setup.num_participants:,} clients, {decimal(needed)} together, but has room for {decimal(room_bytes)}; "
+        f"{cures(setup, num_ranks, 'take a combine part of sums')}"
     )

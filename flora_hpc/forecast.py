@@ -130,6 +130,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Sha
         remembered=remembered,
         memory_bytes=_lasting(config, built.clip, setup, len(dataset.images))
         | ({"memories of clients": remembered.memory_bytes} if remembered else {})
+        | ({"updates of clients": footprint.updates_bytes(setup, num_ranks)} if setup.federation.rule else {})
         | _peak(built.clip, setup, load.of_group(largest), traffic.allreduce, images_at_once(built.clip.model, on_gpu))
         | {"libraries": LIBRARY_BYTES},
         round_flops=_flops(config, built.clip, method, sizes),

@@ -4,7 +4,7 @@ borrowed memories, the server's adapter and message
   -> starting        params, mask, optimizer, what `Local` remembers
   -> trainer.train   one batch of tensors for all clients of the group
   -> leaving         rows to send, what to remember, encoded bytes
-  -> TrainedGroups   exact sums, rows of /clients, memories
+  -> TrainedGroups   exact sums or updates, rows of /clients, memories
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +22,7 @@ from flora_hpc.exact import ExactSums, norms
 from flora_hpc.memories import Borrowed, Memories
 from flora_hpc.records.schema import CLIENTS, Rows
 from flora_hpc.roles import Roles
+from flora_hpc.rows import Updates
 from flora_hpc.setup import Setup, Site
 from flora_hpc.trainer import Batches, Start, Task, Trained
 
@@ -44,9 +45,18 @@ class TrainedGroups:
     """What the groups of this rank sent and remember."""
 
     sums: ExactSums
+    updates: Updates | None = None  # where the combine part needs all of them at once; the sums then only count clients
     rows: list[Rows] = field(default_factory=list)  # of /clients
     clients: list[Ints] = field(default_factory=list)  # (n,), whose memories changed
     remembered: list[Tensors] = field(default_factory=list)  # name -> (n, width) float32
+
+    def add(self, clients: Ints, rows: Tensors, weights: Tensors, lengths: Tensors) -> torch.Tensor:
+        """Add what clients send; `lengths` are the norms of each row. Returns (num_clients,) bool: False for a dropped client."""
+        if self.updates is None:
+            return torch.from_numpy(self.sums.add(rows, weights, lengths))
+        accepted = self.updates.add(clients, rows["update"])
+        self.sums.add({"update": rows["update"][accepted, :0]}, {"update": weights["update"][accepted]})
+        return accepted
 
     def changes(self, memories: Memories) -> tuple[Ints, Tensors]:
         """The clients (n,) whose `memories` changed, and their rows: name -> (n, width)."""
@@ -107,13 +117,13 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         result = trainer.train(common.task, start, batches, common.first)
         personal = train_personal(common, start, batches, memory)
     with comm.phase("sum"):
-        rows, remembered, encoded_bytes = leaving(setup, common, start, result, memory)
+        rows, remembered, encoded_bytes = leaving(setup, common, clients, start, result, memory)
         weights = federation.combine.weights(torch.from_numpy(batches.sizes))
         equal = torch.ones_like(weights)
         update_norm = norms(result.updates, start.mask)
         lengths = {name: update_norm if row is result.updates and start.mask is None else norms(row) for name, row in rows.items()}
         weights_of = {name: equal if name in federation.local.sends else weights for name in rows}
-        accepted = torch.from_numpy(trained.sums.add(rows, weights_of, lengths))
+        accepted = trained.add(clients, rows, weights_of, lengths)
         if memory:
             trained.clients.append(clients)
             trained.remembered.append(unless_rejected(accepted, memory, remembered | personal))
@@ -121,6 +131,7 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         table = np.zeros(len(clients), CLIENTS)
         table["round"], table["client"], table["rank"], table["group"] = group.round, clients, comm.rank, group.number
         table["num_examples"], table["num_steps"] = batches.sizes, result.num_steps
+        table["attacks"] = 0 if federation.attackers is None else federation.attackers.mask[clients]
         table["weight"] = (weights * accepted).numpy()
         table["train_loss"], table["update_norm"] = result.losses.cpu(), update_norm
         table["memory_norm"] = np.sqrt(sum(norms(part).numpy() ** 2 for part in own)) if own else np.nan
@@ -139,8 +150,16 @@ def starting(setup: Setup, common: Common, clients: Ints, batches: Batches, memo
         params = roles.private.put(params.repeat(len(clients), 1), memory["private"])
     mask = roles.trained.take(method.portions.mask(clients)).to(params.device) if method.portions else None
     parts = [memory[name].clone() for name in memory if name.startswith("optimizer.")]
+    relabel = None
+    if (
+        setup.federation.attackers is not None
+        and (labels := setup.federation.attackers.labels(clients, setup.num_classes)) is not None
+    ):
+        relabel = labels.to(params.device)
     counts = class_counts(setup, batches) if common.task.local.loss is not None else None
-    return Start(params, mask, tuple(parts) or None, common.message, part_of(memory, "local."), counts)
+    if relabel is not None and counts is not None:
+        counts = torch.zeros_like(counts).scatter_add_(1, relabel, counts)
+    return Start(params, mask, tuple(parts) or None, common.message, part_of(memory, "local."), counts, relabel=relabel)
 
 
 def class_counts(setup: Setup, batches: Batches) -> torch.Tensor:
@@ -161,7 +180,9 @@ def train_personal(common: Common, start: Start, batches: Batches, memory: Tenso
     return {"personal": memory["personal"] + trainer.train(task, own, batches).updates}
 
 
-def leaving(setup: Setup, common: Common, start: Start, result: Trained, memory: Tensors) -> tuple[Tensors, Tensors, Ints | None]:
+def leaving(
+    setup: Setup, common: Common, clients: Ints, start: Start, result: Trained, memory: Tensors
+) -> tuple[Tensors, Tensors, Ints | None]:
     """What the clients of a group send, what they remember, and the encoded bytes of their updates (num_clients,), if encoded.
 
     Each kind of rows is (num_clients, n) float32.
@@ -176,6 +197,8 @@ def leaving(setup: Setup, common: Common, start: Start, result: Trained, memory:
     if "private" in memory:
         remembered["private"] = memory["private"] + roles.private.take(updates)
     update, encoded_bytes = roles.shared.take(updates), None
+    if federation.attackers is not None:
+        update = federation.attackers.alone(common.number, clients, update)
     if federation.transform is not None:
         update, own, num_bytes = federation.transform.apply(update, part_of(memory, "transform."))
         remembered |= {f"transform.{name}": rows for name, rows in own.items()}

@@ -28,6 +28,7 @@ FAMILIES = {
     "datasets": "flora_hpc.data.datasets",
     "partitioners": "flora_hpc.data.partitioners",
     "algorithms": "flora_hpc.algorithms",
+    "attacks": "flora_hpc.attacks",
     "backends": "flora_hpc.comm.backends",
     "observers": "flora_hpc.observers",
 }

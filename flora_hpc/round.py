@@ -5,6 +5,7 @@ every rank holds the same adapter and server state
     memories of these clients are borrowed            from the ranks that keep them, where clients remember something
     each group trains; its rows are added to running sums: sharing, local, transform and combine of the algorithm
     the sums are added up over ranks                  one allreduce, exact
+    or a rule such as a median combines all updates   in blocks of columns, an exchange for each block of every rank
     the server computes the next adapter              on every rank, nothing is sent
     memories are given back                           as they are after the round; an abandoned round leaves them as they were
     the adapter is tested                             now, or in the next round by ranks that have trained their groups
@@ -21,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import cohort, firststep, trainer
+from flora_hpc import cohort, firststep, rows, trainer
 from flora_hpc.accuracy import AdapterTests, sum_of
-from flora_hpc.algorithms._algorithm import Now
+from flora_hpc.algorithms._algorithm import Combine, Now
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.comm.meter import Meter
 from flora_hpc.data.images import Ints
@@ -69,8 +70,12 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
         if site.stop.agreed_to_abandon(comm):
             raise AbandonedError
         comm.allreduce(trained.sums.buffer)
+        rule, num_accepted = setup.federation.rule, trained.sums.total("update")
+        direction = None
+        if rule is not None and trained.updates is not None and num_accepted:
+            direction = rows.combine(comm, trained.updates, rule, setup.federation.attackers)
         with comm.phase("server"):
-            apply_sums(setup, state, trained.sums, number)
+            apply_sums(setup, state, trained.sums, number, direction)
         if state.memories is not None:
             state.memories.give_back(*trained.changes(state.memories))
     correct = tests.now(state.adapter, number)
@@ -95,13 +100,14 @@ def evaluate_own_models(
     total = sum_of([np.frombuffer(data, np.int64) for data in site.comm.allgather(correct.test.tobytes())])
     with site.comm.phase("eval"):
         tests = Personal(setup, number, adapter, total)
-        for index, rows in enumerate(trained.rows):
-            tests.test(rows, trained.remembered[index] if trained.remembered else {})
+        for index, table in enumerate(trained.rows):
+            tests.test(table, trained.remembered[index] if trained.remembered else {})
 
 
-def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int) -> None:
+def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int, direction: torch.Tensor | None = None) -> None:
     """Apply the server's part to the means of the clients' rows. When every update was rejected, the adapter stays as it was.
 
+    `direction` (num_shared,) is that of a rule that needs all updates; otherwise the means of the rows are made into one.
     Numbers that clients did not send stay as they were, too, whatever the server remembers of them.
     """
     federation, adapter = setup.federation, state.adapter
@@ -114,7 +120,9 @@ def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int) -> None
         name: roles.trained.put(torch.zeros_like(adapter), mean) for name, mean in means.items() if name in federation.local.sends
     }
     now = Now(number, sums.num_clients, federation.num_registered, state.accepted_weight, means | whole)
-    direction = roles.sent.put(torch.zeros_like(adapter), federation.combine.finish(means, now))
+    shared = federation.combine.finish(means, now) if isinstance(federation.combine, Combine) else direction
+    assert shared is not None
+    direction = roles.sent.put(torch.zeros_like(adapter), shared.to(adapter.device))
     own = adapter if roles.sent.is_all else adapter.clone()  # a server may change its adapter in place
     result, state.server = checked(federation.server.apply(own, direction, state.server, now), len(adapter))
     state.adapter = roles.sent.put(adapter, roles.sent.take(result))
@@ -138,7 +146,8 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> Trai
     federation = setup.federation
     with site.comm.phase("batch"):
         local_groups = my_groups(setup, site, number)
-        trained = TrainedGroups(ExactSums(federation.channels(number)))
+        updates = rows.Updates(len(federation.roles_in(number).shared)) if federation.rule else None
+        trained = TrainedGroups(ExactSums(federation.channels(number)), updates)
         num_local = sum(map(len, local_groups)) if isinstance(local_groups, Sequence) else 0
     borrowed = None
     if state.memories is not None:

@@ -140,6 +140,9 @@ class Start(NamedTuple):
     memory: Tensors = MappingProxyType({})  # for `Local`, (num_clients, num_params) each
     counts: torch.Tensor | None = None  # (num_clients, num_classes) of each client's examples, for `Local.loss`
     anchor: torch.Tensor | None = None  # (num_params,), what `Local.gradient` takes for the start, if not `params`
+    relabel: torch.Tensor | None = (
+        None  # (num_clients, num_classes) int64: the label that a client trains with instead of each class
+    )
 
 
 def train(task: Task, start: Start, batches: Batches, first: FirstStep | None = None) -> Trained:
@@ -168,7 +171,8 @@ def train(task: Task, start: Start, batches: Batches, first: FirstStep | None = 
         rows = examples[step, :n, :width]
         input_rows = rows if method.sees == "features" else torch.from_numpy(batches.examples[step, :n, :width])
         noise = None if noise_seeds is None else noise_seeds[step][:n]
-        of_step = Step(rows, input_rows, present[step, :n, :width], noise)
+        labels = task.labels[rows] if start.relabel is None else start.relabel[:n].gather(1, task.labels[rows])
+        of_step = Step(labels, input_rows, present[step, :n, :width], noise)
         leaf = (begin[:n] if step == 0 and is_shared else params[:n]).detach().requires_grad_()
         by_jacobian = first if step == 0 else None
         counts_by_class = None if start.counts is None else start.counts[:n]
@@ -201,8 +205,8 @@ def of_client(start: Start, begin: torch.Tensor, params: torch.Tensor, n: int) -
 class Step(NamedTuple):
     """The examples of one step. All tensors are (num_clients, batch)."""
 
-    rows: torch.Tensor  # int64, of the training examples, on the device that trains
-    input_rows: torch.Tensor  # the same numbers, on the device that needs them for the inputs
+    labels: torch.Tensor  # int64, of the training examples
+    input_rows: torch.Tensor  # int64, numbers of the training examples, on the device that needs them for the inputs
     present: torch.Tensor  # bool, False for padding
     noise: Noise
 
@@ -214,12 +218,12 @@ def compute_loss(
 
     `counts` (num_clients, num_classes) are for a loss that needs each client's counts of the classes.
     """
-    method, inputs, labels, config, local = task
+    method, inputs, _, config, local = task
     tensors = method.unpack(leaf)
     if by_jacobian is not None:
-        classes, targets = by_jacobian.classes.repeat(len(leaf), 1, 1).requires_grad_(), labels[step.rows]
+        classes, targets = by_jacobian.classes.repeat(len(leaf), 1, 1).requires_grad_(), step.labels
     else:
-        classes, targets = classes_and_targets(method, tensors, step.noise, labels[step.rows])
+        classes, targets = classes_and_targets(method, tensors, step.noise, step.labels)
     scores = method.logits(tensors, classes, inputs(step.input_rows), step.noise)
     if method.paired:  # captions of padding must not compete with others
         scores = scores.masked_fill(~step.present[:, None], torch.finfo(scores.dtype).min / 4)

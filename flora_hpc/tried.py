@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from flora_hpc.algorithms._algorithm import Combine, Ended, Local, LocalStep, Now, Server, Transform
+from flora_hpc.algorithms._algorithm import Combine, CombineRows, Ended, Local, LocalStep, Now, Server, Transform
 from flora_hpc.errors import UserError, reason
 
 NUM_PARAMS = 4
@@ -14,7 +14,7 @@ STATE = "the server's state must be a tensor, a number, a text, None, or tuples,
 Rows = dict[str, torch.Tensor]
 
 
-def check(local: Local, transform: Transform | None, combine: Combine, server: Server) -> None:
+def check(local: Local, transform: Transform | None, combine: Combine | CombineRows, server: Server) -> None:
     """Play one client without any change. Raises UserError where a part fails, or returns something else than it names."""
     adapter, row = torch.zeros(NUM_PARAMS), torch.zeros(1, NUM_PARAMS)
     state = attempt("server's init", lambda: server.init(adapter))
@@ -40,6 +40,9 @@ def check(local: Local, transform: Transform | None, combine: Combine, server: S
         named("memories of transform", own, transform.memory, row.shape)
         if not isinstance(num_bytes, torch.Tensor) or num_bytes.dtype != torch.int64 or num_bytes.shape != (1,):
             raise UserError("algorithm.name: transform must return its bytes as int64 (num_clients,); mend the algorithm")
+    if isinstance(combine, CombineRows):
+        check_rule(combine)
+        return
     prepared = {"update": row}
     if combine.prepare is not None:
         rows = attempt("combine's prepare", lambda: combine.prepare(row, torch.ones(1, 1)))  # type: ignore[misc]
@@ -47,6 +50,20 @@ def check(local: Local, transform: Transform | None, combine: Combine, server: S
     means = {name: rows[0] for name, rows in (prepared | sent).items()}
     direction = attempt("combine's finish", lambda: combine.finish(means, Now(1, 1, 1, 1, means)))
     shaped("combine's finish", direction, adapter.shape)
+
+
+def check_rule(rule: CombineRows) -> None:
+    """Combine the update of one client. Raises UserError like `check`."""
+    rows = torch.zeros(1, NUM_PARAMS, dtype=torch.float64)
+    if rule.mix is not None:
+        coefficients = attempt("combine's mix", lambda: rule.mix(torch.zeros(2, 2, dtype=torch.float64)))  # type: ignore[misc]
+        is_matrix = isinstance(coefficients, torch.Tensor) and coefficients.dim() == 2
+        count = len(coefficients) if is_matrix else 1
+        shaped("the result of combine's mix", coefficients, torch.Size([count, 1]), torch.float64)
+        rows = rows.expand(count, -1)
+    shaped(
+        "the result of combine's columns", attempt("combine's columns", lambda: rule.columns(rows, 1)), rows[0].shape, torch.float64
+    )
 
 
 def attempt(what: str, call: Callable[[], Any]) -> Any:
@@ -76,11 +93,12 @@ def named(what: str, rows: Any, names: Iterable[str], shape: torch.Size | None =
     return rows
 
 
-def shaped(what: str, tensor: Any, shape: torch.Size | None) -> None:
-    """Raise UserError unless this is a float32 tensor of that shape."""
-    if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32 or (shape is not None and tensor.shape != shape):
+def shaped(what: str, tensor: Any, shape: torch.Size | None, dtype: torch.dtype = torch.float32) -> None:
+    """Raise UserError unless this is a tensor of that type and shape."""
+    name = str(dtype)[6:]
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or (shape is not None and tensor.shape != shape):
         form = f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-        expected = "float32" if shape is None else f"float32 {tuple(shape)}"
+        expected = name if shape is None else f"{name} {tuple(shape)}"
         raise UserError(f"algorithm.name: {what} must be a tensor {expected}, and is {form}; mend the algorithm")
 
 

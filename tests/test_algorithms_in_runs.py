@@ -50,11 +50,28 @@ OPTIONS: dict[str, dict[str, Any]] = {  # beside the name of the algorithm
     "feddyn": SGD,
     "fednova": {"client.momentum": 0.5} | SGD,
     "dual_lora": {"method": {"name": "dual_lora"}},
+    "trimmed_mean": {"algorithm.fraction": 0.25, "algorithm.mix": "nnm"},  # of four clients; without mixing it would be the median
+    "multi_krum": {"algorithm.num_chosen": 2},
+    "norm_clipping": {"algorithm.bound": 0.01},
     "by_name": {"algorithm.private": ["*resblocks.0*.lora_B"], "algorithm.frozen": ["*resblocks.1*.lora_A"]},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     **{name: {"algorithm.name": name} | OPTIONS.get(name, {}) for name in plugins.members("algorithms")},
     "fedprox, optimizers kept": {"algorithm.name": "fedprox", "client.optimizer_state": "keep"},
+    "multi_krum under alie": {
+        "algorithm": {"name": "multi_krum", "num_chosen": 3},
+        "attack": {"name": "alie", "fraction": 0.4, "deviations": 2},
+    },
+    "fedavg under gaussian": {"algorithm.name": "fedavg", "attack": {"name": "gaussian", "fraction": 0.4}},
+    "logit_calibration under label_flip": {
+        "algorithm.name": "logit_calibration",
+        "client.loss": "classification",
+        "attack": {"name": "label_flip", "fraction": 0.4},
+    },
+    "rolora and median after mixing": {
+        "algorithm.name": "rolora",
+        "combine": {"name": "median", "mix": "nnm", "fraction": 0.25},
+    },
     "fedsa_lora and top_k": {"algorithm.name": "fedsa_lora", "transform": "top_k"},
 }
 REMEMBER = {
@@ -63,7 +80,9 @@ REMEMBER = {
 }
 FORGET = {
     *("fedadagrad", "fedadam", "fedavg", "fedavgm", "fednova", "fedprox", "fedyogi", "ffa_lora", "logit_adjustment"),
-    *("logit_calibration", "rolora"),
+    *("logit_calibration", "rolora", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median"),
+    *("centered_clipping", "norm_clipping", "rolora and median after mixing"),
+    *("multi_krum under alie", "fedavg under gaussian", "logit_calibration under label_flip"),
 }
 ASSIGNMENTS: tuple[dict[str, Any], ...] = (
     {"cohort.assignment": "dynamic"},

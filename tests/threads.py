@@ -5,8 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
+import numpy as np
+
 from flora_hpc.comm.backends.serial import Serial
-from flora_hpc.comm.communicator import Communicator
+from flora_hpc.comm.communicator import Array, Communicator
 
 T = TypeVar("T")
 
@@ -31,6 +33,13 @@ class Thread(Serial):
 
     def allgather(self, data: bytes) -> list[bytes]:
         return self.exchange([data] * self.size)
+
+    def gather(self, data: bytes) -> list[bytes] | None:
+        gathered = self.exchange([data] + [b""] * (self.size - 1))
+        return gathered if self.rank == 0 else None
+
+    def broadcast(self, array: Array) -> None:
+        array[:] = np.frombuffer(self.allgather(array.tobytes())[0], array.dtype).reshape(array.shape)
 
 
 def on_ranks(size: int, work: Callable[[Communicator], T]) -> list[T]:

@@ -3,7 +3,8 @@
     the server's adapter, message        sharing: which tensors are trained, sent, or kept by each client
       -> local training                  local: what a client does beyond the gradient of its loss
       -> rows of numbers per client      transform: what happens to an update on its way to the server
-      -> exact sums over clients         combine: their weights, and how means become one direction
+      -> exact sums over clients         combine: their weights, and how means become one direction; or a rule such as a median,
+                                         that needs all rows at once
       -> the next adapter                server: what is done with the direction, and what is sent down besides the adapter
 
 No part sees a rank, a file or a clock. All ranks apply the same functions to the same values, so no function draws random numbers
@@ -118,6 +119,37 @@ class Combine(NamedTuple):
     sends: Mapping[str, int] = MappingProxyType({})  # the numbers of each row that `prepare` adds to the update
 
 
+class CombineRows(NamedTuple):
+    """How the updates of a cohort become one direction, by a rule that needs all of them at once, such as a median.
+
+    `columns(rows, num_clients)` computes some columns of the direction, (width,) float64, from the same columns of all updates,
+    (num_clients, width) float64 in the order of clients. It treats all columns alike, since each rank computes some of them.
+    With `mix`, its rows (num_rows, width) are mixtures of updates: `mix(squares)` computes their coefficients, (num_rows,
+    num_clients) float64, from squared distances between updates, (num_clients + 1, num_clients + 1) float64, of which the last row
+    and column are distances to zero.
+    `fault(num_clients)` says what is wrong with a round of so many clients, in one sentence, or None. A round may have fewer, as
+    updates that are not finite are left out; the rule must then do what it can. All clients have the same weight.
+    """
+
+    columns: Callable[[torch.Tensor, int], torch.Tensor]
+    mix: Callable[[torch.Tensor], torch.Tensor] | None = None
+    fault: Callable[[int], str | None] = lambda num_clients: None
+
+    @property
+    def prepare(self) -> None:
+        """Updates are sent as they are; this and the next two are what `Combine` has, too."""
+
+    @property
+    def sends(self) -> Mapping[str, int]:
+        """Nothing is sent besides the update."""
+        return {}
+
+    @staticmethod
+    def weights(num_examples: torch.Tensor) -> torch.Tensor:
+        """The same weight for every client."""
+        return torch.ones_like(num_examples)
+
+
 class Now(NamedTuple):
     """What the server knows of a round."""
 
@@ -149,7 +181,7 @@ class Algorithm(NamedTuple):
     sharing: Sharing | None = None
     local: Local | None = None
     transform: Transform | None = None
-    combine: Combine | None = None
+    combine: Combine | CombineRows | None = None
     server: Server | None = None
     together: tuple[str, ...] = ()  # parts that mean nothing beside those of another algorithm, FedAvg's included
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0

@@ -5,13 +5,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from flora_hpc.config import PARTS
+from flora_hpc.config import OPTIONAL
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 
 FEDAVG = [
     "algorithm=fedavg",
-    *(f"{part}=null" for part in PARTS),
+    *(f"{part}=null" for part in OPTIONAL),
 ]  # a finished adapter needs no algorithm, which may be a user's own
 
 

@@ -15,11 +15,13 @@ from flora_hpc.records.schema import DECILES, WORST, Rows
 
 HIDDEN_FIRST = (
     *DECILES, "message_norm", "message_bytes", "memory_norm",
-    "server_seconds", "sum_seconds", "log_seconds", "num_rejected", "downlink_bytes", "weight", "group", "eval_seconds",
+    "num_attackers", "server_seconds",
+    "sum_seconds", "log_seconds", "num_rejected", "downlink_bytes", "weight", "group", "eval_seconds",
     "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
     "num_clients", "wait_seconds", "batch_seconds", "train_seconds", "train_loss",
 )  # fmt: skip
-OPTIONAL = (*views.PERSONAL, "message_norm", "message_bytes", "memory_norm", "global_accuracy", "personal_accuracy")
+COUNTS = ("message_bytes", "num_attackers", "attacks")  # zeros where the run has no use for them
+OPTIONAL = (*views.PERSONAL, "message_norm", "memory_norm", "global_accuracy", "personal_accuracy", *COUNTS)
 SLICE_ROWS = 100_000  # rows that are Python objects at a time
 ONLY_FOR_PROGRAMS = tuple(name for number, name in enumerate(DECILES, 1) if number not in (1, 5, 9))  # too many for people
 NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", *WORST)  # these number a thing, they do not count
@@ -51,7 +53,7 @@ def show_table(console: Console, rows: Rows) -> None:
     """
     unused = [] if views.per_client(rows) else [*views.PER_CLIENT]
     unused += [] if len(views.validations(rows)) else ["validation_accuracy"]
-    measured = [name for name in OPTIONAL if name in (rows.dtype.names or ()) and (rows[name] >= (name == "message_bytes")).any()]
+    measured = [name for name in OPTIONAL if name in (rows.dtype.names or ()) and (rows[name] >= (name in COUNTS)).any()]
     unused += [*ONLY_FOR_PROGRAMS, *(name for name in OPTIONAL if name not in measured)]
     names = [name for name in rows.dtype.names or () if name not in unused]
     values = columns(rows)

@@ -129,6 +129,7 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     row = np.zeros(1, ROUNDS)
     row["round"] = round_number
     row["num_clients"], row["num_rejected"] = len(clients), (clients["weight"] == 0).sum()
+    row["num_attackers"] = clients["attacks"].sum()
     row["num_examples"] = clients["num_examples"].sum()
     accepted = clients[clients["weight"] > 0]
     row["train_loss"] = np.average(accepted["train_loss"], weights=accepted["num_examples"]) if len(accepted) else np.nan

@@ -116,7 +116,7 @@ def open_run(path: str | Path, tables: Sequence[str] = tuple(TABLES)) -> Run:
     """Open a run, finished or still being written. `path` is a run directory or its run.h5.
 
     Its frames need pandas: `pip install 'flora-hpc[study]'`.
-    Only `tables` and /rounds are read: a million rows of /clients take 76 MB, which many readers have no use for.
+    Only `tables` and /rounds are read: a million rows of /clients take 77 MB, which many readers have no use for.
     Raises UserError when there is no file, or when the file is damaged, foreign, or of a newer version.
     """
     attributes, rows_of = hdf5file.read(Path(path), tables)

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
+# since 8 there are attackers
 # since 7 there are `validation_accuracy`, personal accuracies, and norms of messages and memories; since 6 there are `plugins`;
 # since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
-SCHEMA = 7
+SCHEMA = 8
 FORMAT = ("v110", "v110")  # of HDF5 1.10, the oldest with SWMR, which cannot open newer formats
 TEXT = h5py.string_dtype("utf-8", 64)
 
@@ -59,6 +60,7 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
         Field("round", "int32", "1", "number of the round; 0 is the state before training"),
         Field("num_clients", "int32", "1", "clients that trained"),
         Field("num_rejected", "int32", "1", "of these, left out of the average: their update was not finite or too large"),
+        Field("num_attackers", "int32", "1", "of the clients that trained, those that attacked"),
         Field("num_examples", "int64", "1", "training examples of these clients"),
         Field("train_loss", "float64", "1", "mean over the examples seen; NaN in round 0"),
         Field("test_accuracy", "float64", "1", "share of test images that are right, 0 to 1; NaN when not evaluated"),
@@ -112,6 +114,7 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
         ),
         Field("num_examples", "int32", "1", "training examples that the client holds"),
         Field("num_steps", "int32", "1", "steps of its optimizer in this round"),
+        Field("attacks", "int8", "1", "1 for an attacker, 0 for an honest client"),
         Field("weight", "int64", "1", "in the average; 0 when the update was not finite or too large and was left out"),
         Field("train_loss", "float32", "1", "mean over the examples seen"),
         Field("update_norm", "float32", "1", "Euclidean length of the update"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flora_hpc.config import PARTS
+from flora_hpc.config import OPTIONAL
 from flora_hpc.records import sentences, views
 from flora_hpc.records.balance import balance as balance_of
 from flora_hpc.records.opened import Run
@@ -105,7 +105,7 @@ def settings(run: Run) -> dict[str, str]:
 def _algorithm(config: dict[str, Any]) -> str:
     """The algorithm, with the parts that were named instead of its own; the server's rule of files before schema 7."""
     options = config.get("algorithm") or config.get("aggregator")
-    parts = {part: config[part] for part in PARTS if config.get(part)}
+    parts = {part: config[part] for part in OPTIONAL if config.get(part)}
     return "; ".join(
         [_options(options) if options else "", *(f"{part}: {_options(part_options)}" for part, part_options in parts.items())]
     )

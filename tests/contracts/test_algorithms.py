@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flora_hpc import checkpoint, plugins
-from flora_hpc.algorithms._algorithm import Algorithm, Ended, Local, LocalStep, Now, Server, Setting
+from flora_hpc.algorithms._algorithm import Algorithm, CombineRows, Ended, Local, LocalStep, Now, Server, Setting
 from flora_hpc.checkpoint import Checkpoint
 from flora_hpc.config import ClientConfig
 
@@ -129,6 +129,29 @@ def test_encoded_updates_and_what_is_remembered_add_up(name: str) -> None:
     same(sent + sum(own.values()), ROWS + sum(memory.values()))
     assert num_bytes.shape == (2,)
     assert num_bytes.dtype == torch.int64
+
+
+@pytest.mark.parametrize("name", [name for name in plugins.members("algorithms") if isinstance(build(name).combine, CombineRows)])
+@pytest.mark.parametrize("num_clients", [1, 2, 9])
+def test_a_rule_treats_all_columns_alike(name: str, num_clients: int) -> None:
+    """Whichever columns a rank computes; and it changes nothing that it gets."""
+    rule = build(name).combine
+    assert isinstance(rule, CombineRows)
+    rows = torch.randn(num_clients, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points = torch.cat([rows, torch.zeros_like(rows[:1])])
+    squares = ((points[:, None] - points) ** 2).sum(2)
+    mixtures = rows
+    if rule.mix is not None:
+        before = squares.clone()
+        coefficients = rule.mix(squares)
+        assert coefficients.shape[1] == num_clients
+        same(squares, before)
+        mixtures = coefficients @ rows
+    before, direction = mixtures.clone(), rule.columns(mixtures, num_clients)
+    same(mixtures, before)
+    assert (direction.shape, direction.dtype) == ((12,), torch.float64)
+    parts = [rule.columns(part, num_clients) for part in mixtures.split([5, 1, 6], 1)]  # PyTorch sums a last few columns otherwise
+    torch.testing.assert_close(torch.cat(parts), direction, rtol=1e-14, atol=1e-15)
 
 
 def test_fedavg_adds_the_mean_update() -> None:

@@ -9,6 +9,8 @@ from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import TABLES
 from tests.contracts.known_helpers import CONFIG, run_info
 
+SINCE_8 = {"num_attackers"}
+OF_CLIENTS_SINCE_8 = {"attacks"}
 SINCE_2 = {"client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "worst_client"}
 SINCE_3 = {"batch_seconds", "sum_seconds"}
 SINCE_7 = {
@@ -20,7 +22,13 @@ OF_CLIENTS_SINCE_7 = {"memory_norm", "global_accuracy", "personal_accuracy"}
 
 def write_old(path: Path, schema: int, records: list[RoundRecord]) -> None:
     """A finished run of that schema, with the columns and the attributes that it had."""
-    lacking = SINCE_7 | OF_CLIENTS_SINCE_7 | (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
+    lacking = (
+        SINCE_8
+        | OF_CLIENTS_SINCE_8
+        | (SINCE_7 | OF_CLIENTS_SINCE_7 if schema < 7 else set())
+        | (SINCE_3 if schema < 3 else set())
+        | (SINCE_2 if schema == 1 else set())
+    )
     parts = {"rounds": "row", "ranks": "ranks", "clients": "clients"}
     with h5py.File(path, "w", libver="latest") as file:  # until schema 4; HDF5 1.10 cannot read these
         file.attrs.update(

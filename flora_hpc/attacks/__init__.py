@@ -1,0 +1,1 @@
+"""Attacks: what faulty or malicious clients train or send."""

@@ -1,0 +1,39 @@
+"""The interface of an attack: pure functions over tensors, which see no rank, no file and no clock.
+
+    labels    -> local training -> update -> transform -> the rows of all clients -> rule
+    |                              |                      |
+    `labels`                       `alone`                `against`
+
+An attack defines one of the three. Attackers train like all others, and what they send is changed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from flora_hpc.plugins import BaseOptions
+
+
+class AttackOptions(BaseOptions):
+    """Who attacks."""
+
+    fraction: float = Field(
+        0.2, gt=0, lt=1, description="share of the registered clients that attack, drawn by the seed; rounded down to whole clients"
+    )
+
+
+class Attack(NamedTuple):
+    """What attackers do.
+
+    `alone(update, numbers) -> update` changes one attacker's update (num_shared,) float32; `numbers` is its generator of the round.
+    `labels(labels, num_classes) -> labels` are the labels that attackers train with, of any shape.
+    `against(honest, num_attackers) -> row` computes what all attackers of a round send, as a whole: some columns (width,) float64
+    from those of all honest clients (num_honest, width) float64, at least one. It needs a combine part that has all updates.
+    """
+
+    alone: Callable[[torch.Tensor, np.random.Generator], torch.Tensor] | None = None
+    labels: Callable[[torch.Tensor, int], torch.Tensor] | None = None
+    against: Callable[[torch.Tensor, int], torch.Tensor] | None = None
