@@ -79,7 +79,8 @@ def best(study: Study, metric: str, by: Sequence[str]) -> Choice:
     if not best_settings:
         raise UserError(f"{study.path}: no finished point has {metric}; see `flora-hpc study show`, or choose by another --metric")
     notes = [f"no finished point of {words} has {metric}" for words in without]
-    num_dropped = sum(not setting.spread(metric).n for group in groups.values() for setting in group)
+    all_settings = [setting for group in groups.values() for setting in group]
+    num_dropped = sum(len(setting.values(metric)) > 0 and not setting.spread(metric).n for setting in all_settings)
     if num_dropped and not without:
         notes.append(f"{views.count(num_dropped, 'setting')} had no part in the choice: no finished point has {metric}")
     if waiting := len(study.rows) - study.count("finished"):
