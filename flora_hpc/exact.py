@@ -40,7 +40,7 @@ class ExactSum:
         return largest.double().cpu() * weights < LIMIT  # false for NaN, too
 
     def add(self, updates: torch.Tensor, weights: torch.Tensor, fits: torch.Tensor | None = None) -> torch.Tensor:
-        """Add updates (num_clients, num_params) float32 with whole-number weights (num_clients,) int64.
+        """Add updates (num_clients, num_params) float32 or float64 with whole-number weights (num_clients,) int64.
 
         Returns (num_clients,) bool: False for a dropped client. `fits` gives this mask, where other rows of a client decide, too.
         """
@@ -79,10 +79,10 @@ class ExactSum:
         """The sum of the weights, without dropped clients."""
         return int(self._buffer[-1])
 
-    def mean(self) -> torch.Tensor:
-        """The weighted mean update (num_params,) float32; zeros when no client was added."""
+    def mean(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weighted mean update (num_params,), rounded to `dtype`; zeros when no client was added."""
         coarse, fine = self._buffer[:-1].view(2, self._num_params)
-        mean = torch.zeros(self._num_params)
+        mean = torch.zeros(self._num_params, dtype=dtype)
         for block in blocks(self._num_params, 1, mean.device) if self.total else []:
             mean[block] = coarse[block].double().div_(COARSE).add_(fine[block].double().div_(FINE)).div_(self.total)
         return mean
@@ -100,12 +100,15 @@ class ExactSums:
         *parts, self._num_clients = torch.split(self._buffer, [*sizes, 1])
         self._sums = {name: ExactSum(widths[name], part) for name, part in zip(widths, parts, strict=True)}
 
-    def add(self, rows: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Add rows (num_clients, n) float32 with weights (num_clients,) int64.
+    def add(
+        self, rows: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Add rows (num_clients, n) float32 with weights (num_clients,) int64, of the clients in the `mask` (num_clients,) bool.
 
         Returns (num_clients,) bool: False for a dropped client. One row that cannot be added drops its client from all sums.
         """
         fits = torch.stack([self._sums[name].fits(rows[name], weights[name]) for name in rows]).all(0)
+        fits = fits if mask is None else fits & mask
         for name in rows:
             self._sums[name].add(rows[name], weights[name], fits)
         self._num_clients += fits.sum()
@@ -128,6 +131,10 @@ class ExactSums:
     def means(self) -> dict[str, torch.Tensor]:
         """The weighted mean (n,) float32 of each row; zeros when no client was added."""
         return {name: row.mean() for name, row in self._sums.items()}
+
+    def precise_mean(self, name: str) -> torch.Tensor:
+        """The weighted mean (n,) float64 of one row."""
+        return self._sums[name].mean(torch.float64)
 
 
 def _whole_sum(numbers: torch.Tensor) -> torch.Tensor:

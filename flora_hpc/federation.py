@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import plugins, tried
+from flora_hpc import plugins, products, tried
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, Local, Server, Setting, Sharing, Transform
 from flora_hpc.config import PARTS, ClientConfig, Config
 from flora_hpc.data.images import Ints
@@ -33,6 +33,7 @@ class Federation:
     combine: Combine
     server: Server
     warnings: tuple[str, ...] = ()
+    by_holder: bool = False  # whether numbers are averaged over the clients that hold them, and some clients hold a part only
 
     def roles_in(self, number: int) -> Roles:
         """The roles of the method's tensors in round `number`, counted from 1."""
@@ -64,6 +65,13 @@ class Federation:
         numbers: Ints = torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).numpy()
         return numbers
 
+    def received_numbers(self, method: Method, clients: Ints, number: int) -> Ints:
+        """How many numbers of the adapter each of `clients` (n,) receives in round `number`: (n,) int64.
+
+        New factors go down whole, also where clients train one of them only.
+        """
+        return method.bytes_of(clients) // 4 if self.combine.factors is not None else self.sent_numbers(method, clients, number)
+
     def message_bytes(self, number: int) -> int:
         """Bytes that a client receives in round `number` besides the adapter."""
         return 4 * len(self.server.sends) * len(self.roles_in(number).trained)
@@ -75,7 +83,8 @@ class Federation:
     def channels(self, number: int) -> dict[str, int]:
         """The rows of numbers that clients send in round `number`, and the width of each."""
         roles = self.roles_in(number)
-        return {"update": len(roles.shared)} | dict(self.combine.sends) | dict.fromkeys(self.local.sends, len(roles.trained))
+        held = {"held": len(roles.shared)} if self.by_holder else {}  # the server knows what clients hold, so they send no such row
+        return {"update": len(roles.shared)} | held | dict(self.combine.sends) | dict.fromkeys(self.local.sends, len(roles.trained))
 
     def encoded_bytes(self, number: int) -> int | None:
         """Bytes of an encoded update in round `number`; None where updates are sent as they are.
@@ -139,8 +148,19 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
     parts: dict[str, Any] = {part: getattr(whole, part) for part, (_, whole) in origins.items()}
     sharing: Sharing = parts.pop("sharing")
     roles = roles_of(sharing, method, "algorithm" if config.sharing is None else "sharing")
-    federation = Federation(", ".join(names), setting.num_registered, roles, warnings=tuple(warnings), **parts)
-    fault = misfit(federation, config, setting) or misfit_of_portions(federation, method, origins["server"][0])
+    by_holder = parts["combine"].by_holder and method.portions is not None
+    if parts["combine"].by_holder and not by_holder:
+        warnings.append(
+            f"algorithm: with method {config.method.name} every client holds all numbers, so the mean over holders is the mean; "
+            "take method.name: feddylora for clients of different ranks"
+        )
+    federation = Federation(", ".join(names), setting.num_registered, roles, warnings=tuple(warnings), by_holder=by_holder, **parts)
+    fault = (
+        misfit(federation, config, setting)
+        or misfit_of_portions(federation, method, origins["server"][0])
+        or misfit_of_factors(federation, method, config)
+        or misfit_of_cross_term(federation, method, config)
+    )
     if fault is not None:
         raise UserError(fault)
     tried.check(federation.local, federation.transform, federation.combine, federation.server)
@@ -177,7 +197,7 @@ def check_has(algorithm: Algorithm, part: str, name: str) -> None:
 
 def misfit(federation: Federation, config: Config, setting: Setting) -> str | None:
     """Why the parts do not go together, in one sentence with the cure; None when they do."""
-    local, server, transform = federation.local, federation.server, federation.transform
+    local, server = federation.local, federation.server
     if missing := sorted(set(local.needs) - set(server.sends)):
         return (
             f"algorithm: its local part needs the server's {' and '.join(missing)}, which this server part does not send; "
@@ -194,17 +214,7 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
         return (
             f"client.loss: {config.client.loss} would be replaced, since the algorithm has its own; set client.loss: classification"
         )
-    remembers = {
-        "the local part remembers every trained number": bool(local.memory),
-        "the local part trains a second model": local.personal is not None,
-        "the server sends every trained number": bool(server.sends),
-        "the transform part remembers every sent number": transform is not None and bool(transform.memory),
-        "the server part remembers every number": server.init(torch.zeros(1)) is not None,
-        "client.optimizer_state: keep remembers every trained number": any(
-            name.startswith("optimizer.") for name in federation.memory_widths(config.client)
-        ),
-    }
-    reason = next((text for text, applies in remembers.items() if applies), None)
+    reason = remembering(federation, config.client)
     section = "algorithm" if config.sharing is None else "sharing"
     if len(federation.roles) > 1 and reason is not None:
         return f"{section}: other tensors are trained from round to round, but {reason}; leave one of the two away"
@@ -213,6 +223,72 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
         what = "trains a second model" if local.personal else f"has {own[0]} of every trained number"
         return f"{section}: some tensors stay with their client, but the local part {what}; leave one of the two away"
     return None
+
+
+def remembering(federation: Federation, config: ClientConfig) -> str | None:
+    """What remembers or sends a number for each trained number, in words; None where nothing does."""
+    local, server, transform = federation.local, federation.server, federation.transform
+    remembers = {
+        "the local part remembers every trained number": bool(local.memory),
+        "the local part trains a second model": local.personal is not None,
+        "the server sends every trained number": bool(server.sends),
+        "the transform part remembers every sent number": transform is not None and bool(transform.memory),
+        "the server part remembers every number": server.init(torch.zeros(1)) is not None,
+        "client.optimizer_state: keep remembers every trained number": any(
+            name.startswith("optimizer.") for name in federation.memory_widths(config)
+        ),
+    }
+    return next((text for text, applies in remembers.items() if applies), None)
+
+
+def misfit_of_factors(federation: Federation, method: Method, config: Config) -> str | None:
+    """Why new factors of each layer do not go with the method or the other parts; None when they do, or there are none."""
+    combine = federation.combine
+    if combine.factors is None:
+        return None
+    section = "algorithm" if config.combine is None else "combine"
+    if not method.layers:
+        return (
+            f"{section}.name: {federation.name} makes new factors A and B of each layer, and method {config.method.name} names no "
+            "layer with such factors; set method.name: flora, or take another algorithm"
+        )
+    factors = {name for layer in method.layers for name in (layer.a, layer.b)}
+    if others := [name for name in method.shapes if name not in factors]:
+        return (
+            f"{section}.name: {federation.name} makes new factors A and B of each layer, and this method also trains {others[0]}, "
+            "which is no such factor; set method.name: flora, or take another algorithm"
+        )
+    if any(len(products.places(method, roles)) < len(method.layers) for roles in federation.roles):
+        return (
+            f"{section}.name: {federation.name} makes new factors A and B of each layer, and this sharing part keeps some of them "
+            "with each client; leave one of the two away"
+        )
+    if (reason := remembering(federation, config.client)) is not None:
+        return (
+            f"{section}.name: {federation.name} makes new factors A and B of each layer in every round, but {reason}, which means "
+            "nothing for other factors; leave one of the two away"
+        )
+    if combine.prepare is not None or combine.by_holder:
+        return f"{section}.name: {federation.name} has factors beside prepare or by_holder, whose means differ; mend the algorithm"
+    return None
+
+
+def misfit_of_cross_term(federation: Federation, method: Method, config: Config) -> str | None:
+    """Why the cross term cannot be measured; None when it can, or is not asked for."""
+    if not config.evaluate.cross_term:
+        return None
+    reasons = {
+        f"method {config.method.name} names no layer with such factors": not method.layers,
+        f"with {federation.name} each layer has a factor that stays with its client": not all(
+            products.places(method, roles) for roles in federation.roles
+        ),
+        f"{federation.name} averages other numbers than the updates of these factors": federation.combine.prepare is not None
+        or federation.combine.by_holder,
+    }
+    reason = next((text for text, applies in reasons.items() if applies), None)
+    if reason is None:
+        return None
+    return f"evaluate.cross_term: compares the means of A and B over clients with that of B A, and {reason}; leave it away"
 
 
 def misfit_of_portions(federation: Federation, method: Method, server: str) -> str | None:

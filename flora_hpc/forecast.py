@@ -33,7 +33,8 @@ class Plan:
     """Forecast of round 1 of a run on `num_ranks` ranks, and of the memory of a rank.
 
     `groups` has the groups of clients of each rank. Bytes are per round: all clients together send `uplink_bytes` and receive
-    `downlink_bytes`; each rank gives `allreduce_bytes` to the exact sums; ranks send each other `allgather_bytes` of a Jacobian.
+    `downlink_bytes`; each rank gives `allreduce_bytes` to the exact sums, `product_bytes`
+    of them for products of low-rank adapters; ranks send each other `allgather_bytes` of a Jacobian.
     `remembered` is what clients remember from one round to the next, if they remember anything. `memory_bytes` maps each use of a
     rank's memory to its bytes.
     """
@@ -65,6 +66,7 @@ class Plan:
     uplink_bytes: int
     downlink_bytes: int
     allreduce_bytes: int
+    product_bytes: int
     allgather_bytes: int
     remembered: footprint.Remembered | None
     memory_bytes: Mapping[str, int]
@@ -126,6 +128,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Sha
         uplink_bytes=int(traffic.up.sum()),
         downlink_bytes=int(traffic.down.sum()),
         allreduce_bytes=traffic.allreduce,
+        product_bytes=traffic.products,
         allgather_bytes=firststep.sent_bytes(method, setup.by_jacobian, num_ranks),
         remembered=remembered,
         memory_bytes=_lasting(config, built.clip, setup, len(dataset.images))

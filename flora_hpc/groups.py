@@ -18,6 +18,7 @@ from flora_hpc.algorithms._algorithm import Ended
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums, blocks
 from flora_hpc.memories import Borrowed, Memories
+from flora_hpc.products import ProductSums
 from flora_hpc.records.schema import CLIENTS, Rows
 from flora_hpc.roles import Roles
 from flora_hpc.setup import Setup, Site
@@ -39,6 +40,7 @@ class TrainedGroups:
     """What the groups of this rank sent and remember."""
 
     sums: ExactSums
+    products: ProductSums | None = None  # of factors of low-rank adapters, where they are asked for
     rows: list[Rows] = field(default_factory=list)  # of /clients
     clients: list[Ints] = field(default_factory=list)  # (n,), whose memories changed
     remembered: list[Tensors] = field(default_factory=list)  # name -> (n, width) float32
@@ -79,7 +81,11 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         rows, remembered, encoded_bytes = leaving(setup, common, start, result, memory)
         weights = federation.combine.weights(torch.from_numpy(batches.sizes))
         equal = torch.ones_like(weights)
-        accepted = trained.sums.add(rows, {name: equal if name in federation.local.sends else weights for name in rows})
+        of_rows = {name: equal if name in federation.local.sends else weights for name in rows}
+        fits = trained.products.fits(rows["update"], weights) if trained.products is not None else equal.bool()
+        accepted = trained.sums.add(rows, of_rows, fits if federation.combine.factors is not None else None)
+        if trained.products is not None:
+            trained.products.add(rows["update"], weights, accepted & fits)
         if memory:
             trained.clients.append(clients)
             trained.remembered.append(unless_rejected(accepted, memory, remembered | personal))
@@ -92,7 +98,9 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         table["memory_norm"] = np.sqrt(sum(norms(part, None).numpy() ** 2 for part in own)) if own else np.nan
         table["global_accuracy"], table["personal_accuracy"] = np.nan, np.nan
         sent_bytes = 4 * federation.sent_numbers(setup.method, clients, group.round)
-        table["downlink_bytes"] = sent_bytes + federation.message_bytes(group.round)
+        table["downlink_bytes"] = 4 * federation.received_numbers(setup.method, clients, group.round) + federation.message_bytes(
+            group.round
+        )
         table["uplink_bytes"] = (sent_bytes if encoded_bytes is None else encoded_bytes) + federation.extra_bytes(group.round)
         table["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
         trained.rows.append(table)
@@ -147,6 +155,10 @@ def leaving(setup: Setup, common: Common, start: Start, result: Trained, memory:
         remembered |= {f"transform.{name}": rows for name, rows in own.items()}
         encoded_bytes = num_bytes.cpu().numpy()
     prepared = {"update": update} if federation.combine.prepare is None else federation.combine.prepare(update, num_steps)
+    if federation.by_holder:
+        assert start.mask is not None
+        held = roles.shared.take(start.mask)
+        prepared |= {"update": update * held, "held": held.float()}
     return prepared | sent, remembered, encoded_bytes
 
 

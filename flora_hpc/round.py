@@ -5,6 +5,7 @@ every rank holds the same adapter and server state
     memories of these clients are borrowed            from the ranks that keep them, where clients remember something
     each group trains; its rows are added to running sums: sharing, local, transform and combine of the algorithm
     the sums are added up over ranks                  one allreduce, exact
+    products of low-rank factors are combined         each layer on one rank, where the algorithm or evaluate.cross_term needs them
     the server computes the next adapter              on every rank, nothing is sent
     memories are given back                           as they are after the round; an abandoned round leaves them as they were
     the adapter is tested                             now, or in the next round by ranks that have trained their groups
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import cohort, firststep, trainer
+from flora_hpc import cohort, firststep, products, trainer
 from flora_hpc.accuracy import AdapterTests, sum_of
 from flora_hpc.algorithms._algorithm import Now
 from flora_hpc.comm.communicator import AgreedError
@@ -31,6 +32,7 @@ from flora_hpc.exact import ExactSums
 from flora_hpc.groups import Common, Group, TrainedGroups, train_group
 from flora_hpc.memories import Borrowed, Memories
 from flora_hpc.personal import Personal
+from flora_hpc.products import Combined, ProductSums
 from flora_hpc.records.known import NOT_TESTED, RankReport, RightAnswers, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
 from flora_hpc.roles import freeze
@@ -60,7 +62,7 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
     Raises AbandonedError, on every rank, when a signal abandons the round; adapter, server state and memories are then unchanged.
     """
     comm, tests = site.comm, state.tests
-    trained, previous_correct, message_norm = TrainedGroups(ExactSums({})), NOT_TESTED, np.nan
+    trained, previous_correct, message_norm, cross_term = TrainedGroups(ExactSums({})), NOT_TESTED, np.nan, np.nan
     if number > 0:
         with comm.phase("log"):
             message_norm = norm_of_message(setup, state, number) if comm.rank == 0 else np.nan
@@ -69,8 +71,10 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
         if site.stop.agreed_to_abandon(comm):
             raise AbandonedError
         comm.allreduce(trained.sums.buffer)
+        combined = combine_products(setup, site, state, trained)
         with comm.phase("server"):
-            apply_sums(setup, state, trained.sums, number)
+            apply_sums(setup, state, trained.sums, number, combined)
+        cross_term = combined.cross_term if setup.evaluate.cross_term else np.nan
         if state.memories is not None:
             state.memories.give_back(*trained.changes(state.memories))
     correct = tests.now(state.adapter, number)
@@ -83,7 +87,7 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
     with comm.phase("log"):
         rank_reports = [RankReport.from_bytes(data) for data in reports]
         record = merge(number, rank_reports)
-        record.row["message_norm"] = message_norm
+        record.row["message_norm"], record.row["cross_term"] = message_norm, cross_term
         record.row["message_bytes"] = len(record.clients) * setup.federation.message_bytes(number) if number else 0
         return tests.complete_records(record, rank_reports)
 
@@ -99,10 +103,22 @@ def evaluate_own_models(
             tests.test(rows, trained.remembered[index] if trained.remembered else {})
 
 
-def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int) -> None:
+def combine_products(setup: Setup, site: Site, state: State, trained: TrainedGroups) -> Combined:
+    """Add up the products B A of all ranks, and compute the cross term and, if the algorithm makes them, new factors of each layer.
+
+    All ranks call this together.
+    """
+    if trained.products is None or not trained.sums.total("update"):
+        return Combined((), np.nan)
+    trained.products.allreduce(site.comm)
+    return products.combine(site.comm, setup.federation.combine, trained.products, trained.sums, state.adapter)
+
+
+def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int, combined: Combined) -> None:
     """Apply the server's part to the means of the clients' rows. When every update was rejected, the adapter stays as it was.
 
-    Numbers that clients did not send stay as they were, too, whatever the server remembers of them.
+    Numbers that clients did not send stay as they were, too, whatever the server remembers of them. New factors of layers replace
+    what the server's part makes.
     """
     federation, adapter = setup.federation, state.adapter
     state.accepted_weight = sums.total("update")
@@ -117,7 +133,7 @@ def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int) -> None
     direction = roles.sent.put(torch.zeros_like(adapter), federation.combine.finish(means, now))
     own = adapter if roles.sent.is_all else adapter.clone()  # a server may change its adapter in place
     result, state.server = checked(federation.server.apply(own, direction, state.server, now), len(adapter))
-    state.adapter = roles.sent.put(adapter, roles.sent.take(result))
+    state.adapter = combined.put(roles.sent.put(adapter, roles.sent.take(result)))
 
 
 def checked(result: Any, num_params: int) -> tuple[torch.Tensor, Any]:
@@ -138,7 +154,8 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> Trai
     federation = setup.federation
     with site.comm.phase("batch"):
         local_groups = my_groups(setup, site, number)
-        trained = TrainedGroups(ExactSums(federation.channels(number)))
+        sums = ProductSums(setup.method, federation.roles_in(number)) if setup.sums_products else None
+        trained = TrainedGroups(ExactSums(federation.channels(number)), sums)
         num_local = sum(map(len, local_groups)) if isinstance(local_groups, Sequence) else 0
     borrowed = None
     if state.memories is not None:

@@ -50,12 +50,18 @@ OPTIONS: dict[str, dict[str, Any]] = {  # beside the name of the algorithm
     "feddyn": SGD,
     "fednova": {"client.momentum": 0.5} | SGD,
     "dual_lora": {"method": {"name": "dual_lora"}},
+    "holders_only": {"method": {"name": "feddylora", "by": "divergence"}},
     "by_name": {"algorithm.private": ["*resblocks.0*.lora_B"], "algorithm.frozen": ["*resblocks.1*.lora_A"]},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     **{name: {"algorithm.name": name} | OPTIONS.get(name, {}) for name in plugins.members("algorithms")},
     "fedprox, optimizers kept": {"algorithm.name": "fedprox", "client.optimizer_state": "keep"},
     "fedsa_lora and top_k": {"algorithm.name": "fedsa_lora", "transform": "top_k"},
+    "flexlora, mixed ranks": {
+        "algorithm.name": "flexlora",
+        "method": {"name": "feddylora", "by": "divergence"},
+        "evaluate.cross_term": True,
+    },
 }
 REMEMBER = {
     *("by_name", "ditto", "dual_lora", "feddyn", "fedper", "fedsa_lora", "lg_fedavg", "scaffold", "top_k"),
@@ -63,7 +69,7 @@ REMEMBER = {
 }
 FORGET = {
     *("fedadagrad", "fedadam", "fedavg", "fedavgm", "fednova", "fedprox", "fedyogi", "ffa_lora", "logit_adjustment"),
-    *("logit_calibration", "rolora"),
+    *("logit_calibration", "rolora", "flexlora", "lora_fair", "fedsvd", "holders_only", "flexlora, mixed ranks"),
 }
 ASSIGNMENTS: tuple[dict[str, Any], ...] = (
     {"cohort.assignment": "dynamic"},

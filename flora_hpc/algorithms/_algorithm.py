@@ -104,18 +104,32 @@ class Transform(NamedTuple):
     memory: tuple[str, ...] = ()
 
 
+class LayerMeans(NamedTuple):
+    """The weighted means over clients of one layer's low-rank adapter, with the starts of the round added, in float64."""
+
+    product: torch.Tensor  # (out, in), of B A; padded with zeros where a client holds fewer ranks
+    a: torch.Tensor  # (rank, in), of A
+    b: torch.Tensor  # (out, rank), of B
+
+
 class Combine(NamedTuple):
     """How the updates of a cohort become one direction, by exact sums.
 
     `weights(num_examples) -> weights`, both (num_clients,) int64 and at least 1. `prepare(update, num_steps) -> rows` makes the
     rows that are averaged with these weights: `update` (num_clients, n), and others that are sent besides it. `finish(means, now)`
     computes the direction (n,) from their means.
+
+    `factors(means) -> A (rank, in), B (out, rank)` computes a layer's next adapter, on one rank. What `finish` and the server's
+    part make of these numbers is then not used. With `by_holder`, clients' rows have zeros where a client holds nothing, and
+    `means["held"]` (n,) is the weighted share of clients that hold a number; it is absent where all clients hold all.
     """
 
     weights: Callable[[torch.Tensor], torch.Tensor]
     finish: Callable[[Tensors, "Now"], torch.Tensor]
     prepare: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]] | None = None
     sends: Mapping[str, int] = MappingProxyType({})  # the numbers of each row that `prepare` adds to the update
+    factors: Callable[[LayerMeans], tuple[torch.Tensor, torch.Tensor]] | None = None
+    by_holder: bool = False
 
 
 class Now(NamedTuple):

@@ -19,7 +19,7 @@ HIDDEN_FIRST = (
     "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
     "num_clients", "wait_seconds", "batch_seconds", "train_seconds", "train_loss",
 )  # fmt: skip
-OPTIONAL = (*views.PERSONAL, "message_norm", "message_bytes", "memory_norm", "global_accuracy", "personal_accuracy")
+OPTIONAL = (*views.PERSONAL, "message_norm", "cross_term", "message_bytes", "memory_norm", "global_accuracy", "personal_accuracy")
 SLICE_ROWS = 100_000  # rows that are Python objects at a time
 ONLY_FOR_PROGRAMS = tuple(name for number, name in enumerate(DECILES, 1) if number not in (1, 5, 9))  # too many for people
 NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", *WORST)  # these number a thing, they do not count

@@ -18,6 +18,7 @@ from flora_hpc.methods._method import (
     CaptionClasses,
     CaptionRows,
     Init,
+    Layer,
     Method,
     Noise,
     Setting,
@@ -135,6 +136,7 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str, private_r
         costs=costs_of(text if text_layers else None, num_image_positions(model) if image_layers else 0),
         alpha=options.alpha,
         noisy=options.dropout > 0,
+        layers=layers_of(shapes, options.alpha),
     )
 
 
@@ -152,6 +154,16 @@ def shapes_of(layers: Mapping[str, nn.Linear], ranks: Mapping[str, tuple[int, st
                 shapes[f"{path}.{name}_A"] = (rank, layer.in_features)
                 shapes[f"{path}.{name}_B"] = (layer.out_features, rank)
     return shapes
+
+
+def layers_of(shapes: Mapping[str, tuple[int, ...]], alpha: float) -> tuple[Layer, ...]:
+    """The low-rank adapters whose tensors have these `shapes`, in their order."""
+    layers = []
+    for a, (rank, width) in shapes.items():
+        if a.endswith("_A"):
+            path, b = a.rpartition(".")[0], f"{a.removesuffix('_A')}_B"
+            layers.append(Layer(path, a, b, alpha, (shapes[b][0], width), rank))
+    return tuple(layers)
 
 
 def initial_values(shapes: Mapping[str, tuple[int, ...]], kind: str) -> Init:

@@ -89,6 +89,17 @@ class Costs(NamedTuple):
 FROZEN = Costs()  # where both towers are frozen
 
 
+class Layer(NamedTuple):
+    """A low-rank adapter of one layer: y = W x + scale * B (A x)."""
+
+    path: str  # of the layer in the unfused model; two adapters of a layer have the same path
+    a: str  # name of the tensor A, (rank, in)
+    b: str  # name of the tensor B, (out, rank)
+    scale: float
+    shape: tuple[int, int]  # (out, in) of B A
+    rank: int
+
+
 class Portions(NamedTuple):
     """The trained numbers of each client, where some clients hold only a part of them."""
 
@@ -121,6 +132,7 @@ class Method:
     prompts: tuple[str, ...] = ()  # texts of the classes, where they are not the captions of the data
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
     portions: Portions | None = None  # of the clients; None where each of them trains all numbers
+    layers: tuple[Layer, ...] = ()  # with low-rank adapters, so that an algorithm can average B A instead of A and B
 
     def caption_features(self, tensors: Tensors, noise: Noise, caption_rows: torch.Tensor) -> torch.Tensor:
         """Features of the captions `caption_rows` (num_clients or 1, batch) int64: (num_clients or 1, batch, embed_dim)."""

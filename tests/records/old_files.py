@@ -15,12 +15,13 @@ SINCE_7 = {
     "validation_accuracy", "personal_accuracy_mean", "personal_accuracy_std", "personal_accuracy_min", "personal_worst_client",
     *(f"personal_decile_{number}" for number in range(1, 10)), "personal_global_mean", "message_norm", "message_bytes",
 }  # fmt: skip
+SINCE_8 = {"cross_term"}
 OF_CLIENTS_SINCE_7 = {"memory_norm", "global_accuracy", "personal_accuracy"}
 
 
 def write_old(path: Path, schema: int, records: list[RoundRecord]) -> None:
     """A finished run of that schema, with the columns and the attributes that it had."""
-    lacking = SINCE_7 | OF_CLIENTS_SINCE_7 | (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
+    lacking = SINCE_8 | SINCE_7 | OF_CLIENTS_SINCE_7 | (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
     parts = {"rounds": "row", "ranks": "ranks", "clients": "clients"}
     with h5py.File(path, "w", libver="latest") as file:  # until schema 4; HDF5 1.10 cannot read these
         file.attrs.update(

@@ -12,7 +12,7 @@ from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import TABLES
 from tests.contracts.known_helpers import round_record, run_info
-from tests.records.old_files import SINCE_2, SINCE_3, SINCE_7, write_old
+from tests.records.old_files import SINCE_2, SINCE_3, SINCE_7, SINCE_8, write_old
 
 
 def test_a_run_that_is_being_written_opens_as_frames(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_old_files_have_the_columns_of_today(tmp_path: Path, schema: int) -> Non
     write_old(tmp_path / "run.h5", schema, records)
     run = flora_hpc.open_run(tmp_path)
     assert list(run.rounds.columns) == list(TABLES["rounds"].names or ())
-    lacking = SINCE_7 | (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
+    lacking = SINCE_8 | SINCE_7 | (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
     assert {name for name in lacking if run.rounds[name].isna().all()} == lacking
     assert run.rounds["train_seconds"].tolist() == [0.375] * 3
     assert run.clients["client"].tolist() == [0, 1, 2] * 2
