@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,16 @@ from flora_hpc.roles import Roles, roles_of
 BLOCK = 64  # clients whose masks are in memory at once
 
 
+class Merged(NamedTuple):
+    """What a client receives of a change of the frozen weights."""
+
+    num_bytes: int
+    form: str  # in words
+
+
+NOTHING_MERGED = Merged(0, "")
+
+
 @dataclass(frozen=True)
 class Federation:
     """The five parts of a round, and what follows from them."""
@@ -34,6 +45,7 @@ class Federation:
     server: Server
     warnings: tuple[str, ...] = ()
     by_holder: bool = False  # whether numbers are averaged over the clients that hold them, and some clients hold a part only
+    merged: Merged = NOTHING_MERGED
 
     def roles_in(self, number: int) -> Roles:
         """The roles of the method's tensors in round `number`, counted from 1."""
@@ -68,13 +80,16 @@ class Federation:
     def received_numbers(self, method: Method, clients: Ints, number: int) -> Ints:
         """How many numbers of the adapter each of `clients` (n,) receives in round `number`: (n,) int64.
 
-        New factors go down whole, also where clients train one of them only.
+        New factors go down whole, also where clients train one of them only. Fresh ones follow from the seed.
         """
-        return method.bytes_of(clients) // 4 if self.combine.factors is not None else self.sent_numbers(method, clients, number)
+        if self.combine.fresh:
+            return np.zeros(len(clients), np.int64)
+        return method.bytes_of(clients) // 4 if self.combine.replaces else self.sent_numbers(method, clients, number)
 
     def message_bytes(self, number: int) -> int:
         """Bytes that a client receives in round `number` besides the adapter."""
-        return 4 * len(self.server.sends) * len(self.roles_in(number).trained)
+        merged = self.merged.num_bytes if number > 1 else 0  # nothing is merged before the first round
+        return 4 * len(self.server.sends) * len(self.roles_in(number).trained) + merged
 
     def extra_bytes(self, number: int) -> int:
         """Bytes that a client sends in round `number` besides its update."""
@@ -155,6 +170,7 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
             "take method.name: feddylora for clients of different ranks"
         )
     federation = Federation(", ".join(names), setting.num_registered, roles, warnings=tuple(warnings), by_holder=by_holder, **parts)
+    federation = replace(federation, merged=merged_bytes(federation, method, config.cohort.num_clients(setting.num_registered)))
     fault = (
         misfit(federation, config, setting)
         or misfit_of_portions(federation, method, origins["server"][0])
@@ -165,6 +181,21 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
         raise UserError(fault)
     tried.check(federation.local, federation.transform, federation.combine, federation.server)
     return federation
+
+
+def merged_bytes(federation: Federation, method: Method, num_clients: int) -> Merged:
+    """What each of a round's `num_clients` receives of merged weights: factors of the change or whole matrices, the smaller.
+
+    A client that was not in the round before lacks earlier changes, too. So with a part of the clients these are whole matrices.
+    """
+    if federation.combine.merged_ranks is None:
+        return NOTHING_MERGED
+    ranks = federation.combine.merged_ranks(num_clients)
+    whole = 4 * sum(prod(layer.shape) for layer in method.layers)
+    factors = 4 * sum(ranks * layer.rank * sum(layer.shape) for layer in method.layers)
+    if num_clients == federation.num_registered and factors < whole:
+        return Merged(factors, f"factors of rank {ranks} times the adapter's")
+    return Merged(whole, "whole matrices")
 
 
 def check_together(origins: Mapping[str, tuple[str, Algorithm]]) -> None:
@@ -244,7 +275,7 @@ def remembering(federation: Federation, config: ClientConfig) -> str | None:
 def misfit_of_factors(federation: Federation, method: Method, config: Config) -> str | None:
     """Why new factors of each layer do not go with the method or the other parts; None when they do, or there are none."""
     combine = federation.combine
-    if combine.factors is None:
+    if not combine.replaces:
         return None
     section = "algorithm" if config.combine is None else "combine"
     if not method.layers:
@@ -267,6 +298,11 @@ def misfit_of_factors(federation: Federation, method: Method, config: Config) ->
         return (
             f"{section}.name: {federation.name} makes new factors A and B of each layer in every round, but {reason}, which means "
             "nothing for other factors; leave one of the two away"
+        )
+    if combine.merged_ranks is not None and method.merge is None:
+        return (
+            f"{section}.name: {federation.name} merges what it learns into the frozen weights, and method {config.method.name} "
+            "cannot change these; set method.name: flora, or take another algorithm"
         )
     if combine.prepare is not None or combine.by_holder:
         return f"{section}.name: {federation.name} has factors beside prepare or by_holder, whose means differ; mend the algorithm"

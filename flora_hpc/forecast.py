@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from rich.filesize import decimal
@@ -57,6 +58,7 @@ class Plan:
     assignment: str
     how: str
     algorithm: str  # and the parts that the configuration names instead of its own
+    merged: str  # the form in which merged weights go down; empty for none
     period: int  # rounds after which the sent tensors are the same again
     num_params: int
     num_private: int  # trained numbers that stay with each client
@@ -119,6 +121,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Sha
         assignment=ASSIGNMENTS[config.cohort.assignment].format("group" if setup.grouping.fixed else "client"),
         how=method.how,
         algorithm=setup.federation.name,
+        merged=setup.federation.merged.form,
         period=len(setup.federation.roles),
         num_params=method.num_params,
         num_private=setup.federation.num_private,
@@ -180,6 +183,8 @@ def _lasting(config: Config, clip: Clip, setup: Setup, num_images: int) -> dict[
         lasting["features"] = number_bytes * method.classes(values, None).shape[-1] * num_images
     if setup.by_jacobian:
         lasting["Jacobian"] = firststep.num_bytes(method, True)
+    if setup.federation.combine.merged_ranks is not None:  # the matrices, and weights beside the former ones
+        lasting["merged weights"] = 2 * 4 * sum(prod(layer.shape) for layer in method.layers)
     return lasting
 
 

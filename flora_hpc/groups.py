@@ -83,7 +83,7 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         equal = torch.ones_like(weights)
         of_rows = {name: equal if name in federation.local.sends else weights for name in rows}
         fits = trained.products.fits(rows["update"], weights) if trained.products is not None else equal.bool()
-        accepted = trained.sums.add(rows, of_rows, fits if federation.combine.factors is not None else None)
+        accepted = trained.sums.add(rows, of_rows, fits if federation.combine.replaces else None)
         if trained.products is not None:
             trained.products.add(rows["update"], weights, accepted & fits)
         if memory:

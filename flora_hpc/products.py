@@ -10,9 +10,10 @@ order of clients and the number of ranks change no bit. What follows from the su
 get its bytes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import BytesIO
 from math import prod, sqrt
 from typing import NamedTuple
 
@@ -153,6 +154,11 @@ class Combined:
 
     factors: tuple[tuple[slice, torch.Tensor], ...]  # places in the adapter, and the numbers (n,) float32 that they get
     cross_term: float  # |C| / |mean B A| over all layers; NaN where mean B A is zero, or not all clients are in the sums
+    rest: Mapping[str, torch.Tensor] = field(default_factory=dict)  # name of A -> mean B A - B A (out, in), to be merged
+
+    def merged(self, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The matrices that are merged into the frozen weights, after those of `before`: name of A -> (out, in) float32."""
+        return {name: before[name] + rest if name in before else rest for name, rest in self.rest.items()}
 
     def put(self, adapter: torch.Tensor) -> torch.Tensor:
         """The adapter (num_params,) with the new factors."""
@@ -164,32 +170,45 @@ class Combined:
         return adapter
 
 
-def combine(comm: Meter, combine: Combine, sums: ProductSums, rows: ExactSums, adapter: torch.Tensor) -> Combined:
+def combine(
+    comm: Meter,
+    combine: Combine,
+    sums: ProductSums,
+    rows: ExactSums,
+    adapter: torch.Tensor,
+    fresh: torch.Tensor | None = None,
+) -> Combined:
     """Compute each layer on one rank, layers in turn to ranks, and send the bytes to all. All ranks call this together.
+
+    `adapter` (num_params,) is that of the start of the round. `fresh` (num_params,) has new initial values, for an algorithm that
+    takes such.
 
     Raises AgreedError, on every rank, where a layer's next factors are not finite.
     """
     with comm.phase("server"):
         mean_update = rows.precise_mean("update")
-        local = [layer_bytes(combine, sums, number, adapter, mean_update) for number in owned(comm, len(sums.places))]
+        local = [layer_bytes(combine, sums, number, adapter, mean_update, fresh) for number in owned(comm, len(sums.places))]
     gathered = comm.allgather(b"".join(local))
     with comm.phase("server"):
-        cross, whole, factors = 0.0, 0.0, []
-        at = [0] * comm.size
+        cross, whole, factors, rest = 0.0, 0.0, [], {}
+        streams = [BytesIO(data) for data in gathered]
         for number, place in enumerate(sums.places):
-            rank = number % comm.size
-            sizes = (place.a, place.b) if combine.factors is not None else ()
-            squares = np.frombuffer(gathered[rank], np.float64, 2, at[rank])
-            at[rank] += squares.nbytes
+            stream, layer = streams[number % comm.size], place.layer
+            squares = np.frombuffer(stream.read(16), np.float64)
             cross, whole = cross + float(squares[0]), whole + float(squares[1])
-            for numbers in sizes:
-                values = np.frombuffer(gathered[rank], np.float32, numbers.stop - numbers.start, at[rank])
-                at[rank] += values.nbytes
-                factors.append((numbers, torch.from_numpy(values.copy())))
+            for numbers in (place.a, place.b) if combine.replaces else ():
+                factors.append((numbers, floats(stream, numbers.stop - numbers.start)))
+            if combine.merged_ranks is not None:
+                rest[layer.a] = floats(stream, prod(layer.shape)).view(layer.shape)
         if not all(torch.isfinite(values).all() for _, values in factors):
             raise AgreedError("algorithm.name: a layer's next factors are not finite; lower client.lr")
         is_whole = sums.total() in (None, rows.total("update"))
-        return Combined(tuple(factors), sqrt(cross / whole) if whole > 0 and is_whole else np.nan)
+        return Combined(tuple(factors), sqrt(cross / whole) if whole > 0 and is_whole else np.nan, rest)
+
+
+def floats(stream: BytesIO, count: int) -> torch.Tensor:
+    """The next numbers (count,) float32."""
+    return torch.from_numpy(np.frombuffer(stream.read(4 * count), np.float32).copy())
 
 
 def owned(comm: Meter, num_layers: int) -> Sequence[int]:
@@ -197,15 +216,34 @@ def owned(comm: Meter, num_layers: int) -> Sequence[int]:
     return range(comm.rank, num_layers, comm.size)
 
 
-def layer_bytes(combine: Combine, sums: ProductSums, number: int, adapter: torch.Tensor, mean_update: torch.Tensor) -> bytes:
-    """The squares of the norms of C and of mean B A, scaled as in the forward pass, and the next A and B, if any, as bytes."""
+def layer_bytes(
+    combine: Combine,
+    sums: ProductSums,
+    number: int,
+    adapter: torch.Tensor,
+    mean_update: torch.Tensor,
+    fresh: torch.Tensor | None = None,
+) -> bytes:
+    """What follows from the sums of a layer, as bytes.
+
+    The squares of the norms of C and of mean B A, scaled as in the forward pass; the next A and B, if there are new ones; and what
+    they leave of mean B A, if it is merged.
+    """
     with one_thread():
         means, cross = sums.means(number, adapter, mean_update)
         scale = sums.places[number].layer.scale
         norms = [float((scale * matrix).square_().sum()) for matrix in (cross, means.product)]
         parts = [np.array(norms).tobytes()]
-        if combine.factors is not None:
-            parts += [factor.float().contiguous().numpy().tobytes() for factor in combine.factors(means)]
+        place = sums.places[number]
+        if combine.replaces:
+            if combine.factors is not None:
+                a, b = (factor.float() for factor in combine.factors(means))
+            else:
+                assert fresh is not None
+                a, b = fresh[place.a].view(means.a.shape), fresh[place.b].view(means.b.shape)
+            parts += [factor.contiguous().numpy().tobytes() for factor in (a, b)]
+            if combine.merged_ranks is not None:
+                parts.append((means.product - b.double() @ a.double()).float().numpy().tobytes())
     return b"".join(parts)
 
 

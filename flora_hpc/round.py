@@ -14,15 +14,15 @@ every rank holds the same adapter and server state
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from flora_hpc import cohort, firststep, products, trainer
+from flora_hpc import cohort, firststep, products, seeds, trainer
 from flora_hpc.accuracy import AdapterTests, sum_of
 from flora_hpc.algorithms._algorithm import Now
 from flora_hpc.comm.communicator import AgreedError
@@ -53,6 +53,7 @@ class State:
     server: Any
     tests: AdapterTests
     memories: Memories | None = None  # of clients; None where they remember nothing
+    merged: Mapping[str, torch.Tensor] = field(default_factory=dict)  # into frozen weights, on the CPU; see `Combined.merged`
     accepted_weight: int = 0  # of the updates that the last round added up; 0 when every update was rejected
 
 
@@ -71,7 +72,7 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
         if site.stop.agreed_to_abandon(comm):
             raise AbandonedError
         comm.allreduce(trained.sums.buffer)
-        combined = combine_products(setup, site, state, trained)
+        combined = combine_products(setup, site, state, trained, number)
         with comm.phase("server"):
             apply_sums(setup, state, trained.sums, number, combined)
         cross_term = combined.cross_term if setup.evaluate.cross_term else np.nan
@@ -81,7 +82,7 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
     if setup.evaluate.personal and number > 0 and setup.is_tested(number):
         evaluate_own_models(setup, site, state.adapter, number, trained, correct)
     clients = np.concatenate([np.zeros(0, CLIENTS), *trained.rows])
-    reports = comm.gather(report(comm, number, clients, correct, previous_correct, state.adapter).to_bytes())
+    reports = comm.gather(report(comm, number, clients, correct, previous_correct, state).to_bytes())
     if reports is None:
         return []
     with comm.phase("log"):
@@ -103,7 +104,7 @@ def evaluate_own_models(
             tests.test(rows, trained.remembered[index] if trained.remembered else {})
 
 
-def combine_products(setup: Setup, site: Site, state: State, trained: TrainedGroups) -> Combined:
+def combine_products(setup: Setup, site: Site, state: State, trained: TrainedGroups, number: int) -> Combined:
     """Add up the products B A of all ranks, and compute the cross term and, if the algorithm makes them, new factors of each layer.
 
     All ranks call this together.
@@ -111,7 +112,9 @@ def combine_products(setup: Setup, site: Site, state: State, trained: TrainedGro
     if trained.products is None or not trained.sums.total("update"):
         return Combined((), np.nan)
     trained.products.allreduce(site.comm)
-    return products.combine(site.comm, setup.federation.combine, trained.products, trained.sums, state.adapter)
+    combine, method = setup.federation.combine, setup.method
+    fresh = method.pack(method.init(seeds.generator(setup.seed, "fresh adapter", number))) if combine.fresh else None
+    return products.combine(site.comm, combine, trained.products, trained.sums, state.adapter, fresh)
 
 
 def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int, combined: Combined) -> None:
@@ -134,6 +137,10 @@ def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int, combine
     own = adapter if roles.sent.is_all else adapter.clone()  # a server may change its adapter in place
     result, state.server = checked(federation.server.apply(own, direction, state.server, now), len(adapter))
     state.adapter = combined.put(roles.sent.put(adapter, roles.sent.take(result)))
+    if combined.rest:
+        state.merged = combined.merged(state.merged)
+        assert setup.method.merge is not None
+        setup.method.merge(state.merged)
 
 
 def checked(result: Any, num_params: int) -> tuple[torch.Tensor, Any]:
@@ -236,11 +243,11 @@ def norm_of_message(setup: Setup, state: State, number: int) -> float:
 
 
 def report(
-    comm: Meter, number: int, clients: Rows, correct: RightAnswers, previous_correct: RightAnswers, adapter: torch.Tensor
+    comm: Meter, number: int, clients: Rows, correct: RightAnswers, previous_correct: RightAnswers, state: State
 ) -> RankReport:
     """This rank's report to rank 0: its rows of /clients, its counts of right answers, and its timeline since the last round."""
     with comm.phase("log"):
-        adapter_digest = digest(adapter)
+        adapter_digest = digest(state.adapter, *state.merged.values())
     lap = comm.lap()
     row = np.zeros(1, RANKS)
     row["round"], row["rank"], row["num_clients"] = number, comm.rank, len(clients)
@@ -256,7 +263,9 @@ def peak_memory_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
-def digest(adapter: torch.Tensor) -> int:
-    """A hash of the adapter, 64 bits."""
-    data = np.ascontiguousarray(adapter.cpu().numpy())  # hashed without a copy: it may be a whole CLIP
-    return int.from_bytes(hashlib.blake2b(data.data, digest_size=8).digest(), "little", signed=True)
+def digest(*tensors: torch.Tensor) -> int:
+    """A hash of the adapter, and of what is merged into frozen weights, 64 bits."""
+    state = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        state.update(np.ascontiguousarray(tensor.cpu().numpy()).data)  # hashed without a copy: it may be a whole CLIP
+    return int.from_bytes(state.digest(), "little", signed=True)

@@ -59,7 +59,7 @@ class Setup:
     @property
     def sums_products(self) -> bool:
         """Whether ranks add up the products B A of clients."""
-        return self.evaluate.cross_term or self.federation.combine.factors is not None
+        return self.evaluate.cross_term or self.federation.combine.replaces
 
     @property
     def num_participants(self) -> int:

@@ -13,7 +13,8 @@ alone.
 
 Not every algorithm is played with every backend, number of ranks and assignment: that would be fifteen times as many runs. The
 assignment of a run is decided by the numbers of its algorithm and its world, so that each algorithm has each assignment in some
-world. Two are killed, since every kill costs a start of ranks: one with memories of two parts, and one with a state of the server.
+world. Three are killed, since every kill costs a start of ranks: one with memories of two parts, one with a state of the server, and
+one with merged weights.
 """
 
 import hashlib
@@ -70,6 +71,7 @@ REMEMBER = {
 FORGET = {
     *("fedadagrad", "fedadam", "fedavg", "fedavgm", "fednova", "fedprox", "fedyogi", "ffa_lora", "logit_adjustment"),
     *("logit_calibration", "rolora", "flexlora", "lora_fair", "fedsvd", "holders_only", "flexlora, mixed ranks"),
+    *("fedex_lora", "flora_stacking"),
 }
 ASSIGNMENTS: tuple[dict[str, Any], ...] = (
     {"cohort.assignment": "dynamic"},
@@ -87,7 +89,7 @@ class World(NamedTuple):
 
 WORLDS = {"mpi-2": World("mpi", 2), "gloo-3": World("gloo", 3), "mpi-5": World("mpi", 5)}
 STOPS = {name: (("SIGUSR1", 1, 2), ("SIGTERM", 0, 2))[number % 2] for number, name in enumerate(RECIPES)}
-KILLED = ("fedsa_lora and top_k", "fedadam")
+KILLED = ("fedsa_lora and top_k", "fedadam", "fedex_lora")
 Start = Callable[..., int]
 
 
@@ -157,6 +159,7 @@ def assert_same_bits(out: Path, other: Path) -> None:
     """Adapter, measured columns, state of the server, and the memory of every client."""
     assert_same(out, other)
     torch.testing.assert_close(state(out).server, state(other).server, rtol=0, atol=0)
+    torch.testing.assert_close(state(out).merged, state(other).merged, rtol=0, atol=0)
     assert memories(out) == memories(other)
 
 

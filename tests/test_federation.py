@@ -1,5 +1,6 @@
 """Parts of a round that do not go together are refused before round 0, in one sentence with the cure."""
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -33,6 +34,7 @@ def method(shapes: dict[str, tuple[int, ...]]) -> Method:
         lambda tensors, classes, inputs, noise: inputs @ classes.transpose(1, 2),
         how="tensors",
         layers=layers_of(shapes, 2.0),
+        merge=lambda matrices: None,
     )
 
 
@@ -332,6 +334,28 @@ def test_new_factors_need_layers_with_factors() -> None:
 )
 def test_what_new_factors_would_make_meaningless_is_refused(options: dict[str, Any], reason: str) -> None:
     assert reason in refused(algorithm="flexlora", **options)
+
+
+def test_merging_needs_a_method_that_can() -> None:
+    with pytest.raises(UserError, match=r"flora_stacking merges what it learns into the frozen weights, and method flora cannot"):
+        federation.build(
+            flora_hpc.load_config({"algorithm": "flora_stacking"}),
+            replace(method(LORA), merge=None),
+            Setting(flora_hpc.load_config({}).client, tuple(LORA), False, 10),
+        )
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(1.0, 9), (0.5, None)])
+def test_merged_weights_go_down_in_the_smaller_form(size: float, ranks: int | None) -> None:
+    """As factors where every client has the change of the round before, of fewer numbers than the whole matrices."""
+    large = {"layer.lora_A": (2, 64), "layer.lora_B": (64, 2)}
+    built = build(large, algorithm="fedex_lora", cohort={"fraction": size})
+    assert built.merged.num_bytes == 4 * (64 * 64 if ranks is None else ranks * 2 * 128)
+    assert (built.message_bytes(1), built.message_bytes(2)) == (0, built.merged.num_bytes)
+    assert build(LORA, algorithm="fedex_lora").merged.form == "whole matrices"
+    clients = np.arange(3)
+    assert built.received_numbers(method(large), clients, 1).tolist() == [256] * 3
+    assert build(large, algorithm="flora_stacking").received_numbers(method(large), clients, 1).tolist() == [0] * 3
 
 
 def test_new_factors_beside_a_local_part_without_memory() -> None:

@@ -304,3 +304,69 @@ def test_the_cross_term_is_measured_when_asked_and_changes_nothing() -> None:
         assert 0 < play(asked, other, number).row["cross_term"][0] < 1
         assert state.adapter.equal(other.adapter)
     assert np.isnan(play(asked, other, 0).row["cross_term"][0])
+
+
+# --- merged weights
+
+
+def merging(name: str, cross_term: bool = False) -> tuple[Any, Any, list[dict[str, torch.Tensor]]]:
+    """Four clients, and the matrices that each round merges."""
+    setup, state = low_rank.prepared(low_rank.parts(name))
+    calls: list[dict[str, torch.Tensor]] = []
+    base = low_rank.BASE.clone()
+    added = torch.zeros(2, 3)
+
+    def classes(tensors: Any, noise: Any) -> torch.Tensor:
+        return base + added + tensors[B] @ tensors[A]
+
+    def merge(matrices: Any) -> None:
+        calls.append(dict(matrices))
+        added.copy_(matrices[A])
+
+    return replace(setup, method=replace(setup.method, merge=merge, classes=classes)), state, calls
+
+
+@pytest.mark.parametrize("name", ["fedex_lora", "flora_stacking"])
+def test_merged_weights_and_adapter_together_are_the_mean_of_products(name: str) -> None:
+    setup, state, calls = merging(name)
+    setup = replace(setup, method=replace(setup.method, portions=None))
+    start = setup.method.unpack(state.adapter.double())
+    plain = low_rank.pure(low_rank.parts("fedavg"), setup)
+    clients = {client: low_rank.pure_client(setup, client) for client in range(4)}
+    updates = torch.stack([plain.train(1, i, client, {})[0]["update"] for i, client in clients.items()])
+    models = setup.method.unpack(updates + state.adapter.double())
+    weights = double([5, 3, 3, 1])[:, None, None] / 12
+    record = play(setup, state)
+    adapter, expected = setup.method.unpack(state.adapter.double()), (weights * (models[B] @ models[A])).sum(0)
+    torch.testing.assert_close(adapter[B] @ adapter[A] + state.merged[A], expected, rtol=1e-4, atol=1e-6)
+    assert [list(call) for call in calls] == [[A]]
+    assert calls[0][A].equal(state.merged[A])
+    if name == "fedex_lora":
+        torch.testing.assert_close(adapter[A], (weights * models[A]).sum(0), rtol=1e-4, atol=1e-6)
+    else:
+        assert adapter[B].abs().max() == 0
+        fresh = setup.method.init(np.random.default_rng(0))[A]  # of this method, the same for each generator
+        assert adapter[A].float().equal(fresh)
+    assert record.clients["downlink_bytes"].tolist() == [40 * (name == "fedex_lora")] * 4, "nothing is merged before round 1"
+    assert start[B].abs().max() == 0
+
+
+def test_merged_weights_add_up_over_rounds_and_are_trained_upon() -> None:
+    setup, state, calls = merging("flora_stacking")
+    matrices = []
+    for number in (1, 2, 3):
+        play(setup, state, number)
+        matrices.append(state.merged[A])
+    assert [call[A].tolist() for call in calls] == [matrix.tolist() for matrix in matrices]
+    changes = [matrices[0], matrices[1] - matrices[0], matrices[2] - matrices[1]]
+    assert all(change.abs().max() > 1e-3 for change in changes)
+    assert not torch.allclose(changes[0], changes[1]), "clients of round 2 begin where round 1 ended"
+
+
+def test_one_client_leaves_nothing_to_merge() -> None:
+    """Its product is that of its factors."""
+    chosen = method(2, 5, 4)
+    adapter, updates, weights = drawn(3, chosen, 1)
+    result = combined(*summed(chosen, updates, weights), adapter, "fedex_lora")
+    assert float(result.rest[A].abs().max()) < 1e-6
+    assert result.cross_term < 1e-15

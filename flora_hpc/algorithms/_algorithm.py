@@ -122,6 +122,10 @@ class Combine(NamedTuple):
     `factors(means) -> A (rank, in), B (out, rank)` computes a layer's next adapter, on one rank. What `finish` and the server's
     part make of these numbers is then not used. With `by_holder`, clients' rows have zeros where a client holds nothing, and
     `means["held"]` (n,) is the weighted share of clients that hold a number; it is absent where all clients hold all.
+
+    With `fresh`, each round begins with new initial factors, drawn from the seed. With `merged_ranks`, what the next factors leave
+    of the mean product, mean B A - B A, is added to the layer's frozen weight. `merged_ranks(num_clients)` says how many times the
+    adapter's rank this change has at most, for byte counts.
     """
 
     weights: Callable[[torch.Tensor], torch.Tensor]
@@ -130,6 +134,13 @@ class Combine(NamedTuple):
     sends: Mapping[str, int] = MappingProxyType({})  # the numbers of each row that `prepare` adds to the update
     factors: Callable[[LayerMeans], tuple[torch.Tensor, torch.Tensor]] | None = None
     by_holder: bool = False
+    fresh: bool = False
+    merged_ranks: Callable[[int], int] | None = None
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the factors of all layers are replaced at the end of a round."""
+        return self.fresh or self.factors is not None
 
 
 class Now(NamedTuple):

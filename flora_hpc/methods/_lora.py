@@ -19,6 +19,7 @@ from flora_hpc.methods._method import (
     CaptionRows,
     Init,
     Layer,
+    Merge,
     Method,
     Noise,
     Setting,
@@ -137,6 +138,7 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str, private_r
         alpha=options.alpha,
         noisy=options.dropout > 0,
         layers=layers_of(shapes, options.alpha),
+        merge=merge_into(layers, options.alpha),
     )
 
 
@@ -164,6 +166,23 @@ def layers_of(shapes: Mapping[str, tuple[int, ...]], alpha: float) -> tuple[Laye
             path, b = a.rpartition(".")[0], f"{a.removesuffix('_A')}_B"
             layers.append(Layer(path, a, b, alpha, (shapes[b][0], width), rank))
     return tuple(layers)
+
+
+def merge_into(layers: Mapping[str, nn.Linear], alpha: float) -> Merge:
+    """Change the frozen weights of `layers`, by path. Other runs may share the tensors, so the layers get new ones."""
+    originals: dict[str, torch.Tensor] = {}
+
+    def merge(matrices: Tensors) -> None:
+        sums: dict[str, torch.Tensor] = {}
+        for name, matrix in matrices.items():
+            path = name.rpartition(".")[0]
+            sums[path] = sums[path] + matrix if path in sums else matrix
+        for path, matrix in sums.items():
+            weight = originals.setdefault(path, layers[path].weight)  # at the first call, when its precision is that of the run
+            changed = weight.float() + alpha * matrix.to(weight.device)
+            layers[path].weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+
+    return merge
 
 
 def initial_values(shapes: Mapping[str, tuple[int, ...]], kind: str) -> Init:
