@@ -13,7 +13,7 @@ alone.
 
 Not every algorithm is played with every backend, number of ranks and assignment: that would be fifteen times as many runs. The
 assignment of a run is decided by the numbers of its algorithm and its world, so that each algorithm has each assignment in some
-world. Three are killed, since every kill costs a start of ranks: one with memories of two parts, one with a state of the server, and
+world. Three are killed, since every kill costs a start of ranks: one with memories of two parts, one with a state of the server,
 one with merged weights.
 """
 

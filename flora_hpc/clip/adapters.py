@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import peft
 
 PEFT_FILE, PEFT_CONFIG_FILE, PLAIN_FILE = "adapter_model.safetensors", "adapter_config.json", "trained.safetensors"
-MERGED = "merged"  # in the metadata of an adapter that holds merged weights
+MERGED_FILE = "merged.json"  # the layers of an adapter that holds merged weights
 NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 NEGLIGIBLE = 2.0**-22  # of the largest singular value: the float32 rounding of merged matrices
 PEFT_PREFIX = "base_model.model."
@@ -120,7 +120,11 @@ def save(
     folder.mkdir(parents=True)
     if alpha is not None:
         tensors = join(with_merged(tensors, merged))
-        save_file(_peft_state(tensors), folder / PEFT_FILE, metadata={"format": "pt"} | ({MERGED: "yes"} if merged else {}))
+        save_file(_peft_state(tensors), folder / PEFT_FILE, metadata={"format": "pt"})
+        if merged:  # a file, since safetensors writes several metadata in any order
+            (folder / MERGED_FILE).write_text(
+                json.dumps(sorted(name.removesuffix(f"{SHARED}A") for name in merged if SHARED in name), indent=2)
+            )
         (folder / PEFT_CONFIG_FILE).write_text(json.dumps(_peft_config(model, tensors, alpha), indent=2, sort_keys=True))
         (folder / "README.md").write_text(LORA_CARD.format(name=name))
     else:
@@ -188,13 +192,9 @@ def read(folder: Path) -> Stored:
 
 
 def merged_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
-    """The shapes of an adapter that holds merged weights, whose rank is not the method's; None for another, or a missing one."""
-    try:
-        with safe_open(folder / PEFT_FILE, "pt") as opened:
-            if MERGED not in (opened.metadata() or {}):
-                return None
-    except (OSError, SafetensorError, ValueError):
-        return None  # `load` has a sentence for it
+    """The shapes of an adapter that holds merged weights, whose rank is not the method's; None for another one."""
+    if not (folder / MERGED_FILE).is_file():
+        return None
     return {name: tuple(tensor.shape) for name, tensor in read(folder).tensors.items()}
 
 
