@@ -2,34 +2,24 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
-from math import prod
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from flora_hpc import plugins, products, tried
+from flora_hpc import factors, plugins, tried
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, Local, Server, Setting, Sharing, Transform
 from flora_hpc.config import PARTS, ClientConfig, Config
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
+from flora_hpc.factors import NOTHING_MERGED, Merged
 from flora_hpc.methods._method import Method
 from flora_hpc.optimizers import OPTIMIZERS
 from flora_hpc.plugins import BaseOptions
 from flora_hpc.roles import Roles, roles_of
 
 BLOCK = 64  # clients whose masks are in memory at once
-
-
-class Merged(NamedTuple):
-    """What a client receives of a change of the frozen weights."""
-
-    num_bytes: int
-    form: str  # in words
-
-
-NOTHING_MERGED = Merged(0, "")
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,7 @@ class Federation:
     server: Server
     warnings: tuple[str, ...] = ()
     by_holder: bool = False  # whether numbers are averaged over the clients that hold them, and some clients hold a part only
-    merged: Merged = NOTHING_MERGED
+    merged: Merged = NOTHING_MERGED  # what a client receives of a change of frozen weights
 
     def roles_in(self, number: int) -> Roles:
         """The roles of the method's tensors in round `number`, counted from 1."""
@@ -169,33 +159,21 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
             f"algorithm: with method {config.method.name} every client holds all numbers, so the mean over holders is the mean; "
             "take method.name: feddylora for clients of different ranks"
         )
-    federation = Federation(", ".join(names), setting.num_registered, roles, warnings=tuple(warnings), by_holder=by_holder, **parts)
-    federation = replace(federation, merged=merged_bytes(federation, method, config.cohort.num_clients(setting.num_registered)))
+    layered = factors.Layered(", ".join(names), roles, parts["combine"], method, config)
+    merged = layered.merged(setting.num_registered)
+    federation = Federation(
+        layered.name, setting.num_registered, roles, warnings=tuple(warnings), by_holder=by_holder, merged=merged, **parts
+    )
     fault = (
         misfit(federation, config, setting)
         or misfit_of_portions(federation, method, origins["server"][0])
-        or misfit_of_factors(federation, method, config)
-        or misfit_of_cross_term(federation, method, config)
+        or layered.misfit(remembering(federation, config.client))
+        or layered.misfit_of_cross_term()
     )
     if fault is not None:
         raise UserError(fault)
     tried.check(federation.local, federation.transform, federation.combine, federation.server)
     return federation
-
-
-def merged_bytes(federation: Federation, method: Method, num_clients: int) -> Merged:
-    """What each of a round's `num_clients` receives of merged weights: factors of the change or whole matrices, the smaller.
-
-    A client that was not in the round before lacks earlier changes, too. So with a part of the clients these are whole matrices.
-    """
-    if federation.combine.merged_ranks is None:
-        return NOTHING_MERGED
-    ranks = federation.combine.merged_ranks(num_clients)
-    whole = 4 * sum(prod(layer.shape) for layer in method.layers)
-    factors = 4 * sum(ranks * layer.rank * sum(layer.shape) for layer in method.layers)
-    if num_clients == federation.num_registered and factors < whole:
-        return Merged(factors, f"factors of rank {ranks} times the adapter's")
-    return Merged(whole, "whole matrices")
 
 
 def check_together(origins: Mapping[str, tuple[str, Algorithm]]) -> None:
@@ -270,61 +248,6 @@ def remembering(federation: Federation, config: ClientConfig) -> str | None:
         ),
     }
     return next((text for text, applies in remembers.items() if applies), None)
-
-
-def misfit_of_factors(federation: Federation, method: Method, config: Config) -> str | None:
-    """Why new factors of each layer do not go with the method or the other parts; None when they do, or there are none."""
-    combine = federation.combine
-    if not combine.replaces:
-        return None
-    section = "algorithm" if config.combine is None else "combine"
-    if not method.layers:
-        return (
-            f"{section}.name: {federation.name} makes new factors A and B of each layer, and method {config.method.name} names no "
-            "layer with such factors; set method.name: flora, or take another algorithm"
-        )
-    factors = {name for layer in method.layers for name in (layer.a, layer.b)}
-    if others := [name for name in method.shapes if name not in factors]:
-        return (
-            f"{section}.name: {federation.name} makes new factors A and B of each layer, and this method also trains {others[0]}, "
-            "which is no such factor; set method.name: flora, or take another algorithm"
-        )
-    if any(len(products.places(method, roles)) < len(method.layers) for roles in federation.roles):
-        return (
-            f"{section}.name: {federation.name} makes new factors A and B of each layer, and this sharing part keeps some of them "
-            "with each client; leave one of the two away"
-        )
-    if (reason := remembering(federation, config.client)) is not None:
-        return (
-            f"{section}.name: {federation.name} makes new factors A and B of each layer in every round, but {reason}, which means "
-            "nothing for other factors; leave one of the two away"
-        )
-    if combine.merged_ranks is not None and method.merge is None:
-        return (
-            f"{section}.name: {federation.name} merges what it learns into the frozen weights, and method {config.method.name} "
-            "cannot change these; set method.name: flora, or take another algorithm"
-        )
-    if combine.prepare is not None or combine.by_holder:
-        return f"{section}.name: {federation.name} has factors beside prepare or by_holder, whose means differ; mend the algorithm"
-    return None
-
-
-def misfit_of_cross_term(federation: Federation, method: Method, config: Config) -> str | None:
-    """Why the cross term cannot be measured; None when it can, or is not asked for."""
-    if not config.evaluate.cross_term:
-        return None
-    reasons = {
-        f"method {config.method.name} names no layer with such factors": not method.layers,
-        f"with {federation.name} each layer has a factor that stays with its client": not all(
-            products.places(method, roles) for roles in federation.roles
-        ),
-        f"{federation.name} averages other numbers than the updates of these factors": federation.combine.prepare is not None
-        or federation.combine.by_holder,
-    }
-    reason = next((text for text, applies in reasons.items() if applies), None)
-    if reason is None:
-        return None
-    return f"evaluate.cross_term: compares the means of A and B over clients with that of B A, and {reason}; leave it away"
 
 
 def misfit_of_portions(federation: Federation, method: Method, server: str) -> str | None:

@@ -1,6 +1,6 @@
 """What your own method, partitioner, dataset or algorithm is written with; docs/own-parts.md shows one of each."""
 
-from flora_hpc.algorithms._algorithm import Algorithm, Combine, Ended, Local, LocalStep, Now, Server, Sharing, Transform
+from flora_hpc.algorithms._algorithm import Algorithm, Combine, Ended, LayerMeans, Local, LocalStep, Now, Server, Sharing, Transform
 from flora_hpc.algorithms._algorithm import Setting as AlgorithmSetting
 from flora_hpc.clip.steady import row_sums
 from flora_hpc.data.holdings import Partitioner, PartitionOptions
@@ -19,6 +19,7 @@ __all__ = [
     "DatasetOptions",
     "Ended",
     "Images",
+    "LayerMeans",
     "Local",
     "LocalStep",
     "Method",

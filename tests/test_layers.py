@@ -21,6 +21,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "observers"],
     ["firststep", "memories", "tensorfile"],
     ["federation"],
+    ["factors"],
     ["products"],
     ["roles", "tried"],
     ["algorithms", "methods", "losses", "optimizers"],
