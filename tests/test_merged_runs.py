@@ -18,6 +18,8 @@ from flora_hpc.clip.lora import join
 from flora_hpc.data.datasets import digits
 from flora_hpc.data.decode import rgb
 from flora_hpc.records import hdf5file
+from flora_hpc.records.opened import open_run
+from flora_hpc.report.columns import headlines
 from tests.conftest import ROOT
 
 Invoke = Callable[..., str]
@@ -83,6 +85,19 @@ def test_transformers_loads_the_merged_export(run: Path, invoke: Invoke, tmp_pat
     inputs = processor(images=images, text=list(DATA.captions), return_tensors="pt", padding=True, truncation=True)
     with torch.inference_mode():
         assert accuracy(model(**inputs).logits_per_image) == near(run)
+
+
+def test_the_cross_term_is_shown_where_it_was_measured(run: Path, invoke: Invoke) -> None:
+    measured = "both" in str(run)
+    assert ("cross term" in invoke("show", run)) == measured
+    assert ("cross term" in invoke("show", run, "--rounds")) == measured
+    lines = {name: (value, remark) for name, value, remark in headlines(open_run(run))}
+    assert ("cross term" in lines) == measured
+    if measured:
+        terms = hdf5file.read(run)[1]["rounds"]["cross_term"]
+        assert np.isnan(terms[0])
+        assert lines["cross term"][0] == f"{terms[-1]:.3g}"
+        assert lines["cross term"][1].endswith(f"largest {terms[1:].max():.3g} in round {1 + terms[1:].argmax()}")
 
 
 def test_one_adapter_of_the_sum_has_the_rank_of_the_sum() -> None:
