@@ -27,7 +27,8 @@ from flora_hpc.exact import LIMIT, ExactSum, ExactSums
 from flora_hpc.methods._method import Layer, Method
 from flora_hpc.roles import Columns, Roles
 
-BLOCK = 2**20  # numbers of products, of all clients together, that are float64 at once
+BLOCK = 2**22  # numbers of products, of all clients together, that are float64 at once
+CACHED_BLOCK = 2**16  # on a processor: products and their sums stay in the cache (measured: 3 times as fast as 2**20)
 
 
 class Place(NamedTuple):
@@ -94,7 +95,7 @@ class ProductSums:
         for number, total in self._sums.items():
             place = self.places[number]
             size = prod(place.layer.shape)
-            step = max(1, BLOCK // size)
+            step = max(1, (CACHED_BLOCK if updates.device.type == "cpu" else BLOCK) // size)
             for start in range(0, len(updates), step):
                 some = slice(start, start + step)
                 rows = products(*self._factors(place, updates[some])).view(-1, size)
