@@ -1,6 +1,6 @@
 """Write and read checkpoints: one file per saved round, and one file per rank with what clients keep between rounds.
 
-    checkpoint/round-000012.safetensors               adapter, server state, a round that is not tested yet
+    checkpoint/round-000012.safetensors               adapter, server state, merged weights, a round not tested yet
     checkpoint/round-000012-rank-3-of-8.safetensors   memories of the clients whose home is rank 3 of 8, a row for each
 
 A file is complete or missing: it is written under another name, synced and renamed. The files of the ranks are written before the
@@ -27,6 +27,7 @@ from flora_hpc.tensorfile import DamagedError, Tensors
 
 NUM_KEPT = 2  # rounds
 TABLES = {"row": ROUNDS, "ranks": RANKS, "clients": CLIENTS}  # parts of a RoundRecord
+MERGED = "merged."  # begins the names of such matrices
 NAME = re.compile(r"round-(\d+)\.safetensors")
 
 
@@ -41,6 +42,7 @@ class Checkpoint:
     parts: tuple[str, ...] = field(default=())  # names of the files of the ranks
     identity: Mapping[str, str] = field(default_factory=dict)  # name of each input (data, weights, ...) -> its digest
     run: str = ""  # the digest of the run's configuration; set by `read`
+    merged: Mapping[str, torch.Tensor] = field(default_factory=dict)  # into frozen weights: name of A -> (out, in) float32
 
 
 def path(folder: Path, number: int) -> Path:
@@ -55,6 +57,7 @@ def write(folder: Path, checkpoint: Checkpoint, run: str) -> None:
     """
     tensors: Tensors = {"adapter": checkpoint.adapter.cpu()}
     tree = _flatten(checkpoint.server, "server", tensors)
+    tensors |= {f"{MERGED}{name}": matrix.cpu() for name, matrix in checkpoint.merged.items()}
     if checkpoint.untested is not None:
         for name in TABLES:
             rows = getattr(checkpoint.untested, name).tobytes()
@@ -94,7 +97,8 @@ def read(data: bytes) -> Checkpoint:
         server = _unflatten(json.loads(facts["server"]), "server", tensors)
         parts = json.loads(facts["shards"])
         identity = json.loads(facts.get("identity", "{}"))  # runs before schema 5 have no identity
-        return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(parts), identity, facts["run"])
+        merged = {name.removeprefix(MERGED): matrix for name, matrix in tensors.items() if name.startswith(MERGED)}
+        return Checkpoint(int(facts["round"]), tensors["adapter"], server, untested, tuple(parts), identity, facts["run"], merged)
     except (LookupError, ValueError) as error:
         raise DamagedError(f"it lacks {error}") from None
 

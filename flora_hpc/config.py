@@ -136,6 +136,10 @@ class EvaluateConfig(Section):
         False,
         description="also test each participant's own model on its own mix of classes, a test for each; overlap refuses it",
     )
+    cross_term: bool = Field(
+        False,
+        description="also measure how far the mean of A times the mean of B is from the mean of B A, in every round, of LoRA",
+    )
     fine_tune_epochs: int = Field(
         0,
         ge=0,

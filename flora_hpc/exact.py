@@ -52,7 +52,7 @@ class ExactSum:
     def add(
         self, updates: torch.Tensor, weights: torch.Tensor, lengths: torch.Tensor | None = None, fits: Mask | None = None
     ) -> Mask:
-        """Add updates (num_clients, num_params) float32 with whole-number weights (num_clients,) int64.
+        """Add updates (num_clients, num_params) float32 or float64 with whole-number weights (num_clients,) int64.
 
         Returns (num_clients,) bool: False for a dropped client. `lengths` are `norms(updates)`, if known. `fits` gives the mask,
         where other rows of a client decide, too.
@@ -80,9 +80,9 @@ class ExactSum:
         """The sum of the weights, without dropped clients."""
         return int(self._buffer[-1])
 
-    def mean(self) -> torch.Tensor:
-        """The weighted mean update (num_params,) float32; zeros when no client was added."""
-        mean = torch.zeros(self._num_params)
+    def mean(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weighted mean update (num_params,), rounded to `dtype`; zeros when no client was added."""
+        mean = torch.zeros(self._num_params, dtype=dtype)
         for block in blocks(self._num_params, 1, mean.device) if self.total else []:
             coarse, fine = self._parts[:, block]
             # who was added together decides how the whole is split; in this split, |fine| is at most half of a coarse unit
@@ -109,13 +109,16 @@ class ExactSums:
         rows: Mapping[str, torch.Tensor],
         weights: Mapping[str, torch.Tensor],
         lengths: Mapping[str, torch.Tensor] | None = None,
+        mask: Mask | None = None,
     ) -> Mask:
-        """Add rows (num_clients, n) float32 with weights (num_clients,) int64. `lengths` are `norms` of each row, if known.
+        """Add rows (num_clients, n) float32 with weights (num_clients,) int64, of the clients in the `mask` (num_clients,).
 
-        Returns (num_clients,) bool: False for a dropped client. One row that cannot be added drops its client from all sums.
+        `lengths` are `norms` of each row, if known. Returns (num_clients,) bool: False for a dropped client. One row that cannot
+        be added drops its client from all sums.
         """
         lengths = {name: norms(row) for name, row in rows.items()} if lengths is None else lengths
         fits: Mask = np.logical_and.reduce([self._sums[name].fits(rows[name], weights[name], lengths[name]) for name in rows])
+        fits = fits if mask is None else fits & mask
         for name in rows:
             self._sums[name].add(rows[name], weights[name], lengths[name], fits)
         self._num_clients += int(fits.sum())
@@ -138,6 +141,10 @@ class ExactSums:
     def means(self) -> dict[str, torch.Tensor]:
         """The weighted mean (n,) float32 of each row; zeros when no client was added."""
         return {name: row.mean() for name, row in self._sums.items()}
+
+    def precise_mean(self, name: str) -> torch.Tensor:
+        """The weighted mean (n,) float64 of one row."""
+        return self._sums[name].mean(torch.float64)
 
 
 def bound_of(lengths: npt.NDArray[np.float64], weights: npt.NDArray[np.int64]) -> float:

@@ -8,13 +8,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from flora_hpc import plugins, tried
+from flora_hpc import factors, plugins, tried
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, CombineRows, Local, Server, Setting, Sharing, Transform
 from flora_hpc.attackers import Attackers, draw
 from flora_hpc.attacks._attack import AttackOptions
 from flora_hpc.config import PARTS, ClientConfig, Config
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
+from flora_hpc.factors import NOTHING_MERGED, Merged
 from flora_hpc.methods._method import Method
 from flora_hpc.optimizers import OPTIMIZERS
 from flora_hpc.plugins import BaseOptions
@@ -36,6 +37,8 @@ class Federation:
     server: Server
     attackers: Attackers | None = None
     warnings: tuple[str, ...] = ()
+    by_holder: bool = False  # whether numbers are averaged over the clients that hold them, and some clients hold a part only
+    merged: Merged = NOTHING_MERGED  # what a client receives of a change of frozen weights
 
     def roles_in(self, number: int) -> Roles:
         """The roles of the method's tensors in round `number`, counted from 1."""
@@ -72,9 +75,19 @@ class Federation:
         numbers: Ints = torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).numpy()
         return numbers
 
+    def received_numbers(self, method: Method, clients: Ints, number: int) -> Ints:
+        """How many numbers of the adapter each of `clients` (n,) receives in round `number`: (n,) int64.
+
+        New factors go down whole, also where clients train one of them only. Fresh ones follow from the seed.
+        """
+        if self.combine.fresh:
+            return np.zeros(len(clients), np.int64)
+        return method.bytes_of(clients) // 4 if self.combine.replaces else self.sent_numbers(method, clients, number)
+
     def message_bytes(self, number: int) -> int:
         """Bytes that a client receives in round `number` besides the adapter."""
-        return 4 * len(self.server.sends) * len(self.roles_in(number).trained)
+        merged = self.merged.num_bytes if number > 1 else 0  # nothing is merged before the first round
+        return 4 * len(self.server.sends) * len(self.roles_in(number).trained) + merged
 
     def extra_bytes(self, number: int) -> int:
         """Bytes that a client sends in round `number` besides its update."""
@@ -83,11 +96,9 @@ class Federation:
     def channels(self, number: int) -> dict[str, int]:
         """The rows that are added up in round `number`, and the width of each; 0 for updates that are combined as rows."""
         roles = self.roles_in(number)
-        return (
-            {"update": 0 if self.rule else len(roles.shared)}
-            | dict(self.combine.sends)
-            | dict.fromkeys(self.local.sends, len(roles.trained))
-        )
+        held = {"held": len(roles.shared)} if self.by_holder else {}  # the server knows what clients hold, so they send no such row
+        sent = {"update": 0 if self.rule else len(roles.shared)} | held | dict(self.combine.sends)
+        return sent | dict.fromkeys(self.local.sends, len(roles.trained))
 
     def encoded_bytes(self, number: int) -> int | None:
         """Bytes of an encoded update in round `number`; None where updates are sent as they are.
@@ -155,8 +166,29 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
     if config.attack is not None:
         attacked = draw(cast(AttackOptions, config.attack), config.seed, setting.num_registered)
         names.append(f"attack {config.attack.name} by {int(attacked.mask.sum()):,} of {setting.num_registered:,} clients")
-    federation = Federation(", ".join(names), setting.num_registered, roles, attackers=attacked, warnings=tuple(warnings), **parts)
-    fault = misfit(federation, config, setting) or misfit_of_portions(federation, method, origins["server"][0])
+    by_holder = parts["combine"].by_holder and method.portions is not None
+    if parts["combine"].by_holder and not by_holder:
+        warnings.append(
+            f"algorithm: with method {config.method.name} every client holds all numbers, so the mean over holders is the mean; "
+            "take method.name: feddylora for clients of different ranks"
+        )
+    layered = factors.Layered(", ".join(names), roles, parts["combine"], method, config)
+    federation = Federation(
+        layered.name,
+        setting.num_registered,
+        roles,
+        attackers=attacked,
+        warnings=tuple(warnings),
+        by_holder=by_holder,
+        merged=layered.merged(setting.num_registered),
+        **parts,
+    )
+    fault = (
+        misfit(federation, config, setting)
+        or misfit_of_portions(federation, method, origins["server"][0])
+        or layered.misfit(remembering(federation, config.client))
+        or layered.misfit_of_cross_term()
+    )
     if fault is not None:
         raise UserError(fault)
     tried.check(federation.local, federation.transform, federation.combine, federation.server)
@@ -193,7 +225,7 @@ def check_has(algorithm: Algorithm, part: str, name: str) -> None:
 
 def misfit(federation: Federation, config: Config, setting: Setting) -> str | None:
     """Why the parts do not go together, in one sentence with the cure; None when they do."""
-    local, server, transform = federation.local, federation.server, federation.transform
+    local, server = federation.local, federation.server
     if missing := sorted(set(local.needs) - set(server.sends)):
         return (
             f"algorithm: its local part needs the server's {' and '.join(missing)}, which this server part does not send; "
@@ -214,17 +246,7 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
         return (
             f"client.loss: {config.client.loss} would be replaced, since the algorithm has its own; set client.loss: classification"
         )
-    remembers = {
-        "the local part remembers every trained number": bool(local.memory),
-        "the local part trains a second model": local.personal is not None,
-        "the server sends every trained number": bool(server.sends),
-        "the transform part remembers every sent number": transform is not None and bool(transform.memory),
-        "the server part remembers every number": server.init(torch.zeros(1)) is not None,
-        "client.optimizer_state: keep remembers every trained number": any(
-            name.startswith("optimizer.") for name in federation.memory_widths(config.client)
-        ),
-    }
-    reason = next((text for text, applies in remembers.items() if applies), None)
+    reason = remembering(federation, config.client)
     section = "algorithm" if config.sharing is None else "sharing"
     if len(federation.roles) > 1 and reason is not None:
         return f"{section}: other tensors are trained from round to round, but {reason}; leave one of the two away"
@@ -257,6 +279,22 @@ def misfit_of_attack(federation: Federation, attacked: Attackers, setting: Setti
             "combine.name: trimmed_mean with combine.fraction: 0 for a mean, or take another combine part or attack"
         )
     return None
+
+
+def remembering(federation: Federation, config: ClientConfig) -> str | None:
+    """What remembers or sends a number for each trained number, in words; None where nothing does."""
+    local, server, transform = federation.local, federation.server, federation.transform
+    remembers = {
+        "the local part remembers every trained number": bool(local.memory),
+        "the local part trains a second model": local.personal is not None,
+        "the server sends every trained number": bool(server.sends),
+        "the transform part remembers every sent number": transform is not None and bool(transform.memory),
+        "the server part remembers every number": server.init(torch.zeros(1)) is not None,
+        "client.optimizer_state: keep remembers every trained number": any(
+            name.startswith("optimizer.") for name in federation.memory_widths(config)
+        ),
+    }
+    return next((text for text, applies in remembers.items() if applies), None)
 
 
 def misfit_of_portions(federation: Federation, method: Method, server: str) -> str | None:

@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from flora_hpc import rows
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
+from flora_hpc.products import sum_bytes
 from flora_hpc.setup import Setup
 
 ID_BYTES = 8  # of a client's number, which is sent before its row
@@ -21,6 +22,7 @@ class Traffic(NamedTuple):
     up: Ints  # (num_clients,) int64, sent by each client
     down: Ints  # (num_clients,) int64, received by each client
     allreduce: int  # of the exact sums, given by each rank
+    products: int  # of these, the sums of products of low-rank adapters
 
 
 class Remembered(NamedTuple):
@@ -41,10 +43,12 @@ def traffic(setup: Setup, clients: Ints, number: int) -> Traffic:
     encoded_bytes = federation.encoded_bytes(number)
     up = sent_bytes if encoded_bytes is None else np.full_like(sent_bytes, encoded_bytes)
     widths = federation.channels(number).values()
+    products = sum_bytes(setup.method, federation.roles_in(number)) if setup.sums_products else 0
     return Traffic(
         up=up + federation.extra_bytes(number),
-        down=sent_bytes + federation.message_bytes(number),
-        allreduce=8 * (sum(2 * width + 1 for width in widths) + 1),
+        down=4 * federation.received_numbers(setup.method, clients, number) + federation.message_bytes(number),
+        allreduce=8 * (sum(2 * width + 1 for width in widths) + 1) + products,
+        products=products,
     )
 
 

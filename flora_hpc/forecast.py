@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from rich.filesize import decimal
@@ -33,7 +34,8 @@ class Plan:
     """Forecast of round 1 of a run on `num_ranks` ranks, and of the memory of a rank.
 
     `groups` has the groups of clients of each rank. Bytes are per round: all clients together send `uplink_bytes` and receive
-    `downlink_bytes`; each rank gives `allreduce_bytes` to the exact sums; ranks send each other `allgather_bytes` of a Jacobian.
+    `downlink_bytes`; each rank gives `allreduce_bytes` to the exact sums, `product_bytes`
+    of them for products of low-rank adapters; ranks send each other `allgather_bytes` of a Jacobian.
     `remembered` is what clients remember from one round to the next, if they remember anything. `memory_bytes` maps each use of a
     rank's memory to its bytes.
     """
@@ -56,6 +58,7 @@ class Plan:
     assignment: str
     how: str
     algorithm: str  # and the parts that the configuration names instead of its own
+    merged: str  # the form in which merged weights go down; empty for none
     period: int  # rounds after which the sent tensors are the same again
     num_params: int
     num_private: int  # trained numbers that stay with each client
@@ -65,6 +68,7 @@ class Plan:
     uplink_bytes: int
     downlink_bytes: int
     allreduce_bytes: int
+    product_bytes: int
     allgather_bytes: int
     remembered: footprint.Remembered | None
     memory_bytes: Mapping[str, int]
@@ -117,6 +121,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Sha
         assignment=ASSIGNMENTS[config.cohort.assignment].format("group" if setup.grouping.fixed else "client"),
         how=method.how,
         algorithm=setup.federation.name,
+        merged=setup.federation.merged.form,
         period=len(setup.federation.roles),
         num_params=method.num_params,
         num_private=setup.federation.num_private,
@@ -126,6 +131,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Sha
         uplink_bytes=int(traffic.up.sum()),
         downlink_bytes=int(traffic.down.sum()),
         allreduce_bytes=traffic.allreduce,
+        product_bytes=traffic.products,
         allgather_bytes=firststep.sent_bytes(method, setup.by_jacobian, num_ranks),
         remembered=remembered,
         memory_bytes=_lasting(config, built.clip, setup, len(dataset.images))
@@ -178,6 +184,8 @@ def _lasting(config: Config, clip: Clip, setup: Setup, num_images: int) -> dict[
         lasting["features"] = number_bytes * method.classes(values, None).shape[-1] * num_images
     if setup.by_jacobian:
         lasting["Jacobian"] = firststep.num_bytes(method, True)
+    if setup.federation.combine.merged_ranks is not None:  # the matrices, and weights beside the former ones
+        lasting["merged weights"] = 2 * 4 * sum(prod(layer.shape) for layer in method.layers)
     return lasting
 
 

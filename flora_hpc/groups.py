@@ -20,6 +20,7 @@ from flora_hpc.algorithms._algorithm import Ended
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums, norms
 from flora_hpc.memories import Borrowed, Memories
+from flora_hpc.products import ProductSums
 from flora_hpc.records.schema import CLIENTS, Rows
 from flora_hpc.roles import Roles
 from flora_hpc.rows import Updates
@@ -46,14 +47,23 @@ class TrainedGroups:
 
     sums: ExactSums
     updates: Updates | None = None  # where the combine part needs all of them at once; the sums then only count clients
+    products: ProductSums | None = None  # of factors of low-rank adapters, where they are asked for
     rows: list[Rows] = field(default_factory=list)  # of /clients
     clients: list[Ints] = field(default_factory=list)  # (n,), whose memories changed
     remembered: list[Tensors] = field(default_factory=list)  # name -> (n, width) float32
 
-    def add(self, clients: Ints, rows: Tensors, weights: Tensors, lengths: Tensors) -> torch.Tensor:
-        """Add what clients send; `lengths` are the norms of each row. Returns (num_clients,) bool: False for a dropped client."""
+    def add(self, clients: Ints, rows: Tensors, weights: Tensors, lengths: Tensors, needs_products: bool) -> torch.Tensor:
+        """Add what clients send; `lengths` are the norms of each row. Returns (num_clients,) bool: False for a dropped client.
+
+        A client whose products are too large is dropped where the algorithm `needs_products`; else it is missing in them alone.
+        """
         if self.updates is None:
-            return torch.from_numpy(self.sums.add(rows, weights, lengths))
+            fits = None if self.products is None else self.products.fits(rows["update"], weights["update"])
+            mask = fits.numpy() if fits is not None and needs_products else None
+            accepted = torch.from_numpy(self.sums.add(rows, weights, lengths, mask))
+            if self.products is not None and fits is not None:
+                self.products.add(rows["update"], weights["update"], accepted & fits)
+            return accepted
         accepted = self.updates.add(clients, rows["update"])
         self.sums.add({"update": rows["update"][accepted, :0]}, {"update": weights["update"][accepted]})
         return accepted
@@ -123,7 +133,7 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         update_norm = norms(result.updates, start.mask)
         lengths = {name: update_norm if row is result.updates and start.mask is None else norms(row) for name, row in rows.items()}
         weights_of = {name: equal if name in federation.local.sends else weights for name in rows}
-        accepted = trained.add(clients, rows, weights_of, lengths)
+        accepted = trained.add(clients, rows, weights_of, lengths, federation.combine.replaces)
         if memory:
             trained.clients.append(clients)
             trained.remembered.append(unless_rejected(accepted, memory, remembered | personal))
@@ -137,7 +147,9 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         table["memory_norm"] = np.sqrt(sum(norms(part).numpy() ** 2 for part in own)) if own else np.nan
         table["global_accuracy"], table["personal_accuracy"] = np.nan, np.nan
         sent_bytes = 4 * federation.sent_numbers(setup.method, clients, group.round)
-        table["downlink_bytes"] = sent_bytes + federation.message_bytes(group.round)
+        table["downlink_bytes"] = 4 * federation.received_numbers(setup.method, clients, group.round) + federation.message_bytes(
+            group.round
+        )
         table["uplink_bytes"] = (sent_bytes if encoded_bytes is None else encoded_bytes) + federation.extra_bytes(group.round)
         table["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
         trained.rows.append(table)
@@ -204,6 +216,10 @@ def leaving(
         remembered |= {f"transform.{name}": rows for name, rows in own.items()}
         encoded_bytes = num_bytes.cpu().numpy()
     prepared = {"update": update} if federation.combine.prepare is None else federation.combine.prepare(update, num_steps)
+    if federation.by_holder:
+        assert start.mask is not None
+        held = roles.shared.take(start.mask)
+        prepared |= {"update": update * held, "held": held.float()}
     return prepared | sent, remembered, encoded_bytes
 
 

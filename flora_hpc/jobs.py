@@ -46,6 +46,8 @@ def evaluate_adapter(
     """
     site = find_site(config, comm, launch)
     dataset, clip, method = together(comm, lambda: build_for_test(config, site.device))
+    if (shapes := together(comm, lambda: adapters.merged_shapes(adapter))) is not None:
+        method = replace(method, shapes=shapes)
     trained = together(
         comm, lambda: adapters.load(adapter, method.shapes, clip.name, method.alpha, dataset.wordings if method.per_class else ())
     )

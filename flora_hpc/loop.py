@@ -248,7 +248,7 @@ def save_adapter(out: Path, built: Experiment, state: State) -> None:
     for folder in (part, out / "adapter"):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        adapters.save(part, clip.model, tensors, method.alpha, clip.name, built.config.method.name, classes)
+        adapters.save(part, clip.model, tensors, method.alpha, clip.name, built.config.method.name, classes, state.merged)
         part.rename(out / "adapter")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)

@@ -67,7 +67,9 @@ class Saved:
         if untested is not None:
             untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round writes into `row`
         # copies, since a server's rule may change its tensors in place while a thread writes them
-        point = Checkpoint(number, state.adapter.clone(), deepcopy(state.server), untested, parts, self._identity.all)
+        point = Checkpoint(
+            number, state.adapter.clone(), deepcopy(state.server), untested, parts, self._identity.all, merged=dict(state.merged)
+        )
 
         def save() -> None:
             self.holds()
@@ -101,7 +103,10 @@ class Saved:
         memories = experiment.memories(built, site, experiment.initial_adapter(built, site))
         if memories is not None:
             together(comm, lambda: checkpoint.read_memories(self.folder, point.parts, memories))
-        state = State(point.adapter.to(site.device), to(point.server, site.device), tests, memories)
+        state = State(point.adapter.to(site.device), to(point.server, site.device), tests, memories, point.merged)
+        if point.merged:
+            assert setup.method.merge is not None
+            setup.method.merge(point.merged)
         return Begin(state, point.round + 1, earlier)
 
     def _read_newest(self, setup: Setup) -> tuple[bytes, Earlier]:

@@ -6,6 +6,7 @@ every rank holds the same adapter and server state
     each group trains; its rows are added to running sums: sharing, local, transform and combine of the algorithm
     the sums are added up over ranks                  one allreduce, exact
     or a rule such as a median combines all updates   in blocks of columns, an exchange for each block of every rank
+    products of low-rank factors are combined         each layer on one rank, where the algorithm or evaluate.cross_term needs them
     the server computes the next adapter              on every rank, nothing is sent
     memories are given back                           as they are after the round; an abandoned round leaves them as they were
     the adapter is tested                             now, or in the next round by ranks that have trained their groups
@@ -14,15 +15,15 @@ every rank holds the same adapter and server state
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from flora_hpc import cohort, firststep, rows, trainer
+from flora_hpc import cohort, firststep, products, rows, seeds, trainer
 from flora_hpc.accuracy import AdapterTests, sum_of
 from flora_hpc.algorithms._algorithm import Combine, Now
 from flora_hpc.comm.communicator import AgreedError
@@ -32,6 +33,7 @@ from flora_hpc.exact import ExactSums
 from flora_hpc.groups import Common, TrainedGroups, train_group, with_batches
 from flora_hpc.memories import Borrowed, Memories
 from flora_hpc.personal import Personal
+from flora_hpc.products import Combined, ProductSums
 from flora_hpc.records.known import NOT_TESTED, RankReport, RightAnswers, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
 from flora_hpc.roles import freeze
@@ -52,6 +54,7 @@ class State:
     server: Any
     tests: AdapterTests
     memories: Memories | None = None  # of clients; None where they remember nothing
+    merged: Mapping[str, torch.Tensor] = field(default_factory=dict)  # into frozen weights, on the CPU; see `Combined.merged`
     accepted_weight: int = 0  # of the updates that the last round added up; 0 when every update was rejected
 
 
@@ -61,7 +64,7 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
     Raises AbandonedError, on every rank, when a signal abandons the round; adapter, server state and memories are then unchanged.
     """
     comm, tests = site.comm, state.tests
-    trained, previous_correct, message_norm = TrainedGroups(ExactSums({})), NOT_TESTED, np.nan
+    trained, previous_correct, message_norm, cross_term = TrainedGroups(ExactSums({})), NOT_TESTED, np.nan, np.nan
     if number > 0:
         with comm.phase("log"):
             message_norm = norm_of_message(setup, state, number) if comm.rank == 0 else np.nan
@@ -74,21 +77,23 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
         direction = None
         if rule is not None and trained.updates is not None and num_accepted:
             direction = rows.combine(comm, trained.updates, rule, setup.federation.attackers)
+        combined = combine_products(setup, site, state, trained, number)
         with comm.phase("server"):
-            apply_sums(setup, state, trained.sums, number, direction)
+            apply_sums(setup, state, trained.sums, number, combined, direction)
+        cross_term = combined.cross_term if setup.evaluate.cross_term else np.nan
         if state.memories is not None:
             state.memories.give_back(*trained.changes(state.memories))
     correct = tests.now(state.adapter, number)
     if setup.evaluate.personal and number > 0 and setup.is_tested(number):
         evaluate_own_models(setup, site, state.adapter, number, trained, correct)
     clients = np.concatenate([np.zeros(0, CLIENTS), *trained.rows])
-    reports = comm.gather(report(comm, number, clients, correct, previous_correct, state.adapter).to_bytes())
+    reports = comm.gather(report(comm, number, clients, correct, previous_correct, state).to_bytes())
     if reports is None:
         return []
     with comm.phase("log"):
         rank_reports = [RankReport.from_bytes(data) for data in reports]
         record = merge(number, rank_reports)
-        record.row["message_norm"] = message_norm
+        record.row["message_norm"], record.row["cross_term"] = message_norm, cross_term
         record.row["message_bytes"] = len(record.clients) * setup.federation.message_bytes(number) if number else 0
         return tests.complete_records(record, rank_reports)
 
@@ -104,11 +109,28 @@ def evaluate_own_models(
             tests.test(table, trained.remembered[index] if trained.remembered else {})
 
 
-def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int, direction: torch.Tensor | None = None) -> None:
+def combine_products(setup: Setup, site: Site, state: State, trained: TrainedGroups, number: int) -> Combined:
+    """Add up the products B A of all ranks, and compute the cross term and, if the algorithm makes them, new factors of each layer.
+
+    All ranks call this together.
+    """
+    if trained.products is None or not trained.sums.total("update"):
+        return Combined((), np.nan)
+    trained.products.allreduce(site.comm)
+    combine, method = setup.federation.combine, setup.method
+    assert isinstance(combine, Combine)
+    fresh = method.pack(method.init(seeds.generator(setup.seed, "fresh adapter", number))) if combine.fresh else None
+    return products.combine(site.comm, combine, trained.products, trained.sums, state.adapter, fresh)
+
+
+def apply_sums(
+    setup: Setup, state: State, sums: ExactSums, number: int, combined: Combined, direction: torch.Tensor | None = None
+) -> None:
     """Apply the server's part to the means of the clients' rows. When every update was rejected, the adapter stays as it was.
 
     `direction` (num_shared,) is that of a rule that needs all updates; otherwise the means of the rows are made into one.
-    Numbers that clients did not send stay as they were, too, whatever the server remembers of them.
+    Numbers that clients did not send stay as they were, too, whatever the server remembers of them. New factors of layers replace
+    what the server's part makes.
     """
     federation, adapter = setup.federation, state.adapter
     state.accepted_weight = sums.total("update")
@@ -125,7 +147,11 @@ def apply_sums(setup: Setup, state: State, sums: ExactSums, number: int, directi
     direction = roles.sent.put(torch.zeros_like(adapter), shared.to(adapter.device))
     own = adapter if roles.sent.is_all else adapter.clone()  # a server may change its adapter in place
     result, state.server = checked(federation.server.apply(own, direction, state.server, now), len(adapter))
-    state.adapter = roles.sent.put(adapter, roles.sent.take(result))
+    state.adapter = combined.put(roles.sent.put(adapter, roles.sent.take(result)))
+    if combined.rest:
+        state.merged = combined.merged(state.merged)
+        assert setup.method.merge is not None
+        setup.method.merge(state.merged)
 
 
 def checked(result: Any, num_params: int) -> tuple[torch.Tensor, Any]:
@@ -147,7 +173,8 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> Trai
     with site.comm.phase("batch"):
         local_groups = my_groups(setup, site, number)
         updates = rows.Updates(len(federation.roles_in(number).shared)) if federation.rule else None
-        trained = TrainedGroups(ExactSums(federation.channels(number)), updates)
+        sums = ProductSums(setup.method, federation.roles_in(number)) if setup.sums_products else None
+        trained = TrainedGroups(ExactSums(federation.channels(number)), updates, sums)
         num_local = sum(map(len, local_groups)) if isinstance(local_groups, Sequence) else 0
     borrowed = None
     if state.memories is not None:
@@ -217,11 +244,11 @@ def norm_of_message(setup: Setup, state: State, number: int) -> float:
 
 
 def report(
-    comm: Meter, number: int, clients: Rows, correct: RightAnswers, previous_correct: RightAnswers, adapter: torch.Tensor
+    comm: Meter, number: int, clients: Rows, correct: RightAnswers, previous_correct: RightAnswers, state: State
 ) -> RankReport:
     """This rank's report to rank 0: its rows of /clients, its counts of right answers, and its timeline since the last round."""
     with comm.phase("log"):
-        adapter_digest = digest(adapter)
+        adapter_digest = digest(state.adapter, *state.merged.values())
     lap = comm.lap()
     row = np.zeros(1, RANKS)
     row["round"], row["rank"], row["num_clients"] = number, comm.rank, len(clients)
@@ -237,7 +264,9 @@ def peak_memory_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
-def digest(adapter: torch.Tensor) -> int:
-    """A hash of the adapter, 64 bits."""
-    data = np.ascontiguousarray(adapter.cpu().numpy())  # hashed without a copy: it may be a whole CLIP
-    return int.from_bytes(hashlib.blake2b(data.data, digest_size=8).digest(), "little", signed=True)
+def digest(*tensors: torch.Tensor) -> int:
+    """A hash of the adapter, and of what is merged into frozen weights, 64 bits."""
+    state = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        state.update(np.ascontiguousarray(tensor.cpu().numpy()).data)  # hashed without a copy: it may be a whole CLIP
+    return int.from_bytes(state.digest(), "little", signed=True)

@@ -57,6 +57,11 @@ class Setup:
         return whole_cohort(self.cohort, self.holdings.num_clients, self.seed)
 
     @property
+    def sums_products(self) -> bool:
+        """Whether ranks add up the products B A of clients."""
+        return self.evaluate.cross_term or self.federation.combine.replaces
+
+    @property
     def num_participants(self) -> int:
         """Clients of a round."""
         return self.cohort.num_clients(self.holdings.num_clients)

@@ -5,7 +5,17 @@ from typing import Any
 
 import torch
 
-from flora_hpc.algorithms._algorithm import Combine, CombineRows, Ended, Local, LocalStep, Now, Server, Transform
+from flora_hpc.algorithms._algorithm import (
+    Combine,
+    CombineRows,
+    Ended,
+    LayerMeans,
+    Local,
+    LocalStep,
+    Now,
+    Server,
+    Transform,
+)
 from flora_hpc.errors import UserError, reason
 
 NUM_PARAMS = 4
@@ -50,6 +60,14 @@ def check(local: Local, transform: Transform | None, combine: Combine | CombineR
     means = {name: rows[0] for name, rows in (prepared | sent).items()}
     direction = attempt("combine's finish", lambda: combine.finish(means, Now(1, 1, 1, 1, means)))
     shaped("combine's finish", direction, adapter.shape)
+    if combine.factors is not None:
+        a, b = torch.zeros(2, NUM_PARAMS).double(), torch.zeros(NUM_PARAMS, 2).double()
+        both = attempt("combine's factors", lambda: combine.factors(LayerMeans(b @ a, a, b)))  # type: ignore[misc]
+        for name, factor, expected in zip("AB", pair("combine's factors", both, 2), (a, b), strict=True):
+            if not isinstance(factor, torch.Tensor) or factor.shape != expected.shape:
+                raise UserError(
+                    f"algorithm.name: the {name} of combine's factors must be a tensor {tuple(expected.shape)}; mend the algorithm"
+                )
 
 
 def check_rule(rule: CombineRows) -> None:

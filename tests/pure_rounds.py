@@ -10,8 +10,21 @@ from typing import Any, NamedTuple
 import torch
 
 from flora_hpc import plugins
-from flora_hpc.algorithms._algorithm import Algorithm, Combine, Ended, Gradient, Local, LocalStep, Now, Server, Setting, Sharing
+from flora_hpc.algorithms._algorithm import (
+    Algorithm,
+    Combine,
+    Ended,
+    Gradient,
+    LayerMeans,
+    Local,
+    LocalStep,
+    Now,
+    Server,
+    Setting,
+    Sharing,
+)
 from flora_hpc.config import ClientConfig
+from flora_hpc.methods._method import Layer
 
 Vector = dict[str, torch.Tensor]  # name -> (num_params,)
 Gradients = Sequence[Callable[[torch.Tensor], torch.Tensor]]  # of each step of a client, at params (num_params,)
@@ -51,6 +64,7 @@ class Federated:
     sizes: Mapping[str, int] = field(default_factory=lambda: ONE)  # of the trained tensors
     memories: dict[int, Vector] = field(default_factory=dict)  # of clients that were trained
     server: Any = None
+    layers: Sequence[Layer] = ()  # of low-rank adapters
 
     def __post_init__(self) -> None:
         self.parts, self.initial = whole(self.parts), self.adapter
@@ -84,8 +98,29 @@ class Federated:
             means[name] = mean(rows, torch.ones_like(weights) if name in sent else weights)
         now = Now(number, len(clients), self.num_registered, int(weights.sum()), means)
         adapter, self.server = server.apply(self.adapter, combine.finish(means, now), self.server, now)
-        self.adapter = torch.where(self.mask(number, "shared"), adapter, self.adapter)
+        before, self.adapter = self.adapter, torch.where(self.mask(number, "shared"), adapter, self.adapter)
+        if combine.factors is not None:
+            models = torch.stack([before + rows["update"] for rows, _ in results.values()])
+            for layer in self.layers:
+                self.replace(layer, combine.factors, models, weights)
         self.memories |= {name: memory for name, (_, memory) in results.items()}
+
+    def replace(
+        self, layer: Layer, factors: Callable[[LayerMeans], Sequence[torch.Tensor]], models: torch.Tensor, weights: Any
+    ) -> None:
+        """Put new factors of a layer into the adapter, from the clients' models (num_clients, num_params)."""
+        (out, width), rank = layer.shape, layer.rank
+        a = models[:, self.place(layer.a)].view(-1, rank, width)
+        b = models[:, self.place(layer.b)].view(-1, out, rank)
+        means = (mean(rows.flatten(1), weights).view(rows.shape[1:]) for rows in (b @ a, a, b))
+        for name, values in zip((layer.a, layer.b), factors(LayerMeans(*means)), strict=True):
+            self.adapter[self.place(name)] = values.flatten()
+
+    def place(self, name: str) -> slice:
+        """The place of a tensor in the adapter."""
+        names = list(self.sizes)
+        start = sum(self.sizes[other] for other in names[: names.index(name)])
+        return slice(start, start + self.sizes[name])
 
     def train(self, number: int, name: int, client: Client, message: Vector) -> tuple[Vector, Vector]:
         """What a client sends, and what it remembers."""

@@ -6,7 +6,17 @@ import numpy as np
 
 from flora_hpc.records import hdf5file
 
-ROUNDS = ("round", "num_clients", "num_rejected", "num_examples", "train_loss", "test_accuracy", "uplink_bytes", "worst_client")
+ROUNDS = (
+    "round",
+    "num_clients",
+    "num_rejected",
+    "num_examples",
+    "train_loss",
+    "test_accuracy",
+    "uplink_bytes",
+    "worst_client",
+    "cross_term",
+)
 CLIENTS = ("round", "client", "num_steps", "train_loss", "update_norm", "weight")
 
 

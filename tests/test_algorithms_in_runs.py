@@ -13,7 +13,8 @@ alone.
 
 Not every algorithm is played with every backend, number of ranks and assignment: that would be fifteen times as many runs. The
 assignment of a run is decided by the numbers of its algorithm and its world, so that each algorithm has each assignment in some
-world. Two are killed, since every kill costs a start of ranks: one with memories of two parts, and one with a state of the server.
+world. Three are killed, since every kill costs a start of ranks: one with memories of two parts, one with a state of the server,
+one with merged weights.
 """
 
 import hashlib
@@ -53,6 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # beside the name of the algorithm
     "trimmed_mean": {"algorithm.fraction": 0.25, "algorithm.mix": "nnm"},  # of four clients; without mixing it would be the median
     "multi_krum": {"algorithm.num_chosen": 2},
     "norm_clipping": {"algorithm.bound": 0.01},
+    "holders_only": {"method": {"name": "feddylora", "by": "divergence"}},
     "by_name": {"algorithm.private": ["*resblocks.0*.lora_B"], "algorithm.frozen": ["*resblocks.1*.lora_A"]},
 }
 RECIPES: dict[str, dict[str, Any]] = {
@@ -73,6 +75,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "combine": {"name": "median", "mix": "nnm", "fraction": 0.25},
     },
     "fedsa_lora and top_k": {"algorithm.name": "fedsa_lora", "transform": "top_k"},
+    "flexlora, mixed ranks": {
+        "algorithm.name": "flexlora",
+        "method": {"name": "feddylora", "by": "divergence"},
+        "evaluate.cross_term": True,
+    },
 }
 REMEMBER = {
     *("by_name", "ditto", "dual_lora", "feddyn", "fedper", "fedsa_lora", "lg_fedavg", "scaffold", "top_k"),
@@ -83,6 +90,8 @@ FORGET = {
     *("logit_calibration", "rolora", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median"),
     *("centered_clipping", "norm_clipping", "rolora and median after mixing"),
     *("multi_krum under alie", "fedavg under gaussian", "logit_calibration under label_flip"),
+    *("logit_calibration", "rolora", "flexlora", "lora_fair", "fedsvd", "holders_only", "flexlora, mixed ranks"),
+    *("fedex_lora", "flora_stacking"),
 }
 ASSIGNMENTS: tuple[dict[str, Any], ...] = (
     {"cohort.assignment": "dynamic"},
@@ -100,7 +109,7 @@ class World(NamedTuple):
 
 WORLDS = {"mpi-2": World("mpi", 2), "gloo-3": World("gloo", 3), "mpi-5": World("mpi", 5)}
 STOPS = {name: (("SIGUSR1", 1, 2), ("SIGTERM", 0, 2))[number % 2] for number, name in enumerate(RECIPES)}
-KILLED = ("fedsa_lora and top_k", "fedadam")
+KILLED = ("fedsa_lora and top_k", "fedadam", "fedex_lora")
 Start = Callable[..., int]
 
 
@@ -170,6 +179,7 @@ def assert_same_bits(out: Path, other: Path) -> None:
     """Adapter, measured columns, state of the server, and the memory of every client."""
     assert_same(out, other)
     torch.testing.assert_close(state(out).server, state(other).server, rtol=0, atol=0)
+    torch.testing.assert_close(state(out).merged, state(other).merged, rtol=0, atol=0)
     assert memories(out) == memories(other)
 
 

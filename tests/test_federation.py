@@ -1,5 +1,6 @@
 """Parts of a round that do not go together are refused before round 0, in one sentence with the cure."""
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 import flora_hpc
-from flora_hpc import federation, plugins
+from flora_hpc import federation, plugins, products
 from flora_hpc.algorithms._algorithm import Algorithm, Setting, Sharing
 from flora_hpc.config import PARTS
 from flora_hpc.errors import UserError
 from flora_hpc.federation import Federation
+from flora_hpc.methods._lora import layers_of
 from flora_hpc.methods._method import Method
 from tests.conftest import ROOT, refusal
 
@@ -31,6 +33,8 @@ def method(shapes: dict[str, tuple[int, ...]]) -> Method:
         lambda tensors, noise: torch.zeros(1, 2, 4),
         lambda tensors, classes, inputs, noise: inputs @ classes.transpose(1, 2),
         how="tensors",
+        layers=layers_of(shapes, 2.0),
+        merge=lambda matrices: None,
     )
 
 
@@ -63,6 +67,8 @@ def test_a_named_part_takes_the_place_of_the_algorithms_or_is_refused(name: str,
         assert f"{part}.name: {name} has no {part} part of its own, only " in refused(DUAL, **{part: name})
     elif part in ("local", "combine", "server") and name == "feddyn":
         assert "the local, combine and server parts of feddyn go together only" in refused(DUAL, **{part: name})
+    elif name == "fedsvd":
+        assert "the sharing, combine and server parts of fedsvd go together only" in refused(DUAL, **{part: name})
     elif part in ("local", "server") and name == "scaffold":
         assert "take local and server from the same algorithm" in refused(DUAL, **{part: name})
     else:
@@ -296,3 +302,92 @@ def test_a_plan_and_a_run_refuse_it(settings: list[str], beginning: str, tmp_pat
     assert refusal("plan", QUICKSTART, *words).startswith(beginning)
     assert refusal("run", QUICKSTART, *words, "--out", tmp_path / "run").startswith(beginning)
     assert not (tmp_path / "run" / "run.h5").exists()
+
+
+# --- products of low-rank adapters
+
+
+FACTORS = "new factors A and B of each layer"
+
+
+def test_new_factors_need_layers_with_factors() -> None:
+    for name in ("flexlora", "lora_fair", "fedsvd"):
+        assert "treats the A and B of LoRA adapters differently, and this method has none" in refused(HEAD, algorithm=name)
+    told = refused(LORA | HEAD, algorithm="flexlora")
+    assert told == (
+        f"algorithm.name: flexlora makes {FACTORS}, and this method also trains head, which is no such factor; "
+        "set method.name: flora, or take another algorithm"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"local": "scaffold", "server": "scaffold"}, "the sharing, combine and server parts of flexlora go together only"),
+        ({"server": "fedavgm"}, "the sharing, combine and server parts of flexlora go together only, and here server is that"),
+        ({"sharing": "ffa_lora"}, "the sharing, combine and server parts of flexlora go together only, and here sharing is"),
+        ({"local": "ditto"}, f"{FACTORS} in every round, but the local part trains a second model, which means nothing"),
+        ({"transform": "top_k"}, f"{FACTORS} in every round, but the transform part remembers every sent number"),
+        ({"client": {"optimizer_state": "keep"}}, f"{FACTORS} in every round, but client.optimizer_state: keep remembers"),
+    ],
+    ids=str,
+)
+def test_what_new_factors_would_make_meaningless_is_refused(options: dict[str, Any], reason: str) -> None:
+    assert reason in refused(algorithm="flexlora", **options)
+
+
+def test_merging_needs_a_method_that_can() -> None:
+    with pytest.raises(UserError, match=r"flora_stacking merges what it learns into the frozen weights, and method flora cannot"):
+        federation.build(
+            flora_hpc.load_config({"algorithm": "flora_stacking"}),
+            replace(method(LORA), merge=None),
+            Setting(flora_hpc.load_config({}).client, tuple(LORA), False, 10),
+        )
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(1.0, 9), (0.5, None)])
+def test_merged_weights_go_down_in_the_smaller_form(size: float, ranks: int | None) -> None:
+    """As factors where every client has the change of the round before, of fewer numbers than the whole matrices."""
+    large = {"layer.lora_A": (2, 64), "layer.lora_B": (64, 2)}
+    built = build(large, algorithm="fedex_lora", cohort={"fraction": size})
+    assert built.merged.num_bytes == 4 * (64 * 64 if ranks is None else ranks * 2 * 128)
+    assert (built.message_bytes(1), built.message_bytes(2)) == (0, built.merged.num_bytes)
+    assert build(LORA, algorithm="fedex_lora").merged.form == "whole matrices"
+    clients = np.arange(3)
+    assert built.received_numbers(method(large), clients, 1).tolist() == [256] * 3
+    assert build(large, algorithm="flora_stacking").received_numbers(method(large), clients, 1).tolist() == [0] * 3
+
+
+def test_new_factors_beside_a_local_part_without_memory() -> None:
+    assert build(algorithm="flexlora", local="fedprox").name == "flexlora, local of fedprox"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"algorithm": "fedsa_lora"}, "with fedsa_lora each layer has a factor that stays with its client"),
+        ({"algorithm": "fednova"}, "fednova averages other numbers than the updates of these factors"),
+        ({"algorithm": "holders_only"}, "holders_only averages other numbers than the updates of these factors"),
+    ],
+    ids=str,
+)
+def test_a_cross_term_without_means_of_both_factors_is_refused(options: dict[str, Any], reason: str) -> None:
+    start = "evaluate.cross_term: compares the means of A and B over clients with that of B A, and"
+    assert refused(evaluate={"cross_term": True}, **options) == f"{start} {reason}; leave it away"
+
+
+def test_a_cross_term_needs_low_rank_adapters() -> None:
+    told = refusal("plan", QUICKSTART, "-s", "evaluate.cross_term=true", "-s", "method.name=fedlc")
+    assert told.endswith("with that of B A, and method fedlc names no layer with such factors; leave it away")
+
+
+def test_a_cross_term_leaves_private_adapters_out() -> None:
+    built = build(DUAL, algorithm="dual_lora", evaluate={"cross_term": True})
+    places = products.places(method(DUAL), built.roles_in(1))
+    assert [place.layer.a for place in places] == [f"{block}.lora_A" for block in BLOCKS]
+    assert products.sum_bytes(method(DUAL), built.roles_in(1)) == 2 * 8 * (2 * 16 + 1)
+
+
+def test_a_mean_over_holders_says_when_it_is_the_mean() -> None:
+    (warning,) = build(algorithm="holders_only").warnings
+    assert "every client holds all numbers, so the mean over holders is the mean" in warning

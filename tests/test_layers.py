@@ -21,6 +21,8 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "observers"],
     ["firststep", "memories", "rows", "tensorfile"],
     ["federation"],
+    ["factors"],
+    ["products"],
     ["attackers", "roles", "tried"],
     ["algorithms", "attacks", "methods", "losses", "optimizers"],
     ["job", "rundir"],

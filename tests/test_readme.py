@@ -111,6 +111,10 @@ REFUSED = {  # what the page says is refused, in its order
     "algorithm: ditto\nsharing: fedper": "some tensors stay with their client, but the local part trains a second model",
     "algorithm: ffa_lora\nmethod: {name: fedlc}": "ffa_lora treats the A and B of LoRA adapters differently",
     "algorithm: {name: by_name, frozen: ['*']}": "none of the trained tensors",
+    "algorithm: flexlora\nlocal: ditto": "makes new factors A and B of each layer in every round, but the local part trains",
+    "algorithm: fedex_lora\nserver: fedadam": "the sharing, combine and server parts of fedex_lora go together only",
+    "algorithm: fedsvd\nmethod: {name: fedlc}": "fedsvd treats the A and B of LoRA adapters differently",
+    "algorithm: fednova\nevaluate: {cross_term: true}": "evaluate.cross_term: compares the means of A and B over clients",
 }
 
 

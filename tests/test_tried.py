@@ -46,6 +46,15 @@ MISTAKES = {
         {"server": ADD._replace(init=Moments)},
         "the server's state must be a tensor, a number, a text, None, or tuples, lists and dictionaries of these",
     ),
+    "factors that fail": (
+        {"combine": mean()._replace(factors=lambda means: means.c)},
+        "combine's factors fails on a client of 4 zeros (AttributeError: ",
+    ),
+    "one factor": ({"combine": mean()._replace(factors=lambda means: (means.a,))}, "combine's factors must return 2 values"),
+    "factors in the other order": (
+        {"combine": mean()._replace(factors=lambda means: (means.b, means.a))},
+        "the A of combine's factors must be a tensor (2, 4)",
+    ),
     "a transform with two values": ({"transform": Transform(lambda rows, memory: (rows, {}))}, "transform must return 3 values"),
     "bytes as a number": ({"transform": Transform(lambda rows, memory: (rows, {}, 16))}, "bytes as int64 (num_clients,)"),
     "bytes as floats": (

@@ -105,18 +105,43 @@ class Transform(NamedTuple):
     memory: tuple[str, ...] = ()
 
 
+class LayerMeans(NamedTuple):
+    """The weighted means over clients of one layer's low-rank adapter, with the starts of the round added, in float64."""
+
+    product: torch.Tensor  # (out, in), of B A; padded with zeros where a client holds fewer ranks
+    a: torch.Tensor  # (rank, in), of A
+    b: torch.Tensor  # (out, rank), of B
+
+
 class Combine(NamedTuple):
     """How the updates of a cohort become one direction, by exact sums.
 
     `weights(num_examples) -> weights`, both (num_clients,) int64 and at least 1. `prepare(update, num_steps) -> rows` makes the
     rows that are averaged with these weights: `update` (num_clients, n), and others that are sent besides it. `finish(means, now)`
     computes the direction (n,) from their means.
+
+    `factors(means) -> A (rank, in), B (out, rank)` computes a layer's next adapter, on one rank. What `finish` and the server's
+    part make of these numbers is then not used. With `by_holder`, clients' rows have zeros where a client holds nothing, and
+    `means["held"]` (n,) is the weighted share of clients that hold a number; it is absent where all clients hold all.
+
+    With `fresh`, each round begins with new initial factors, drawn from the seed. With `merged_ranks`, what the next factors leave
+    of the mean product, mean B A - B A, is added to the layer's frozen weight. `merged_ranks(num_clients)` says how many times the
+    adapter's rank this change has at most, for byte counts.
     """
 
     weights: Callable[[torch.Tensor], torch.Tensor]
     finish: Callable[[Tensors, "Now"], torch.Tensor]
     prepare: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]] | None = None
     sends: Mapping[str, int] = MappingProxyType({})  # the numbers of each row that `prepare` adds to the update
+    factors: Callable[[LayerMeans], tuple[torch.Tensor, torch.Tensor]] | None = None
+    by_holder: bool = False
+    fresh: bool = False
+    merged_ranks: Callable[[int], int] | None = None
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the factors of all layers are replaced at the end of a round."""
+        return self.fresh or self.factors is not None
 
 
 class CombineRows(NamedTuple):
@@ -137,12 +162,31 @@ class CombineRows(NamedTuple):
 
     @property
     def prepare(self) -> None:
-        """Updates are sent as they are; this and the next two are what `Combine` has, too."""
+        """Updates are sent as they are; this and what follows are what `Combine` has, too."""
 
     @property
     def sends(self) -> Mapping[str, int]:
         """Nothing is sent besides the update."""
         return {}
+
+    @property
+    def by_holder(self) -> bool:
+        """Every client sends all numbers."""
+        return False
+
+    @property
+    def fresh(self) -> bool:
+        """The factors of layers go on from round to round."""
+        return False
+
+    @property
+    def merged_ranks(self) -> None:
+        """Frozen weights stay as they are."""
+
+    @property
+    def replaces(self) -> bool:
+        """No factors are replaced."""
+        return False
 
     @staticmethod
     def weights(num_examples: torch.Tensor) -> torch.Tensor:

@@ -158,7 +158,7 @@ def _round(number: int, num_rounds: int, sizes: Ints, speed: Floats, rng: np.ran
     forget_tests(row)
     forget_tests(clients)
     row["test_accuracy"] = 0.6 + 0.3 * (1 - np.exp(-5 * done)) + 0.003 * rng.standard_normal()
-    row["message_norm"], clients["memory_norm"] = np.nan, np.nan
+    row["message_norm"], row["cross_term"], clients["memory_norm"] = np.nan, np.nan, np.nan
     row["uplink_bytes"] = row["downlink_bytes"] = PAYLOAD_BYTES * num_clients
     row["collective_bytes"] = ranks["collective_bytes"].sum()
     return RoundRecord(row, ranks, clients)

@@ -21,7 +21,7 @@ HIDDEN_FIRST = (
     "num_clients", "wait_seconds", "batch_seconds", "train_seconds", "train_loss",
 )  # fmt: skip
 COUNTS = ("message_bytes", "num_attackers", "attacks")  # zeros where the run has no use for them
-OPTIONAL = (*views.PERSONAL, "message_norm", "memory_norm", "global_accuracy", "personal_accuracy", *COUNTS)
+OPTIONAL = (*views.PERSONAL, "message_norm", "cross_term", "memory_norm", "global_accuracy", "personal_accuracy", *COUNTS)
 SLICE_ROWS = 100_000  # rows that are Python objects at a time
 ONLY_FOR_PROGRAMS = tuple(name for number, name in enumerate(DECILES, 1) if number not in (1, 5, 9))  # too many for people
 NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", *WORST)  # these number a thing, they do not count

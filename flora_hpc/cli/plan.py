@@ -48,6 +48,7 @@ def rows_of(plan: "Plan") -> dict[str, str]:
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
     validation = f", {len(dataset.validation):,} validation" if len(dataset.validation) else ""
     gathered = f"{decimal(plan.allgather_bytes)} a round (rows of a Jacobian: each rank sends its own to all others)"
+    products = f"; {decimal(plan.product_bytes)} of them for B A of each layer" if plan.product_bytes else ""
     return {
         "model": f"{plan.model}, {plan.model_numbers:,} numbers, {decimal(needed['weights'])}",
         "weights": plan.weights,
@@ -62,7 +63,7 @@ def rows_of(plan: "Plan") -> dict[str, str]:
         "first step": plan.first_step,
         "assignment": plan.assignment,
         "traffic": f"{decimal(plan.uplink_bytes)} up and {decimal(plan.downlink_bytes)} down, a round, in a federation",
-        "allreduce": f"{decimal(plan.allreduce_bytes)} per rank and round (exact sums: two 8-byte integers a number)",
+        "allreduce": f"{decimal(plan.allreduce_bytes)} per rank and round (exact sums: two 8-byte integers a number{products})",
         **({"allgather": gathered} if plan.allgather_bytes else {}),
         **memories(plan),
         "memory": f"per rank about {decimal(sum(needed.values()))}: "
@@ -79,6 +80,8 @@ def payload(plan: "Plan") -> str:
     text = f"a client sends {up} bytes per update and receives {down}"
     if plan.period > 1:
         text += f", in round 1 of {plan.period} that send different tensors"
+    if plan.merged:
+        text += f"; from round 2 on also the change of merged weights, as {plan.merged}"
     if plan.num_private:
         text += f"; {plan.num_private:,} of its {plan.num_params:,} trained numbers are private"
     return text

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,13 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flora_hpc.clip.attention import by_current_names
-from flora_hpc.clip.lora import join, separate
+from flora_hpc.clip.lora import SHARED, join, separate
 from flora_hpc.errors import UserError
 
 if TYPE_CHECKING:
     import peft
 
 PEFT_FILE, PEFT_CONFIG_FILE, PLAIN_FILE = "adapter_model.safetensors", "adapter_config.json", "trained.safetensors"
+MERGED_FILE = "merged.json"  # the layers of an adapter that holds merged weights
+NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
+NEGLIGIBLE = 2.0**-22  # of the largest singular value: the float32 rounding of merged matrices
 PEFT_PREFIX = "base_model.model."
 PEFT_CONSTANTS: dict[str, Any] = {  # of every LoRA adapter; no `peft_version`, since PEFT before 0.18 warns of it
     "alpha_pattern": {},
@@ -104,17 +108,23 @@ def save(
     name: str,
     method: str,
     classes: Sequence[str] = (),
+    merged: Mapping[str, torch.Tensor] = NOTHING,
 ) -> None:
     """Write the trained `tensors`: low-rank updates (with `alpha`) as a PEFT adapter directory, others as `trained.safetensors`.
 
     PEFT is not imported: that would take seconds at the end of every run. `name` is the model's name, for people. The model is
     neither written nor changed. `classes` names the classes that the tensors belong to, if they belong to classes. Two adapters of
-    a layer are written as one of both ranks, which computes the same and which PEFT reads.
+    a layer are written as one of both ranks, which computes the same and which PEFT reads. So are an adapter and what the run
+    `merged` into the layer's weight, by names of A: `with_merged`.
     """
     folder.mkdir(parents=True)
     if alpha is not None:
-        tensors = join(tensors)
+        tensors = join(with_merged(tensors, merged))
         save_file(_peft_state(tensors), folder / PEFT_FILE, metadata={"format": "pt"})
+        if merged:  # a file, since safetensors writes several metadata in any order
+            (folder / MERGED_FILE).write_text(
+                json.dumps(sorted(name.removesuffix(f"{SHARED}A") for name in merged if SHARED in name), indent=2)
+            )
         (folder / PEFT_CONFIG_FILE).write_text(json.dumps(_peft_config(model, tensors, alpha), indent=2, sort_keys=True))
         (folder / "README.md").write_text(LORA_CARD.format(name=name))
     else:
@@ -132,6 +142,29 @@ class Stored(NamedTuple):
     tensors: dict[str, torch.Tensor]  # float32
     alpha: float | None  # None where the tensors are no low-rank updates
     classes: list[str]  # names of the classes that the tensors belong to; empty where they belong to none
+
+
+def with_merged(tensors: Mapping[str, torch.Tensor], merged: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """One adapter for each layer that computes what `tensors` and the `merged` matrices (out, in), by names of A, compute together.
+
+    Its rank is that of the sum B A + matrix, the same for all layers, at most that of the smallest layer.
+    """
+    if not merged:
+        return tensors
+    sums: dict[str, torch.Tensor] = {}
+    for name, matrix in merged.items():
+        path = name.rpartition(".")[0]
+        whole = tensors[f"{name.removesuffix('_A')}_B"].double() @ tensors[name].double() + matrix.double()
+        sums[path] = sums[path] + whole if path in sums else whole
+    parts = {path: torch.linalg.svd(matrix, full_matrices=False) for path, matrix in sums.items()}
+    ranks = [int((values > NEGLIGIBLE * values.max()).sum()) for _, values, _ in parts.values()]
+    rank = max(1, min(max(ranks), *(min(matrix.shape) for matrix in sums.values())))
+    result: dict[str, torch.Tensor] = {}
+    for path, (left, values, right) in parts.items():
+        roots = values[:rank].sqrt()
+        result[f"{path}{SHARED}A"] = (roots[:, None] * right[:rank]).float().contiguous()
+        result[f"{path}{SHARED}B"] = (left[:, :rank] * roots).float().contiguous()
+    return result
 
 
 def read(folder: Path) -> Stored:
@@ -156,6 +189,13 @@ def read(folder: Path) -> Stored:
     return Stored(
         file, {name.removeprefix(PEFT_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}, alpha, classes
     )
+
+
+def merged_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of an adapter that holds merged weights, whose rank is not the method's; None for another one."""
+    if not (folder / MERGED_FILE).is_file():
+        return None
+    return {name: tuple(tensor.shape) for name, tensor in read(folder).tensors.items()}
 
 
 def is_former(tensors: Mapping[str, torch.Tensor]) -> bool:

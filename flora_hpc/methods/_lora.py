@@ -18,6 +18,8 @@ from flora_hpc.methods._method import (
     CaptionClasses,
     CaptionRows,
     Init,
+    Layer,
+    Merge,
     Method,
     Noise,
     Setting,
@@ -135,6 +137,8 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str, private_r
         costs=costs_of(text if text_layers else None, num_image_positions(model) if image_layers else 0),
         alpha=options.alpha,
         noisy=options.dropout > 0,
+        layers=layers_of(shapes, options.alpha),
+        merge=merge_into(layers, options.alpha),
     )
 
 
@@ -152,6 +156,33 @@ def shapes_of(layers: Mapping[str, nn.Linear], ranks: Mapping[str, tuple[int, st
                 shapes[f"{path}.{name}_A"] = (rank, layer.in_features)
                 shapes[f"{path}.{name}_B"] = (layer.out_features, rank)
     return shapes
+
+
+def layers_of(shapes: Mapping[str, tuple[int, ...]], alpha: float) -> tuple[Layer, ...]:
+    """The low-rank adapters whose tensors have these `shapes`, in their order."""
+    layers = []
+    for a, (rank, width) in shapes.items():
+        if a.endswith("_A"):
+            path, b = a.rpartition(".")[0], f"{a.removesuffix('_A')}_B"
+            layers.append(Layer(path, a, b, alpha, (shapes[b][0], width), rank))
+    return tuple(layers)
+
+
+def merge_into(layers: Mapping[str, nn.Linear], alpha: float) -> Merge:
+    """Change the frozen weights of `layers`, by path. Other runs may share the tensors, so the layers get new ones."""
+    originals: dict[str, torch.Tensor] = {}
+
+    def merge(matrices: Tensors) -> None:
+        sums: dict[str, torch.Tensor] = {}
+        for name, matrix in matrices.items():
+            path = name.rpartition(".")[0]
+            sums[path] = sums[path] + matrix if path in sums else matrix
+        for path, matrix in sums.items():
+            weight = originals.setdefault(path, layers[path].weight)  # at the first call, when its precision is that of the run
+            changed = weight.float() + alpha * matrix.to(weight.device)
+            layers[path].weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+
+    return merge
 
 
 def initial_values(shapes: Mapping[str, tuple[int, ...]], kind: str) -> Init:

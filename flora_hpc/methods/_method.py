@@ -89,6 +89,23 @@ class Costs(NamedTuple):
 FROZEN = Costs()  # where both towers are frozen
 
 
+class Merge(Protocol):
+    """Set the frozen weight of each layer to W0 + scale * matrix (out, in); `matrices` by the names of the layers' A."""
+
+    def __call__(self, matrices: Tensors) -> None: ...
+
+
+class Layer(NamedTuple):
+    """A low-rank adapter of one layer: y = W x + scale * B (A x)."""
+
+    path: str  # of the layer in the unfused model; two adapters of a layer have the same path
+    a: str  # name of the tensor A, (rank, in)
+    b: str  # name of the tensor B, (out, rank)
+    scale: float
+    shape: tuple[int, int]  # (out, in) of B A
+    rank: int
+
+
 class Portions(NamedTuple):
     """The trained numbers of each client, where some clients hold only a part of them."""
 
@@ -121,6 +138,8 @@ class Method:
     prompts: tuple[str, ...] = ()  # texts of the classes, where they are not the captions of the data
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
     portions: Portions | None = None  # of the clients; None where each of them trains all numbers
+    merge: Merge | None = None  # None where the method cannot change the frozen weights of its layers
+    layers: tuple[Layer, ...] = ()  # with low-rank adapters, so that an algorithm can average B A instead of A and B
 
     def caption_features(self, tensors: Tensors, noise: Noise, caption_rows: torch.Tensor) -> torch.Tensor:
         """Features of the captions `caption_rows` (num_clients or 1, batch) int64: (num_clients or 1, batch, embed_dim)."""

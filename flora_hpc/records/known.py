@@ -135,7 +135,7 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     row["train_loss"] = np.average(accepted["train_loss"], weights=accepted["num_examples"]) if len(accepted) else np.nan
     forget_tests(row)
     note_personal(row, clients)
-    row["message_norm"] = np.nan
+    row["message_norm"] = row["cross_term"] = np.nan
     row["uplink_bytes"], row["downlink_bytes"] = clients["uplink_bytes"].sum(), clients["downlink_bytes"].sum()
     row["collective_bytes"] = ranks["collective_bytes"].sum()
     for name in SECONDS:

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-# since 8 there are attackers
-# since 7 there are `validation_accuracy`, personal accuracies, and norms of messages and memories; since 6 there are `plugins`;
-# since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
+# since 8 there are attackers and `cross_term`; since 7 `validation_accuracy`, personal accuracies, and norms of messages and memories;
+# since 6 `plugins`; since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
 SCHEMA = 8
 FORMAT = ("v110", "v110")  # of HDF5 1.10, the oldest with SWMR, which cannot open newer formats
 TEXT = h5py.string_dtype("utf-8", 64)
@@ -89,6 +88,12 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
         ),
         Field("personal_global_mean", "float64", "1", "mean accuracy of the server's adapter on the mixes of the same clients"),
         Field("message_norm", "float64", "1", "Euclidean norm of all that the server sends besides the adapter; NaN without"),
+        Field(
+            "cross_term",
+            "float64",
+            "1",
+            "norm of mean B A - mean B mean A over that of mean B A, of all layers; NaN without evaluate.cross_term",
+        ),
         *BYTES,
         Field("message_bytes", "int64", "byte", "of downlink_bytes, what the server sends besides the adapter"),
         COLLECTIVE,

@@ -14,6 +14,7 @@ from flora_hpc.records.views import (
     PER_CLIENT,
     accuracies,
     best,
+    cross_terms,
     dropped_updates,
     per_client,
     personal,
@@ -67,6 +68,10 @@ def accuracy_lines(rounds: Rows) -> dict[str, str]:
         worst = f"worst {last['personal_accuracy_min']:.4f} (client {last['personal_worst_client']})"
         lines["personal accuracy"] = f"{spread}, {worst}, first decile {last['personal_decile_1']:.4f}"
         lines["server's adapter, same clients"] = f"mean {last['personal_global_mean']:.4f}"
+    if len(crossed := cross_terms(rounds)):
+        last, most = crossed[-1], best(crossed, "cross_term")
+        largest = f"largest {most['cross_term']:.3g} in round {most['round']}"
+        lines["cross term"] = f"{last['cross_term']:.3g} of the mean of B A in round {last['round']}, {largest}"
     return lines
 
 

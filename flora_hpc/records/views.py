@@ -85,6 +85,14 @@ def personal(rounds: Rows) -> Rows:
     return measured
 
 
+def cross_terms(rounds: Rows) -> Rows:
+    """The rows of /rounds in which the cross term was measured (evaluate.cross_term); files of old versions have none."""
+    if "cross_term" not in (rounds.dtype.names or ()):
+        return rounds[:0]
+    measured: Rows = rounds[~np.isnan(rounds["cross_term"])]
+    return measured
+
+
 def best(measured: Rows, name: str = "test_accuracy") -> Any:
     """The row with the highest accuracy; the first of several."""
     return measured[measured[name].argmax()]

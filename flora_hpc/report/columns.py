@@ -152,6 +152,10 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         spread = f"{worst}, standard deviation {percent(last['personal_accuracy_std'])}"
         remark = f"{spread}; the server's adapter on the same clients {percent(last['personal_global_mean'])}"
         lines.append(("personal accuracy", percent(last["personal_accuracy_mean"]), remark))
+    if len(crossed := views.cross_terms(rounds(run))):
+        most, value = views.best(crossed, "cross_term"), f"{crossed[-1]['cross_term']:.3g}"
+        remark = f"|mean B A - mean B mean A| / |mean B A| in round {crossed[-1]['round']}"
+        lines.append(("cross term", value, f"{remark}; largest {most['cross_term']:.3g} in round {most['round']}"))
     up, down, collective = views.sent(rounds(run))
     lines.append(("federation traffic", f"{up} up", f"{down} down; what clients would send and receive"))
     lines.append(("sent by ranks", collective, "handed to collectives of the backend"))

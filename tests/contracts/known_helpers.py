@@ -112,6 +112,7 @@ def round_record(number: int, accuracy: float = NAN, num_rejected: int = 0, num_
             **dict.fromkeys((f"personal_decile_{number}" for number in range(1, 10)), NAN),
             "personal_global_mean": NAN,
             "message_norm": NAN,
+            "cross_term": NAN,
             "uplink_bytes": 100 * num_clients,
             "downlink_bytes": 100 * num_clients,
             "collective_bytes": 4000,

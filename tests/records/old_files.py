@@ -17,6 +17,7 @@ SINCE_7 = {
     "validation_accuracy", "personal_accuracy_mean", "personal_accuracy_std", "personal_accuracy_min", "personal_worst_client",
     *(f"personal_decile_{number}" for number in range(1, 10)), "personal_global_mean", "message_norm", "message_bytes",
 }  # fmt: skip
+SINCE_8 = {"cross_term"}
 OF_CLIENTS_SINCE_7 = {"memory_norm", "global_accuracy", "personal_accuracy"}
 
 
