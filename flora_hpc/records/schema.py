@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-# since 8 there are attackers and `cross_term`; since 7 `validation_accuracy`, personal accuracies, and norms of messages and memories;
+# since 8 attackers and `cross_term`; since 7 `validation_accuracy`, personal accuracies, and norms of messages and memories;
 # since 6 `plugins`; since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
 SCHEMA = 8
 FORMAT = ("v110", "v110")  # of HDF5 1.10, the oldest with SWMR, which cannot open newer formats
