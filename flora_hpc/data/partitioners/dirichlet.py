@@ -28,6 +28,7 @@ class Options(PartitionOptions):
 def build(options: Options, images: Images) -> Partitioner:
     classes = group(images.labels)
     sizes = classes.sizes
+    concentration = options.beta * len(classes) * sizes / len(images)
 
     def split(num_clients: int, rng: np.random.Generator) -> Ints:
         check_least(options.min_examples, num_clients, len(images))
@@ -38,10 +39,12 @@ def build(options: Options, images: Images) -> Partitioner:
         return clients
 
     def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
-        counts = rng.multinomial(num_drawn, rng.dirichlet(options.beta * len(classes) * sizes / len(images)))
-        surplus = int((counts - sizes).clip(min=0).sum())  # examples that a class lacks are drawn from the rest of the others
-        counts = counts.clip(max=sizes)
-        return classes.draw(counts + rng.multivariate_hypergeometric(sizes - counts, surplus), rng)
+        counts = rng.multinomial(num_drawn, rng.dirichlet(concentration))
+        if (counts > sizes).any():  # examples that a class lacks are drawn from the rest of the others
+            surplus = int((counts - sizes).clip(min=0).sum())
+            counts = counts.clip(max=sizes)
+            counts += rng.multivariate_hypergeometric(sizes - counts, surplus)
+        return classes.draw(counts, rng)
 
     return Partitioner(split, draw)
 
