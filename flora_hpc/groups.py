@@ -59,14 +59,13 @@ class TrainedGroups:
         """
         if self.updates is None:
             fits = None if self.products is None else self.products.fits(rows["update"], weights["update"])
-            mask = fits.numpy() if fits is not None and needs_products else None
-            accepted = torch.from_numpy(self.sums.add(rows, weights, lengths, mask))
+            accepted = self.sums.add(rows, weights, lengths, fits if needs_products else None)
             if self.products is not None and fits is not None:
                 self.products.add(rows["update"], weights["update"], accepted & fits)
-            return accepted
-        accepted = self.updates.add(clients, rows["update"])
-        self.sums.add({"update": rows["update"][accepted, :0]}, {"update": weights["update"][accepted]})
-        return accepted
+            return torch.from_numpy(accepted)
+        finite = self.updates.add(clients, rows["update"])
+        self.sums.add({"update": rows["update"][finite, :0]}, {"update": weights["update"][finite]})
+        return finite
 
     def changes(self, memories: Memories) -> tuple[Ints, Tensors]:
         """The clients (n,) whose `memories` changed, and their rows: name -> (n, width)."""

@@ -23,7 +23,7 @@ import torch
 from flora_hpc.algorithms._algorithm import Combine, LayerMeans
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.comm.meter import Meter
-from flora_hpc.exact import LIMIT, ExactSum, ExactSums
+from flora_hpc.exact import LIMIT, ExactSum, ExactSums, Mask
 from flora_hpc.methods._method import Layer, Method
 from flora_hpc.roles import Columns, Roles
 
@@ -81,16 +81,16 @@ class ProductSums:
         self.places = places(method, roles)
         self._sums = {number: ExactSum(prod(place.layer.shape)) for number, place in enumerate(self.places) if place.varies}
 
-    def fits(self, updates: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def fits(self, updates: torch.Tensor, weights: torch.Tensor) -> Mask:
         """Whether each client's products are small enough to be added, by a bound: (num_clients,) bool; False for NaN."""
-        fits = torch.ones(len(updates), dtype=torch.bool)
+        fits = np.ones(len(updates), bool)
         for number in self._sums:
             a, b = self._factors(self.places[number], updates)
             bound = (b.abs().amax(1) * a.abs().amax(2)).sum(1)
-            fits &= bound.cpu() * weights < LIMIT
+            fits &= (bound.cpu() * weights < LIMIT).numpy()
         return fits
 
-    def add(self, updates: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor) -> None:
+    def add(self, updates: torch.Tensor, weights: torch.Tensor, mask: Mask) -> None:
         """Add the products of updates (num_clients, num_sent) with weights (num_clients,) int64, of clients in the `mask`."""
         for number, total in self._sums.items():
             place = self.places[number]
@@ -99,7 +99,7 @@ class ProductSums:
             for start in range(0, len(updates), step):
                 some = slice(start, start + step)
                 rows = products(*self._factors(place, updates[some])).view(-1, size)
-                total.add(rows, weights[some], fits=mask[some].numpy())
+                total.add(rows, weights[some], fits=mask[some])
 
     def _factors(self, place: Place, updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The updates of A (num_clients, rank, in) and of B (num_clients, out, rank), float64."""
