@@ -213,7 +213,7 @@ def test_a_key_in_the_wrong_place_is_answered_with_the_right_place(problems: Pro
 
 def test_a_key_near_to_nothing_is_answered_with_all_of_its_section(problems: Problems) -> None:
     assert problems("evaluate: {zzz: 1}") == [
-        "run.yaml: evaluate.zzz: unknown key (known here: every, fine_tune_epochs, overlap, per_client, personal)"
+        "run.yaml: evaluate.zzz: unknown key (known here: cross_term, every, fine_tune_epochs, overlap, per_client, personal)"
     ]
 
 
