@@ -96,8 +96,10 @@ class Federation:
     def channels(self, number: int) -> dict[str, int]:
         """The rows that are added up in round `number`, and the width of each; 0 for updates that are combined as rows."""
         roles = self.roles_in(number)
-        held = {"held": len(roles.shared)} if self.by_holder else {}  # the server knows what clients hold, so they send no such row
-        sent = {"update": 0 if self.rule else len(roles.shared)} | held | dict(self.combine.sends)
+        holders = (
+            {"held": len(roles.shared)} if self.by_holder else {}
+        )  # the server knows what clients hold, so they send no such row
+        sent = {"update": 0 if self.rule else len(roles.shared)} | holders | dict(self.combine.sends)
         return sent | dict.fromkeys(self.local.sends, len(roles.trained))
 
     def encoded_bytes(self, number: int) -> int | None:

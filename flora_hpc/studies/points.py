@@ -72,16 +72,16 @@ def make(
     """
     tree, lists = copied(tree), [sweep(text) for text in sweeps]
     grid = with_absolute_paths(with_sweeps(section(tree.pop("study", None), file), lists, seeds))
-    given = dict(split_override(text) for text in overrides)
-    notes = apply(tree, Layer(given))
+    values = dict(split_override(text) for text in overrides)
+    notes = apply(tree, Layer(values))
     tree = absolute(tree)
     settings = combinations(grid)
     for key in dict.fromkeys(key for setting in settings for key in setting):
-        if key in given:
+        if key in values:
             raise UserError(f"-s {key}: is also a key of the study's grid; give it in one of the two places")
         if key.partition(".")[0] == "comm":
             raise UserError(f"study: {key}: all runs of a study share the ranks and how they communicate; set it with -s")
-    planned, more = _planned(tree, dict(origin) | dict.fromkeys(given, "-s"), file, settings, grid.seeds)
+    planned, more = _planned(tree, dict(origin) | dict.fromkeys(values, "-s"), file, settings, grid.seeds)
     _refuse_equal(planned)
     parts = {title(part): part.digest for item in planned for part in configfile.own_parts(item.config)}
     return Recipe(tree, grid, tuple(planned), tuple(plugins), parts, tuple(dict.fromkeys([*notes, *more])))
