@@ -192,7 +192,7 @@ def wait_for(condition: Callable[[], bool], job: "subprocess.Popen[str]") -> Non
 
 def test_killed_at_any_moment_a_study_comes_to_the_same_table(flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
     """FLORA_HPC_KILLS sets how often it is killed."""
-    words, rng = ["study", CONFIG, *GRID, *SMALL], random.Random(5)
+    words, rng = ["study", CONFIG, *GRID, *SMALL, "-s", "rounds=15"], random.Random(5)
     reference = tmp_path / "reference"
     started = time.monotonic()
     done = flora(*words, "--out", reference)
@@ -210,7 +210,7 @@ def test_killed_at_any_moment_a_study_comes_to_the_same_table(flora: Flora, mpie
         while job.poll() is None and number and not in_flight(out):
             time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):  # the first time at any moment of the start, later during a run
-            job.wait(rng.uniform(0.0, 0.4) if number else rng.uniform(0.0, 0.5) * seconds)
+            job.wait(rng.uniform(0.0, 0.2) if number else rng.uniform(0.0, 0.5) * seconds)
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
             killed += in_flight(out)
