@@ -104,10 +104,10 @@ def comm_with(backend: str) -> CommConfig:
 def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
     """The section `data` alone, from a YAML file or from a dataset's name. Raises UserError like `load`."""
     tree: dict[str, Any] = read_all(Path(what))[0] if what.endswith((".yaml", ".yml")) else {"data": {"name": what}}
-    given = dict(split_override(text) for text in overrides or [])
-    if foreign := [key for key in given if key.partition(".")[0] != "data"]:
+    override_values = dict(split_override(text) for text in overrides or [])
+    if foreign := [key for key in override_values if key.partition(".")[0] != "data"]:
         raise UserError(f"-s {foreign[0]}: has nothing to do with the data; give keys such as data.root")
-    apply(tree, Layer(given))
+    apply(tree, Layer(override_values))
     problems: list[tuple[str, str]] = []
     valid_keys = [key for key in _valid_keys(tree) if key.startswith("data.")]
     options = _member_options("data", "datasets", tree.get("data", {}), valid_keys, problems)

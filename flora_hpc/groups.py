@@ -217,8 +217,8 @@ def leaving(
     prepared = {"update": update} if federation.combine.prepare is None else federation.combine.prepare(update, num_steps)
     if federation.by_holder:
         assert start.mask is not None
-        held = roles.shared.take(start.mask)
-        prepared |= {"update": update * held, "held": held.float()}
+        mask = roles.shared.take(start.mask)
+        prepared |= {"update": update * mask, "held": mask.float()}
     return prepared | sent, remembered, encoded_bytes
 
 

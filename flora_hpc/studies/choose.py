@@ -56,8 +56,8 @@ def grouping(study: Study, names: str | None) -> list[str]:
     keys = [name.strip() for name in names.split(",")]
     for key in keys:
         if key not in study.keys:
-            known = ", ".join(study.keys) or "no key does"
-            raise UserError(f"--by {key}: does not differ between the settings{did_you_mean(key, study.keys)} ({known})")
+            keys_text = ", ".join(study.keys) or "no key does"
+            raise UserError(f"--by {key}: does not differ between the settings{did_you_mean(key, study.keys)} ({keys_text})")
     return keys
 
 
