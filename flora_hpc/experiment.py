@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from flora_hpc import embed, evaluate, federation, firststep, footprint, groupsize, plugins, seeds
+from flora_hpc import assembly, embed, evaluate, firststep, footprint, groupsize, misfits, plugins, seeds
 from flora_hpc.accuracy import AdapterTests
 from flora_hpc.algorithms import _algorithm
 from flora_hpc.clip import identity as model_identity
@@ -24,6 +24,7 @@ from flora_hpc.data.inputs import Features, Inputs, Pixels
 from flora_hpc.data.store import Damage
 from flora_hpc.errors import UserError
 from flora_hpc.exact import MAX_CLIENTS
+from flora_hpc.federation import Federation
 from flora_hpc.identity import Identity, of_data, of_parts, sources
 from flora_hpc.memories import Memories
 from flora_hpc.methods._method import Method, Setting
@@ -164,13 +165,13 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
     )
 
 
-def make_federation(config: Config, dataset: Dataset, method: Method, holders: holdings.Holdings) -> federation.Federation:
+def make_federation(config: Config, dataset: Dataset, method: Method, holders: holdings.Holdings) -> Federation:
     """Build the algorithm's parts. Raises UserError for parts that do not go together, or not with the method or the data."""
     setting = _algorithm.Setting(config.client, tuple(method.shapes), dataset.paired, holders.num_clients)
-    parts = federation.build(config, method, setting)
+    parts = assembly.build(config, method, setting)
     some = np.arange(0, holders.num_clients, max(1, holders.num_clients // MANY_SIZES))
     steps = -(-holders.sizes(some) // config.client.batch_size) * config.client.epochs
-    warnings = [*parts.warnings, *federation.warn_of_unequal_steps(parts, int(steps.min()), int(steps.max()))]
+    warnings = [*parts.warnings, *misfits.warn_of_unequal_steps(parts, int(steps.min()), int(steps.max()))]
     if config.evaluate.personal and not (parts.keeps_models or config.evaluate.fine_tune_epochs or method.portions):
         warnings.append(
             f"evaluate.personal: with {parts.name} no client has a model of its own, so personal and global accuracy are equal; "
@@ -191,7 +192,7 @@ def group_size(
     method: Method,
     holders: holdings.Holdings,
     room: devices.Room,
-    parts: federation.Federation,
+    parts: Federation,
 ) -> tuple[groupsize.GroupSize, groupsize.Load]:
     """The largest group of clients, with the limit that decides it, and the memory that one client needs."""
     client, num_clients = config.client, config.cohort.num_clients(holders.num_clients)
@@ -206,7 +207,7 @@ def group_size(
     return groupsize.choose(num_clients, load, free), load
 
 
-def by_jacobian(config: Config, clip: Clip, method: Method, num_clients: int, on_gpu: bool, parts: federation.Federation) -> bool:
+def by_jacobian(config: Config, clip: Clip, method: Method, num_clients: int, on_gpu: bool, parts: Federation) -> bool:
     """Whether a round's `num_clients` compute their first step with a Jacobian. Raises UserError if requested but impossible."""
     text = groupsize.tower(getattr(clip.model, "text", clip.model))
     backward_flops = 24 * text.blocks * text.width**2  # as many as forwards: weights are frozen

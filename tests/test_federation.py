@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import flora_hpc
-from flora_hpc import federation, plugins, products
+from flora_hpc import assembly, misfits, plugins, products
 from flora_hpc.algorithms._algorithm import Algorithm, Setting, Sharing
 from flora_hpc.config import PARTS
 from flora_hpc.errors import UserError
@@ -40,7 +40,7 @@ def method(shapes: dict[str, tuple[int, ...]]) -> Method:
 
 def build(shapes: dict[str, tuple[int, ...]] = LORA, paired: bool = False, **options: Any) -> Federation:
     config = flora_hpc.load_config({"client": {"loss": "classification"}} | options)
-    return federation.build(config, method(shapes), Setting(config.client, tuple(shapes), paired, 10))
+    return assembly.build(config, method(shapes), Setting(config.client, tuple(shapes), paired, 10))
 
 
 def refused(shapes: dict[str, tuple[int, ...]] = LORA, paired: bool = False, **options: Any) -> str:
@@ -128,10 +128,10 @@ def test_roles_repeat() -> None:
 
 
 def test_control_variates_and_unequal_numbers_of_steps() -> None:
-    (warning,) = federation.warn_of_unequal_steps(build(algorithm="scaffold"), 1, 1200)
+    (warning,) = misfits.warn_of_unequal_steps(build(algorithm="scaffold"), 1, 1200)
     assert warning.startswith("clients make 1 to 1,200 steps in a round, and the algorithm's control variates assume equal numbers")
-    assert federation.warn_of_unequal_steps(build(algorithm="scaffold"), 3, 3) == ()
-    assert federation.warn_of_unequal_steps(build(algorithm="fedavg"), 1, 3) == ()
+    assert misfits.warn_of_unequal_steps(build(algorithm="scaffold"), 3, 3) == ()
+    assert misfits.warn_of_unequal_steps(build(algorithm="fedavg"), 1, 3) == ()
 
 
 # --- what does not
@@ -338,7 +338,7 @@ def test_what_new_factors_would_make_meaningless_is_refused(options: dict[str, A
 
 def test_merging_needs_a_method_that_can() -> None:
     with pytest.raises(UserError, match=r"flora_stacking merges what it learns into the frozen weights, and method flora cannot"):
-        federation.build(
+        assembly.build(
             flora_hpc.load_config({"algorithm": "flora_stacking"}),
             replace(method(LORA), merge=None),
             Setting(flora_hpc.load_config({}).client, tuple(LORA), False, 10),

@@ -20,6 +20,8 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["identity", "shared", "versions"],
     ["embed", "evaluate", "checkpoint", "trainer", "groupsize", "cohort", "observers"],
     ["firststep", "memories", "rows", "tensorfile"],
+    ["assembly"],
+    ["misfits"],
     ["federation"],
     ["factors"],
     ["products"],
