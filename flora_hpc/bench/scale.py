@@ -153,7 +153,7 @@ def measure(
         "repeats": repeats,
         "launcher": attributes["launcher"],
         "backend": attributes["backend"],
-        "cores": on[: max(ranks)],
+        "pinned_cores": on[: max(ranks)],
         "num_threads": int(topology["num_threads"].max()),  # of a rank
         "device": topology["device"][0].decode(),
         "processor": processor(),

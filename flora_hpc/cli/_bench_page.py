@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flora_hpc import configfile
+from flora_hpc.bench.head import head
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
 
@@ -38,9 +39,12 @@ def read(path: Path, overrides: list[str], progress: Callable[[str], None]) -> C
 
 
 def print_result(result: dict[str, Any], as_json: bool, show: Callable[[Console, dict[str, Any]], None]) -> None:
-    """Print a result as one JSON object on standard output, or with `show`."""
+    """Print a result as one JSON object with the common head on standard output, or with `show`.
+
+    The module of `show`, such as `_bench_step`, names the bench.
+    """
     if as_json:
-        json.dump(result, sys.stdout)
+        json.dump(head(show.__module__.rpartition("_bench_")[2]) | result, sys.stdout)
         print()
     else:
         show(Console(highlight=False), result)
