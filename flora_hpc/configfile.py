@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from flora_hpc import plugins
+from flora_hpc import bundled, plugins
 from flora_hpc.config import OPTIONAL, PARTS, CommConfig, Config
 from flora_hpc.configerrors import SENTENCES, explain, shown
 from flora_hpc.configtree import DEFAULT_MEMBER, FAMILY_OF, Layer, apply, copied, dotted, named, read_all, split_override
@@ -102,8 +102,10 @@ def comm_with(backend: str) -> CommConfig:
 
 
 def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
-    """The section `data` alone, from a YAML file or from a dataset's name. Raises UserError like `load`."""
-    tree: dict[str, Any] = read_all(Path(what))[0] if what.endswith((".yaml", ".yml")) else {"data": {"name": what}}
+    """The section `data` alone, from a configuration or from a dataset's name, which goes first. Raises UserError like `load`."""
+    is_bundled = what in bundled.names() and what not in plugins.members("datasets")
+    is_file = what.endswith((".yaml", ".yml")) or is_bundled
+    tree: dict[str, Any] = read_all(Path(what))[0] if is_file else {"data": {"name": what}}
     override_values = dict(split_override(text) for text in overrides or [])
     if foreign := [key for key in override_values if key.partition(".")[0] != "data"]:
         raise UserError(f"-s {foreign[0]}: has nothing to do with the data; give keys such as data.root")

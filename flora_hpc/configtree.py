@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flora_hpc import filekinds, plugins, yamltext
+from flora_hpc import bundled, filekinds, plugins, yamltext
 from flora_hpc.config import OPTIONAL, PARTS
 from flora_hpc.configerrors import shown
-from flora_hpc.errors import UserError, did_you_mean, reason
+from flora_hpc.errors import UserError, reason
 
 FAMILY_OF = {
     "method": "methods",
@@ -40,8 +40,10 @@ class Layer(NamedTuple):
 def read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The content of a file on top of its `base` file, and the name of the file of each dotted key.
 
-    The path of `base` is relative to the file. `above` has the files that are built on this file.
+    `path` may also be the name of a bundled configuration. The path of `base` is relative to the file. `above` has the files that
+    are built on this file.
     """
+    path = bundled.located(path)
     tree = _read(path)
     base = tree.pop("base", None)
     values = dotted(tree)
@@ -66,9 +68,9 @@ def _read(path: Path) -> dict[str, Any]:
         tree = yamltext.parse(yamltext.read(path, MAX_BYTES))
     except FileNotFoundError:
         if str(path) in plugins.members("datasets"):
-            raise UserError(f"{path}: give a configuration; for example configs/quickstart.yaml -s data.name={path}") from None
+            raise UserError(f"{path}: give a configuration; for example quickstart -s data.name={path}") from None
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: there is no such file{did_you_mean(path.name, nearby)}") from None
+        raise UserError(f"{path}: there is no such file{bundled.cure(path, nearby)}") from None
     except OSError as error:
         unreadable = f"cannot be read ({reason(error)}); make it readable"
         raise UserError(f"{path}: {'is a folder; give a YAML file in it' if path.is_dir() else unreadable}") from None

@@ -80,7 +80,7 @@ SLOW = {  # modules that start processes without a fixture, play runs, or try ve
     "test_own_parts", "test_page", "test_plan_and_doctor", "test_readme", "test_report", "test_requeue", "test_resume",
     "test_round", "test_rows", "test_run", "test_scale", "test_screen", "test_show", "test_slurm", "test_split", "test_steady",
     "test_loose", "test_step", "test_superblock", "test_track", "test_trackers", "test_watch", "test_watchdog", "test_weights",
-    "test_world_sizes", "test_algorithm_rounds", "test_personal", "test_study_watch", "test_study_shards",
+    "test_world_sizes", "test_algorithm_rounds", "test_personal", "test_study_watch", "test_study_shards", "test_bundled",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=[str(path.relative_to(ROOT)) for path in CONFIGS])
 def test_every_shipped_config_loads(path: Path) -> None:
     config, notes = configfile.load(path, ["data.path=x.h5"] if "data: {name: hdf5}" in path.read_text() else [])
-    assert notes == []
+    assert [note for note in notes if not note.startswith("study: is a grid")] == []
     assert config.to_yaml()
 
 

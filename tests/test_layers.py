@@ -33,7 +33,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["configtree"],
     ["config", "configerrors"],
     ["plugins", "owner"],
-    ["userparts"],
+    ["userparts", "bundled"],
     ["exact", "seeds", "screen", "spill", "strict", "yamltext", "extras"],
     ["errors", "filekinds"],
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from flora_hpc import __version__, screen
-from flora_hpc.cli import bench, data, doctor, evaluate, export, list_, plan, report, run, show, slurm, study, watch
+from flora_hpc.cli import bench, data, doctor, evaluate, export, init, list_, plan, report, run, show, slurm, study, watch
 from flora_hpc.cli._job import prints_error
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import AgreedError
@@ -39,6 +39,7 @@ def flora_hpc(
     """Simulate federated LoRA fine-tuning of vision-language models on HPC clusters."""
 
 
+app.command()(init.init)
 app.command()(run.run)
 app.command()(plan.plan)
 app.command()(doctor.doctor)

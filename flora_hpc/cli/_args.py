@@ -11,7 +11,7 @@ import typer
 from flora_hpc import plugins
 from flora_hpc.errors import UserError
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a bundled one such as quickstart")]
 OptionalConfig = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; by default flora-tiny on the digits", show_default=False)
 ]

@@ -17,7 +17,8 @@ class Mpi(StrEnum):
 
 
 Config = Annotated[
-    Path | None, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml", show_default=False)
+    Path | None,
+    typer.Argument(metavar="CONFIG", help="YAML file, or the name of a bundled one such as quickstart", show_default=False),
 ]
 Study = Annotated[
     Path | None,
