@@ -9,6 +9,7 @@ The record of a round without its test is incomplete: rank 0 keeps it until the 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ import torch
 from flora_hpc import evaluate
 from flora_hpc.data.images import Ints
 from flora_hpc.evaluate import Mixes
-from flora_hpc.records.known import NOT_TESTED, RankReport, RightAnswers, RoundRecord
+from flora_hpc.records.known import NOT_TESTED, Floats, RankReport, RightAnswers, RoundRecord
 from flora_hpc.setup import Setup, Site
 
 
@@ -38,7 +39,7 @@ class AdapterTests:
         comm = self.site.comm
         if not self.setup.is_tested(number) or self.is_postponed(number):
             return NOT_TESTED
-        return self._count(adapter, lambda num_blocks: range(comm.rank, num_blocks, comm.size))
+        return self._count(adapter, number, lambda purpose, num_blocks: range(comm.rank, num_blocks, comm.size))
 
     def later(self, adapter: torch.Tensor, number: int) -> RightAnswers:
         """Count them during the next round, with the adapter after round `number`, before the adapter changes.
@@ -47,7 +48,8 @@ class AdapterTests:
         """
         if not self.is_postponed(number):
             return NOT_TESTED
-        return self._count(adapter, lambda num_blocks: self.site.counters.draw("test", number + 1, num_blocks))
+        draw = self.site.counters.draw
+        return self._count(adapter, number, lambda purpose, num_blocks: draw(purpose, number + 1, num_blocks))
 
     def complete_records(self, record: RoundRecord, reports: Sequence[RankReport]) -> list[RoundRecord]:
         """On rank 0: put the accuracies from all ranks' `reports` into records. Returns the records that are complete now."""
@@ -59,12 +61,21 @@ class AdapterTests:
         self.untested = complete.pop() if self.is_postponed(int(record.row["round"][0])) else None
         return complete
 
-    def _count(self, adapter: torch.Tensor, local_blocks: Callable[[int], Iterable[int]]) -> RightAnswers:
+    def _count(self, adapter: torch.Tensor, number: int, local_blocks: Callable[[str, int], Iterable[int]]) -> RightAnswers:
+        """Count this rank's right answers; `local_blocks` selects its blocks of images, for a purpose, from their number."""
         setup = self.setup
+
+        def count(purpose: str, tested: torch.Tensor, validation: torch.Tensor | None) -> RightAnswers:
+            own_blocks = partial(local_blocks, purpose)
+            return evaluate.count_correct(setup.method, tested, setup.inputs, setup.labels, setup.test, own_blocks, validation)
+
         with self.site.comm.phase("eval"):
-            return evaluate.count_correct(
-                setup.method, adapter, setup.inputs, setup.labels, setup.test, local_blocks, setup.validation
-            )
+            whole, by_rank = count("test", adapter, setup.validation), []
+            for rank, mask in classes_of_rank(setup, number):
+                is_whole = bool(mask.all())
+                cut = whole if is_whole else count(f"test rank {rank}", adapter * mask.to(adapter.device), None)
+                by_rank.append(cut.test.sum())
+            return whole._replace(by_rank=np.array(by_rank, np.int64))
 
     def _note(self, record: RoundRecord, answers: Sequence[RightAnswers]) -> None:
         """Put the accuracies from the ranks' right answers into a record, if its adapter was tested."""
@@ -76,6 +87,30 @@ class AdapterTests:
             record.row["validation_accuracy"] = sum(of_rank.validation for of_rank in answers) / len(self.setup.validation)
         if self.mixes is not None:
             self.mixes.note(record.row, correct)
+        by_rank = sum_of([of_rank.by_rank for of_rank in answers])
+        if len(by_rank):
+            note_ranks(record, by_rank / len(self.setup.test))
+
+
+def classes_of_rank(setup: Setup, number: int) -> list[tuple[int, torch.Tensor]]:
+    """The ranks of the adapters of the clients of a round, ascending, and what such a client holds, (num_params,) bool.
+
+    None without `evaluate.per_rank`.
+    """
+    portions = setup.method.portions
+    if not setup.evaluate.per_rank or number == 0 or portions is None or portions.ranks is None:
+        return []
+    clients = setup.schedule.clients(number)
+    ranks, firsts = np.unique(portions.ranks(clients), return_index=True)
+    return list(zip(ranks.tolist(), portions.mask(clients[firsts]), strict=True))
+
+
+def note_ranks(record: RoundRecord, accuracies: Floats) -> None:
+    """Put the accuracies (num_ranks,) of the adapter cut to each rank of the round's clients, ascending, into a record."""
+    ranks, rank_of, counts = np.unique(record.clients["adapter_rank"], return_inverse=True, return_counts=True)
+    record.clients["rank_accuracy"] = accuracies[rank_of]
+    record.row["rank_accuracy_mean"] = np.average(accuracies, weights=counts)
+    record.row["rank_accuracy_min"], record.row["worst_rank"] = accuracies.min(), ranks[accuracies.argmin()]
 
 
 def sum_of(counts: Sequence[Ints]) -> Ints:

@@ -136,6 +136,10 @@ class EvaluateConfig(Section):
         False,
         description="also test each participant's own model on its own mix of classes, a test for each; overlap refuses it",
     )
+    per_rank: bool = Field(
+        False,
+        description="also test the adapter cut to each rank of the round's clients, a test for each rank",
+    )
     cross_term: bool = Field(
         False,
         description="also measure how far the mean of A times the mean of B is from the mean of B A, in every round, of LoRA",

@@ -1,6 +1,7 @@
 """Build an experiment from its Config: the data, the model, and the setup of its rounds."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -17,9 +18,9 @@ from flora_hpc.cohort import Grouping
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import same_everywhere, together
 from flora_hpc.config import Config
-from flora_hpc.data import checks, holdings, look, mix, twins
+from flora_hpc.data import checks, clientcolumn, holdings, look, mix, twins
 from flora_hpc.data.holdings import PartitionOptions
-from flora_hpc.data.images import Dataset, with_validation
+from flora_hpc.data.images import Dataset, Ints, with_validation
 from flora_hpc.data.inputs import Features, Inputs, Pixels
 from flora_hpc.data.store import Damage
 from flora_hpc.errors import UserError
@@ -54,7 +55,7 @@ class Experiment:
     def digests(self) -> dict[str, str]:
         """Digests of data and weights, which decide results, and of the images once `with_inputs` has read them."""
         images = {"images": self.features.digest} if self.features.digest else {}
-        data = of_data(self.dataset, self.setup.holdings)
+        data = of_data(self.dataset, self.setup.holdings, ranks_of_column(self.setup))
         return {"model weights": self.weights} | data | images | of_parts(self.config)
 
     @property
@@ -68,6 +69,14 @@ class Experiment:
     def work(self, site: Site, progress: embed.Progress) -> embed.Work:
         """The tools of a rank for making features with the experiment's model."""
         return work(self.clip, self.config, site, progress)
+
+
+def ranks_of_column(setup: Setup) -> Ints | None:
+    """The rank of each client's adapter (num_clients,) where a column says it; None where the rest of the data decides it."""
+    portions = setup.method.portions
+    if portions is None or portions.ranks is None or not portions.by_column:
+        return None
+    return portions.ranks(np.arange(setup.holdings.num_clients))
 
 
 def work(clip: Clip, config: Config, site: Site, progress: embed.Progress) -> embed.Work:
@@ -219,7 +228,8 @@ def build_method(options: BaseOptions, number_format: str, dataset: Dataset, cli
 
     Raises UserError when the method does not fit the model, the data or its options.
     """
-    setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired)
+    column = partial(clientcolumn.read, holders, dataset.images)
+    setting = Setting(clip, dataset.wordings, dataset.captions, holders, dataset.images.labels, dataset.paired, column)
     method = plugins.build("methods", options, Method, setting)
     tokens = clip.tokenize(list(method.prompts)) if method.prompts else setting.tokens
     costs = method.costs

@@ -141,10 +141,12 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         table["round"], table["client"], table["rank"], table["group"] = group.round, clients, comm.rank, group.number
         table["num_examples"], table["num_steps"] = batches.sizes, result.num_steps
         table["attacks"] = 0 if federation.attackers is None else federation.attackers.mask[clients]
+        if setup.method.portions is not None and setup.method.portions.ranks is not None:
+            table["adapter_rank"] = setup.method.portions.ranks(clients)
         table["weight"] = (weights * accepted).numpy()
         table["train_loss"], table["update_norm"] = result.losses.cpu(), update_norm
         table["memory_norm"] = np.sqrt(sum(norms(part).numpy() ** 2 for part in own)) if own else np.nan
-        table["global_accuracy"], table["personal_accuracy"] = np.nan, np.nan
+        table["global_accuracy"], table["personal_accuracy"], table["rank_accuracy"] = np.nan, np.nan, np.nan
         sent_bytes = 4 * federation.sent_numbers(setup.method, clients, group.round)
         table["downlink_bytes"] = 4 * federation.received_numbers(setup.method, clients, group.round) + federation.message_bytes(
             group.round

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flora_hpc import configfile
 from flora_hpc.config import Config
 from flora_hpc.data import holdings
-from flora_hpc.data.images import Dataset
+from flora_hpc.data.images import Dataset, Ints
 from flora_hpc.userparts import Part
 
 
@@ -35,8 +35,11 @@ class Identity:
         return "; ".join(f"{', '.join(names)} ({source})" for source, names in changed.items())
 
 
-def of_data(dataset: Dataset, holders: holdings.Holdings | None = None) -> dict[str, str]:
-    """Digests of the data that decide the results of a run, except the images."""
+def of_data(dataset: Dataset, holders: holdings.Holdings | None = None, ranks: Ints | None = None) -> dict[str, str]:
+    """Digests of the data that decide the results of a run, except the images.
+
+    `ranks` (num_clients,) are those of the clients' adapters where a column says them.
+    """
     partition = [holders.order, holders.starts] if isinstance(holders, holdings.Partition) else []
     split = (dataset.train, dataset.test, *([dataset.validation] if len(dataset.validation) else []))
     parts = {
@@ -44,6 +47,7 @@ def of_data(dataset: Dataset, holders: holdings.Holdings | None = None) -> dict[
         "labels": [dataset.images.labels.tobytes()],
         "split": [rows.tobytes() for rows in split],
         "clients": [array.tobytes() for array in partition],
+        **({} if ranks is None else {"ranks": [ranks.tobytes()]}),
     }
     return {name: hashlib.blake2b(b"\0".join(data), digest_size=16).hexdigest() for name, data in parts.items()}
 
@@ -67,4 +71,12 @@ def sources(config: Config) -> dict[str, str]:
     table = getattr(config.partition, "path", None)  # the file that assigns images to clients
     clients = ", ".join([f"partition.name: {config.partition.name}", *([f"partition.path: {table}"] if table else []), data])
     parts = {title(part): f"{'--plugin ' * part.is_file}{part.source}" for part in configfile.own_parts(config)}
-    return parts | {"captions": data, "labels": data, "split": data, "images": data, "clients": clients, "model weights": weights}
+    return parts | {
+        "captions": data,
+        "labels": data,
+        "split": data,
+        "images": data,
+        "clients": clients,
+        "ranks": clients,
+        "model weights": weights,
+    }

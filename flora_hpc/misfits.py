@@ -105,6 +105,17 @@ def misfit_of_portions(federation: Federation, method: Method, server: str) -> s
     )
 
 
+def misfit_of_ranks(method: Method, config: Config) -> str | None:
+    """Why ranks cannot be tested one by one; None when they can, or it is not asked for."""
+    has_ranks = method.portions is not None and method.portions.ranks is not None
+    if has_ranks or not config.evaluate.per_rank:
+        return None
+    return (
+        f"evaluate.per_rank: tests the adapter cut to each rank of the clients, and with method {config.method.name} all clients "
+        "have one rank; leave it away, or set method.name: feddylora"
+    )
+
+
 def warn_of_unequal_steps(federation: Federation, fewest: int, most: int) -> tuple[str, ...]:
     """A warning where clients make different numbers of steps, and a control variate weighs a client's steps equally."""
     if not federation.local.sums_gradients or fewest == most:

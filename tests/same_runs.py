@@ -16,8 +16,10 @@ ROUNDS = (
     "uplink_bytes",
     "worst_client",
     "cross_term",
+    "rank_accuracy_mean",
+    "worst_rank",
 )
-CLIENTS = ("round", "client", "num_steps", "train_loss", "update_norm", "weight")
+CLIENTS = ("round", "client", "num_steps", "train_loss", "update_norm", "weight", "adapter_rank", "rank_accuracy")
 
 
 def adapter(out: Path) -> bytes:

@@ -79,6 +79,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "algorithm.name": "flexlora",
         "method": {"name": "feddylora", "by": "divergence"},
         "evaluate.cross_term": True,
+        "evaluate.per_rank": True,
     },
 }
 REMEMBER = {

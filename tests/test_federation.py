@@ -391,3 +391,7 @@ def test_a_cross_term_leaves_private_adapters_out() -> None:
 def test_a_mean_over_holders_says_when_it_is_the_mean() -> None:
     (warning,) = build(algorithm="holders_only").warnings
     assert "every client holds all numbers, so the mean over holders is the mean" in warning
+
+
+def test_ranks_that_all_clients_share_are_not_tested_one_by_one() -> None:
+    assert "with method flora all clients have one rank; leave it away" in refused(evaluate={"per_rank": True})

@@ -20,8 +20,18 @@ HIDDEN_FIRST = (
     "num_steps", "num_examples", "collective_bytes", "comm_seconds", "uplink_bytes", "update_norm", "peak_memory_bytes",
     "num_clients", "wait_seconds", "batch_seconds", "train_seconds", "train_loss",
 )  # fmt: skip
-COUNTS = ("message_bytes", "num_attackers", "attacks")  # zeros where the run has no use for them
-OPTIONAL = (*views.PERSONAL, "message_norm", "cross_term", "memory_norm", "global_accuracy", "personal_accuracy", *COUNTS)
+COUNTS = ("message_bytes", "num_attackers", "attacks", "adapter_rank")  # zeros where the run has no use for them
+OPTIONAL = (
+    *views.PERSONAL,
+    *views.BY_RANK,
+    "rank_accuracy",
+    "message_norm",
+    "cross_term",
+    "memory_norm",
+    "global_accuracy",
+    "personal_accuracy",
+    *COUNTS,
+)
 SLICE_ROWS = 100_000  # rows that are Python objects at a time
 ONLY_FOR_PROGRAMS = tuple(name for number, name in enumerate(DECILES, 1) if number not in (1, 5, 9))  # too many for people
 NUMBERS_OF = ("round", "rank", "client", "group", "local_rank", *WORST)  # these number a thing, they do not count

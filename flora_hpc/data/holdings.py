@@ -1,8 +1,9 @@
 """The images that each client holds: a partition of all images, or a population whose clients draw their examples."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,7 +35,8 @@ class Partitioner(NamedTuple):
     `size(mean, rng)` gives the number of examples that one client of a population draws, 1 or more; without it all draw `mean`.
     `draw_many(num_drawn, streams, clients)` gives, faster, the examples of `draw` for each of `clients` (n,): (n, num_drawn) int64.
     `num_clients` is set where the rule decides the number of clients. `order` (num_examples,) int64 is set where the rule decides
-    the order in which clients hold their examples; otherwise it is random. `warnings` are sentences for the user.
+    the order in which clients hold their examples; otherwise it is random. `warnings` are sentences for the user. `columns` say
+    something of each client: name -> a text for each, (num_clients,), or an empty one where its images differ.
     """
 
     split: Callable[[int, np.random.Generator], Ints]
@@ -44,6 +46,7 @@ class Partitioner(NamedTuple):
     num_clients: int | None = None
     order: Ints | None = None
     warnings: tuple[str, ...] = ()
+    columns: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 class Holdings(Protocol):
@@ -56,6 +59,10 @@ class Holdings(Protocol):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences that a user must read before round 0."""
+
+    @property
+    def columns(self) -> Mapping[str, Sequence[str]]:
+        """What a file of clients says of each client; see `Partitioner`."""
 
     @property
     def largest(self) -> int:
@@ -78,6 +85,7 @@ class Partition:
     order: Ints
     starts: Ints
     warnings: tuple[str, ...] = ()
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:
@@ -112,6 +120,10 @@ class Population:
     @property
     def warnings(self) -> tuple[str, ...]:
         return self.partitioner.warnings
+
+    @property
+    def columns(self) -> Mapping[str, Sequence[str]]:
+        return self.partitioner.columns
 
     @property
     def largest(self) -> int:
@@ -176,7 +188,7 @@ def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test:
     order = mixed[np.argsort(clients[mixed], kind="stable")]
     counts = np.bincount(clients + 1, minlength=num_clients + 1)
     num_unassigned = counts[0]  # examples of no client (-1) come first
-    return Partition(rows[order[num_unassigned:]], np.cumsum(counts) - num_unassigned, partitioner.warnings)
+    return Partition(rows[order[num_unassigned:]], np.cumsum(counts) - num_unassigned, partitioner.warnings, partitioner.columns)
 
 
 def _checked(clients: Ints, num_examples: int, num_clients: int, name: str) -> Ints:

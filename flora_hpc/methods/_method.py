@@ -27,6 +27,11 @@ UNUSED = ("logit_bias", "text_decoder.")  # parameters that no score depends on,
 Init = Callable[[np.random.Generator], dict[str, torch.Tensor]]
 
 
+def no_column(name: str, key: str) -> Sequence[str]:
+    """What a method reads of clients where nothing is known of them."""
+    raise UserError(f"{key}: there is no column '{name}' of clients; leave it away")
+
+
 class Classes(Protocol):
     """Compute the features of all classes, (num_clients or 1, num_classes, embed_dim), from tensors (num_clients, *shape)."""
 
@@ -55,6 +60,7 @@ class Setting:
     holdings: Holdings
     labels: Ints  # (num_images,) int64, of all images of the dataset
     paired: bool = False  # whether every image has a caption of its own instead of a class
+    column: Callable[[str, str], Sequence[str]] = no_column  # name, option -> a text for each client, (num_clients,)
 
     @cached_property
     def tokens(self) -> torch.Tensor:
@@ -111,6 +117,8 @@ class Portions(NamedTuple):
 
     mask: Callable[[Ints], torch.Tensor]  # clients (n,) -> (n, num_params) bool
     sizes: Callable[[Ints], Ints]  # clients (n,) -> (n,) int64
+    ranks: Callable[[Ints], Ints] | None = None  # clients (n,) -> (n,) int64 of their adapters, where these alone differ
+    by_column: bool = False  # whether a column of the data or of the clients says the ranks
 
 
 @dataclass(frozen=True)

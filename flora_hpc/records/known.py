@@ -74,6 +74,7 @@ class RightAnswers(NamedTuple):
 
     test: Ints  # by class, of the test images; empty when the adapter was not tested
     validation: int = 0  # of all validation images
+    by_rank: Ints = np.zeros(0, np.int64)  # of the test images, of the adapter cut to each rank of the round's clients
 
 
 NOT_TESTED = RightAnswers(np.zeros(0, np.int64))
@@ -92,23 +93,27 @@ class RankReport:
 
     def to_bytes(self) -> bytes:
         """Encode the report for a collective; `from_bytes` decodes it."""
-        parts = (self.rank, self.correct.test, self.previous_correct.test, self.collectives, self.clients)
+        parts = (self.rank, *self._counts(), self.collectives, self.clients)
         numbers = (self.digest, self.correct.validation, self.previous_correct.validation)
         header = np.array([*numbers, *map(len, parts)], np.int64)
         return b"".join(part.tobytes() for part in (header, *parts))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RankReport":
-        digest, validation, previous_validation, *lengths = np.frombuffer(data, np.int64, 8).tolist()
-        dtypes: list[np.dtype[Any]] = [RANKS, np.dtype("i8"), np.dtype("i8"), np.dtype("f8"), CLIENTS]
+        digest, validation, previous_validation, *lengths = np.frombuffer(data, np.int64, 10).tolist()
+        dtypes: list[np.dtype[Any]] = [RANKS, *[np.dtype("i8")] * 4, np.dtype("f8"), CLIENTS]
         parts: list[npt.NDArray[Any]] = []
-        start = 8 * 8
+        start = 10 * 8
         for dtype, length in zip(dtypes, lengths, strict=True):
             parts.append(np.frombuffer(data, dtype, length, start))
             start += parts[-1].nbytes
-        rank, correct, previous_correct, collectives, clients = parts
-        answers = RightAnswers(correct, validation), RightAnswers(previous_correct, previous_validation)
-        return cls(rank, clients, answers[0], digest, collectives, answers[1])
+        rank, test, by_rank, previous_test, previous_by_rank, collectives, clients = parts
+        correct = RightAnswers(test, validation, by_rank)
+        return cls(rank, clients, correct, digest, collectives, RightAnswers(previous_test, previous_validation, previous_by_rank))
+
+    def _counts(self) -> list[Ints]:
+        """The counts of right answers that have no fixed number."""
+        return [counts for answers in (self.correct, self.previous_correct) for counts in (answers.test, answers.by_rank)]
 
 
 SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
+# since 9 ranks of adapters and their accuracies;
 # since 8 attackers and `cross_term`; since 7 `validation_accuracy`, personal accuracies, and norms of messages and memories;
 # since 6 `plugins`; since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
-SCHEMA = 8
+SCHEMA = 9
 FORMAT = ("v110", "v110")  # of HDF5 1.10, the oldest with SWMR, which cannot open newer formats
 TEXT = h5py.string_dtype("utf-8", 64)
 
@@ -50,7 +51,7 @@ BYTES = (
         "downlink_bytes", "int64", "byte", "what clients would receive from the server: shared parts of the adapter, and messages"
     ),
 )
-WORST = ("worst_client", "personal_worst_client")  # columns of /rounds with the number of a client; -1 for none
+WORST = ("worst_client", "personal_worst_client", "worst_rank")  # columns of /rounds with a number of a client or a rank; -1: none
 DECILES = tuple(f"personal_decile_{number}" for number in range(1, 10))
 COLLECTIVE = Field("collective_bytes", "int64", "byte", "what ranks handed to collectives of their backend")
 
@@ -87,6 +88,14 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
             for number, name in enumerate(DECILES, 1)
         ),
         Field("personal_global_mean", "float64", "1", "mean accuracy of the server's adapter on the mixes of the same clients"),
+        Field(
+            "rank_accuracy_mean",
+            "float64",
+            "1",
+            "mean over the round's clients of the test accuracy of the adapter cut to their rank; NaN without evaluate.per_rank",
+        ),
+        Field("rank_accuracy_min", "float64", "1", "lowest of these accuracies"),
+        Field("worst_rank", "int32", "1", "rank of adapters that has the lowest one; -1 when not evaluated"),
         Field("message_norm", "float64", "1", "Euclidean norm of all that the server sends besides the adapter; NaN without"),
         Field(
             "cross_term",
@@ -120,12 +129,14 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
         Field("num_examples", "int32", "1", "training examples that the client holds"),
         Field("num_steps", "int32", "1", "steps of its optimizer in this round"),
         Field("attacks", "int8", "1", "1 for an attacker, 0 for an honest client"),
+        Field("adapter_rank", "int32", "1", "rank of the client's adapter, where clients differ in it; 0 where they do not"),
         Field("weight", "int64", "1", "in the average; 0 when the update was not finite or too large and was left out"),
         Field("train_loss", "float32", "1", "mean over the examples seen"),
         Field("update_norm", "float32", "1", "Euclidean length of the update"),
         Field("memory_norm", "float32", "1", "Euclidean norm of what the algorithm's local part remembers; NaN without"),
         Field("global_accuracy", "float32", "1", "of the server's new adapter on the client's own mix; NaN when not evaluated"),
         Field("personal_accuracy", "float32", "1", "of the client's own model on its own mix; NaN when not evaluated"),
+        Field("rank_accuracy", "float32", "1", "of the server's new adapter, cut to the client's rank, on all test images; or NaN"),
         Field("train_seconds", "float32", "s", "its share, by steps, of the time of its group (batch, train and sum)"),
         *BYTES,
     ),

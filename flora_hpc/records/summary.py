@@ -14,6 +14,7 @@ from flora_hpc.records.views import (
     PER_CLIENT,
     accuracies,
     best,
+    by_rank,
     cross_terms,
     dropped_updates,
     per_client,
@@ -68,6 +69,10 @@ def accuracy_lines(rounds: Rows) -> dict[str, str]:
         worst = f"worst {last['personal_accuracy_min']:.4f} (client {last['personal_worst_client']})"
         lines["personal accuracy"] = f"{spread}, {worst}, first decile {last['personal_decile_1']:.4f}"
         lines["server's adapter, same clients"] = f"mean {last['personal_global_mean']:.4f}"
+    if len(cut := by_rank(rounds)):
+        last = cut[-1]
+        worst = f"lowest {last['rank_accuracy_min']:.4f} (clients of rank {last['worst_rank']})"
+        lines["cut to clients' ranks"] = f"mean {last['rank_accuracy_mean']:.4f}, {worst}"
     if len(crossed := cross_terms(rounds)):
         last, most = crossed[-1], best(crossed, "cross_term")
         largest = f"largest {most['cross_term']:.3g} in round {most['round']}"

@@ -25,6 +25,7 @@ PERSONAL = (  # with evaluate.personal
     "personal_accuracy_mean", "personal_accuracy_std", "personal_accuracy_min", "personal_worst_client", *DECILES,
     "personal_global_mean",
 )  # fmt: skip
+BY_RANK = ("rank_accuracy_mean", "rank_accuracy_min", "worst_rank")  # with evaluate.per_rank
 ALWAYS, LARGE = (
     ("train", "wait", "comm"),
     0.1,
@@ -90,6 +91,14 @@ def cross_terms(rounds: Rows) -> Rows:
     if "cross_term" not in (rounds.dtype.names or ()):
         return rounds[:0]
     measured: Rows = rounds[~np.isnan(rounds["cross_term"])]
+    return measured
+
+
+def by_rank(rounds: Rows) -> Rows:
+    """The rows of /rounds in which the adapter was tested cut to each rank (evaluate.per_rank); files of old versions have none."""
+    if "rank_accuracy_mean" not in (rounds.dtype.names or ()):
+        return rounds[:0]
+    measured: Rows = rounds[~np.isnan(rounds["rank_accuracy_mean"])]
     return measured
 
 

@@ -152,6 +152,10 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         spread = f"{worst}, standard deviation {percent(last['personal_accuracy_std'])}"
         remark = f"{spread}; the server's adapter on the same clients {percent(last['personal_global_mean'])}"
         lines.append(("personal accuracy", percent(last["personal_accuracy_mean"]), remark))
+    if len(cut := views.by_rank(rounds(run))):
+        last = cut[-1]
+        remark = f"mean over clients; lowest {percent(last['rank_accuracy_min'])} for rank {last['worst_rank']}"
+        lines.append(("accuracy cut to clients' ranks", percent(last["rank_accuracy_mean"]), remark + ranks_in(run, last["round"])))
     if len(crossed := views.cross_terms(rounds(run))):
         most, value = views.best(crossed, "cross_term"), f"{crossed[-1]['cross_term']:.3g}"
         remark = f"|mean B A - mean B mean A| / |mean B A| in round {crossed[-1]['round']}"
@@ -165,6 +169,17 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
     if len(training):
         lines.append(("waiting", waiting(run), balance(run)))
     return lines
+
+
+def ranks_in(run: Run, number: int) -> str:
+    """The accuracy of each rank of the clients of a round, in words; empty where /clients was not read."""
+    if "clients" not in run.tables:
+        return ""
+    clients = run.tables["clients"]
+    of_round = clients[clients["round"] == number]
+    ranks, firsts = np.unique(of_round["adapter_rank"], return_index=True)
+    parts = [f"{rank}: {percent(of_round['rank_accuracy'][first])}" for rank, first in zip(ranks, firsts, strict=True)]
+    return f"; by rank {', '.join(parts)}" if parts else ""
 
 
 def percent(share: float) -> str:

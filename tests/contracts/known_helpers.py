@@ -84,7 +84,7 @@ def round_record(number: int, accuracy: float = NAN, num_rejected: int = 0, num_
     clients["num_examples"], clients["num_steps"], clients["weight"] = 10, 2, 10
     clients["train_loss"], clients["update_norm"], clients["train_seconds"] = 1.25, 0.5, 0.25
     clients["uplink_bytes"] = clients["downlink_bytes"] = 100
-    for column in ("memory_norm", "global_accuracy", "personal_accuracy"):
+    for column in ("memory_norm", "global_accuracy", "personal_accuracy", "rank_accuracy"):
         clients[column] = NAN
     for column, value in (("weight", 0), ("train_loss", NAN), ("update_norm", np.inf)):
         clients[column][num_clients - num_rejected :] = value
@@ -111,6 +111,9 @@ def round_record(number: int, accuracy: float = NAN, num_rejected: int = 0, num_
             "personal_worst_client": -1,
             **dict.fromkeys((f"personal_decile_{number}" for number in range(1, 10)), NAN),
             "personal_global_mean": NAN,
+            "rank_accuracy_mean": NAN,
+            "rank_accuracy_min": NAN,
+            "worst_rank": -1,
             "message_norm": NAN,
             "cross_term": NAN,
             "uplink_bytes": 100 * num_clients,

@@ -1,5 +1,9 @@
 """Where adapters may sit, and what is refused."""
 
+import re
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import open_clip
 import pytest
@@ -9,8 +13,7 @@ from pydantic import ValidationError
 from flora_hpc import exact, trainer
 from flora_hpc.clip.attention import unfuse
 from flora_hpc.config import ClientConfig
-from flora_hpc.data.holdings import Partition, Partitioner, Population
-from flora_hpc.data.images import Ints
+from flora_hpc.data.holdings import Partition
 from flora_hpc.data.inputs import Features
 from flora_hpc.errors import UserError
 from flora_hpc.methods import feddylora, flora
@@ -124,13 +127,49 @@ def test_bounds_in_the_wrong_order_are_refused() -> None:
         feddylora.Options(name="feddylora", min_rank=3, max_rank=2)
 
 
-def test_more_clients_than_can_be_looked_at_are_refused(captions: torch.Tensor) -> None:
-    def draw(count: int, rng: np.random.Generator) -> Ints:
-        return np.arange(count)
-
-    many = Population(10**9, 5, 0, Partitioner(draw, draw), np.arange(5))
+def test_more_clients_than_can_be_looked_at_are_refused() -> None:
     with pytest.raises(UserError, match="1,000,000,000 are more than 100,000"):
-        feddylora.choose_ranks(feddylora.Options(name="feddylora"), many, np.arange(5), 5)
+        feddylora.refuse_many(10**9)
+
+
+def by_column(captions: torch.Tensor, texts: list[str], **options: object) -> list[int]:
+    case = replace(setting(small_model(), captions), column=lambda name, key: texts)
+    chosen = feddylora.Options(name="feddylora", by="column", column="device", **options)
+    method = feddylora.build(chosen, case)
+    assert method.portions is not None
+    assert method.portions.ranks is not None
+    return method.portions.ranks(np.arange(3)).tolist()
+
+
+def test_ranks_by_column(captions: torch.Tensor) -> None:
+    assert by_column(captions, ["8", "1", "04"]) == [8, 1, 4]
+    assert by_column(captions, ["phone", "server", "phone"], ranks={"phone": 2, "server": 6}) == [2, 6, 2]
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (["8", "9", "1"], {}, "client 1 has the rank 9 in column 'device'; give it a whole number from method.min_rank, 1, to"),
+        (["8", "two", "1"], {}, "client 1 has 'two' in column 'device'; give it a whole number"),
+        (
+            ["phone", "phone", "tv"],
+            {"ranks": {"phone": 2}},
+            "client 2 has 'tv' in column 'device', but ranks are for phone; add",
+        ),
+        (["phone"] * 3, {"ranks": {"phone": 1}, "min_rank": 2}, "client 0 has the rank 1 in column"),
+    ],
+)
+def test_columns_without_a_rank_are_refused(
+    captions: torch.Tensor, texts: list[str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        by_column(captions, texts, **options)
+
+
+@pytest.mark.parametrize("options", [{"by": "column"}, {"column": "device"}, {"ranks": {"phone": 2}}])
+def test_halves_of_the_options_of_a_column_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"method\.(column|ranks)"):
+        feddylora.Options(name="feddylora", **options)
 
 
 def test_a_client_of_lower_rank_trains_what_flora_of_that_rank_would(captions: torch.Tensor) -> None:

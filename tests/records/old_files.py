@@ -9,7 +9,9 @@ from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import TABLES
 from tests.contracts.known_helpers import CONFIG, run_info
 
-SINCE_8 = {"num_attackers"}
+SINCE_9 = {"rank_accuracy_mean", "rank_accuracy_min", "worst_rank"}
+OF_CLIENTS_SINCE_9 = {"adapter_rank", "rank_accuracy"}
+SINCE_8 = {"num_attackers", "cross_term"}
 OF_CLIENTS_SINCE_8 = {"attacks"}
 SINCE_2 = {"client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "worst_client"}
 SINCE_3 = {"batch_seconds", "sum_seconds"}
@@ -17,15 +19,15 @@ SINCE_7 = {
     "validation_accuracy", "personal_accuracy_mean", "personal_accuracy_std", "personal_accuracy_min", "personal_worst_client",
     *(f"personal_decile_{number}" for number in range(1, 10)), "personal_global_mean", "message_norm", "message_bytes",
 }  # fmt: skip
-SINCE_8 = {"cross_term"}
 OF_CLIENTS_SINCE_7 = {"memory_norm", "global_accuracy", "personal_accuracy"}
 
 
 def write_old(path: Path, schema: int, records: list[RoundRecord]) -> None:
     """A finished run of that schema, with the columns and the attributes that it had."""
     lacking = (
-        SINCE_8
-        | OF_CLIENTS_SINCE_8
+        SINCE_9
+        | OF_CLIENTS_SINCE_9
+        | (SINCE_8 | OF_CLIENTS_SINCE_8 if schema < 8 else set())
         | (SINCE_7 | OF_CLIENTS_SINCE_7 if schema < 7 else set())
         | (SINCE_3 if schema < 3 else set())
         | (SINCE_2 if schema == 1 else set())

@@ -12,7 +12,7 @@ from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import TABLES
 from tests.contracts.known_helpers import round_record, run_info
-from tests.records.old_files import SINCE_2, SINCE_3, SINCE_7, SINCE_8, write_old
+from tests.records.old_files import SINCE_2, SINCE_3, SINCE_7, SINCE_8, SINCE_9, write_old
 
 
 def test_a_run_that_is_being_written_opens_as_frames(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_frames_are_not_mixed_up_with_later_rounds(tmp_path: Path) -> None:
     assert (len(run.rounds), len(run.clients), run.status) == (1, 0, "running")
 
 
-@pytest.mark.parametrize("schema", [1, 2, 4, 6, 7])
+@pytest.mark.parametrize("schema", [1, 2, 4, 6, 7, 8])
 def test_old_files_have_the_columns_of_today(tmp_path: Path, schema: int) -> None:
     """What their version did not measure is NaN; nothing else is changed."""
     records = [round_record(number, accuracy=number / 4) for number in range(3)]
@@ -62,7 +62,11 @@ def test_old_files_have_the_columns_of_today(tmp_path: Path, schema: int) -> Non
     run = flora_hpc.open_run(tmp_path)
     assert list(run.rounds.columns) == list(TABLES["rounds"].names or ())
     lacking = (
-        SINCE_8 | (SINCE_7 if schema < 7 else set()) | (SINCE_3 if schema < 3 else set()) | (SINCE_2 if schema == 1 else set())
+        SINCE_9
+        | (SINCE_8 if schema < 8 else set())
+        | (SINCE_7 if schema < 7 else set())
+        | (SINCE_3 if schema < 3 else set())
+        | (SINCE_2 if schema == 1 else set())
     )
     assert {name for name in lacking if run.rounds[name].isna().all()} == lacking
     assert run.rounds["train_seconds"].tolist() == [0.375] * 3
@@ -71,7 +75,7 @@ def test_old_files_have_the_columns_of_today(tmp_path: Path, schema: int) -> Non
     assert set(run.tables["rounds"].dtype.names or ()) == set(run.rounds.columns) - lacking, "as the file has them"
 
 
-@pytest.mark.parametrize("schema", [1, 2, 4, 6, 7])
+@pytest.mark.parametrize("schema", [1, 2, 4, 6, 7, 8])
 def test_a_run_of_an_old_version_is_resumed_with_the_columns_of_today(tmp_path: Path, schema: int) -> None:
     """Rounds 0 and 1 stay, and new rows can follow them."""
     write_old(tmp_path / "run.h5", schema, [round_record(number, accuracy=number / 4) for number in range(3)])

@@ -33,6 +33,7 @@ class ClientFile:
     lines: Ints  # number of each line in the file, from 1
     names: list[str]  # distinct clients, in the order in which they appear
     client_of: Ints  # index into `names`
+    columns: dict[str, list[str]]  # other columns: the text of each of `names`; empty where its lines differ
 
     def at(self, index: int) -> str:
         """The beginning of a message about a line."""
@@ -57,17 +58,30 @@ def _read(path: Path, rows: Iterator[tuple[int, list[str]]]) -> ClientFile:
     by = _by(path, header)
     client_column, image_column = header.index("client"), header.index(by)
     place_column = header.index("path") if by == "row" and "path" in header else None
+    others = {name: column for column, name in enumerate(header) if name not in ("", "client", "path", *COLUMNS)}
+    columns: dict[str, list[str]] = {name: [] for name in others}
     images, places, lines, client_of, numbers = [], [], array("q"), array("q"), dict[str, int]()
     for line, cells in rows:
         name = cells[client_column].strip()
-        client_of.append(numbers.setdefault(name, len(numbers)))
+        number = numbers.setdefault(name, len(numbers))
+        client_of.append(number)
+        for other, column in others.items():
+            note(columns[other], number, cells[column].strip())
         lines.append(line)
         images.append(cells[image_column])
         if place_column is not None:
             places.append(cells[place_column])
     if not images:
         raise UserError(f"{KEY}: {path} has no line below its header; write a line with client and {by} for each image")
-    return ClientFile(path, by, images, places, np.array(lines, np.int64), list(numbers), np.array(client_of, np.int64))
+    return ClientFile(path, by, images, places, np.array(lines, np.int64), list(numbers), np.array(client_of, np.int64), columns)
+
+
+def note(texts: list[str], number: int, text: str) -> None:
+    """Note the text of a line about client `number` in `texts` of clients; an empty text where lines differ."""
+    if number == len(texts):
+        texts.append(text)
+    elif texts[number] != text:
+        texts[number] = ""
 
 
 def _by(path: Path, header: list[str]) -> str:
@@ -110,6 +124,18 @@ def numbered(names: list[str]) -> Ints:
         values = [int(name) if len(name) <= DIGITS and "." not in name else Decimal(name) for name in names]
         return _places(values, sorted(set(values) - {Decimal(NOBODY)}))
     return _places(names, [name for name in names if not (NUMBER.fullmatch(name) and Decimal(name) == NOBODY)])
+
+
+def by_client(table: ClientFile, numbers: Ints, num_clients: int) -> dict[str, list[str]]:
+    """The text of each client in each other column, (num_clients,) each, where `numbers` (num_names,) are those of the names."""
+    columns: dict[str, list[str]] = {}
+    for column, texts in table.columns.items():
+        texts_of: list[set[str]] = [set() for _ in range(num_clients)]
+        for number, text in zip(numbers.tolist(), texts, strict=True):
+            if number != NOBODY:
+                texts_of[number].add(text)
+        columns[column] = [of_client.pop() if len(of_client) == 1 else "" for of_client in texts_of]
+    return columns
 
 
 def _places(values: Sequence[Hashable], clients: Sequence[Hashable]) -> Ints:

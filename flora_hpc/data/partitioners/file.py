@@ -3,7 +3,8 @@
 Column `client` has the name of a client, any text or number, or -1 for no client. Column `row` has the number of an image in the
 dataset, from 0: training part, then test part, as `flora-hpc data inspect --rows` writes it. A column `image` may replace it, with
 the path of the image as in the dataset's column `path`. Clients are numbered from 0: in numeric order if all names are numbers,
-else as they appear. A client holds its images in the order of the lines. Images of no client are not used.
+else as they appear. A client holds its images in the order of the lines. Images of no client are not used. Other columns, such as
+`device`, may say something of each client.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 from flora_hpc.data.datasets._paths import file_at
 from flora_hpc.data.holdings import Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints, Origin
-from flora_hpc.data.partitioners._clientfile import DIGITS, KEY, NOBODY, ClientFile, numbered, read
+from flora_hpc.data.partitioners._clientfile import DIGITS, KEY, NOBODY, ClientFile, by_client, numbered, read
 from flora_hpc.data.texts import shown
 from flora_hpc.errors import UserError
 
@@ -42,7 +43,8 @@ def build(options: Options, images: Images) -> Partitioner:
     origin = images.origin or Origin(images, np.arange(len(images)), np.zeros(0, np.int64))
     keys, key_of = _of_rows(table, origin) if table.by == "row" else _of_images(table, images, origin)
     _refuse_second(table, keys)
-    clients = numbered(table.names)[table.client_of]
+    numbers = numbered(table.names)
+    clients = numbers[table.client_of]
     _refuse_test(table, keys, clients)
     num_clients = int(clients.max()) + 1
     if num_clients == 0:
@@ -65,7 +67,14 @@ def build(options: Options, images: Images) -> Partitioner:
         raise AssertionError("the options refuse a population")
 
     order = np.argsort(line[key_of], kind="stable")
-    return Partitioner(split, draw, num_clients=num_clients, order=order, warnings=_unassigned(table, owners, line[key_of]))
+    return Partitioner(
+        split,
+        draw,
+        num_clients=num_clients,
+        order=order,
+        warnings=_unassigned(table, owners, line[key_of]),
+        columns=by_client(table, numbers, num_clients),
+    )
 
 
 def _of_rows(table: ClientFile, origin: Origin) -> tuple[Ints, Ints]:
