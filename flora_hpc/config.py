@@ -252,6 +252,11 @@ class Config(Section):
         defaults = all(getattr(self.algorithm, key) == field.default for key, field in fields.items() if key != "name")
         return self.algorithm.name == "fedavg" and defaults and not any(getattr(self, section) for section in OPTIONAL)
 
+    @property
+    def server_images(self) -> int:
+        """How many training images only the server has: an option of some combine parts."""
+        return int(getattr(self.combine or self.algorithm, "server_images", 0))
+
     def essence(self) -> "Config":
         """The options that decide the results of a round: all but the machine, the number of ranks and the number of rounds."""
         return self.model_copy(

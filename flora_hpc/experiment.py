@@ -142,7 +142,8 @@ def dataset(config: Config) -> Dataset:
 def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.device, room: devices.Room) -> Setup:
     """Make the setup of all rounds, without inputs. Raises UserError for parts that do not fit together."""
     images = dataset.images
-    holders = holdings.make(cast(PartitionOptions, config.partition), images, dataset.train, config.seed, dataset.test)
+    server, train = holdings.for_server(dataset.train, config.server_images, config.seed)
+    holders = holdings.make(cast(PartitionOptions, config.partition), images, train, config.seed, dataset.test)
     method = build_method(config.method, config.model.precision, dataset, clip, holders)
     if (fault := config.cohort_fault(holders.num_clients)) is not None:  # for a partition whose file decides num_clients
         raise UserError(fault)
@@ -171,6 +172,7 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         labels=torch.from_numpy(images.labels).to(device),
         test=torch.from_numpy(dataset.test).to(device),
         validation=torch.from_numpy(dataset.validation).to(device),
+        server=server,
     )
 
 

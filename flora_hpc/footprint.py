@@ -118,9 +118,21 @@ def updates_bytes(setup: Setup, num_ranks: int) -> int:
     federation = setup.federation
     if federation.rule is None:
         return 0
-    return rows.num_bytes(
-        federation.payload_bytes // 4, federation.rule, setup.num_participants, clients_of_rank(setup, num_ranks), num_ranks
-    )
+    return rows.num_bytes(federation.payload_bytes // 4, federation.rule, *rows_of_rank(setup, num_ranks), num_ranks)
+
+
+def exchange(setup: Setup, num_ranks: int) -> rows.Exchange | None:
+    """What a rule that compares updates makes the ranks send each other in a round; None for exact sums, and for one rank."""
+    federation = setup.federation
+    if federation.rule is None or num_ranks == 1:
+        return None
+    return rows.exchange(federation.payload_bytes // 4, federation.rule, *rows_of_rank(setup, num_ranks), num_ranks)
+
+
+def rows_of_rank(setup: Setup, num_ranks: int) -> tuple[int, int]:
+    """The rows of a round that a rule compares, and at most how many of them a rank has before their exchange."""
+    own = int(setup.federation.rule is not None and setup.federation.rule.needs_server)
+    return setup.num_participants + own, clients_of_rank(setup, num_ranks) + own
 
 
 def refuse_large_updates(setup: Setup, num_ranks: int, room_bytes: int) -> None:

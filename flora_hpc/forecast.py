@@ -17,6 +17,7 @@ from flora_hpc.data.images import Dataset, Ints
 from flora_hpc.groupsize import GroupSize, tower
 from flora_hpc.methods._method import Method
 from flora_hpc.round import groups_of_ranks
+from flora_hpc.rows import Exchange
 from flora_hpc.setup import Setup
 from flora_hpc.shared import Shared
 
@@ -35,7 +36,8 @@ class Plan:
 
     `groups` has the groups of clients of each rank. Bytes are per round: all clients together send `uplink_bytes` and receive
     `downlink_bytes`; each rank gives `allreduce_bytes` to the exact sums, `product_bytes`
-    of them for products of low-rank adapters; ranks send each other `allgather_bytes` of a Jacobian.
+    of them for products of low-rank adapters; ranks send each other `allgather_bytes` of a Jacobian, and `exchange` of updates
+    where a rule compares them. `num_server_images` are training images that only the server has.
     `remembered` is what clients remember from one round to the next, if they remember anything. `memory_bytes` maps each use of a
     rank's memory to its bytes.
     """
@@ -70,6 +72,8 @@ class Plan:
     allreduce_bytes: int
     product_bytes: int
     allgather_bytes: int
+    exchange: Exchange | None
+    num_server_images: int
     remembered: footprint.Remembered | None
     memory_bytes: Mapping[str, int]
     round_flops: int  # about how many floating-point operations the clients need
@@ -133,6 +137,8 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Sha
         allreduce_bytes=traffic.allreduce,
         product_bytes=traffic.products,
         allgather_bytes=firststep.sent_bytes(method, setup.by_jacobian, num_ranks),
+        exchange=footprint.exchange(setup, num_ranks),
+        num_server_images=len(setup.server),
         remembered=remembered,
         memory_bytes=_lasting(config, built.clip, setup, len(dataset.images))
         | ({"memories of clients": remembered.memory_bytes} if remembered else {})

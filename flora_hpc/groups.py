@@ -156,6 +156,18 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         trained.rows.append(table)
 
 
+def server_update(setup: Setup, common: Common) -> torch.Tensor:
+    """The update (1, num_shared) that the server trains on its own images, as a client that takes part for the first time."""
+    client, size = np.array([setup.federation.num_registered]), np.array([len(setup.server)])
+    unit = trainer.padding_multiple(setup.method, setup.client, len(setup.server))
+    batches = trainer.lay_out(client, setup.server.copy(), size, setup.client, setup.seed, common.number, unit)
+    counts = class_counts(setup, batches) if common.task.local.loss is not None else None
+    memory = {name: torch.zeros_like(common.start)[None] for name in common.task.local.memory}
+    start = Start(common.start, message=common.message, memory=memory, counts=counts)
+    result = trainer.train(common.task, start, batches, common.first)
+    return common.roles.shared.take(result.updates)
+
+
 def starting(setup: Setup, common: Common, clients: Ints, batches: Batches, memory: Tensors) -> Start:
     """What the clients of a group start with: the server's adapter and message, and what each of them remembers."""
     method, roles, params = setup.method, common.roles, common.start

@@ -3,6 +3,7 @@
 every rank holds the same adapter and server state
     cohort -> this rank's clients -> groups           the same result on every rank, nothing is sent (unless dynamic)
     memories of these clients are borrowed            from the ranks that keep them, where clients remember something
+    rank 0 trains the server's own update             on images that no client has, where a rule compares updates with it
     each group trains; its rows are added to running sums: sharing, local, transform and combine of the algorithm
     the sums are added up over ranks                  one allreduce, exact
     or a rule such as a median combines all updates   in blocks of columns, an exchange for each block of every rank
@@ -30,7 +31,7 @@ from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.comm.meter import Meter
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums
-from flora_hpc.groups import Common, TrainedGroups, train_group, with_batches
+from flora_hpc.groups import Common, TrainedGroups, server_update, train_group, with_batches
 from flora_hpc.memories import Borrowed, Memories
 from flora_hpc.personal import Personal
 from flora_hpc.products import Combined, ProductSums
@@ -183,6 +184,10 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> Trai
         )  # dynamic: any of all
         borrowed = state.memories.borrow(np.concatenate([np.zeros(0, np.int64), *needed_clients]))
     common = prepare(setup, site, state, number, borrowed)
+    if federation.rule is not None and federation.rule.needs_server and site.comm.rank == 0:
+        assert trained.updates is not None
+        with site.comm.phase("train"):
+            trained.updates.add(np.array([rows.SERVER]), server_update(setup, common))
     done = 0
     site.trained(done, num_local, setup.num_participants)
     for group in with_batches(setup, site, number, local_groups):

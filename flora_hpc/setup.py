@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from flora_hpc import trainer
@@ -16,6 +17,7 @@ from flora_hpc.comm.meter import Meter
 from flora_hpc.comm.stop import Stop
 from flora_hpc.config import ClientConfig, CohortConfig, Config, EvaluateConfig
 from flora_hpc.data.holdings import Holdings
+from flora_hpc.data.images import Ints
 from flora_hpc.data.inputs import Features, Inputs
 from flora_hpc.federation import Federation
 from flora_hpc.methods._method import Method
@@ -38,6 +40,7 @@ class Setup:
     by_jacobian: bool  # whether clients make their first step by a Jacobian; see `firststep`
     labels: torch.Tensor  # (num_images,) int64, on this rank's device
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
+    server: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # rows (n,) of training images that only the server has
     validation: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # rows, as `test`; may be none
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # features or pixels of all images
 

@@ -74,7 +74,10 @@ def check_rule(rule: CombineRows) -> None:
     """Combine the update of one client. Raises UserError like `check`."""
     rows = torch.zeros(1, NUM_PARAMS, dtype=torch.float64)
     if rule.mix is not None:
-        coefficients = attempt("combine's mix", lambda: rule.mix(torch.zeros(2, 2, dtype=torch.float64)))  # type: ignore[misc]
+        table = torch.zeros(2, 2, dtype=torch.float64)
+        if rule.measure is not None:
+            table = attempt("combine's measure", lambda: rule.measure(rows))  # type: ignore[misc]
+        coefficients = attempt("combine's mix", lambda: rule.mix(table))  # type: ignore[misc]
         is_matrix = isinstance(coefficients, torch.Tensor) and coefficients.dim() == 2
         count = len(coefficients) if is_matrix else 1
         shaped("the result of combine's mix", coefficients, torch.Size([count, 1]), torch.float64)

@@ -54,6 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # beside the name of the algorithm
     "trimmed_mean": {"algorithm.fraction": 0.25, "algorithm.mix": "nnm"},  # of four clients; without mixing it would be the median
     "multi_krum": {"algorithm.num_chosen": 2},
     "norm_clipping": {"algorithm.bound": 0.01},
+    "fltrust": {"algorithm.server_images": 10},
     "holders_only": {"method": {"name": "feddylora", "by": "divergence"}},
     "by_name": {"algorithm.private": ["*resblocks.0*.lora_B"], "algorithm.frozen": ["*resblocks.1*.lora_A"]},
 }
@@ -89,7 +90,7 @@ REMEMBER = {
 FORGET = {
     *("fedadagrad", "fedadam", "fedavg", "fedavgm", "fednova", "fedprox", "fedyogi", "ffa_lora", "logit_adjustment"),
     *("logit_calibration", "rolora", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median"),
-    *("centered_clipping", "norm_clipping", "rolora and median after mixing"),
+    *("centered_clipping", "norm_clipping", "fltrust", "rolora and median after mixing"),
     *("multi_krum under alie", "fedavg under gaussian", "logit_calibration under label_flip"),
     *("logit_calibration", "rolora", "flexlora", "lora_fair", "fedsvd", "holders_only", "flexlora, mixed ranks"),
     *("fedex_lora", "flora_stacking"),

@@ -106,6 +106,32 @@ def test_norm_clipping_shortens_long_updates_only() -> None:
     torch.testing.assert_close(rows, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
 
 
+# --- FLTrust: the last row is the server's own update
+
+
+def trusted(rows: Any) -> torch.Tensor:
+    rule = part(build("fltrust").combine, CombineRows)
+    assert rule.measure is not None
+    assert rule.mix is not None
+    result: torch.Tensor = rule.columns(rules.mixed(rule.mix(rule.measure(double(rows))), double(rows)), len(rows))
+    return result
+
+
+def test_updates_count_by_their_angle_to_the_servers_and_get_its_length() -> None:
+    """Trust 1, 1 / sqrt 2 and 0."""
+    close(trusted([(2, 0), (1, 1), (-3, 0), (1, 0)]), (0.8786796564, 0.2928932188))
+
+
+def test_a_server_that_trusts_nobody_stays_where_it_is() -> None:
+    close(trusted([(-1, 0), (0, 5), (0, 0), (1, 0)]), (0.0, 0.0))
+    close(trusted([(-1, 0), (0, 5), (0, 0)]), (0.0, 0.0))
+
+
+def test_an_attacker_does_not_gain_from_length() -> None:
+    """Squared distances would have lost the angle: 1e30 + 1 is 1e30."""
+    close(trusted([(1.0, 0.0), (-1e15, 1e14), (1e15, 0.0), (0.5, 0.0)]), (0.5, 0.0))
+
+
 # --- Krum's choice where updates are small beside the weights
 
 

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.filesize import decimal
 
 import flora_hpc
-from flora_hpc import rows
+from flora_hpc import experiment, plugins, rows
 from flora_hpc.algorithms._algorithm import CombineRows
+from flora_hpc.attackers import Attackers, draw
 from flora_hpc.comm import devices
-from flora_hpc.comm.communicator import Communicator
+from flora_hpc.comm.communicator import AgreedError, Communicator
 from flora_hpc.comm.meter import Meter
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
@@ -68,6 +70,45 @@ def test_the_bits_do_not_depend_on_who_trains_whom(name: str, mix: str, num_rank
         takers[takers == num_ranks - 1] = 0 if width == 5 and num_ranks > 1 else num_ranks - 1  # a rank that trains nobody
         results = on_ranks(num_ranks, lambda comm: combined(comm, rule, width, takers))  # noqa: B023
         assert set(results) == {alone(rule, width)}, width
+
+
+def server_trusts(comm: Communicator, width: int, takers: Ints, attackers: Attackers | None = None) -> bytes:
+    """The direction of FLTrust, where rank 0 also has the server's update: twice that of client 9, shifted a little."""
+    updates = rows.Updates(width)
+    own = np.flatnonzero(takers == comm.rank)
+    updates.add(CLIENTS[own] % 100, updates_of(width)[own])
+    if comm.rank == 0:
+        updates.add(np.array([rows.SERVER]), 2 * updates_of(width)[6:7] + 1e-4)
+    rule = part(build("fltrust").combine, CombineRows)
+    return rows.combine(Meter(comm), updates, rule, attackers).numpy().tobytes()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_servers_update_is_the_last_row_on_any_number_of_ranks(num_ranks: int, width: int) -> None:
+    """Also where attackers know the honest updates: the server's is none of them."""
+    takers = np.random.default_rng([width, num_ranks]).integers(0, num_ranks, len(CLIENTS))
+    module = plugins.member("attacks", "ipm")
+    for attackers in (None, draw(module.Options(name="ipm"), 0, 100)):
+        directions = on_ranks(num_ranks, lambda comm: server_trusts(comm, width, takers, attackers))  # noqa: B023
+        clients, order = CLIENTS % 100, np.argsort(CLIENTS % 100)
+        numbers = updates_of(width)[torch.from_numpy(order)]
+        if attackers is not None:
+            attackers.against(clients[order], numbers)
+        numbers = numbers.double()
+        own = 2 * updates_of(width)[6].double() + 1e-4
+        trust = (numbers @ own / (numbers.norm(dim=1) * own.norm())).clamp(min=0)
+        expected = (trust / numbers.norm(dim=1)) @ numbers * own.norm() / trust.sum()
+        assert len(set(directions)) == 1
+        np.testing.assert_allclose(np.frombuffer(directions[0], np.float32), expected.numpy(), rtol=1e-4, atol=1e-9)
+
+
+def test_a_servers_update_that_is_not_finite_ends_the_run() -> None:
+    updates = rows.Updates(2)
+    updates.add(np.array([5]), torch.ones(1, 2))
+    updates.add(np.array([rows.SERVER]), torch.full((1, 2), torch.inf))
+    with pytest.raises(AgreedError, match=r"the server's own update was not finite; lower client.lr"):
+        on_ranks(1, lambda comm: rows.combine(Meter(comm), updates, part(build("fltrust").combine, CombineRows)))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -156,6 +197,35 @@ def test_a_plan_says_what_updates_take() -> None:
     assert "updates of clients" not in flora_hpc.plan(QUICKSTART, ranks=2).memory_bytes
 
 
+@pytest.mark.parametrize(("name", "num_tables"), [("median", 0), ("krum", 2)])
+def test_a_plan_says_what_ranks_send_each_other(
+    name: str, num_tables: int, monkeypatch: pytest.MonkeyPatch, invoke: Callable[..., str]
+) -> None:
+    """4,096 numbers in four blocks for two ranks with five clients each: a rank sends half of its rows, and receives as much."""
+    monkeypatch.undo()
+    planned = flora_hpc.plan(QUICKSTART, ranks=2, algorithm=name)
+    half, times = 4 * 5 * 2048, 2 if num_tables else 1
+    table = 8 * 55  # distances between ten updates and zero
+    assert planned.exchange == (times, 4, 4 * 10 * 1024, times * half, times * half, num_tables * table)
+    text = " ".join(invoke("plan", QUICKSTART, "--ranks", 2, "-s", f"algorithm={name}").replace("│", " ").split())
+    assert f"a rank sends up to {decimal(times * half)} to the others and receives up to" in text
+    assert flora_hpc.plan(QUICKSTART, ranks=2).exchange is flora_hpc.plan(QUICKSTART, algorithm=name).exchange is None
+
+
+def test_images_of_the_server_belong_to_no_client() -> None:
+    setup = experiment.build(
+        flora_hpc.load_config(QUICKSTART, algorithm={"name": "fltrust", "server_images": 30}),
+        torch.device("meta"),
+        devices.Room(10**9, gpu=False),
+    ).setup
+    images, _ = setup.holdings.examples_of(np.arange(10))
+    assert len(setup.server) == 30
+    assert not set(setup.server.tolist()) & set(images.tolist())
+    assert len(images) + 30 == 1438
+    planned = flora_hpc.plan(QUICKSTART, algorithm="fltrust")
+    assert planned.num_server_images == 1438 - planned.num_examples.sum() == 100
+
+
 def test_what_is_not_finite_is_rejected_and_the_others_are_combined(tmp_path: Path) -> None:
     """Attackers send infinity: each is rejected, and the run is that of the honest clients."""
     flora_hpc.run(QUICKSTART, out=tmp_path / "run", rounds=2, algorithm="krum", attack={"name": "scaled", "scale": 1e300})
@@ -177,6 +247,7 @@ def test_what_is_not_finite_is_rejected_and_the_others_are_combined(tmp_path: Pa
         ({"combine": {"name": "bulyan", "fraction": 0.2}}, "combine.fraction: 0.2 of 10 clients in a round are f = 2 attackers"),
         ({"algorithm": {"name": "multi_krum", "num_chosen": 11}}, "11 updates cannot be chosen of 10 in a round"),
         ({"algorithm": "median", "method": {"name": "feddylora"}}, "the combine part would compare the padding"),
+        ({"algorithm": {"name": "fltrust", "server_images": 1438}}, "1,438 of 1,438 training images for the server leave none"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, Any], reason: str) -> None:

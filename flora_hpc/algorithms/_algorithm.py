@@ -151,7 +151,10 @@ class CombineRows(NamedTuple):
     (num_clients, width) float64 in the order of clients. It treats all columns alike, since each rank computes some of them.
     With `mix`, its rows (num_rows, width) are mixtures of updates: `mix(squares)` computes their coefficients, (num_rows,
     num_clients) float64, from squared distances between updates, (num_clients + 1, num_clients + 1) float64, of which the last row
-    and column are distances to zero.
+    and column are distances to zero. With `measure`, `mix` gets another table (k, num_clients): the sum over all columns of
+    `measure(rows)`, for rows (num_clients, width) float64 of some columns.
+    With `needs_server`, the server trains an update of its own in every round, on as many training images as the option
+    `server_images` says, which no client has. This update is one more row, the last one of all.
     `fault(num_clients)` says what is wrong with a round of so many clients, in one sentence, or None. A round may have fewer, as
     updates that are not finite are left out; the rule must then do what it can. All clients have the same weight.
     """
@@ -159,6 +162,8 @@ class CombineRows(NamedTuple):
     columns: Callable[[torch.Tensor, int], torch.Tensor]
     mix: Callable[[torch.Tensor], torch.Tensor] | None = None
     fault: Callable[[int], str | None] = lambda num_clients: None
+    measure: Callable[[torch.Tensor], torch.Tensor] | None = None
+    needs_server: bool = False
 
     @property
     def prepare(self) -> None:

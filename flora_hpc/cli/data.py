@@ -113,7 +113,8 @@ def inspect(
         dataset = dataset.drop(sorted(damage))
     dataset = checks.checked(dataset)
     partition: Any = resolved.partition
-    holders = holdings.make(partition, dataset.images, dataset.train, resolved.seed, dataset.test)
+    _, train = holdings.for_server(dataset.train, resolved.server_images, resolved.seed)
+    holders = holdings.make(partition, dataset.images, train, resolved.seed, dataset.test)
     warnings = [*dataset.warnings, *holders.warnings, *(inspection.warnings(dataset.images) if inspection else ())]
     unit = "caption" if dataset.paired else "class"
     mix = mix_of(holders, dataset.images.labels, dataset.train, dataset.wordings, unit=unit)

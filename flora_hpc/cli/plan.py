@@ -15,6 +15,7 @@ from flora_hpc.cli._args import ConfigFile, Overrides, Plugins, use_plugins
 
 if TYPE_CHECKING:
     from flora_hpc.forecast import Plan
+    from flora_hpc.rows import Exchange
 
 
 def plan(
@@ -46,6 +47,7 @@ def rows_of(plan: "Plan") -> dict[str, str]:
     num_groups, largest = sum(map(len, plan.groups)), max(len(group) for groups in plan.groups for group in groups)
     together = f"{num_groups:,} of up to {largest} clients in one batch of tensors, about {decimal(plan.group_bytes)}"
     spread = f"{sizes.min():,} to {sizes.max():,} examples (median {int(np.median(sizes)):,})"
+    owned = f", {plan.num_server_images:,} of them the server's," if plan.num_server_images else ""
     validation = f", {len(dataset.validation):,} validation" if len(dataset.validation) else ""
     gathered = f"{decimal(plan.allgather_bytes)} a round (rows of a Jacobian: each rank sends its own to all others)"
     products = f"; {decimal(plan.product_bytes)} of them for B A of each layer" if plan.product_bytes else ""
@@ -56,7 +58,7 @@ def rows_of(plan: "Plan") -> dict[str, str]:
         "computed": f"{plan.how}; {config.model.precision}",
         "algorithm": plan.algorithm,
         "payload": payload(plan),
-        "data": f"{dataset.name}: {len(dataset.train):,} training{validation} and {len(dataset.test):,} test images",
+        "data": f"{dataset.name}: {len(dataset.train):,} training{owned}{validation} and {len(dataset.test):,} test images",
         "captions": f"{len(dataset.captions)}, such as '{dataset.captions[0]}'",
         "clients": f"{len(plan.clients):,} of {plan.num_registered:,} in a round, {spread}",
         "groups": f"{together}; {plan.bound}",
@@ -65,6 +67,7 @@ def rows_of(plan: "Plan") -> dict[str, str]:
         "traffic": f"{decimal(plan.uplink_bytes)} up and {decimal(plan.downlink_bytes)} down, a round, in a federation",
         "allreduce": f"{decimal(plan.allreduce_bytes)} per rank and round (exact sums: two 8-byte integers a number{products})",
         **({"allgather": gathered} if plan.allgather_bytes else {}),
+        **({"updates": updates(plan.exchange)} if plan.exchange else {}),
         **memories(plan),
         "memory": f"per rank about {decimal(sum(needed.values()))}: "
         + ", ".join(f"{name} {decimal(size)}" for name, size in needed.items()),
@@ -85,6 +88,16 @@ def payload(plan: "Plan") -> str:
     if plan.num_private:
         text += f"; {plan.num_private:,} of its {plan.num_params:,} trained numbers are private"
     return text
+
+
+def updates(exchange: "Exchange") -> str:
+    """What ranks send each other for a rule that compares updates."""
+    often = "once" if exchange.times == 1 else "twice"
+    text = (
+        f"a rank sends up to {decimal(exchange.sent)} to the others and receives up to {decimal(exchange.received)} a round: all "
+        f"updates {often}, in {exchange.num_blocks} block{'s' * (exchange.num_blocks > 1)} of up to {decimal(exchange.block_bytes)}"
+    )
+    return text + (f"; rank 0 also receives {decimal(exchange.tables)} of their distances" if exchange.tables else "")
 
 
 def memories(plan: "Plan") -> dict[str, str]:

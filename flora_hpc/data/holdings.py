@@ -205,3 +205,17 @@ def _checked(clients: Ints, num_examples: int, num_clients: int, name: str) -> I
     if len(empty):
         raise UserError(f"{what}, and lacks client {empty[0]}; mend the partitioner")
     return clients.astype(np.int64)
+
+
+def for_server(rows: Ints, num_images: int, seed: int) -> tuple[Ints, Ints]:
+    """Draw `num_images` of the training images `rows` (num_examples,) for the server: these, and the rest for the clients.
+
+    Both are in the order of `rows`. Raises UserError where no client would get an image.
+    """
+    if num_images >= max(1, len(rows)):
+        raise UserError(
+            f"server_images: {num_images:,} of {len(rows):,} training images for the server leave none for the clients; lower it"
+        )
+    mask = np.zeros(len(rows), bool)
+    mask[seeds.generator(seed, "server images").permutation(len(rows))[:num_images]] = True
+    return rows[mask], rows[~mask]

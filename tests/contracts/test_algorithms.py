@@ -140,12 +140,13 @@ def test_a_rule_treats_all_columns_alike(name: str, num_clients: int) -> None:
     rows = torch.randn(num_clients, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     points = torch.cat([rows, torch.zeros_like(rows[:1])])
     squares = ((points[:, None] - points) ** 2).sum(2)
+    table = squares if rule.measure is None else rule.measure(rows)
     mixtures = rows
     if rule.mix is not None:
-        before = squares.clone()
-        coefficients = rule.mix(squares)
+        before = table.clone()
+        coefficients = rule.mix(table)
         assert coefficients.shape[1] == num_clients
-        same(squares, before)
+        same(table, before)
         mixtures = coefficients @ rows
     before, direction = mixtures.clone(), rule.columns(mixtures, num_clients)
     same(mixtures, before)
