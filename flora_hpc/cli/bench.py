@@ -8,6 +8,7 @@ from flora_hpc.cli import (
     _bench_features,
     _bench_log,
     _bench_methods,
+    _bench_ranks,
     _bench_report,
     _bench_round,
     _bench_scale,
@@ -24,6 +25,7 @@ app.command("log")(_bench_log.log)
 app.command("scale")(_bench_scale.scale)
 app.command("features")(_bench_features.features)
 app.command("report")(_bench_report.report)
+app.command("ranks")(_bench_ranks.ranks)
 app.command("methods")(_bench_methods.methods)
 app.command("study")(_bench_study.study)
 
