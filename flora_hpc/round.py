@@ -16,7 +16,7 @@ every rank holds the same adapter and server state
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -219,20 +219,31 @@ def participants(setup: Setup, number: int) -> tuple[Ints, Ints]:
     return clients, setup.client.epochs * trainer.filled_up(setup.holdings.sizes(clients), setup.client, setup.padding_multiple)
 
 
+def costs_of(setup: Setup, number: int, find: Callable[[Ints], Ints]) -> cohort.Costs:
+    """The costs of the places of a round, whose clients `find` gives; clients with equally many examples need not be found."""
+    size, num_clients = setup.holdings.common_size, setup.num_participants
+    sizes = setup.holdings.sizes(find(np.arange(num_clients))) if size is None else np.array([size])
+    costs = setup.client.epochs * trainer.filled_up(sizes, setup.client, setup.padding_multiple)
+    return cohort.sort(costs) if size is None else cohort.equal(int(costs[0]), num_clients)
+
+
 def groups_of_ranks(setup: Setup, num_ranks: int, number: int, ranks: Sequence[int] | None = None) -> list[list[Ints]]:
     """The groups of each of `num_ranks` ranks, or of those in `ranks` alone.
 
     With dynamic assignment this is a forecast, for ranks that are equally fast.
     """
-    clients, costs = participants(setup, number)
-    return cohort.groups_of_ranks(clients, costs, setup.grouping, num_ranks, setup.cohort.assignment, ranks)
+    find = setup.schedule.finder(number)
+    costs = costs_of(setup, number, find)
+    by_rank = cohort.places_of_ranks(costs, setup.grouping, num_ranks, setup.cohort.assignment, ranks)
+    return [[find(places) for places in groups] for groups in by_rank]
 
 
 def my_groups(setup: Setup, site: Site, number: int) -> Iterable[Ints]:
     """The groups that this rank trains. With dynamic assignment, this rank draws the next group when it asks for it."""
     if setup.cohort.assignment == "dynamic":
-        groups = cohort.units(*participants(setup, number), setup.grouping, site.comm.size)
-        return (groups[index] for index in site.counters.draw("groups", number, len(groups)))
+        find = setup.schedule.finder(number)
+        units = cohort.units(costs_of(setup, number, find), setup.grouping, site.comm.size)
+        return (find(units[index]) for index in site.counters.draw("groups", number, len(units)))
     return groups_of_ranks(setup, site.comm.size, number, [site.comm.rank])[0]
 
 

@@ -54,6 +54,22 @@ def test_a_small_cohort_of_a_million_clients() -> None:
     assert max(drawn) < 1_000_000
 
 
+def test_a_large_cohort_has_every_client_once_and_a_rank_finds_its_part_alone() -> None:
+    config, registered = CohortConfig(size=cohort.LARGE), 3 * cohort.LARGE
+    drawn = cohort.sample(config, registered, 0, 1)
+    assert len(np.unique(drawn)) == cohort.LARGE
+    assert drawn.min() >= 0
+    assert drawn.max() < registered
+    places = np.array([5, cohort.LARGE - 1, 0])
+    np.testing.assert_array_equal(cohort.whole_cohort(config, registered, 0).finder(1)(places), drawn[places])
+
+
+@pytest.mark.parametrize("size", [5, 40])
+def test_places_stand_for_the_clients_of_the_round(size: int) -> None:
+    schedule = cohort.whole_cohort(CohortConfig(size=size), 40, 3)
+    np.testing.assert_array_equal(schedule.finder(2)(np.arange(size)), schedule.clients(2))
+
+
 # --- in which groups, on which rank
 
 
@@ -85,7 +101,7 @@ def test_idle_ranks_take_some_groups_each() -> None:
     """Sixteen clients for two ranks are eight pieces of work; here, as ranks of the same speed take them."""
     by_rank = groups([1] * 16, 2, "dynamic")
     assert [[len(group) for group in local_groups] for local_groups in by_rank] == [[2] * 4] * 2
-    assert [len(group) for group in cohort.units(np.arange(3), np.ones(3, np.int64), Grouping(100), 2)] == [1, 1, 1]
+    assert [len(group) for group in cohort.units(cohort.equal(1, 3), Grouping(100), 2)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("assignment", ["balanced", "static", "dynamic"])
@@ -119,5 +135,43 @@ def test_balanced_is_what_a_heap_deals_one_by_one(costs: list[int], num_ranks: i
     for cost in costs:
         load, rank = heapq.heappop(heap)
         heapq.heappush(heap, (load + cost, rank))
-    dealt = cohort.deal(np.array(costs), num_ranks)
-    assert np.bincount(dealt, costs, num_ranks).tolist() == [load for load, _ in sorted(heap, key=lambda place: place[1])]
+    in_order = cohort.sort(np.array(costs))
+    numbers = np.array(list(cohort.deal(in_order, num_ranks)))
+    assert numbers.sum(1).tolist() == in_order.counts.tolist()
+    assert (in_order.values @ numbers).tolist() == [load for load, _ in sorted(heap, key=lambda place: place[1])]
+
+
+@given(
+    costs=st.lists(st.integers(1, 9), min_size=1, max_size=40),
+    num_ranks=st.integers(1, 9),
+    assignment=st.sampled_from(["static", "balanced", "dynamic"]),
+    fixed=st.booleans(),
+    alike=st.booleans(),
+)
+def test_a_rank_computes_alone_what_all_ranks_together_have(
+    costs: list[int], num_ranks: int, assignment: str, fixed: bool, alike: bool
+) -> None:
+    grouping, in_order = Grouping(4, alike, fixed), cohort.sort(np.array(costs))
+    everybody = cohort.places_of_ranks(in_order, grouping, num_ranks, assignment)
+    for rank in range(num_ranks):
+        (own,) = cohort.places_of_ranks(in_order, grouping, num_ranks, assignment, [rank])
+        assert [group.tolist() for group in own] == [group.tolist() for group in everybody[rank]]
+
+
+@pytest.mark.parametrize("grouping", [Grouping(3), Grouping(3, alike=True), Grouping(3, fixed=True)])
+@pytest.mark.parametrize("assignment", ["static", "balanced", "dynamic"])
+def test_equal_costs_need_no_list(grouping: Grouping, assignment: str) -> None:
+    for num_ranks in (1, 2, 7, 30):
+        known, listed = (
+            cohort.places_of_ranks(costs, grouping, num_ranks, assignment)
+            for costs in (cohort.equal(4, 20), cohort.sort(np.full(20, 4)))
+        )
+        assert [[g.tolist() for g in groups] for groups in known] == [[g.tolist() for g in groups] for groups in listed]
+
+
+def test_costs_beyond_16_bits_are_sorted_alike() -> None:
+    costs = np.array([1, 10**6, 3, 10**6, 70_000])
+    in_order = cohort.sort(costs)
+    assert in_order.places(np.arange(5)).tolist() == [1, 3, 4, 2, 0]
+    assert (in_order.values.tolist(), in_order.counts.tolist()) == ([10**6, 70_000, 3, 1], [2, 1, 1, 1])
+    assert in_order.up_to(np.array([0, 1, 2, 5])).tolist() == [0, 10**6, 2 * 10**6, 2_070_004]

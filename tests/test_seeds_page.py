@@ -57,6 +57,10 @@ def test_the_split(page: dict[str, Any], seed: int) -> None:
 def test_the_cohort(page: dict[str, Any]) -> None:
     np.testing.assert_array_equal(page["cohort"](1000, 20, 3, 8), cohort.sample(CohortConfig(size=20), 1000, 3, 8))
 
+    places = np.array([0, 1, 131_071, 70_000])
+    expected = cohort.sample(CohortConfig(size=131_072), 10**6, 3, 8)[places]
+    assert [page["at_place"](place, 10**6, 3, 8) for place in places.tolist()] == expected.tolist()
+
 
 @pytest.mark.parametrize("batch_size", [4, 10, 26, 100])
 def test_the_batches(page: dict[str, Any], batch_size: int) -> None:

@@ -7,12 +7,15 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from flora_hpc import plugins, seeds
 from flora_hpc.data.images import Images, Ints, Origin
 from flora_hpc.errors import UserError
 from flora_hpc.plugins import BaseOptions
+
+Floats = npt.NDArray[np.float64]
 
 
 class PartitionOptions(BaseOptions):
@@ -32,7 +35,8 @@ class Partitioner(NamedTuple):
     `split(num_clients, rng)` gives the client (num_examples,) int64 of each example, 0..num_clients-1, or -1 for no client. Every
     client gets an example. `split` raises UserError where there are too few examples.
     `draw(num_drawn, rng)` gives the examples (num_drawn,) int64 of one client, none twice.
-    `size(mean, rng)` gives the number of examples that one client of a population draws, 1 or more; without it all draw `mean`.
+    `size(mean, uniforms)` gives the numbers of examples (n,) int64 that clients of a population draw, 1 or more, from a random
+    number of each, `uniforms` (n,) from 0 to 1, which is left out; without it all draw `mean`.
     `draw_many(num_drawn, streams, clients)` gives, faster, the examples of `draw` for each of `clients` (n,): (n, num_drawn) int64.
     `num_clients` is set where the rule decides the number of clients. `order` (num_examples,) int64 is set where the rule decides
     the order in which clients hold their examples; otherwise it is random. `warnings` are sentences for the user. `columns` say
@@ -41,7 +45,7 @@ class Partitioner(NamedTuple):
 
     split: Callable[[int, np.random.Generator], Ints]
     draw: Callable[[int, np.random.Generator], Ints]
-    size: Callable[[int, np.random.Generator], int] | None = None
+    size: Callable[[int, Floats], Ints] | None = None
     draw_many: Callable[[int, seeds.Streams, Ints], Ints] | None = None
     num_clients: int | None = None
     order: Ints | None = None
@@ -67,6 +71,10 @@ class Holdings(Protocol):
     @property
     def largest(self) -> int:
         """Upper bound of the number of examples of a client."""
+
+    @property
+    def common_size(self) -> int | None:
+        """The number of examples of every client; None where clients differ."""
 
     def sizes(self, clients: Ints) -> Ints:
         """Number of examples of each of `clients` (n,) int64 -> (n,) int64."""
@@ -94,6 +102,10 @@ class Partition:
     @cached_property
     def largest(self) -> int:
         return int(np.diff(self.starts).max(initial=0))
+
+    @cached_property
+    def common_size(self) -> int | None:
+        return self.largest if (np.diff(self.starts) == self.largest).all() else None
 
     def sizes(self, clients: Ints) -> Ints:
         return self.starts[clients + 1] - self.starts[clients]
@@ -129,13 +141,19 @@ class Population:
     def largest(self) -> int:
         return self.examples_per_client if self.partitioner.size is None else len(self.rows)
 
+    @property
+    def common_size(self) -> int | None:
+        return self.examples_per_client if self.partitioner.size is None else None
+
     def sizes(self, clients: Ints) -> Ints:
         if self.partitioner.size is None:
             return np.full(len(clients), self.examples_per_client, np.int64)
-        return np.array([self._size(client) for client in clients.tolist()], np.int64)
+        uniforms = seeds.uniforms(self.seed, "population size", of=clients)
+        return np.minimum(self.partitioner.size(self.examples_per_client, uniforms), len(self.rows))
 
     def examples(self, client: int) -> Ints:
-        return self.rows[self.partitioner.draw(self._size(client), self._streams.of(client))]
+        size = int(self.sizes(np.array([client]))[0])
+        return self.rows[self.partitioner.draw(size, self._streams.of(client))]
 
     def examples_of(self, clients: Ints) -> tuple[Ints, Ints]:
         sizes = self.sizes(clients)
@@ -149,16 +167,6 @@ class Population:
     @cached_property
     def _streams(self) -> seeds.Streams:
         return seeds.Streams(self.seed, "population")
-
-    @cached_property
-    def _size_streams(self) -> seeds.Streams:
-        return seeds.Streams(self.seed, "population size")
-
-    def _size(self, client: int) -> int:
-        if self.partitioner.size is None:
-            return self.examples_per_client
-        size = self.partitioner.size(self.examples_per_client, self._size_streams.of(client))
-        return min(size, len(self.rows))
 
 
 def make(options: PartitionOptions, images: Images, rows: Ints, seed: int, test: Ints | None = None) -> Holdings:

@@ -24,16 +24,16 @@ def test_reports_of_all_ranks_are_one_round() -> None:
 
 
 def test_every_term_is_named_and_none_is_missing_in_the_efficiency() -> None:
-    result = CliRunner().invoke(app, ["bench", "ranks", "--simulate", "6", "--clients", "40", "--repeats", "1", "--json"])
+    result = CliRunner().invoke(app, ["bench", "ranks", "--simulate", "6", "--clients", "600", "--repeats", "1", "--json"])
     assert result.exit_code == 0, result.exception
     found = json.loads(result.stdout)
-    assert (found["num_ranks"], found["num_clients"], found["num_registered"]) == (6, 40, 400)
-    assert found["train_seconds"] == pytest.approx(7 * 0.0012)
+    assert (found["num_ranks"], found["num_clients"], found["num_registered"]) == (6, 600, 6000)
+    assert found["train_seconds"] == pytest.approx(100 * 0.0012)
     for sizes in ("fixed", "drawn"):
         others = found["schedule_seconds"][sizes] + found["reports_seconds"] + found["wire_seconds"]
         shares = found["efficiency"][sizes]
-        assert shares["given"] == pytest.approx(0.0084 / (0.0084 + others))
-        assert shares["ten_times"] == pytest.approx(0.00084 / (0.00084 + others))
+        assert shares["given"] == pytest.approx(0.12 / (0.12 + others))
+        assert shares["ten_times"] == pytest.approx(0.012 / (0.012 + others))
     assert found["log_bytes_per_client"] > 0
     assert found["ranks_with_work"]["cpu"] == 6
 

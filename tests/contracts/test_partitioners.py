@@ -133,10 +133,11 @@ def test_size_is_one_or_more_and_decided_by_the_generator(population: str, mean:
     size = build_population(population, LABELS["mixed"], mean).size
     if size is None:
         return  # all clients draw alike
-    sizes = [size(mean, np.random.default_rng(client)) for client in range(50)]
-    assert all(type(one) is int for one in sizes)
-    assert 1 <= min(sizes) < max(sizes)
-    assert [size(mean, np.random.default_rng(client)) for client in range(50)] == sizes
+    uniforms = np.linspace(0, 1, 50, endpoint=False)
+    sizes = size(mean, uniforms)
+    assert sizes.dtype == np.int64
+    assert 1 <= sizes.min() < sizes.max()
+    np.testing.assert_array_equal(size(mean, uniforms[::-1]), sizes[::-1])
 
 
 @pytest.mark.parametrize("mean", [1, 5, 40, NUM_EXAMPLES])

@@ -67,7 +67,7 @@ def test_sizes_of_a_population_are_as_unequal_as_beta_says(beta: float) -> None:
     met by a Gamma(0.5) variable below 0.0005 (2 %, by less than one example) and above 50 (never)."""
     size = build(beta, 100_000).size
     assert size is not None
-    sizes = np.array([size(1000, np.random.default_rng(client)) for client in range(2000)], float)
+    sizes = size(1000, np.random.default_rng(0).random(2000)).astype(float)
     squared = (sizes - 1000) ** 2
     assert sizes.mean() == pytest.approx(1000, abs=5 * np.sqrt(1000**2 / beta / 2000) + 1)
     assert squared.mean() == pytest.approx(1000**2 / beta, abs=5 * squared.std(ddof=1) / np.sqrt(2000))
@@ -77,9 +77,16 @@ def test_sizes_of_a_population_stay_within_the_least_and_all() -> None:
     """At beta 0.01 most clients have nearly no examples, and some would have more than exist."""
     size = build(0.01, 50, min_examples=3).size
     assert size is not None
-    sizes = [size(20, np.random.default_rng(client)) for client in range(500)]
-    assert (min(sizes), max(sizes)) == (3, 50)
-    assert sizes.count(3) > 250
+    sizes = size(20, np.random.default_rng(0).random(500))
+    assert (sizes.min(), sizes.max()) == (3, 50)
+    assert (sizes == 3).sum() > 250
+
+
+def test_sizes_of_a_population_are_those_of_an_exponential_distribution_at_beta_one() -> None:
+    """Gamma(1) is exponential: n is at most k where g m <= k + 1/2, so for a random number u it is -m log(1 - u), rounded."""
+    size, uniforms = build(1.0, 10_000).size, np.array([0.001, 0.25, 0.5, 0.9, 0.999])
+    assert size is not None
+    assert size(100, uniforms).tolist() == [1, *np.round(-100 * np.log1p(-uniforms[1:])).astype(int).tolist()]
 
 
 def test_a_client_of_a_population_draws_as_many_as_it_says() -> None:

@@ -6,13 +6,15 @@ Split: client k of K gets the share p_k of all examples, p ~ Dir(beta, ..., beta
 
 Population: a client draws n = m g / beta examples, g ~ Gamma(beta), where m is `examples_per_client`; n has mean m and variance
 m^2 / beta. For very many clients this is the distribution of the split, where shares are Gamma variables divided by their sum. n is
-at least `min_examples` and at most the number of examples.
+at least `min_examples` and at most the number of examples. A table of the probabilities of all n gives the n of a random number.
 """
+
+from functools import cache
 
 import numpy as np
 from pydantic import Field
 
-from flora_hpc.data.holdings import Partitioner, PartitionOptions
+from flora_hpc.data.holdings import Floats, Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners._counts import check_least, deal, raised
 
@@ -34,8 +36,16 @@ def build(options: Options, images: Images) -> Partitioner:
     def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
         return rng.choice(len(images), num_drawn, replace=False)
 
-    def size(mean: int, rng: np.random.Generator) -> int:
-        drawn = round(mean * rng.standard_gamma(options.beta) / options.beta)
-        return min(max(drawn, options.min_examples), len(images))
+    @cache
+    def up_to(mean: int) -> Floats:
+        """The probability of at most n examples, for n from `min_examples` up to one less than there are."""
+        import torch  # takes seconds, and a check of the options does not need it
+
+        halves = torch.arange(options.min_examples, len(images), dtype=torch.float64) + 0.5  # n is rounded
+        beta = torch.tensor(options.beta, dtype=torch.float64)
+        return np.asarray(torch.special.gammainc(beta, halves * options.beta / mean).numpy())
+
+    def size(mean: int, uniforms: Floats) -> Ints:
+        return options.min_examples + np.searchsorted(up_to(mean), uniforms, "right")
 
     return Partitioner(split, draw, size)
