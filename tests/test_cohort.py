@@ -3,7 +3,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flora_hpc import cohort
@@ -128,6 +128,7 @@ def test_every_client_is_in_one_group(num_ranks: int, assignment: str, alike: bo
         assert all(len({costs[client - 100] for client in group}) == 1 for group in together)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(costs=st.lists(st.integers(1, 12), min_size=1, max_size=60), num_ranks=st.integers(1, 9))
 def test_balanced_is_what_a_heap_deals_one_by_one(costs: list[int], num_ranks: int) -> None:
     costs = sorted(costs, reverse=True)
@@ -141,6 +142,7 @@ def test_balanced_is_what_a_heap_deals_one_by_one(costs: list[int], num_ranks: i
     assert (in_order.values @ numbers).tolist() == [load for load, _ in sorted(heap, key=lambda place: place[1])]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     costs=st.lists(st.integers(1, 9), min_size=1, max_size=40),
     num_ranks=st.integers(1, 9),
