@@ -8,7 +8,7 @@ SPREAD := --dist loadfile --no-loadscope-reorder
 DEMO := .venv/.demo
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all quick check bench format clean
+.PHONY: demo test test-all quick check docs dist bench format clean
 
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO))  ## ten clients on two MPI ranks adapt a CLIP to handwritten digits
 	@view=plain; if [ -t 1 ]; then view=live; COLUMNS=$$(tput cols 2>/dev/null || echo 80); \
@@ -28,6 +28,13 @@ check: $(INSTALLED)  ## formatting, lint, strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## the site, in site/; needs no network, and a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html is written"
+
+dist: $(INSTALLED)  ## a wheel and a source archive in dist/, checked, installed into a new environment, and played there
+	$(BIN)/python tools/dist.py
 
 bench: $(INSTALLED)  ## parts of the program, measured on this machine in some two minutes; docs/performance.md says what they mean
 	$(BIN)/flora-hpc bench step --model flora-tiny
@@ -50,4 +57,4 @@ $(DEMO) $(INSTALLED): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info runs .pytest_cache .mypy_cache .ruff_cache

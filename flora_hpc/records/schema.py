@@ -195,3 +195,14 @@ def _dtype(fields: tuple[Field, ...]) -> np.dtype[Any]:
 
 TABLES: dict[str, np.dtype[Any]] = {name: _dtype(fields) for name, fields in COLUMNS.items()}
 ROUNDS, RANKS, CLIENTS, TOPOLOGY = TABLES.values()
+
+SINCE = {  # (table, column) -> the first schema with it; attributes have no table; others are there from the beginning
+    **{("rounds", name): 8 for name in ("num_attackers", "cross_term")},
+    ("clients", "attacks"): 8,
+    **{("rounds", field.name): 7 for field in COLUMNS["rounds"] if field.name.startswith(("personal_", "message_", "validation_"))},
+    **{("clients", name): 7 for name in ("memory_norm", "global_accuracy", "personal_accuracy")},
+    **{("", name): 7 for name in ("algorithm", "num_private_params")},
+    ("", "plugins"): 6,
+    **{(table, f"{phase}_seconds"): 3 for table in ("rounds", "ranks") for phase in ("batch", "sum")},
+    **{("rounds", name): 2 for name in ("client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "worst_client")},
+}
