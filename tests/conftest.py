@@ -85,7 +85,16 @@ SLOW = {  # modules that start processes without a fixture, play runs, or try ve
 
 
 LONG = (  # files that take more than some ten seconds; those that start many ranks alternate with those that start none
-    *("test_algorithms_in_runs", "test_library", "test_world_sizes", "test_groups", "test_demo", "test_export", "test_disk_full"),
+    *(
+        "test_algorithms_in_runs",
+        "test_library",
+        "test_world_sizes",
+        "test_groups",
+        "test_tutorials",
+        "test_demo",
+        "test_export",
+        "test_disk_full",
+    ),
     *("test_failures", "test_resume", "test_own_parts", "test_api", "test_data_in_runs", "test_bad_input", "test_scale"),
     *("test_backends", "test_extras", "test_embed", "test_report", "test_memory", "test_personal", "test_weights"),
 )

@@ -59,6 +59,7 @@ SEVERAL = {
 }
 
 
+OF_SEVERAL_RANKS = ("ranks", "memory")  # figures that compare ranks
 PERSONAL = _one("personal", "Clients' own models", clients.personal, sentences.personal)  # of runs with evaluate.personal
 
 
@@ -67,4 +68,6 @@ def drawings_of(runs: Sequence[Run]) -> dict[str, list[Drawing]]:
     if len(runs) > 1:
         return SEVERAL
     own = [PERSONAL] if len(views.personal(columns.rounds(runs[0]))) else []
-    return ONE | {"Clients": [*own, *ONE["Clients"]]}
+    is_lone = runs[0].attributes.get("world_size") == 1
+    times = [drawing for drawing in ONE["Where the time went"] if not (is_lone and drawing.name in OF_SEVERAL_RANKS)]
+    return ONE | {"Where the time went": times, "Clients": [*own, *ONE["Clients"]]}

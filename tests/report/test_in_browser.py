@@ -123,7 +123,7 @@ def test_a_page_of_a_run(look: Callable[..., Seen], runs: list[Path], invoke: Ca
     seen = look(runs[0] / "report.html", width, dark)
     check(
         seen,
-        "accuracy loss federation-bytes collective-bytes phases ranks client-seconds memory client-sizes labels update-norms",
+        "accuracy loss federation-bytes collective-bytes phases client-seconds client-sizes labels update-norms",
     )
     assert seen.colour == ("rgb(21, 24, 29)" if dark else "rgb(255, 255, 255)")
 

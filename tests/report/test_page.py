@@ -55,6 +55,13 @@ def test_names_in_a_page_are_there_once_and_lead_somewhere(make: Callable[..., R
     assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
 
 
+def test_figures_that_compare_ranks_need_two(make: Callable[..., Run]) -> None:
+    def names(run: Run) -> set[str]:
+        return {drawing.name for drawings in figures.drawings_of([run]).values() for drawing in drawings}
+
+    assert names(make("two", world_size=2)) - names(make("one", world_size=1)) == {"ranks", "memory"}
+
+
 def test_every_figure_has_a_name_for_those_who_do_not_see_it(make: Callable[..., Run]) -> None:
     text = page.make([make()])
     for drawing in [drawing for drawings in figures.ONE.values() for drawing in drawings]:
