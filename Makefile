@@ -30,7 +30,7 @@ check: $(INSTALLED)  ## formatting, lint, strict types
 	$(BIN)/mypy
 
 docs: $(INSTALLED)  ## the site, in site/; needs no network, and a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html is written"
 
 dist: $(INSTALLED)  ## a wheel and a source archive in dist/, checked, installed into a new environment, and played there
