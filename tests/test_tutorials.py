@@ -1,5 +1,6 @@
 """Every tutorial is played whole, block by block, in an empty folder."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,18 @@ import pytest
 from tests import tutorial
 from tests.conftest import ROOT
 
+STUDIES = ("photos", "skewed-data", "slurm")  # pages that play studies take minutes: `make test-all` plays them
+ALL = "FLORA_HPC_TUTORIALS" in os.environ
 PAGES = sorted(path for path in (ROOT / "docs" / "tutorials").glob("*.md") if path.stem != "index")
 TICKS = "```"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+SKIPPED = pytest.mark.skipif(not ALL, reason="takes minutes; FLORA_HPC_TUTORIALS=all plays it")
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[SKIPPED] if page.stem in STUDIES else []) for page in PAGES]
+)
 def test_a_tutorial_can_be_typed(page: Path, tmp_path: Path, python: list[str]) -> None:
     assert [block for block in tutorial.blocks(page.read_text()) if block.kind == "bash" and not block.why]
     tutorial.play(page, tmp_path, python)
