@@ -23,7 +23,7 @@ COPIES = {  # page -> file outside docs/ that it shows
 }
 PAGE_OF = {source: page for page, source in COPIES.items()} | {"README.md": "index.md"}
 API = "api.md"
-LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)]*)?\))")
+LINK = re.compile(r"\[([^\[\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -37,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Point links to files outside docs/ at their pages; links to code become its path in code style."""
+    """Point links to files outside docs/ at their pages; links to code become text with its path."""
     source = COPIES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     here = PurePosixPath(page.file.src_uri).parent
 
@@ -47,9 +47,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             goal = target.removeprefix("docs/")
         elif target in PAGE_OF:
             goal = PAGE_OF[target]
+        elif (ROOT / target).exists():
+            return f"{match[1]} (`{target}`)"
         else:
-            return match[0]
-        return f"{match[1]}{relative(goal, here)}{match[3]}"
+            return match[0]  # MkDocs says that it leads nowhere
+        return f"[{match[1]}]({relative(goal, here)}{match[3] or ''})"
 
     return LINK.sub(moved, markdown)
 
