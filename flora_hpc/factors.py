@@ -74,15 +74,15 @@ class Layered(NamedTuple):
             return f"{what}, and this sharing part keeps some of them with each client; leave one of the two away"
         if remembers is not None:
             return f"{what} in every round, but {remembers}, which means nothing for other factors; leave one of the two away"
-        if self.combine.prepare is not None or self.combine.by_holder:
-            return "has factors beside prepare or by_holder, whose means differ; mend the algorithm"
+        if self.combine.prepare is not None or self.combine.by_holder or self.combine.by_norm:
+            return "has factors beside prepare, by_holder or by_norm, whose means differ; mend the algorithm"
         return None
 
     def misfit_of_cross_term(self) -> str | None:
         """Why the cross term cannot be measured; None when it can, or is not asked for."""
         if not self.config.evaluate.cross_term:
             return None
-        averages_others = self.combine.prepare is not None or self.combine.by_holder
+        averages_others = self.combine.prepare is not None or self.combine.by_holder or self.combine.by_norm
         all_private = not all(products.places(self.method, roles) for roles in self.roles)
         reasons = {
             f"{self.name} is a rule that takes no mean": isinstance(self.combine, CombineRows),

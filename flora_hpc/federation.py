@@ -93,7 +93,8 @@ class Federation:
         holders = (
             {"held": len(roles.shared)} if self.by_holder else {}
         )  # the server knows what clients hold, so they send no such row
-        sent = {"update": 0 if self.rule else len(roles.shared)} | holders | dict(self.combine.sends)
+        norms = {"norms": len(roles.shared)} if self.combine.by_norm else {}  # the server computes them from what clients send
+        sent = {"update": 0 if self.rule else len(roles.shared)} | holders | norms | dict(self.combine.sends)
         return sent | dict.fromkeys(self.local.sends, len(roles.trained))
 
     def encoded_bytes(self, number: int) -> int | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flora_hpc import firststep, trainer
+from flora_hpc import firststep, products, trainer
 from flora_hpc.algorithms._algorithm import Ended
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums, norms
@@ -233,6 +233,9 @@ def leaving(
         assert start.mask is not None
         mask = roles.shared.take(start.mask)
         prepared |= {"update": update * mask, "held": mask.float()}
+    if federation.combine.by_norm:
+        norms_of_products = products.norms(setup.method, common.start + update)
+        prepared |= {"update": update * norms_of_products, "norms": norms_of_products}
     return prepared | sent, remembered, encoded_bytes
 
 

@@ -22,6 +22,8 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
             f"algorithm: its server part needs the clients' {' and '.join(missing)}, which nothing sends; "
             "take local and server from the same algorithm"
         )
+    if federation.combine.by_norm and not all(roles.sent.is_all for roles in federation.roles):
+        return "combine: its weights are norms of B A, but clients do not send all of A and B; leave the sharing part away"
     if (fault := misfit_of_rows(federation, config.cohort.num_clients(setting.num_registered))) is not None:
         return fault
     if federation.attackers is not None and (fault := misfit_of_attack(federation, federation.attackers, setting)) is not None:

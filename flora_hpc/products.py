@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import accumulate, pairwise
 from math import prod, sqrt
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from flora_hpc.algorithms._algorithm import Combine, LayerMeans
+from flora_hpc.clip.steady import multiply
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.comm.meter import Meter
 from flora_hpc.exact import LIMIT, ExactSum, ExactSums, Mask
@@ -48,14 +50,18 @@ class Place(NamedTuple):
 
 def places(method: Method, roles: Roles) -> tuple[Place, ...]:
     """The places of the method's layers of which no factor is private."""
-    slices, start = {}, 0
-    for name, shape in method.shapes.items():
-        slices[name] = slice(start, start := start + prod(shape))
+    slices = slices_of(method)
     whole = [
         Place(layer, slices[layer.a], slices[layer.b], place_in(roles.sent, slices[layer.a]), place_in(roles.sent, slices[layer.b]))
         for layer in method.layers
     ]
     return tuple(place for place in whole if place_in(roles.own, place.a) is None and place_in(roles.own, place.b) is None)
+
+
+def slices_of(method: Method) -> dict[str, slice]:
+    """The numbers of the adapter that each tensor has, by its name."""
+    ends = list(accumulate(map(prod, method.shapes.values()), initial=0))
+    return {name: slice(*part) for name, part in zip(method.shapes, pairwise(ends), strict=True)}
 
 
 def place_in(columns: Columns, numbers: slice) -> slice | None:
@@ -146,6 +152,23 @@ def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     result = b[:, :, :1] * a[:, :1]
     for rank in range(1, a.shape[1]):
         result += b[:, :, rank : rank + 1] * a[:, rank : rank + 1]
+    return result
+
+
+def norms(method: Method, adapters: torch.Tensor) -> torch.Tensor:
+    """The norm of B A of its layer for each number of `adapters` (num_clients, num_params): the same shape, float32; else 1.
+
+    |B A|^2 is the sum of the entries of B^T B times those of A A^T, which are small.
+    """
+    result = torch.ones_like(adapters)
+    slices = slices_of(method)
+    for layer in method.layers:
+        (out, width), rank = layer.shape, layer.rank
+        a = adapters[:, slices[layer.a]].double().view(-1, rank, width)
+        b = adapters[:, slices[layer.b]].double().view(-1, out, rank)
+        squares = multiply(b.transpose(1, 2), b) * multiply(a, a.transpose(1, 2))
+        norm = squares.flatten(1).sum(1, keepdim=True).clamp_(min=0).sqrt_().float()
+        result[:, slices[layer.a]], result[:, slices[layer.b]] = norm, norm
     return result
 
 

@@ -57,7 +57,8 @@ def check(local: Local, transform: Transform | None, combine: Combine | CombineR
     if combine.prepare is not None:
         rows = attempt("combine's prepare", lambda: combine.prepare(row, torch.ones(1, 1)))  # type: ignore[misc]
         prepared = named("rows of combine's prepare", rows, ("update", *combine.sends))
-    means = {name: rows[0] for name, rows in (prepared | sent).items()}
+    norms = {"norms": row} if combine.by_norm else {}
+    means = {name: rows[0] for name, rows in (prepared | norms | sent).items()}
     direction = attempt("combine's finish", lambda: combine.finish(means, Now(1, 1, 1, 1, means)))
     shaped("combine's finish", direction, adapter.shape)
     if combine.factors is not None:

@@ -56,6 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # beside the name of the algorithm
     "norm_clipping": {"algorithm.bound": 0.01},
     "fltrust": {"algorithm.server_images": 10},
     "holders_only": {"method": {"name": "feddylora", "by": "divergence"}},
+    "hetlora": {"method": {"name": "feddylora", "by": "divergence"}},
     "by_name": {"algorithm.private": ["*resblocks.0*.lora_B"], "algorithm.frozen": ["*resblocks.1*.lora_A"]},
 }
 RECIPES: dict[str, dict[str, Any]] = {
@@ -93,7 +94,7 @@ FORGET = {
     *("centered_clipping", "norm_clipping", "fltrust", "rolora and median after mixing"),
     *("multi_krum under alie", "fedavg under gaussian", "logit_calibration under label_flip"),
     *("logit_calibration", "rolora", "flexlora", "lora_fair", "fedsvd", "holders_only", "flexlora, mixed ranks"),
-    *("fedex_lora", "flora_stacking"),
+    *("fedex_lora", "flora_stacking", "hetlora", "hlora"),
 }
 ASSIGNMENTS: tuple[dict[str, Any], ...] = (
     {"cohort.assignment": "dynamic"},

@@ -106,6 +106,40 @@ def test_the_cross_term_is_relative(scale: float) -> None:
     assert combined(sums, rows, torch.zeros(5), "fedavg").cross_term == pytest.approx(1.0269797953 / 3.9290584114, abs=1e-9)
 
 
+def test_hetlora_weighs_clients_by_the_norm_of_their_product() -> None:
+    """The first client has rank 1 of 2, padded with zeros; the norms are root 10 and root 35."""
+    adapters = torch.tensor([[1.0, 2, 0, 0, 0, 0, 1, 0, -1, 0], [0, 1, 2, 1, 0, 1, 2, 1, 1, 0]])
+    weights = products.norms(method(2, 2, 3), adapters)
+    torch.testing.assert_close(weights, torch.tensor([[10.0], [35.0]]).sqrt().expand(2, 10))
+    means = {"update": (adapters * weights).mean(0).double(), "norms": weights.mean(0).double()}
+    direction = combine_of("hetlora").finish(means, Now(1, 2, 2, 2, {}))
+    expected = double([[0.3483314774, 1.348331477, 1.303337045], [0.6516685226, 0, 0.6516685226]])
+    torch.testing.assert_close(direction[:6].view(2, 3), expected, rtol=0, atol=1e-6)
+    b = double([[2 - 0.3483314774, 0.6516685226], [1 - 2 * 0.3483314774, 0]])
+    b[0, 0] = 0.3483314774 + 2 * 0.6516685226
+    torch.testing.assert_close(direction[6:].view(2, 2), b, rtol=0, atol=1e-6)
+
+
+def test_a_layer_whose_products_are_all_zero_stays() -> None:
+    adapters = torch.tensor([[1.0, 2, 0, 0], [3.0, 4, 0, 0]])
+    weights = products.norms(method(1, 2, 2), adapters)
+    means = {"update": (adapters * weights).mean(0), "norms": weights.mean(0)}
+    assert combine_of("hetlora").finish(means, Now(1, 2, 2, 2, {})).tolist() == [0] * 4
+
+
+def test_numbers_outside_of_layers_count_as_of_norm_1() -> None:
+    chosen = method(1, 1, 1)
+    chosen = replace(chosen, shapes={"bias": (2,), **chosen.shapes})
+    assert products.norms(chosen, torch.tensor([[5.0, 6, 2, 3]])).tolist() == [[1, 1, 6, 6]]
+
+
+def test_hlora_has_the_product_of_flexlora_and_orthonormal_columns_in_b(means: LayerMeans) -> None:
+    a, b = factors(means, "hlora")
+    other_a, other_b = factors(means, "flexlora")
+    torch.testing.assert_close(b @ a, other_b @ other_a, **CLOSE)
+    torch.testing.assert_close(b.T @ b, double([[1.0]]), **CLOSE)
+
+
 @pytest.mark.parametrize("values", ["B", "A", "both"])
 def test_flexlora_is_the_best_approximation_of_its_rank(means: LayerMeans, values: str) -> None:
     a, b = factors(means, "flexlora", values=values)

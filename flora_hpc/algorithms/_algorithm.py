@@ -122,7 +122,9 @@ class Combine(NamedTuple):
 
     `factors(means) -> A (rank, in), B (out, rank)` computes a layer's next adapter, on one rank. What `finish` and the server's
     part make of these numbers is then not used. With `by_holder`, clients' rows have zeros where a client holds nothing, and
-    `means["held"]` (n,) is the weighted share of clients that hold a number; it is absent where all clients hold all.
+    `means["held"]` (n,) is the weighted share of clients that hold a number; it is absent where all clients hold all. With
+    `by_norm`, clients' rows are multiplied by the norm of the client's B A of their layer, and `means["norms"]` (n,) has the means
+    of these norms; numbers outside of layers count as of norm 1.
 
     With `fresh`, each round begins with new initial factors, drawn from the seed. With `merged_ranks`, what the next factors leave
     of the mean product, mean B A - B A, is added to the layer's frozen weight. `merged_ranks(num_clients)` says how many times the
@@ -135,6 +137,7 @@ class Combine(NamedTuple):
     sends: Mapping[str, int] = MappingProxyType({})  # the numbers of each row that `prepare` adds to the update
     factors: Callable[[LayerMeans], tuple[torch.Tensor, torch.Tensor]] | None = None
     by_holder: bool = False
+    by_norm: bool = False
     fresh: bool = False
     merged_ranks: Callable[[int], int] | None = None
 
@@ -177,6 +180,11 @@ class CombineRows(NamedTuple):
     @property
     def by_holder(self) -> bool:
         """Every client sends all numbers."""
+        return False
+
+    @property
+    def by_norm(self) -> bool:
+        """No update is multiplied by the norm of its product."""
         return False
 
     @property
