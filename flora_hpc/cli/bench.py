@@ -4,6 +4,7 @@ import typer
 
 from flora_hpc.cli import (
     _bench_against,
+    _bench_combines,
     _bench_comm,
     _bench_features,
     _bench_log,
@@ -18,6 +19,7 @@ from flora_hpc.cli import (
 
 app = typer.Typer(no_args_is_help=True)
 app.command("step")(_bench_step.step)
+app.command("combines")(_bench_combines.combines)
 app.command("comm")(_bench_comm.comm)
 app.command("round")(_bench_round.round_)
 app.command("against")(_bench_against.against)
