@@ -19,14 +19,27 @@ FOREIGN = ("tests/", "docs/", ".venv/", "runs/")  # folders that no wheel has
 
 
 def build() -> tuple[Path, Path]:
-    """Build both from a copy of the tracked files, since setuptools leaves folders behind."""
+    """Build the source archive from the tracked files, and the wheel from the source archive."""
     shutil.rmtree(DIST, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
-        subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
-        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(DIST), folder)
-    (wheel,), (source,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
+        tracked = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", folder], input=tracked, check=True)
+        source = DIST / setuptools("build_sdist", Path(folder))
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(source) as archive:
+        archive.extractall(folder, filter="data")
+        (inside,) = Path(folder).iterdir()
+        wheel = DIST / setuptools("build_wheel", inside)
     return wheel, source
+
+
+def setuptools(function: str, folder: Path) -> str:
+    """Call a function of setuptools' build backend in a folder of sources; the name of the file that it writes to dist/."""
+    program = f"from setuptools import build_meta; print(build_meta.{function}({str(DIST)!r}))"
+    print(f"{function} ...", flush=True)
+    result = subprocess.run([sys.executable, "-c", program], cwd=folder, check=False, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"{function} failed:\n{result.stdout}{result.stderr}")
+    return result.stdout.splitlines()[-1]
 
 
 def check(wheel: Path, source: Path) -> None:
