@@ -93,7 +93,7 @@ def read(data: bytes) -> Checkpoint:
         untested = None
         if "untested.row" in tensors:
             rows = {name: _rows(tensors[f"untested.{name}"], dtype) for name, dtype in TABLES.items()}
-            untested = RoundRecord(**rows)
+            untested = RoundRecord(rows["row"], rows["ranks"], rows["clients"])
         server = _unflatten(json.loads(facts["server"]), "server", tensors)
         parts = json.loads(facts["shards"])
         identity = json.loads(facts.get("identity", "{}"))  # runs before schema 5 have no identity

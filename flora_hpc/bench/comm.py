@@ -28,14 +28,20 @@ def measure(
     comm: Communicator, me: Launch, config: CommConfig, sizes: Sequence[int], repeats: int | None, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Time both calls for each of `sizes` (bytes, whole int64 numbers). All ranks call this and get the same result."""
-    device = communicator.together(comm, lambda: devices.pick(me, config))
-    places = devices.places(comm, me, device, devices.share_cores(comm, me))
+    facts, device = where(comm, me, config)
     results = []
     for num_bytes in sizes:
         num_repeats = repeats or min(MOST, max(FEWEST, MOVED // num_bytes))
         progress(f"{num_bytes:,} bytes, {num_repeats} times")
         results.append(measure_size(comm, me, device, num_bytes, num_repeats))
-    return {
+    return facts | {"sizes": results}
+
+
+def where(comm: Communicator, me: Launch, config: CommConfig) -> tuple[dict[str, Any], torch.device]:
+    """What every measurement of collectives says about ranks and machine, and this rank's device. All ranks call this."""
+    device = communicator.together(comm, lambda: devices.pick(me, config))
+    places = devices.places(comm, me, device, devices.share_cores(comm, me))
+    facts = {
         "backend": comm.name,
         "launcher": me.launcher,
         "world_size": comm.size,
@@ -44,8 +50,8 @@ def measure(
         "num_threads": places[0].num_threads,
         "processor": processor(),
         "versions": versions(),
-        "sizes": results,
     }
+    return facts, device
 
 
 def measure_size(comm: Communicator, me: Launch, device: torch.device, num_bytes: int, repeats: int) -> dict[str, Any]:

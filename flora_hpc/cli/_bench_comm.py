@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from flora_hpc import configfile
+from flora_hpc.cli import _bench_links
 from flora_hpc.cli._args import AsJson
 from flora_hpc.cli._bench_page import columns, machine, page, print_result, progress_printer
 from flora_hpc.cli._job import job
@@ -20,7 +21,18 @@ UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "
 
 
 def comm(
-    sizes: Annotated[str, typer.Option(metavar="A,B,...", help="bytes of the buffers: 98312, 64KiB, 1MiB, ...")] = DEFAULT,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="bytes of the buffers: 98312, 64KiB, 1MiB, ...", show_default=False)
+    ] = None,
+    collectives: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|NAMES",
+            help="time allreduce, broadcast, gather, exchange, barrier instead, by powers of two: fastest to slowest rank",
+            show_default=False,
+        ),
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="time each pair of nodes instead, to find a slow link")] = False,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="timed repeats of each size; by default more for small ones", show_default=False)
     ] = None,
@@ -29,7 +41,11 @@ def comm(
 ) -> None:
     """Compare a round's allreduce with the library's own. Start it like a run: with srun, mpiexec or torchrun."""
     me = launch.detect()
-    num_bytes = parse_sizes(sizes)
+    if collectives or pairs:
+        num_bytes = parse_sizes(sizes or _bench_links.POWERS)
+        print_result(_bench_links.measured(me, collectives, pairs, num_bytes, repeats, backend), as_json, show)
+        return
+    num_bytes = parse_sizes(sizes or DEFAULT)
     config = configfile.comm_with(backend)
     progress = progress_printer(me)
     with job(me, config) as ranks:
@@ -57,6 +73,9 @@ def parse_sizes(text: str) -> list[int]:
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """Print the measurement as a table, and the meaning of the numbers."""
+    if "collectives" in result:
+        _bench_links.show(console, result)
+        return
     ranks, hosts = result["world_size"], result["num_hosts"]
     where = f"{ranks} rank{'s' * (ranks > 1)} on {hosts} host{'s' * (hosts > 1)}"
     title = f"{where}, backend {result['backend']}, started by {result['launcher']}"

@@ -4,8 +4,10 @@ import typer
 
 from flora_hpc.cli import (
     _bench_against,
+    _bench_cluster,
     _bench_combines,
     _bench_comm,
+    _bench_compare,
     _bench_features,
     _bench_log,
     _bench_methods,
@@ -19,6 +21,8 @@ from flora_hpc.cli import (
 
 app = typer.Typer(no_args_is_help=True)
 app.command("step")(_bench_step.step)
+app.command("cluster")(_bench_cluster.cluster)
+app.command("compare")(_bench_compare.compare)
 app.command("combines")(_bench_combines.combines)
 app.command("comm")(_bench_comm.comm)
 app.command("round")(_bench_round.round_)

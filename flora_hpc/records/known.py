@@ -67,6 +67,16 @@ class RoundRecord:
     row: Rows  # shape (1,)
     ranks: Rows
     clients: Rows
+    digest: int = 0  # of the adapter after the round, the same on all ranks
+
+
+class DriftError(RuntimeError):
+    """Ranks hold different adapters. `digests` has each rank's, by rank."""
+
+    def __init__(self, round_number: int, digests: list[int]) -> None:
+        names = ", ".join(f"rank {rank}: {digest & 2**64 - 1:016x}" for rank, digest in enumerate(digests))
+        super().__init__(f"round {round_number}: the ranks' adapters drifted apart ({names})")
+        self.digests = digests
 
 
 class RightAnswers(NamedTuple):
@@ -122,11 +132,10 @@ SECONDS = [name for name in ROUNDS.names or () if name.endswith("_seconds")]
 def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     """Merge every rank's report into the record of a round, without its accuracy.
 
-    Raises RuntimeError when ranks hold different adapters.
+    Raises DriftError when ranks hold different adapters.
     """
     if len({report.digest for report in reports}) > 1:
-        digests = ", ".join(f"rank {i}: {report.digest:016x}" for i, report in enumerate(reports))
-        raise RuntimeError(f"round {round_number}: the ranks' adapters drifted apart ({digests})")
+        raise DriftError(round_number, [report.digest for report in reports])
     ranks = np.concatenate([report.rank for report in reports])
     ranks["wait_seconds"], ranks["comm_seconds"] = wait_and_transfer([report.collectives for report in reports])
     clients = np.concatenate([report.clients for report in reports])
@@ -145,7 +154,7 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     row["collective_bytes"] = ranks["collective_bytes"].sum()
     for name in SECONDS:
         row[name] = ranks[name].mean()
-    return RoundRecord(row, ranks, clients)
+    return RoundRecord(row, ranks, clients, reports[0].digest)
 
 
 def forget_tests(rows: Rows, mask: npt.NDArray[np.bool_] | None = None, personal_only: bool = False) -> None:

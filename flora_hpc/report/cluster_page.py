@@ -1,0 +1,172 @@
+"""The page to hand over about a cluster benchmark, from its result.json. `cluster.html` is its template."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from matplotlib.figure import Figure as Picture
+from rich.filesize import decimal
+
+from flora_hpc.records.views import seconds
+from flora_hpc.report import cluster_figures, svg, template
+from flora_hpc.report.page import Figure
+from flora_hpc.report.style import styled
+
+PURPOSE = {
+    "strong": "The same work on more and more of the machine: what counts is how much faster it becomes.",
+    "weak": "Work that grows with the machine: what counts is whether a round stays as fast.",
+}
+
+
+def make(result: Mapping[str, Any]) -> str:
+    """The page of a result."""
+    of = result["class"]
+    with styled():
+        return template.render(
+            "cluster.html",
+            heading=f"Cluster benchmark: class {of['name']}, {of['scaling']} scaling",
+            result=result,
+            purpose=PURPOSE[of["scaling"]],
+            headlines=headlines(result),
+            sections=sections(result),
+            rows=curve_rows(result),
+            phases=phase_rows(result),
+            links=link_rows(result),
+            machine=machine(result),
+        )
+
+
+def headlines(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What stands in the boxes: name, value, remark."""
+    place = result["topology"]
+    size = f"{place['num_nodes']:,} node{'s' * (place['num_nodes'] > 1)}"
+    rows = [("Machine", size, f"{place['num_ranks']:,} rank{'s' * (place['num_ranks'] > 1)}, {place['backend']}")]
+    if not result["curve"]:
+        return rows
+    number, last = result["number"], result["curve"][-1]
+    rate = f"{number['value']:,.0f}"
+    rows.insert(0, ("Client updates a second", rate, f"95 %: {number['low']:,.0f} to {number['high']:,.0f}"))
+    rows.insert(1, ("A round", seconds(last["round_seconds"]["median"]), f"{last['clients']:,} clients"))
+    if len(result["curve"]) > 1:
+        first = result["curve"][0]["units"]
+        each = last["efficiency"]
+        interval = (
+            f"{last['units']} against {first} {result['unit']}{'s' * (first > 1)}, 95 %: {each['low']:.0%} to {each['high']:.0%}"
+        )
+        rows.append(("Efficiency", f"{each['value']:.1%}", interval))
+    return rows
+
+
+def sections(result: Mapping[str, Any]) -> dict[str, list[Figure]]:
+    """The figures under their headings; none without a whole curve."""
+    if not result["curve"]:
+        return {}
+    unit, slowest = result["unit"], result["slowest"]
+    drawn = {
+        "Where the time of a round goes": [
+            figure("phases", "Phases on the largest size", PHASES_TEXT, cluster_figures.phases, result)
+        ]
+    }
+    if len(result["curve"]) > 1:
+        first = result["curve"][0]["units"]
+        text = f"Parts of one size measured at once, so that all {unit}s work at every point. Dashed: {first} without loss."
+        speed = figure("curve", "Client updates a second", text, cluster_figures.curve, result, "half")
+        share = figure(
+            "efficiency",
+            "Efficiency",
+            "The rate of a unit, against that of the smallest size.",
+            cluster_figures.efficiency,
+            result,
+            "half",
+        )
+        drawn = {"By size": [speed, share]} | drawn
+    if result["topology"]["num_nodes"] > 1:
+        node = slowest["node"]
+        text = f"{node['name']} works longest, {node['over_median']:.2f} times the median (dashed), collectives left out."
+        drawn["Nodes"] = [figure("nodes", "Seconds of work in a round", text, cluster_figures.nodes, result)]
+    if pairs := result.get("pairs"):
+        a, b = pairs["slowest"]
+        text = f"An allreduce of a MiB. The slowest pair, {a} and {b}, has {pairs['slowest_over_median']:.2f} of the median rate."
+        drawn["Nodes"].append(figure("pairs", "Between each pair of nodes", text, cluster_figures.pairs, result, "half"))
+    return drawn
+
+
+PHASES_TEXT = "Means over ranks, medians over rounds. Waiting is for slower ranks; comm is the transfer of collectives."
+
+
+def figure(
+    name: str, title: str, text: str, draw: Callable[[Mapping[str, Any]], Picture], result: Mapping[str, Any], kind: str = "wide"
+) -> Figure:
+    """One figure of the page."""
+    return Figure(name, kind, title, text, svg.inline(draw(result), name, title))
+
+
+def curve_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of the table by size."""
+    return [
+        [
+            *([f"{row['units']:,}"] if result["unit"] == "node" else []),
+            f"{row['ranks']:,}",
+            f"{row['clients']:,}",
+            seconds(row["round_seconds"]["median"]),
+            f"{seconds(row['round_seconds']['low'])} to {seconds(row['round_seconds']['high'])}",
+            f"{row['client_updates_per_second']['value']:,.0f}",
+            f"{row['efficiency']['value']:.1%}",
+            f"{row['efficiency']['low']:.1%} to {row['efficiency']['high']:.1%}",
+        ]
+        for row in result["curve"]
+    ]
+
+
+def phase_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of the table of phases."""
+    return [
+        [
+            name,
+            seconds(row["median"]),
+            f"{seconds(max(0.0, row['low']))} to {seconds(max(0.0, row['high']))}",
+            f"{row['share']:.1%}",
+        ]
+        for name, row in result["phases"].items()
+    ]
+
+
+def link_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of the table of links; none where links were not measured."""
+    return [
+        [
+            f"{row['what']}, {row['scope']}",
+            f"{row['ranks']:,}",
+            decimal(row["bytes"]),
+            *(seconds(row[f"{name}_seconds"]) for name in ("min", "median", "max")),
+        ]
+        for row in result.get("links", [])
+    ]
+
+
+def machine(result: Mapping[str, Any]) -> dict[str, str]:
+    """What a reader must know to repeat it: name -> text."""
+    place, start = result["topology"], result["start_up_seconds"]
+    first = place["nodes"][0]
+    return {
+        "processor": f"{first['cpu']}, {first['cores_of_rank']} cores and {first['threads_of_rank']} threads a rank",
+        "GPU": first["gpu"] or "none",
+        "memory of a node": decimal(first["memory"]),
+        "peak memory of a rank": decimal(result["peak_memory_bytes"]),
+        "start-up": f"{seconds(start['to_ranks_connected'])} until the ranks met, {seconds(start['model_and_features'])} "
+        f"for model and features ({start['images_encoded']:,} images encoded)",
+        "started by": f"{place['launcher']}, backend {place['backend']}",
+        "command": result["command"],
+        "measured": f"{result['time']}, on {result['host']}",
+        "program": ", ".join(f"{name} {text}" for name, text in result["versions"].items() if text),
+        "commit": result["commit"] or "an installed package",
+        "settings": ", ".join(f"{name}={text}" for name, text in result["settings"].items()) or "none",
+        "clocks and power": ", ".join(f"{name} {text}" for name, text in result["clocks"].items()) or "not readable",
+        "digest after the last round": last_digest(result),
+    }
+
+
+def last_digest(result: Mapping[str, Any]) -> str:
+    """The digest of the adapter at the end, on the largest size."""
+    by_size = result["digests"]["rounds"]
+    digests = by_size[max(by_size, key=int)][0]
+    return digests[-1] if digests else "none"

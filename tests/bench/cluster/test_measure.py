@@ -1,0 +1,110 @@
+"""The whole benchmark on two ranks, small: a valid result, and a flipped bit that is told."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flora_hpc.bench.cluster import classes, measure, result
+from flora_hpc.bench.cluster.flip import VARIABLE
+from flora_hpc.cli import app
+from flora_hpc.errors import UserError
+from flora_hpc.records.opened import open_run
+from tests import forks
+from tests.bench.cluster.known import one_node
+
+Flora = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = ["bench", "cluster", "--class", "T", "--fraction", "0.008"]  # eight clients
+
+
+def first_failure(text: dict[str, Any]) -> str:
+    return next(check["name"] for check in text["checks"] if not check["passed"])
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result of one process."""
+    out = tmp_path_factory.mktemp("cluster") / "one"
+    done = CliRunner().invoke(app, [*SMALL, "--out", str(out)], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    assert "VALID" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    return out
+
+
+def test_the_result_of_one_process(valid: Path) -> None:
+    whole = result.read(valid)
+    assert {path.name for path in valid.iterdir()} == {"result.json", "run.h5", "config.yaml", "cluster.html"}
+    assert whole["valid"]
+    assert (whole["class"]["name"], whole["class"]["fraction"], whole["unit"]) == ("T", 0.008, "rank")
+    rounds = open_run(valid).tables["rounds"]
+    assert len(rounds) == 1 + classes.WARM + 5
+    assert whole["curve"][0]["repeat_round_seconds"] == [rounds["round_seconds"][1 + classes.WARM :].tolist()]
+    assert whole["number"]["value"] == pytest.approx(8 / whole["curve"][0]["round_seconds"]["median"])
+    assert whole["phases"]["train"]["median"] > 0
+
+
+def test_a_directory_with_a_result_is_refused(valid: Path) -> None:
+    error = CliRunner().invoke(app, [*SMALL, "--out", str(valid)]).exception
+    assert isinstance(error, UserError)
+    assert str(error).endswith("already holds result.json; choose another directory, or remove this one")
+
+
+@pytest.mark.mpi
+def test_two_ranks_under_mpiexec_have_the_digests_of_one(flora: Flora, mpiexec: list[str], valid: Path, tmp_path: Path) -> None:
+    done = flora(*SMALL, "--out", str(tmp_path / "two"), "--fom", under=[*mpiexec, "-n", "2"])
+    assert done.returncode == 0, done.stderr
+    two, one = result.read(tmp_path / "two"), result.read(valid)
+    assert [row["units"] for row in two["curve"]] == [1, 2]
+    assert two["digests"]["rounds"]["2"] == one["digests"]["rounds"]["1"]
+    assert two["class"]["digest"] == one["class"]["digest"]
+    assert "FOM valid = VALID -" in done.stdout.splitlines()
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("FOM client_updates_per_second = "))
+    assert float(line.split()[3]) == pytest.approx(two["number"]["value"], rel=1e-5)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("flip", "check", "named"),
+    [
+        ("1", "each rank alone", "rank 1 on "),
+        ("1:received:2", "ranks agree", "another adapter than the other ranks, in round 1 on 2 ranks"),
+    ],
+)
+def test_a_flipped_bit_is_told(flip: str, check: str, named: str, flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    done = flora(*SMALL, "--out", str(out), under=["env", f"{VARIABLE}={flip}", *mpiexec, "-n", "2"])
+    assert done.returncode == 1, done.stderr
+    whole = json.loads((out / "result.json").read_text())
+    assert not whole["valid"]
+    assert first_failure(whole) == check
+    assert named in whole["culprit"]
+    assert "INVALID" in done.stdout
+
+
+def test_under_torchrun(tmp_path: Path) -> None:
+    command = [*forks.torchrun(2), "-m", "flora_hpc", *SMALL, "--weak", "--out", str(tmp_path / "two"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    whole = json.loads(done.stdout.splitlines()[-1])
+    assert (whole["bench"], whole["valid"], whole["class"]["scaling"]) == ("cluster", True, "weak")
+    assert [row["clients"] for row in whole["curve"]] == [4, 8]
+
+
+def test_too_little_memory_is_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = one_node(2)
+    work = classes.Work(classes.find("T"))
+    measure.refuse_little_memory(work, units, [1, 2], on_gpu=False)
+    monkeypatch.setattr(measure.forecast, "plan", lambda *rest: type("Plan", (), {"memory_bytes": {"weights": 33 * 10**9}}))
+    with pytest.raises(UserError, match=r"class T: a rank needs about 33.0 GB of memory with 2 on a node, but has 32.0 GB; start"):
+        measure.refuse_little_memory(work, units, [1, 2], on_gpu=False)
+
+
+def test_unknown_classes_are_refused_before_anything_starts() -> None:
+    error = CliRunner().invoke(app, ["bench", "cluster", "--class", "huge"]).exception
+    assert isinstance(error, UserError)
+    assert "--class huge: there is no such class" in str(error)
