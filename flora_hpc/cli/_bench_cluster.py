@@ -48,7 +48,7 @@ def cluster(
     me = launch.detect()
     folder = at_home(out, key="--out") if out is not None else rundir.new(f"cluster-{work.of.name}")
     with job(me, work.comm) as ranks:
-        result = measured(work, ranks, me, folder)
+        result = measure_and_write(work, ranks, me, folder)
         valid = send_to_all(ranks, str(result["valid"] if result else "").encode()) == b"True"
     if result is not None:
         if fom:
@@ -59,7 +59,7 @@ def cluster(
         raise typer.Exit(1)
 
 
-def measured(work: Any, ranks: Communicator, me: launch.Launch, folder: Path) -> dict[str, Any] | None:
+def measure_and_write(work: Any, ranks: Communicator, me: launch.Launch, folder: Path) -> dict[str, Any] | None:
     """Measure, and write result.json and the page on rank 0, which gets the result."""
     from flora_hpc.bench.cluster import measure, result  # torch takes seconds to import
 

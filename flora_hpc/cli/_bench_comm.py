@@ -43,7 +43,7 @@ def comm(
     me = launch.detect()
     if collectives or pairs:
         num_bytes = parse_sizes(sizes or _bench_links.POWERS)
-        print_result(_bench_links.measured(me, collectives, pairs, num_bytes, repeats, backend), as_json, show)
+        print_result(_bench_links.measure(me, collectives, pairs, num_bytes, repeats, backend), as_json, show)
         return
     num_bytes = parse_sizes(sizes or DEFAULT)
     config = configfile.comm_with(backend)

@@ -38,13 +38,13 @@ def show(console: Console, result: dict[str, Any]) -> None:
             f"{ratio['low']:.3f} to {ratio['high']:.3f}",
             f"{row['efficiency']['value']:.1%}",
         )
-    lines = [told(row) for row in result["results"][1:]]
+    lines = [sentence(row) for row in result["results"][1:]]
     notes = {name: " | ".join(text[:MOST] or "-" for text in texts) for name, texts in result["unlike"].items()}
     title = f"class {of['name']} (version {of['version']}), {of['scaling']} scaling, {of['fraction']:.4g} of its clients"
     page(console, title, table, lines, notes or {"machine and program": "no difference that results record"})
 
 
-def told(row: dict[str, Any]) -> str:
+def sentence(row: dict[str, Any]) -> str:
     """A sentence about one result: whether it differs from the first, and in which phase most."""
     if not row["differs"]:
         return f"{row['result']}: no difference from the first that the rounds would show"

@@ -17,16 +17,16 @@ MOST_COLUMNS = 12  # of a matrix in a terminal; --json has all
 SHADES = ((0.5, "bold white on red"), (0.8, "black on yellow"))  # share of the median rate -> style of a slow link
 
 
-def measured(me: Launch, names: str | None, pairs: bool, sizes: list[int], repeats: int | None, backend: str) -> dict[str, Any]:
+def measure(me: Launch, names: str | None, pairs: bool, sizes: list[int], repeats: int | None, backend: str) -> dict[str, Any]:
     """Time collectives, or pairs of nodes, on all ranks."""
     config = configfile.comm_with(backend)
     progress = progress_printer(me)
     with job(me, config) as ranks:
         from flora_hpc.bench import comm, links  # torch takes seconds to import
 
-        chosen = links.find(names) if names else []
+        collectives = links.find(names) if names else []
         result, _ = comm.where(ranks, me, config)
-        result["collectives"] = links.measure(ranks, chosen, sizes, repeats, progress)
+        result["collectives"] = links.measure(ranks, collectives, sizes, repeats, progress)
         result["pairs"] = links.pairs(ranks, repeats, progress) if pairs else None
     return result
 
@@ -45,7 +45,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "machine": machine(result),
     }
     if pairs := result["pairs"]:
-        notes |= told(pairs)
+        notes |= slowest_pair(pairs)
         if not result["collectives"]:
             table = matrix(pairs)
         else:
@@ -67,7 +67,7 @@ def matrix(pairs: dict[str, Any]) -> Any:
     return table
 
 
-def told(pairs: dict[str, Any]) -> dict[str, str]:
+def slowest_pair(pairs: dict[str, Any]) -> dict[str, str]:
     """Which pair is slowest."""
     a, b = pairs["slowest"]
     hidden = len(pairs["names"]) - MOST_COLUMNS

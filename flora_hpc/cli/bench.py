@@ -4,6 +4,7 @@ import typer
 
 from flora_hpc.cli import (
     _bench_against,
+    _bench_all,
     _bench_cluster,
     _bench_combines,
     _bench_comm,
@@ -21,6 +22,7 @@ from flora_hpc.cli import (
 
 app = typer.Typer(no_args_is_help=True)
 app.command("step")(_bench_step.step)
+app.command("all")(_bench_all.all_)
 app.command("cluster")(_bench_cluster.cluster)
 app.command("compare")(_bench_compare.compare)
 app.command("combines")(_bench_combines.combines)

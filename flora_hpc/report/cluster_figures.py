@@ -14,7 +14,7 @@ REST = "#c9ced6"
 
 def curve(result: Mapping[str, Any]) -> Figure:
     """Client updates a second by size, with intervals, beside what the smallest size would give without any loss."""
-    figure, axes = new(HALF, 3.0)
+    figure, axes = new(HALF, 2.6)
     rows = result["curve"]
     units = np.array([row["units"] for row in rows])
     rates = [row["client_updates_per_second"] for row in rows]
@@ -36,7 +36,7 @@ def curve(result: Mapping[str, Any]) -> Figure:
 
 def efficiency(result: Mapping[str, Any]) -> Figure:
     """Efficiency by size with intervals."""
-    figure, axes = new(HALF, 3.0)
+    figure, axes = new(HALF, 2.6)
     rows = result["curve"]
     units, values = [row["units"] for row in rows], [row["efficiency"] for row in rows]
     middle = np.array([each["value"] for each in values])
@@ -76,14 +76,14 @@ def phases(result: Mapping[str, Any]) -> Figure:
 
 def pairs(result: Mapping[str, Any]) -> Figure:
     """Rates between each pair of nodes as a heat map: a slow link is a pale cross."""
-    figure, axes = new(HALF, 3.6)
-    measured = result["pairs"]
-    rates = np.array([[np.nan if rate is None else rate for rate in row] for row in measured["bytes_per_second"]], np.float64)
+    figure, axes = new(HALF, 2.6)
+    table = result["pairs"]
+    rates = np.array([[np.nan if rate is None else rate for rate in row] for row in table["bytes_per_second"]], np.float64)
     most, count = float(np.nanmax(rates)), len(rates)
     axes.imshow(shades(rates / most, DENSE_BLUE), interpolation="nearest", extent=(-0.5, count - 0.5, count - 0.5, -0.5))
     step = max(1, count // 8)
-    axes.set_xticks(np.arange(0, count, step), measured["names"][::step], rotation=45, ha="right")
-    axes.set_yticks(np.arange(0, count, step), measured["names"][::step])
+    axes.set_xticks(np.arange(0, count, step), table["names"][::step], rotation=45, ha="right")
+    axes.set_yticks(np.arange(0, count, step), table["names"][::step])
     axes.grid(False)
     shade_key(axes, 1.0, DENSE_BLUE, f"% of {most / 1e9:.3g} GB/s")
     return figure
@@ -91,12 +91,12 @@ def pairs(result: Mapping[str, Any]) -> Figure:
 
 def nodes(result: Mapping[str, Any]) -> Figure:
     """Seconds of work of each node in a round: a slow one stands out."""
-    figure, axes = new(WIDE, 2.0)
+    figure, axes = new(HALF, 2.6)
     seconds = result["slowest"]["node_work_seconds"]
     values = np.array([*seconds.values()])
     if len(values) <= MOST_BARS:
         axes.bar(np.arange(len(values)), values, color=BLUE, width=0.7)
-        step = max(1, len(values) // 16)
+        step = max(1, len(values) // 6)
         axes.set_xticks(np.arange(0, len(values), step), [*seconds][::step])
     else:
         axes.plot(np.sort(values), color=BLUE)

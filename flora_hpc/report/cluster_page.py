@@ -61,14 +61,15 @@ def sections(result: Mapping[str, Any]) -> dict[str, list[Figure]]:
     if not result["curve"]:
         return {}
     unit, slowest = result["unit"], result["slowest"]
-    drawn = {
+    figures = {
         "Where the time of a round goes": [
             figure("phases", "Phases on the largest size", PHASES_TEXT, cluster_figures.phases, result)
         ]
     }
     if len(result["curve"]) > 1:
-        first = result["curve"][0]["units"]
-        text = f"Parts of one size measured at once, so that all {unit}s work at every point. Dashed: {first} without loss."
+        text = (
+            f"Parts of one size measured at once, so that all {unit}s work at every point. Dashed: the smallest size, without loss."
+        )
         speed = figure("curve", "Client updates a second", text, cluster_figures.curve, result, "half")
         share = figure(
             "efficiency",
@@ -78,16 +79,16 @@ def sections(result: Mapping[str, Any]) -> dict[str, list[Figure]]:
             result,
             "half",
         )
-        drawn = {"By size": [speed, share]} | drawn
+        figures = {"By size": [speed, share]} | figures
     if result["topology"]["num_nodes"] > 1:
         node = slowest["node"]
         text = f"{node['name']} works longest, {node['over_median']:.2f} times the median (dashed), collectives left out."
-        drawn["Nodes"] = [figure("nodes", "Seconds of work in a round", text, cluster_figures.nodes, result)]
+        figures["Nodes"] = [figure("nodes", "Seconds of work in a round", text, cluster_figures.nodes, result, "half")]
     if pairs := result.get("pairs"):
         a, b = pairs["slowest"]
         text = f"An allreduce of a MiB. The slowest pair, {a} and {b}, has {pairs['slowest_over_median']:.2f} of the median rate."
-        drawn["Nodes"].append(figure("pairs", "Between each pair of nodes", text, cluster_figures.pairs, result, "half"))
-    return drawn
+        figures["Nodes"].append(figure("pairs", "Between each pair of nodes", text, cluster_figures.pairs, result, "half"))
+    return figures
 
 
 PHASES_TEXT = "Means over ranks, medians over rounds. Waiting is for slower ranks; comm is the transfer of collectives."
@@ -136,7 +137,7 @@ def link_rows(result: Mapping[str, Any]) -> list[list[str]]:
         [
             f"{row['what']}, {row['scope']}",
             f"{row['ranks']:,}",
-            decimal(row["bytes"]),
+            decimal(row["bytes"]) if row["bytes"] else "-",
             *(seconds(row[f"{name}_seconds"]) for name in ("min", "median", "max")),
         ]
         for row in result.get("links", [])

@@ -131,8 +131,10 @@ def accuracy_fits(plays: Plays, band: tuple[float, float]) -> Check:
     """The accuracy after the first round that counts lies in the class's band, on every part."""
     values = [part.accuracy for of_size in plays.curve.values() for part in of_size]
     passed = all(band[0] <= value <= band[1] for value in values)
-    text = f"{min(values):.3f} to {max(values):.3f}, the class's band is {band[0]:g} to {band[1]:g}"
-    return Check("accuracy", passed, text)
+    numbers = [value for value in values if value == value]
+    ended = f"; {len(values) - len(numbers)} parts ended before" if len(numbers) < len(values) else ""
+    span = f"{min(numbers):.3f} to {max(numbers):.3f}" if numbers else "not measured"
+    return Check("accuracy", passed, f"{span}, the class's band is {band[0]:g} to {band[1]:g}{ended}")
 
 
 def place(part: Played, units: Units, size: int) -> str:
