@@ -18,6 +18,7 @@ SHORT = {  # words behind `flora-hpc bench` -> what keeps it to a minute or so; 
     "step": ("--model", "flora-tiny"),
     "methods": ("--model", "flora-tiny", "--methods", "flora,fedlc"),
     "comm": (),
+    "combines": ("--clients", "20", "--repeats", "1"),
     "round": ("--repeats", "1"),
     "against": (),
     "log": (),
