@@ -197,6 +197,8 @@ TABLES: dict[str, np.dtype[Any]] = {name: _dtype(fields) for name, fields in COL
 ROUNDS, RANKS, CLIENTS, TOPOLOGY = TABLES.values()
 
 SINCE = {  # (table, column) -> the first schema with it; attributes have no table; others are there from the beginning
+    **{("rounds", name): 9 for name in ("rank_accuracy_mean", "rank_accuracy_min", "worst_rank")},
+    **{("clients", name): 9 for name in ("adapter_rank", "rank_accuracy")},
     **{("rounds", name): 8 for name in ("num_attackers", "cross_term")},
     ("clients", "attacks"): 8,
     **{("rounds", field.name): 7 for field in COLUMNS["rounds"] if field.name.startswith(("personal_", "message_", "validation_"))},
