@@ -16,6 +16,7 @@ from flora_hpc.cli._study_table import print_line, print_table
 from flora_hpc.errors import UserError
 from flora_hpc.records.study import INDEX, STATUSES, Study, for_json, open_study
 from flora_hpc.studies import formats, loose, table
+from flora_hpc.studies.names import full
 from flora_hpc.studies.statistics import Setting, settings
 from flora_hpc.studies.table import Column
 
@@ -51,6 +52,7 @@ def show(
     reference = {} if against is None else parse_reference(against)
     screen.needs_reader()
     study = open_all(paths)
+    reference = {full(name, study.keys): value for name, value in reference.items()}
     groups = settings(study.rows)
     if points:
         columns = table.of_points(study.rows, column, seconds)

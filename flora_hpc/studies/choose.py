@@ -14,6 +14,7 @@ from flora_hpc.errors import UserError, did_you_mean, reason
 from flora_hpc.records import disk, views
 from flora_hpc.records.study import RECIPE, Study
 from flora_hpc.studies import table
+from flora_hpc.studies.names import full
 from flora_hpc.studies.statistics import Setting, settings
 
 METHOD, VALIDATION = "method.name", "final_validation_accuracy"
@@ -53,7 +54,7 @@ def grouping(study: Study, names: str | None) -> list[str]:
     """
     if names is None:
         return [METHOD] if METHOD in study.keys else []
-    keys = [name.strip() for name in names.split(",")]
+    keys = [full(name.strip(), study.keys) for name in names.split(",")]
     for key in keys:
         if key not in study.keys:
             keys_text = ", ".join(study.keys) or "no key does"

@@ -40,6 +40,7 @@ def is_run(path: Path) -> bool:
 def of_runs(paths: Sequence[Path]) -> LooseRuns:
     """Read runs, finished or still being written, as the points of a study.
 
+    Points are sorted by their settings, numbers by size, other values as `paths` bring them: a shell sorts 1000 before 20.
     A run with the settings and the seed of another run is left out, since equal runs give equal results; `notes` names it.
     Raises UserError for a path without a run.
     """
@@ -60,7 +61,18 @@ def of_runs(paths: Sequence[Path]) -> LooseRuns:
     for point, keys in zip(points, differing(trees), strict=True):
         status = "stopped" if point.status == "interrupted" else point.status
         _add(rows, replace(point, keys=keys | point.keys, status=status), notes)
-    return LooseRuns(top, tuple(rows.values()), dict(zip(names, files, strict=True)), tuple(notes))
+    return LooseRuns(top, tuple(in_order(list(rows.values()))), dict(zip(names, files, strict=True)), tuple(notes))
+
+
+def in_order(points: Sequence[Point]) -> list[Point]:
+    """Sort points by their keys, the first key first: values that are all numbers by size, others as they first appear."""
+    places: dict[str, dict[str, int]] = {}  # key -> text of a value -> its place
+    for key in dict.fromkeys(key for point in points for key in point.keys):
+        values = {_text(point.keys.get(key, MISSING)): point.keys.get(key) for point in points}
+        by_size = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())
+        texts = sorted(values, key=values.__getitem__) if by_size else list(values)
+        places[key] = {text: place for place, text in enumerate(texts)}
+    return sorted(points, key=lambda point: [places[key][_text(point.keys.get(key, MISSING))] for key in places])
 
 
 def _add(rows: dict[str, Point], point: Point, notes: list[str]) -> None:

@@ -35,6 +35,11 @@ def short(key: str, keys: Sequence[str]) -> str:
     return key if [word(other) for other in keys].count(word(key)) > 1 else word(key)
 
 
+def full(name: str, keys: Sequence[str]) -> str:
+    """The one of `keys` that a user names, in full or by its short name: lr is client.lr. Other names come back as they are."""
+    return next((key for key in keys if name in (key, short(key, keys))), name)
+
+
 def _is_plain(value: Any) -> bool:
     """Whether no other value has the same text in a name."""
     return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and bool(PLAIN.fullmatch(value)))

@@ -43,6 +43,7 @@ def test_by_other_keys_by_several_and_by_none() -> None:
     assert [keys["method.name"] for keys in chosen(best_of_rates)] == ["fedca", "fedca"]
     assert len(chosen(choose.best(study, METRIC, choose.grouping(study, "method.name, client.lr")))) == 4
     assert chosen(choose.best(study, METRIC, [])) == [{"method.name": "fedca", "client.lr": 0.1}]
+    assert choose.grouping(study, "method, lr") == ["method.name", "client.lr"]  # short names, as in the names of run directories
     assert choose.grouping(of([point(0.5, {"client.lr": 0.1})]), None) == []
 
 

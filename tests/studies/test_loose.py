@@ -45,12 +45,21 @@ def make(tmp_path: Path) -> Make:
 def test_settings_are_what_differs_apart_from_the_seed(make: Make) -> None:
     paths = [make(f"{lr}-{seed}", seed, 0.5 + seed / 10, client__lr=lr) for lr in (0.1, 0.01) for seed in (3, 4)]
     study = loose.of_runs(paths)
-    assert [point.keys for point in study.rows] == [{"client.lr": lr, "seed": seed} for lr in (0.1, 0.01) for seed in (3, 4)]
-    assert [point.name for point in study.rows] == ["0.1-3", "0.1-4", "0.01-3", "0.01-4"]
+    assert [point.keys for point in study.rows] == [{"client.lr": lr, "seed": seed} for lr in (0.01, 0.1) for seed in (3, 4)]
+    assert [point.name for point in study.rows] == ["0.01-3", "0.01-4", "0.1-3", "0.1-4"]
     one, other = settings(study.rows)
     assert one.spread("final_test_accuracy").mean == other.spread("final_test_accuracy").mean == pytest.approx(0.87)
     assert [point.uplink_bytes for point in study.rows] == [600] * 4
     assert study.notes == ()
+
+
+def test_numbers_are_sorted_by_size_and_words_stay_in_their_order(make: Make) -> None:
+    clients = ("1000", "20", "3")  # as a shell sorts them
+    paths = [make(f"{word}-{n}", client__x=word, client__n=int(n)) for word in ("b", "a") for n in clients]
+    study = loose.of_runs(paths)
+    assert [(point.keys["client.x"], point.keys["client.n"]) for point in study.rows] == [
+        (word, n) for word in ("b", "a") for n in (3, 20, 1000)
+    ]
 
 
 def test_values_keep_their_kinds(make: Make) -> None:
@@ -173,7 +182,7 @@ def test_real_runs(tmp_path: Path, squares: Path) -> None:
     shared = flora_hpc.Shared()
     short: dict[str, Any] = {"rounds": 1, "partition__num_clients": 3, "client__epochs": 1}
     short |= {"data": {"name": "hdf5", "path": str(squares)}}
-    grid = [(lr, seed) for lr in (1e-3, 1e-4) for seed in (0, 1)]
+    grid = [(lr, seed) for lr in (1e-4, 1e-3) for seed in (0, 1)]
     runs = [
         flora_hpc.run(
             ROOT / "configs/quickstart.yaml", out=tmp_path / f"{lr}-{seed}", shared=shared, seed=seed, client__lr=lr, **short
