@@ -182,6 +182,27 @@ class CommConfig(Section):
     )
 
 
+def _clients(value: Any) -> Any:
+    words = str(value).split()
+    if value not in ("all", "none") and not (len(words) == 2 and words[0] == "sample" and words[1].isdecimal() and int(words[1])):
+        raise ValueError(f"'{value}' is none of: all, none, or sample N, such as sample 1000")
+    return value
+
+
+class RecordsConfig(Section):
+    """What run.h5 keeps of a round beside its sums, which are always those of all clients."""
+
+    clients: Annotated[str, BeforeValidator(_clients)] = Field(
+        "all",
+        description="rows of /clients: all; none; or 'sample 1000', so many clients of each round, drawn from the seed",
+    )
+
+    @property
+    def most_clients(self) -> int | None:
+        """Clients of a round that have a row, at most; None for all."""
+        return {"all": None, "none": 0}[self.clients] if self.clients in ("all", "none") else int(self.clients.split()[1])
+
+
 class CheckpointConfig(Section):
     """When a run saves checkpoints to resume from, and what a signal to stop does."""
 
@@ -227,6 +248,7 @@ class Config(Section):
     )
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    records: RecordsConfig = RecordsConfig()
     comm: CommConfig = CommConfig()
 
     @model_validator(mode="after")
@@ -264,6 +286,7 @@ class Config(Section):
                 "rounds": 0,
                 "comm": CommConfig(),
                 "checkpoint": CheckpointConfig(),
+                "records": RecordsConfig(),
                 "features": self.features.model_copy(update={"store": "auto"}),
                 "cohort": self.cohort.model_copy(update={"assignment": "balanced"}),
                 "client": self.client.model_copy(update={"group_size": None, "first_step": "auto"}),

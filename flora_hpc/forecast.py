@@ -16,6 +16,7 @@ from flora_hpc.config import Config
 from flora_hpc.data.images import Dataset, Ints
 from flora_hpc.groupsize import GroupSize, tower
 from flora_hpc.methods._method import Method
+from flora_hpc.records.views import count
 from flora_hpc.round import groups_of_ranks
 from flora_hpc.rows import Exchange
 from flora_hpc.setup import Setup
@@ -53,6 +54,7 @@ class Plan:
     num_examples: Ints = field(repr=False)  # (num_clients,) of each client
     num_steps: Ints = field(repr=False)  # (num_clients,) of each client
     groups: list[list[Ints]] = field(repr=False)
+    without_work: tuple[str, ...]  # a sentence where ranks have none
     bound: str  # the limit that decides the size of a group
     group_bytes: int  # of the largest group
     room: devices.Room  # memory for a group
@@ -86,18 +88,22 @@ class Plan:
     def warnings(self) -> tuple[str, ...]:
         """Sentences that a user must read before the run."""
         largest = max(len(group) for groups in self.groups for group in groups)
-        return (*self.dataset.warnings, *([_too_large(self, largest)] if self.group_bytes > self.room.num_bytes else []))
+        too_large = [_too_large(self, largest)] if self.group_bytes > self.room.num_bytes else []
+        return (*self.dataset.warnings, *self.without_work, *too_large)
 
 
-def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Shared | None = None) -> Plan:
-    """Plan a run of `config`. Raises UserError for mistakes that a run would refuse, as far as shapes show them.
+def plan(
+    config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Shared | None = None, ranks_per_node: int | None = None
+) -> Plan:
+    """Plan a run of `config` on `num_ranks` ranks, `ranks_per_node` of them on a node, by default all.
 
-    Plans with the same `shared` object share data, and a model without values.
+    Plans with the same `shared` object share data, and a model without values. Raises UserError for mistakes that a run refuses,
+    as far as shapes show them.
     """
     if not gpus_per_node:  # the abilities of another machine's GPUs are unknown
         precision.prepare_device(config.model.precision, torch.device("cpu"))
         precision.prepare_device(config.features.compute, torch.device("cpu"), "features.compute")
-    room = room_for(gpus_per_node, num_ranks)
+    room = room_for(gpus_per_node, ranks_per_node or num_ranks)
     built = experiment.build(config, torch.device("meta"), room, shared, num_ranks)
     dataset, setup, method = built.dataset, built.setup, built.setup.method
     clients = setup.schedule.clients(1)
@@ -118,6 +124,7 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Sha
         num_examples=sizes,
         num_steps=-(-sizes // config.client.batch_size) * config.client.epochs,
         groups=groups,
+        without_work=tuple(without_work(setup, sum(map(bool, groups)), num_ranks)),
         bound=_bound(choice, groups, config.cohort.assignment),
         group_bytes=load.of_group(largest),
         room=room,
@@ -147,6 +154,22 @@ def plan(config: Config, num_ranks: int = 1, gpus_per_node: int = 0, shared: Sha
         | {"libraries": LIBRARY_BYTES},
         round_flops=_flops(config, built.clip, method, sizes),
     )
+
+
+def without_work(setup: Setup, num_busy: int, num_ranks: int) -> list[str]:
+    """A sentence about ranks without work in a round, where only `num_busy` of `num_ranks` have some; none where all have."""
+    if num_busy == num_ranks:
+        return []
+    clients = count(setup.num_participants, "client")
+    group_note, advice = "", ""
+    if setup.grouping.fixed:
+        group_note = f", which make {count(num_busy, 'group')} of up to {setup.grouping.most}"
+        most = setup.num_participants // num_ranks
+        advice = f", or set client.group_size: {most}" if 0 < most < setup.grouping.most else ""
+    return [
+        f"{num_ranks - num_busy:,} of {num_ranks:,} ranks have no work, since a round has {clients}{group_note}; "
+        f"ask for fewer ranks{advice}"
+    ]
 
 
 def _flops(config: Config, clip: Clip, method: Method, sizes: Ints) -> int:

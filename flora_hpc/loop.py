@@ -27,6 +27,7 @@ from flora_hpc.experiment import Experiment
 from flora_hpc.identity import title
 from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
+from flora_hpc.records import sampled
 from flora_hpc.records.known import RoundRecord, RunInfo
 from flora_hpc.records.schema import TOPOLOGY, Rows
 from flora_hpc.resume import Begin, Saved
@@ -74,7 +75,8 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
     begin = saved.find(built, site) if options.resume else Begin(experiment.first_state(built, site))
     if built.setup.method.sees == "features":
         del built.clip.model.visual  # all features are made, so no round needs the image tower
-    observers = Background(options.make_observers() if comm.rank == 0 else [])
+    recorded = partial(sampled.recorded, seed=config.seed, most=config.records.most_clients)
+    observers = Background(options.make_observers() if comm.rank == 0 else [], recorded)
     site = replace(site, trained=observers.trained)
     topology = place_rows(devices.places(comm, launch, site.device, site.num_threads))
     info = replace(run_info(built, site, topology), warnings=checks.warned(built.dataset, warnings).warnings)
@@ -220,6 +222,7 @@ def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
         topology=topology,
         num_rounds=config.rounds,
         num_clients=setup.holdings.num_clients,
+        rows_per_round=rows_per_round(config, setup.num_participants),
         num_params=setup.method.num_params,
         algorithm=setup.federation.name,
         num_private_params=setup.federation.num_private,
@@ -230,6 +233,12 @@ def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
         split=experiment.split(built) if site.comm.rank == 0 else None,
         setup_seconds=0.0,
     )
+
+
+def rows_per_round(config: Config, num_participants: int) -> int:
+    """Rows of /clients that a round adds."""
+    most = config.records.most_clients
+    return num_participants if most is None else min(most, num_participants)
 
 
 def place_rows(places: list[devices.RankPlace]) -> Rows:

@@ -58,6 +58,7 @@ def run_info(num_rounds: int, num_clients: int, num_ranks: int, split: Split | N
         topology=np.array(places, TOPOLOGY),
         num_rounds=num_rounds,
         num_clients=num_clients,
+        rows_per_round=num_clients,
         num_params=PAYLOAD_BYTES // 4,
         payload_bytes=PAYLOAD_BYTES,
         how="made up",

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flora_hpc.config import Config
-from flora_hpc.records.views import count
 
 if TYPE_CHECKING:
     from flora_hpc.clip.load import Clip
     from flora_hpc.data.images import Dataset
-    from flora_hpc.setup import Setup
 
 
 def warnings(configs: Sequence[Config], names: Sequence[str], num_ranks: int, gpus_per_node: int, ranks_per_node: int) -> list[str]:
@@ -23,7 +21,8 @@ def warnings(configs: Sequence[Config], names: Sequence[str], num_ranks: int, gp
     from flora_hpc import experiment
     from flora_hpc.clip import precision
     from flora_hpc.clip.load import load
-    from flora_hpc.forecast import room_for
+    from flora_hpc.forecast import room_for, without_work
+    from flora_hpc.round import groups_of_ranks
 
     sentences: list[str] = []
     room = room_for(gpus_per_node, ranks_per_node)
@@ -40,23 +39,9 @@ def warnings(configs: Sequence[Config], names: Sequence[str], num_ranks: int, gp
             built = config, experiment.dataset(config), load(config.model, config.seed, torch.device("meta"))
         _, dataset, clip = built
         setup = experiment.make_setup(config, dataset, clip, torch.device("meta"), room)
-        sentences += [f"{name}: {text}" if name else text for text in without_work(setup, num_ranks)]
+        num_busy = sum(map(bool, groups_of_ranks(setup, num_ranks, 1)))
+        sentences += [f"{name}: {text}" if name else text for text in without_work(setup, num_busy, num_ranks)]
     return sentences
-
-
-def without_work(setup: "Setup", num_ranks: int) -> list[str]:
-    """A sentence about ranks without work in a round; none where all have some."""
-    from flora_hpc.round import groups_of_ranks
-
-    idle = sum(not groups for groups in groups_of_ranks(setup, num_ranks, 1))
-    if not idle:
-        return []
-    clients = count(setup.cohort.num_clients(setup.holdings.num_clients), "client")
-    group_note, advice = "", ""
-    if setup.grouping.fixed:
-        group_note = f", which make {count(num_ranks - idle, 'group')} of up to {setup.grouping.most}"
-        advice = ", or set a lower client.group_size"
-    return [f"{idle} of {num_ranks} ranks have no work, since a round has {clients}{group_note}; ask for fewer ranks{advice}"]
 
 
 def first_missing(config: Config) -> str:

@@ -12,20 +12,31 @@ from rich.text import Text
 
 from flora_hpc import configfile
 from flora_hpc.cli._args import ConfigFile, Overrides, Plugins, use_plugins
+from flora_hpc.errors import UserError
 
 if TYPE_CHECKING:
     from flora_hpc.forecast import Plan
     from flora_hpc.rows import Exchange
+
+MOST_RANKS = 16  # with a row each
+QUANTILES = {"least": 0.0, "a tenth up to": 0.1, "half up to": 0.5, "nine tenths up to": 0.9, "most": 1.0}
 
 
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     plugin: Plugins = None,
-    ranks: Annotated[int, typer.Option(min=1, help="plan for this many ranks")] = 1,
+    ranks: Annotated[int | None, typer.Option(min=1, help="plan for this many ranks, all on one node", show_default=False)] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="nodes, each with --ranks-per-node ranks")] = 1,
+    ranks_per_node: Annotated[
+        int | None, typer.Option(min=1, help="ranks of a node; by default one for each of --gpus, else one", show_default=False)
+    ] = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs per node, which ranks take in turn")] = 0,
 ) -> None:
     """Show what a run would do: clients to ranks to devices, payload and memory sizes."""
+    if ranks is not None and (nodes > 1 or ranks_per_node is not None):
+        raise UserError(f"--ranks {ranks}: are all on one node; give --nodes and --ranks-per-node, or --ranks alone")
+    per_node = ranks if ranks is not None else ranks_per_node or max(1, gpus if nodes > 1 else 1)
     use_plugins(plugin)
     resolved, notes = configfile.load(config, overrides)
     for note in notes:
@@ -33,12 +44,12 @@ def plan(
 
     from flora_hpc import forecast  # torch and open_clip take seconds to import
 
-    planned = forecast.plan(resolved, ranks, gpus)
+    planned = forecast.plan(resolved, nodes * per_node, gpus, ranks_per_node=per_node)
     console = Console()
     console.print(facts_table(f"plan of {Path(config).name}", rows_of(planned)))
     for sentence in planned.warnings:
         console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
-    console.print(shares_table(planned, gpus))
+    console.print(shares_table(planned, gpus, per_node) if planned.num_ranks <= MOST_RANKS else quantiles_table(planned))
 
 
 def rows_of(plan: "Plan") -> dict[str, str]:
@@ -130,7 +141,28 @@ def facts_table(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def shares_table(plan: "Plan", gpus: int) -> Table:
+def quantiles_table(plan: "Plan") -> Table:
+    """How the groups, clients and steps of round 1 are spread over many ranks."""
+    steps_of = np.zeros(int(plan.clients.max()) + 1, np.int64)
+    steps_of[plan.clients] = plan.num_steps
+    clients = [np.concatenate([np.zeros(0, np.int64), *groups]) for groups in plan.groups]
+    steps = np.array([steps_of[of_rank].sum() for of_rank in clients])
+    columns = {
+        "groups": np.array([len(groups) for groups in plan.groups]),
+        "clients": np.array([len(of_rank) for of_rank in clients]),
+        "client steps": steps,
+    }
+    busy = f"{int((steps > 0).sum()):,} of {plan.num_ranks:,} ranks have work"
+    table = Table(title=f"round 1 on {plan.num_ranks:,} ranks; {busy}", title_justify="left")
+    for heading in ("ranks", *columns):
+        table.add_column(heading, justify="right")
+    for label, level in QUANTILES.items():
+        table.add_row(label, *(f"{np.quantile(values, level, method='nearest'):,}" for values in columns.values()))
+    table.add_row("mean over most", *(f"{values.mean() / max(1, values.max()):.1%}" for values in columns.values()))
+    return table
+
+
+def shares_table(plan: "Plan", gpus: int, per_node: int) -> Table:
     """One row a rank: its device, and its share of round 1."""
     steps_of = dict(zip(plan.clients.tolist(), plan.num_steps.tolist(), strict=True))
     table = Table(title=f"round 1 on {plan.num_ranks} rank{'s' * (plan.num_ranks > 1)}", title_justify="left")
@@ -139,7 +171,7 @@ def shares_table(plan: "Plan", gpus: int) -> Table:
     for rank, groups in enumerate(plan.groups):
         clients = [client for group in groups for client in group.tolist()]
         steps = sum(steps_of[client] for client in clients)
-        device = f"cuda:{rank % gpus}" if gpus else "cpu"
+        device = f"cuda:{rank % per_node % gpus}" if gpus else "cpu"
         share = f"{steps / sum(steps_of.values()):.1%}"
         table.add_row(str(rank), device, str(len(groups)), f"{len(clients):,}", f"{steps:,}", share)
     return table

@@ -4,20 +4,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
 from flora_hpc.errors import UserError
-from flora_hpc.records import disk, split, superblock
+from flora_hpc.records import disk, split, storage, superblock
 from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
 from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, WORST, Rows
 
-CHUNK_ROWS = 256
+T = TypeVar("T")
 SPARE_BYTES = 2**16  # room at the end for the last writes of HDF5, which cannot close a file that it could not flush
 STATUS, SCREEN = (
     h5py.string_dtype("utf-8", 16),
@@ -83,7 +84,7 @@ class Writer:
         self._file.attrs.create("status", "running", dtype=STATUS)
         self._file.attrs.create("screen", "", dtype=SCREEN)
         self._tables = {  # looked up once: by name in every round, they would take longer than what is written
-            name: self._file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK_ROWS,))
+            name: self._file.create_dataset(name, (0,), dtype, maxshape=(None,), **storage.of(name, info.rows_per_round))
             for name, dtype in TABLES.items()
         }
         for name, fields in COLUMNS.items():
@@ -157,6 +158,20 @@ class Writer:
             os.close(descriptor)
 
 
+def client_rows(run: Path, number: int) -> Rows:
+    """The rows of /clients of one round, without reading those of others. Raises UserError like `read`."""
+
+    def rows_of(file: h5py.File) -> Rows:
+        table = file["clients"]
+        first, end = (
+            search(range(len(table)), number, key=lambda row: table[row]["round"]) for search in (bisect_left, bisect_right)
+        )
+        return np.asarray(table[first:end])
+
+    path = locate(run)
+    return _patiently(path, lambda: _opened(path, rows_of))
+
+
 def earlier(run: Path, last: int, logged: int, warnings: list[str]) -> Earlier:
     """The history of a run that resumes after round `last`: its rows up to round `logged`, the later ones will be written again.
 
@@ -205,15 +220,26 @@ def read(run: Path, names: Sequence[str] = tuple(TABLES)) -> tuple[dict[str, Any
     file that is not a run's.
     """
     path = locate(run)
+    return _patiently(path, lambda: _read_once(path, names))
+
+
+def _patiently(path: Path, work: Callable[[], T]) -> T:
+    """Read a file, again where a block is just being written. Raises UserError for a file that cannot be read."""
     for pause in PAUSES:
         try:
-            return _read_once(path, names)
-        except DAMAGE:  # or a block is just being written
+            return work()
+        except DAMAGE:
             time.sleep(pause)
     try:
-        return _read_once(path, names)
+        return work()
     except DAMAGE as error:
         raise UserError(f"{path}: {_reason(path, error)}") from None
+
+
+def _opened(path: Path, work: Callable[[h5py.File], T]) -> T:
+    """Do `work` with a file that its writer may have open."""
+    with path.open("rb") as raw, superblock.open_file(path, raw) as file:
+        return work(file)
 
 
 def _read_once(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Rows]]:

@@ -46,6 +46,7 @@ class RunInfo:
     num_private_params: int = 0  # of num_params, numbers that stay with each client
     plugins: Mapping[str, str] = field(default_factory=dict)  # the user's own parts in files -> the path of each
     earlier: "Earlier | None" = None  # of a resumed run
+    rows_per_round: int = 0  # of /clients; many are compressed
 
 
 @dataclass(frozen=True)
@@ -136,17 +137,19 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     """
     if len({report.digest for report in reports}) > 1:
         raise DriftError(round_number, [report.digest for report in reports])
-    ranks = np.concatenate([report.rank for report in reports])
+    ranks = joined([report.rank for report in reports], RANKS)
     ranks["wait_seconds"], ranks["comm_seconds"] = wait_and_transfer([report.collectives for report in reports])
-    clients = np.concatenate([report.clients for report in reports])
-    clients = clients[np.argsort(clients["client"])]
+    clients = joined([report.clients for report in reports], CLIENTS)
+    if (np.diff(clients["client"]) < 0).any():  # sorting rows takes longer than all else here
+        clients = clients[np.argsort(clients["client"])]
     row = np.zeros(1, ROUNDS)
     row["round"] = round_number
     row["num_clients"], row["num_rejected"] = len(clients), (clients["weight"] == 0).sum()
     row["num_attackers"] = clients["attacks"].sum()
     row["num_examples"] = clients["num_examples"].sum()
-    accepted = clients[clients["weight"] > 0]
-    row["train_loss"] = np.average(accepted["train_loss"], weights=accepted["num_examples"]) if len(accepted) else np.nan
+    accepted = clients["weight"] > 0
+    losses, weights = clients["train_loss"][accepted], clients["num_examples"][accepted]
+    row["train_loss"] = np.average(losses, weights=weights) if len(losses) else np.nan
     forget_tests(row)
     note_personal(row, clients)
     row["message_norm"] = row["cross_term"] = np.nan
@@ -155,6 +158,12 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
     for name in SECONDS:
         row[name] = ranks[name].mean()
     return RoundRecord(row, ranks, clients, reports[0].digest)
+
+
+def joined(parts: Sequence[Rows], dtype: np.dtype[Any]) -> Rows:
+    """Concatenate rows of one `dtype`: as bytes, since NumPy would compare the types of all parts, 0.1 ms a part."""
+    rows: Rows = np.frombuffer(bytearray().join([part.tobytes() for part in parts]), dtype)
+    return rows
 
 
 def forget_tests(rows: Rows, mask: npt.NDArray[np.bool_] | None = None, personal_only: bool = False) -> None:
@@ -194,6 +203,6 @@ def wait_and_transfer(collectives: Sequence[Sequence[float]] | Sequence[Floats])
     This needs no barrier before the collective and no clock that ranks share.
     Raises ValueError when the ranks took part in different numbers of collectives.
     """
-    seconds = np.array([list(of_rank) for of_rank in collectives], np.float64)
+    seconds = np.array(collectives, np.float64)
     transfer = seconds.min(0)
     return (seconds - transfer).sum(1), float(transfer.sum())

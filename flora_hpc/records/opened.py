@@ -92,6 +92,10 @@ class Run:
         """The numbers of `split` as NumPy arrays."""
         return split_of.read(self.path)
 
+    def clients_of(self, number: int) -> Rows:
+        """The rows of /clients of one round; rows of other rounds are not read, however many there are."""
+        return hdf5file.client_rows(self.path, number)
+
     def columns(self, table: str) -> dict[str, Any]:
         """The columns of a table, those of `records.schema` first: NumPy arrays, and lists of texts."""
         if table not in self.tables:

@@ -178,5 +178,8 @@ def _bands(axes: Axes, rows: Rows, name: str, colour: str, unit: float) -> None:
 def _client_rows(run: Run) -> Rows:
     rows = run.tables["clients"]
     if not len(rows):
-        raise NothingError("No client has trained yet.")
+        keeps_none = run.config.get("records", {}).get("clients") == "none"
+        raise NothingError(
+            "The file has no rows of clients: records.clients is none." if keeps_none else "No client has trained yet."
+        )
     return rows

@@ -80,6 +80,8 @@ def sizes(run: Run) -> str:
     ids, first = np.unique(rows["client"], return_index=True)
     counts, registered = rows["num_examples"][first], int(run.attributes["num_clients"])
     who = f"{len(ids):,} clients trained" if len(ids) == registered else f"{len(ids):,} of {registered:,} clients trained"
+    if "sample" in run.config.get("records", {}).get("clients", "all"):
+        who = f"{len(ids):,} clients, a sample of each round's"
     if counts.min() == counts.max():
         return f"{who}; each holds {counts.min():,} examples."
     return f"{who}; they hold {counts.min():,} to {counts.max():,} examples, {np.median(counts):,.0f} in the median."
