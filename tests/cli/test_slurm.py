@@ -477,7 +477,7 @@ def test_ranks_without_work_are_warned_about(calls: Path) -> None:
     on_gpus = [*words, "--gpus-per-node", "4", "-s", "partition.num_clients=20", "-s", "client.group_size=2"]
     assert CliRunner().invoke(app, on_gpus, catch_exceptions=False).stderr == (
         "warning: 6 of 16 ranks have no work, since a round has 20 clients, which make 10 groups of up to 2; "
-        "ask for fewer ranks, or set a lower client.group_size\n"
+        "ask for fewer ranks, or set client.group_size: 1\n"
     )
 
 
