@@ -24,6 +24,7 @@ SHORT = {  # words behind `flora-hpc bench` -> what keeps it to a minute or so; 
     "log": (),
     "features": ("--model", "flora-tiny"),
     "report": ("--repeats", "1"),
+    "ranks": ("--clients", "100000", "--repeats", "1"),
     "scale": ("--repeats", "1"),
     "study": (),
     "cluster": ("--class", "T"),
