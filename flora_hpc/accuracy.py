@@ -65,15 +65,15 @@ class AdapterTests:
         """Count this rank's right answers; `local_blocks` selects its blocks of images, for a purpose, from their number."""
         setup = self.setup
 
-        def count(purpose: str, tested: torch.Tensor, validation: torch.Tensor | None) -> RightAnswers:
+        def count(purpose: str, tested: torch.Tensor, *others: torch.Tensor) -> RightAnswers:
             own_blocks = partial(local_blocks, purpose)
-            return evaluate.count_correct(setup.method, tested, setup.inputs, setup.labels, setup.test, own_blocks, validation)
+            return evaluate.count_correct(setup.method, tested, setup.inputs, setup.labels, setup.test, own_blocks, *others)
 
         with self.site.comm.phase("eval"):
-            whole, by_rank = count("test", adapter, setup.validation), []
+            whole, by_rank = count("test", adapter, setup.validation, setup.backdoor), []
             for rank, mask in classes_of_rank(setup, number):
                 is_whole = bool(mask.all())
-                cut = whole if is_whole else count(f"test rank {rank}", adapter * mask.to(adapter.device), None)
+                cut = whole if is_whole else count(f"test rank {rank}", adapter * mask.to(adapter.device))
                 by_rank.append(cut.test.sum())
             return whole._replace(by_rank=np.array(by_rank, np.int64))
 
@@ -85,6 +85,8 @@ class AdapterTests:
         record.row["test_accuracy"] = correct.sum() / len(self.setup.test)
         if len(self.setup.validation):
             record.row["validation_accuracy"] = sum(of_rank.validation for of_rank in answers) / len(self.setup.validation)
+        if len(self.setup.backdoor):
+            record.row["backdoor_success"] = sum(of_rank.triggered for of_rank in answers) / len(self.setup.backdoor)
         if self.mixes is not None:
             self.mixes.note(record.row, correct)
         by_rank = sum_of([of_rank.by_rank for of_rank in answers])

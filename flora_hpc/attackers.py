@@ -31,6 +31,19 @@ class Attackers:
         mask = torch.from_numpy(self.mask[clients])[:, None]
         return torch.where(mask, self.attack.labels(classes, num_classes), classes)
 
+    def poisoned(self, clients: Ints, examples: Ints, num_images: int) -> Ints:
+        """The rows of images that clients train with, from `examples` (num_steps, num_clients, batch): some of them triggered.
+
+        Row num_images + i is image i with the trigger. Which images an attacker triggers depends on seed and image alone.
+        """
+        trigger, mask = self.attack.trigger, self.mask[clients]
+        if trigger is None or not mask.any():
+            return examples
+        result, own = examples.copy(), examples[:, mask]
+        words = seeds.words(self.seed, "triggered images", of=own.reshape(-1), count=1)[:, 0].reshape(own.shape)
+        result[:, mask] = np.where(words / 2.0**64 < trigger.poisoned, own + num_images, own)
+        return result
+
     def alone(self, number: int, clients: Ints, updates: torch.Tensor) -> torch.Tensor:
         """The updates (num_clients, num_shared) that `clients` send in round `number`, from those that they have trained."""
         if self.attack.alone is None or not self.mask[clients].any():

@@ -53,6 +53,7 @@ class Work:
     num_threads: int
     looks: bool = True  # whether this rank reads the times of files; one rank a node is enough, and many are slow
     progress: Progress = lambda done, total: None
+    mark: str = ""  # what is put on every image before it is encoded
 
     def encode(self, images: Images, numbers: Iterable[int]) -> Iterator[tuple[int, torch.Tensor, Damage]]:
         """Encode the blocks `numbers`: number, features and damage of each block, in order."""
@@ -130,6 +131,7 @@ def key_of(digest: str, work: Work) -> str:
     """The key of features: a digest of image tower, image bytes, precision and `FORMAT`."""
     ingredients = f"{FORMAT} {identity.image_tower(work.clip)} {digest} {work.config.precision}"
     ingredients += f" computed in {work.config.compute}" if work.config.compute != "fp32" else ""
+    ingredients += f" with {work.mark}" if work.mark else ""
     return hashlib.blake2b(ingredients.encode(), digest_size=16).hexdigest()
 
 

@@ -27,20 +27,22 @@ def count_correct(
     test: torch.Tensor,
     local_blocks: Callable[[int], Iterable[int]] = range,
     validation: torch.Tensor | None = None,
+    triggered: torch.Tensor | None = None,
 ) -> RightAnswers:
-    """Count this rank's images with the highest score for their class: test images by class, validation images together.
+    """Count this rank's images with the highest score for their class: test images by class, others together.
 
-    `local_blocks` selects this rank's blocks of images from their number; no block has images of both kinds, so test images give
+    `local_blocks` selects this rank's blocks of images from their number; no block has images of two kinds, so test images give
     the same bits without validation images. `adapter` (num_params,) float32, `labels` (num_images,) int64, `test`
     (num_test_images,) and `validation` int64 rows of the images. Where every image has its own caption, the captions of the test
-    images compete with each other, and there is one count for all, (1,).
+    images compete with each other, and there is one count for all, (1,). `triggered` are rows of test images with the trigger of a
+    backdoor, whose label is its target.
     """
     competing = torch.from_numpy(np.unique(labels[test].cpu().numpy())).to(labels.device) if method.paired else None
     block = inputs.block if competing is None else max(1, min(inputs.block, MOST_SCORES // len(competing)))
-    parts = (test, test[:0] if validation is None else validation)
-    blocks = [rows[start : start + block] for rows in parts for start in range(0, len(rows), block)]
+    parts = (test, test[:0] if validation is None else validation, test[:0] if triggered is None else triggered)
+    blocks = [(kind, rows[start : start + block]) for kind, rows in enumerate(parts) for start in range(0, len(rows), block)]
     correct = [torch.empty(0, dtype=torch.int64)]  # labels of the test images that were right
-    num_right = 0  # validation images
+    num_right = [0, 0, 0]  # of each kind
     with torch.inference_mode():
         tensors = method.unpack(adapter[None])
         classes = None
@@ -49,16 +51,16 @@ def count_correct(
                 classes = method.caption_features(tensors, None, competing[None])
             elif classes is None:
                 classes = method.classes(tensors, None)
-            rows = blocks[number]
+            kind, rows = blocks[number]
             scores = method.logits(tensors, classes, inputs(rows[None]), None)[0]
             best = scores.argmax(1) if competing is None else competing[scores.argmax(1)]
             right = labels[rows][best == labels[rows]].cpu()
-            if number * block < len(test):
+            num_right[kind] += len(right)
+            if kind == 0:
                 correct.append(right)
-            else:
-                num_right += len(right)
     counts = np.bincount(torch.cat(correct).numpy(), minlength=1)
-    return RightAnswers(counts if competing is None else counts.sum(keepdims=True), num_right)
+    _, num_validation, num_triggered = num_right
+    return RightAnswers(counts if competing is None else counts.sum(keepdims=True), num_validation, num_triggered)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from flora_hpc import assembly, embed, evaluate, firststep, footprint, groupsize, misfits, plugins, seeds
 from flora_hpc.accuracy import AdapterTests
 from flora_hpc.algorithms import _algorithm
+from flora_hpc.attacks._attack import Trigger
 from flora_hpc.clip import identity as model_identity
 from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip, load
@@ -18,7 +19,7 @@ from flora_hpc.cohort import Grouping
 from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import same_everywhere, together
 from flora_hpc.config import Config
-from flora_hpc.data import checks, clientcolumn, holdings, look, mix, twins
+from flora_hpc.data import checks, clientcolumn, holdings, look, mix, triggered, twins
 from flora_hpc.data.holdings import PartitionOptions
 from flora_hpc.data.images import Dataset, Ints, with_validation
 from flora_hpc.data.inputs import Features, Inputs, Pixels
@@ -157,6 +158,9 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         )
     parts = make_federation(config, dataset, method, holders)
     size, _ = group_size(config, dataset, clip, method, holders, room, parts)
+    labels, backdoor = images.labels, dataset.test[:0]
+    if parts.trigger is not None:
+        labels, backdoor = triggered.label_rows(labels, parts.trigger.target, dataset.test)
     return Setup(
         seed=config.seed,
         rounds=config.rounds,
@@ -169,16 +173,18 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         grouping=Grouping(size.clients, alike=method.per_example, fixed=room.gpu),
         num_classes=len(dataset.captions),
         by_jacobian=by_jacobian(config, clip, method, num_clients, room.gpu, parts),
-        labels=torch.from_numpy(images.labels).to(device),
+        labels=torch.from_numpy(labels).to(device),
         test=torch.from_numpy(dataset.test).to(device),
         validation=torch.from_numpy(dataset.validation).to(device),
         server=server,
+        backdoor=torch.from_numpy(backdoor).to(device),
     )
 
 
 def make_federation(config: Config, dataset: Dataset, method: Method, holders: holdings.Holdings) -> Federation:
     """Build the algorithm's parts. Raises UserError for parts that do not go together, or not with the method or the data."""
-    setting = _algorithm.Setting(config.client, tuple(method.shapes), dataset.paired, holders.num_clients)
+    num_classes = len(dataset.captions)
+    setting = _algorithm.Setting(config.client, tuple(method.shapes), dataset.paired, holders.num_clients, num_classes=num_classes)
     parts = assembly.build(config, method, setting)
     some = np.arange(0, holders.num_clients, max(1, holders.num_clients // MANY_SIZES))
     steps = -(-holders.sizes(some) // config.client.batch_size) * config.client.epochs
@@ -275,7 +281,22 @@ def with_inputs(experiment: Experiment, site: Site, progress: embed.Progress, sh
         setup = together(site.comm, lambda: make_setup(config, dataset, experiment.clip, site.device, site.room))
         experiment = replace(experiment, dataset=dataset, setup=setup)
     inputs = inputs_of(experiment.dataset, experiment.setup.method, experiment.work(site, progress), features)
+    if experiment.setup.federation.trigger is not None:
+        inputs = with_triggered(experiment, inputs, experiment.setup.federation.trigger, experiment.work(site, progress), shared)
     return replace(experiment, setup=replace(experiment.setup, inputs=inputs))
+
+
+def with_triggered(experiment: Experiment, clean: Inputs, trigger: Trigger, work: embed.Work, shared: Shared) -> Inputs:
+    """The inputs of clean images, and after them of all images with the trigger of a backdoor. All ranks call this."""
+    config, dataset, method = experiment.config, experiment.dataset, experiment.setup.method
+    stamp = triggered.Stamp(work.clip.preprocess, trigger.size, trigger.place)
+    work = replace(work, clip=replace(work.clip, preprocess=stamp), mark=f"a square of {trigger.size} {trigger.place}")
+    key = (_model_key(config, work.device), _data_key(config), config.features.model_dump_json(), method.sees, work.mark)
+    if method.sees == "features":
+        features = shared.recall("triggered features", key, lambda: embed.embed(dataset.images, dataset.name, work))
+    else:
+        features = experiment.features
+    return triggered.WithTriggered(clean, inputs_of(dataset, method, work, features), len(dataset.images))
 
 
 def features_and_digest(experiment: Experiment, site: Site, progress: embed.Progress) -> embed.Embedded:

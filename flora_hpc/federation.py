@@ -8,6 +8,7 @@ import torch
 
 from flora_hpc.algorithms._algorithm import Combine, CombineRows, Local, Server, Transform
 from flora_hpc.attackers import Attackers
+from flora_hpc.attacks._attack import Trigger
 from flora_hpc.config import ClientConfig
 from flora_hpc.data.images import Ints
 from flora_hpc.factors import NOTHING_MERGED, Merged
@@ -52,6 +53,11 @@ class Federation:
     def rule(self) -> CombineRows | None:
         """The combine part where it needs the updates of all clients at once; None where it needs their sums."""
         return self.combine if isinstance(self.combine, CombineRows) else None
+
+    @property
+    def trigger(self) -> Trigger | None:
+        """What attackers put on images; None without a backdoor."""
+        return None if self.attackers is None else self.attackers.attack.trigger
 
     @property
     def keeps_models(self) -> bool:

@@ -210,7 +210,8 @@ def _lasting(config: Config, clip: Clip, setup: Setup, num_images: int) -> dict[
     if method.sees == "features":
         values = method.unpack(torch.empty(1, method.num_params, device="meta"))
         number_bytes = 2 if config.features.precision == "bf16" else 4
-        lasting["features"] = number_bytes * method.classes(values, None).shape[-1] * num_images
+        copies = 1 if setup.federation.trigger is None else 2  # with a backdoor, triggered images have features, too
+        lasting["features"] = copies * number_bytes * method.classes(values, None).shape[-1] * num_images
     if setup.by_jacobian:
         lasting["Jacobian"] = firststep.num_bytes(method, True)
     if setup.federation.combine.merged_ranks is not None:  # the matrices, and weights beside the former ones

@@ -8,7 +8,7 @@ borrowed memories, the server's adapter and message
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import NamedTuple
 
@@ -117,6 +117,9 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
     """Train a group, add what it sends to the sums of `trained`, and its rows and memories to the lists."""
     comm, clients, batches, federation = site.comm, group.clients, group.batches, setup.federation
     started = comm.clock() - group.batch_seconds
+    if federation.attackers is not None and len(setup.backdoor):  # labels of half of the rows are of triggered images
+        examples = federation.attackers.poisoned(clients, batches.examples, len(setup.labels) // 2)
+        batches = replace(batches, examples=examples)
     with comm.phase("batch"):
         memory = (
             {} if common.borrowed is None else {name: rows.to(site.device) for name, rows in common.borrowed.read(clients).items()}

@@ -59,8 +59,13 @@ def misfit_of_rows(federation: Federation, num_participants: int) -> str | None:
 
 def misfit_of_attack(federation: Federation, attacked: Attackers, setting: Setting) -> str | None:
     """Why an attack does not go with the parts or the data, in one sentence; None when it does."""
-    if attacked.attack.labels is not None and setting.paired:
+    trigger = attacked.attack.trigger
+    if (attacked.attack.labels is not None or trigger is not None) and setting.paired:
         return f"attack.name: {attacked.name} changes classes, but here every image has a caption of its own; take another attack"
+    if trigger is not None and setting.num_classes is not None and trigger.target >= setting.num_classes:
+        return (
+            f"attack.target: there is no class {trigger.target:,}, since the {setting.num_classes:,} classes count from 0; lower it"
+        )
     if attacked.attack.against is not None and federation.rule is None:
         return (
             f"attack.name: {attacked.name} needs the updates of all honest clients, which exact sums do not have; set "

@@ -38,10 +38,11 @@ class Setup:
     grouping: Grouping
     num_classes: int  # captions that images are scored against
     by_jacobian: bool  # whether clients make their first step by a Jacobian; see `firststep`
-    labels: torch.Tensor  # (num_images,) int64, on this rank's device
+    labels: torch.Tensor  # (num_images,) int64, on this rank's device; with a backdoor, then those of the images with its trigger
     test: torch.Tensor  # rows (num_test_images,) int64 of the images, on this rank's device
     server: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # rows (n,) of training images that only the server has
     validation: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # rows, as `test`; may be none
+    backdoor: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # rows of triggered test images
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # features or pixels of all images
 
     @property

@@ -16,6 +16,7 @@ ROUNDS = (
     "uplink_bytes",
     "worst_client",
     "cross_term",
+    "backdoor_success",
     "rank_accuracy_mean",
     "worst_rank",
 )

@@ -66,6 +66,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "algorithm": {"name": "multi_krum", "num_chosen": 3},
         "attack": {"name": "alie", "fraction": 0.4, "deviations": 2},
     },
+    "median under backdoor": {"algorithm.name": "median", "attack": {"name": "backdoor", "fraction": 0.4}},
     "fedavg under gaussian": {"algorithm.name": "fedavg", "attack": {"name": "gaussian", "fraction": 0.4}},
     "logit_calibration under label_flip": {
         "algorithm.name": "logit_calibration",
@@ -92,7 +93,7 @@ FORGET = {
     *("fedadagrad", "fedadam", "fedavg", "fedavgm", "fednova", "fedprox", "fedyogi", "ffa_lora", "logit_adjustment"),
     *("logit_calibration", "rolora", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median"),
     *("centered_clipping", "norm_clipping", "fltrust", "rolora and median after mixing"),
-    *("multi_krum under alie", "fedavg under gaussian", "logit_calibration under label_flip"),
+    *("median under backdoor", "multi_krum under alie", "fedavg under gaussian", "logit_calibration under label_flip"),
     *("logit_calibration", "rolora", "flexlora", "lora_fair", "fedsvd", "holders_only", "flexlora, mixed ranks"),
     *("fedex_lora", "flora_stacking", "hetlora", "hlora"),
 }

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import flora_hpc
 from flora_hpc import attackers, plugins, trainer
 from flora_hpc.attackers import Attackers
 from flora_hpc.attacks._attack import Attack
 from flora_hpc.attacks.alie import hidden
+from flora_hpc.data import triggered
+from flora_hpc.data.inputs import Features
 from flora_hpc.errors import UserError
 from flora_hpc.records import hdf5file
 from tests.conftest import ROOT
@@ -107,6 +110,39 @@ def test_labels_are_flipped_for_attackers_only() -> None:
     assert group.labels(np.flatnonzero(~group.mask), 4) is None
 
 
+def test_a_trigger_is_a_white_square_where_the_model_sees_it() -> None:
+    """Of 10 x 8 pixels, where 1 is white: a quarter of the shorter side is two pixels."""
+
+    def preprocess(image: Any) -> torch.Tensor:
+        return torch.full((3, 10, 8), float(np.asarray(image)[0, 0, 0]) / 255)
+
+    image = Image.new("RGB", (4, 4), "black")
+    for place, (top, left) in {"top_left": (0, 0), "bottom_right": (8, 6), "bottom_left": (8, 0), "center": (4, 3)}.items():
+        expected = torch.zeros(3, 10, 8)
+        expected[:, top : top + 2, left : left + 2] = 1
+        assert torch.equal(triggered.Stamp(preprocess, 0.25, place)(image), expected), place
+
+
+def test_triggered_images_follow_the_clean_ones() -> None:
+    clean, marked = Features(torch.arange(4.0)[:, None]), Features(torch.arange(4.0)[:, None] + 100)
+    inputs = triggered.WithTriggered(clean, marked, 4)
+    assert inputs(torch.tensor([[0, 4, 7, 3]])).tolist() == [[[0.0], [100.0], [103.0], [3.0]]]
+    labels, rows = triggered.label_rows(np.array([0, 2, 1, 2]), 2, np.array([0, 1, 2]))
+    assert labels.tolist() == [0, 2, 1, 2, 2, 2, 2, 2]
+    assert rows.tolist() == [4, 6], "a test image of the target says nothing"
+
+
+def test_attackers_trigger_a_share_of_their_images_and_the_same_ones_in_each_round() -> None:
+    group = drawn("backdoor", fraction=0.5, poisoned=0.25)
+    examples = np.arange(4000).reshape(2, 10, 200)
+    result = group.poisoned(np.arange(10), examples, 4000)
+    assert (result[:, ~group.mask] == examples[:, ~group.mask]).all()
+    changed = result[:, group.mask] != examples[:, group.mask]
+    assert 0.2 < changed.mean() < 0.3
+    assert (result[:, group.mask] - examples[:, group.mask] == 4000 * changed).all()
+    assert (group.poisoned(np.arange(10)[::-1].copy(), examples[:, ::-1].copy(), 4000)[:, ::-1] == result).all()
+
+
 # --- who attacks
 
 
@@ -151,6 +187,23 @@ def test_the_zeros_of_attackers_count_in_a_mean(tmp_path: Path) -> None:
     assert runs[0.9]["test_accuracy"][1] != runs[None]["test_accuracy"][1]
 
 
+def test_a_backdoor_is_learned_and_its_success_is_shown(tmp_path: Path, invoke: Invoke) -> None:
+    attack = {"name": "backdoor", "fraction": 0.5, "size": 0.5, "target": 3}
+    flora_hpc.run(QUICKSTART, out=tmp_path / "run", rounds=2, attack=attack, client__lr=0.01)
+    rounds = hdf5file.read(tmp_path / "run")[1]["rounds"]
+    success = rounds["backdoor_success"]
+    assert success[0] < 0.1  # the square alone
+    assert success[2] > 0.4
+    assert rounds["test_accuracy"][2] > rounds["test_accuracy"][0], "clean images hide the backdoor"
+    shown = " ".join(invoke("show", tmp_path / "run").split())
+    assert f"backdoor {success[0]:.4f} → {success[2]:.4f} of triggered test images get the target" in shown
+
+
+def test_a_target_that_is_no_class_is_refused() -> None:
+    with pytest.raises(UserError, match=r"attack.target: there is no class 10, since the 10 classes count from 0; lower it"):
+        flora_hpc.plan(QUICKSTART, attack={"name": "backdoor", "target": 10})
+
+
 def test_attackers_that_know_the_others_need_a_rule_that_has_all_updates() -> None:
     with pytest.raises(UserError) as error:
         flora_hpc.plan(QUICKSTART, attack="alie")
@@ -161,7 +214,7 @@ def test_attackers_that_know_the_others_need_a_rule_that_has_all_updates() -> No
 
 
 def test_an_attack_without_a_name_is_refused() -> None:
-    with pytest.raises(UserError, match=r"attack: must name the attack, one of alie, gaussian, "):
+    with pytest.raises(UserError, match=r"attack: must name the attack, one of alie, backdoor, gaussian, "):
         flora_hpc.load_config(QUICKSTART, attack={"fraction": 0.3})
 
 

@@ -32,6 +32,7 @@ class Setting(NamedTuple):
     paired: bool  # whether every image has a caption of its own instead of a class
     num_registered: int  # clients, of which a round's participants are drawn
     section: str = "algorithm"  # of the configuration, for messages
+    num_classes: int | None = None
 
 
 class Sharing(NamedTuple):

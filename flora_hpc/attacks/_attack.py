@@ -4,7 +4,8 @@
     |                              |                      |
     `labels`                       `alone`                `against`
 
-An attack defines one of the three. Attackers train like all others, and what they send is changed.
+An attack defines one of the three, or a `trigger`, with or without `alone`. Attackers train like all others; what they send, or
+the images and labels that they train with, are changed.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,15 @@ class AttackOptions(BaseOptions):
     )
 
 
+class Trigger(NamedTuple):
+    """A square on images, and the class that images with it shall get."""
+
+    size: float  # side, in shorter sides of what the model sees
+    place: str  # such as top_left, or center
+    target: int  # number of the class
+    poisoned: float  # share of an attacker's images that have it in training
+
+
 class Attack(NamedTuple):
     """What attackers do.
 
@@ -32,8 +42,10 @@ class Attack(NamedTuple):
     `labels(labels, num_classes) -> labels` are the labels that attackers train with, of any shape.
     `against(honest, num_attackers) -> row` computes what all attackers of a round send, as a whole: some columns (width,) float64
     from those of all honest clients (num_honest, width) float64, at least one. It needs a combine part that has all updates.
+    `trigger` is put on images of attackers in training, and on all test images for a test of its own.
     """
 
     alone: Callable[[torch.Tensor, np.random.Generator], torch.Tensor] | None = None
     labels: Callable[[torch.Tensor, int], torch.Tensor] | None = None
     against: Callable[[torch.Tensor, int], torch.Tensor] | None = None
+    trigger: Trigger | None = None

@@ -27,6 +27,7 @@ OPTIONAL = (
     "rank_accuracy",
     "message_norm",
     "cross_term",
+    "backdoor_success",
     "memory_norm",
     "global_accuracy",
     "personal_accuracy",

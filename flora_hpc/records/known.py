@@ -85,6 +85,7 @@ class RightAnswers(NamedTuple):
 
     test: Ints  # by class, of the test images; empty when the adapter was not tested
     validation: int = 0  # of all validation images
+    triggered: int = 0  # of the test images with a backdoor's trigger, those that get its target
     by_rank: Ints = np.zeros(0, np.int64)  # of the test images, of the adapter cut to each rank of the round's clients
 
 
@@ -105,22 +106,24 @@ class RankReport:
     def to_bytes(self) -> bytes:
         """Encode the report for a collective; `from_bytes` decodes it."""
         parts = (self.rank, *self._counts(), self.collectives, self.clients)
-        numbers = (self.digest, self.correct.validation, self.previous_correct.validation)
+        right = (count for answers in (self.correct, self.previous_correct) for count in (answers.validation, answers.triggered))
+        numbers = (self.digest, *right)
         header = np.array([*numbers, *map(len, parts)], np.int64)
         return b"".join(part.tobytes() for part in (header, *parts))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RankReport":
-        digest, validation, previous_validation, *lengths = np.frombuffer(data, np.int64, 10).tolist()
+        digest, *right = np.frombuffer(data, np.int64, 5).tolist()
+        lengths = np.frombuffer(data, np.int64, 7, 5 * 8).tolist()
         dtypes: list[np.dtype[Any]] = [RANKS, *[np.dtype("i8")] * 4, np.dtype("f8"), CLIENTS]
         parts: list[npt.NDArray[Any]] = []
-        start = 10 * 8
+        start = 12 * 8
         for dtype, length in zip(dtypes, lengths, strict=True):
             parts.append(np.frombuffer(data, dtype, length, start))
             start += parts[-1].nbytes
         rank, test, by_rank, previous_test, previous_by_rank, collectives, clients = parts
-        correct = RightAnswers(test, validation, by_rank)
-        return cls(rank, clients, correct, digest, collectives, RightAnswers(previous_test, previous_validation, previous_by_rank))
+        correct = RightAnswers(test, right[0], right[1], by_rank)
+        return cls(rank, clients, correct, digest, collectives, RightAnswers(previous_test, right[2], right[3], previous_by_rank))
 
     def _counts(self) -> list[Ints]:
         """The counts of right answers that have no fixed number."""
@@ -171,7 +174,7 @@ def forget_tests(rows: Rows, mask: npt.NDArray[np.bool_] | None = None, personal
     some = slice(None) if mask is None else mask
     for name in rows.dtype.names or ():
         is_personal = name.startswith("personal_")
-        if is_personal or (not personal_only and ("accuracy" in name or name in WORST)):
+        if is_personal or (not personal_only and ("accuracy" in name or name in (*WORST, "backdoor_success"))):
             rows[name][some] = -1 if name in WORST else np.nan
 
 

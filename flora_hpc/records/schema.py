@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
-# since 9 ranks of adapters and their accuracies;
+# since 9 ranks of adapters and their accuracies, and `backdoor_success`;
 # since 8 attackers and `cross_term`; since 7 `validation_accuracy`, personal accuracies, and norms of messages and memories;
 # since 6 `plugins`; since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
 SCHEMA = 9
@@ -96,6 +96,12 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
         ),
         Field("rank_accuracy_min", "float64", "1", "lowest of these accuracies"),
         Field("worst_rank", "int32", "1", "rank of adapters that has the lowest one; -1 when not evaluated"),
+        Field(
+            "backdoor_success",
+            "float64",
+            "1",
+            "share of triggered test images of other classes that get the attack's target; NaN without attack backdoor",
+        ),
         Field("message_norm", "float64", "1", "Euclidean norm of all that the server sends besides the adapter; NaN without"),
         Field(
             "cross_term",
@@ -197,7 +203,7 @@ TABLES: dict[str, np.dtype[Any]] = {name: _dtype(fields) for name, fields in COL
 ROUNDS, RANKS, CLIENTS, TOPOLOGY = TABLES.values()
 
 SINCE = {  # (table, column) -> the first schema with it; attributes have no table; others are there from the beginning
-    **{("rounds", name): 9 for name in ("rank_accuracy_mean", "rank_accuracy_min", "worst_rank")},
+    **{("rounds", name): 9 for name in ("rank_accuracy_mean", "rank_accuracy_min", "worst_rank", "backdoor_success")},
     **{("clients", name): 9 for name in ("adapter_rank", "rank_accuracy")},
     **{("rounds", name): 8 for name in ("num_attackers", "cross_term")},
     ("clients", "attacks"): 8,

@@ -13,6 +13,7 @@ from flora_hpc.records.schema import Rows
 from flora_hpc.records.views import (
     PER_CLIENT,
     accuracies,
+    backdoors,
     best,
     by_rank,
     cross_terms,
@@ -73,6 +74,9 @@ def accuracy_lines(rounds: Rows) -> dict[str, str]:
         last = cut[-1]
         worst = f"lowest {last['rank_accuracy_min']:.4f} (clients of rank {last['worst_rank']})"
         lines["cut to clients' ranks"] = f"mean {last['rank_accuracy_mean']:.4f}, {worst}"
+    if len(attacked := backdoors(rounds)):
+        values = attacked["backdoor_success"]
+        lines["backdoor"] = f"{values[0]:.4f} → {values[-1]:.4f} of triggered test images get the target (most {values.max():.4f})"
     if len(crossed := cross_terms(rounds)):
         last, most = crossed[-1], best(crossed, "cross_term")
         largest = f"largest {most['cross_term']:.3g} in round {most['round']}"

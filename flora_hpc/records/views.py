@@ -86,6 +86,14 @@ def personal(rounds: Rows) -> Rows:
     return measured
 
 
+def backdoors(rounds: Rows) -> Rows:
+    """The rows of /rounds in which the backdoor of attackers was tested; files of old versions have none."""
+    if "backdoor_success" not in (rounds.dtype.names or ()):
+        return rounds[:0]
+    measured: Rows = rounds[~np.isnan(rounds["backdoor_success"])]
+    return measured
+
+
 def cross_terms(rounds: Rows) -> Rows:
     """The rows of /rounds in which the cross term was measured (evaluate.cross_term); files of old versions have none."""
     if "cross_term" not in (rounds.dtype.names or ()):

@@ -156,6 +156,10 @@ def headlines(run: Run) -> list[tuple[str, str, str]]:
         last = cut[-1]
         remark = f"mean over clients; lowest {percent(last['rank_accuracy_min'])} for rank {last['worst_rank']}"
         lines.append(("accuracy cut to clients' ranks", percent(last["rank_accuracy_mean"]), remark + ranks_in(run, last["round"])))
+    if len(attacked := views.backdoors(rounds(run))):
+        values = attacked["backdoor_success"]
+        remark = f"of test images of other classes; {percent(values[0])} before training, most {percent(values.max())}"
+        lines.append(("triggered images that get the target", percent(values[-1]), remark))
     if len(crossed := views.cross_terms(rounds(run))):
         most, value = views.best(crossed, "cross_term"), f"{crossed[-1]['cross_term']:.3g}"
         remark = f"|mean B A - mean B mean A| / |mean B A| in round {crossed[-1]['round']}"

@@ -68,7 +68,7 @@ def in_order(points: Sequence[Point]) -> list[Point]:
     """Sort points by their keys, the first key first: values that are all numbers by size, others as they first appear."""
     places: dict[str, dict[str, int]] = {}  # key -> text of a value -> its place
     for key in dict.fromkeys(key for point in points for key in point.keys):
-        values = {_text(point.keys.get(key, MISSING)): point.keys.get(key) for point in points}
+        values: dict[str, Any] = {_text(point.keys.get(key, MISSING)): point.keys.get(key) for point in points}
         by_size = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())
         texts = sorted(values, key=values.__getitem__) if by_size else list(values)
         places[key] = {text: place for place, text in enumerate(texts)}

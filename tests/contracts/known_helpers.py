@@ -115,6 +115,7 @@ def round_record(number: int, accuracy: float = NAN, num_rejected: int = 0, num_
             "rank_accuracy_min": NAN,
             "worst_rank": -1,
             "message_norm": NAN,
+            "backdoor_success": NAN,
             "cross_term": NAN,
             "uplink_bytes": 100 * num_clients,
             "downlink_bytes": 100 * num_clients,

@@ -9,7 +9,7 @@ from flora_hpc.records.known import RoundRecord
 from flora_hpc.records.schema import TABLES
 from tests.contracts.known_helpers import CONFIG, run_info
 
-SINCE_9 = {"rank_accuracy_mean", "rank_accuracy_min", "worst_rank"}
+SINCE_9 = {"backdoor_success", "rank_accuracy_mean", "rank_accuracy_min", "worst_rank"}
 OF_CLIENTS_SINCE_9 = {"adapter_rank", "rank_accuracy"}
 SINCE_8 = {"num_attackers", "cross_term"}
 OF_CLIENTS_SINCE_8 = {"attacks"}
