@@ -23,6 +23,7 @@ COPIES = {  # page -> file outside docs/ that it shows
 }
 PAGE_OF = {source: page for page, source in COPIES.items()} | {"README.md": "index.md"}
 API = "api.md"
+SHORT = re.compile(r"<code>([^<\n]{1,24})</code>")  # a block ends with a line feed, so this is inline code
 LINK = re.compile(r"\[([^\[\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")
 
 
@@ -54,6 +55,25 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"[{match[1]}]({relative(goal, here)}{match[3] or ''})"
 
     return LINK.sub(moved, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark what assets/site.css treats apart: short inline code, which stays on one line, and tables, which telephones stack."""
+    return re.sub(r"<table>.*?</table>", stackable, SHORT.sub(r'<code class="short">\1</code>', html), flags=re.S)
+
+
+def stackable(match: re.Match[str]) -> str:
+    """A table of three or more columns of text whose cells name their columns; tables of numbers stay as they are."""
+    table = match[0]
+    labels = [re.sub(r"<[^>]+>|\"", "", label).strip() for label in re.findall(r"<th[^>]*>(.*?)</th>", table, re.S)]
+    if len(labels) < 3 or "text-align: right" in table:
+        return table
+
+    def labelled(row: re.Match[str]) -> str:
+        names = iter(labels)
+        return re.sub(r"<td", lambda cell: f'{cell[0]} data-label="{next(names, "")}"', row[0])
+
+    return re.sub(r"<tr>.*?</tr>", labelled, table, flags=re.S).replace("<table>", "<table data-stack>", 1)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

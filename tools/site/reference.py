@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import EnumType
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,7 +19,7 @@ from flora_hpc.config import PARTS, Config
 from flora_hpc.records.schema import ATTRIBUTES, COLUMNS, SCHEMA, SINCE, Field
 
 CHAPTERS = {"method": "methods", "data": "datasets", "partition": "partitioners", "attack": "attacks"}
-HEAD = "| key | type | default | unit | meaning |\n| --- | --- | --- | --- | --- |\n"
+HEADS = ("key", "type", "default", "unit", "meaning")
 UNITS = {"_seconds": "s", "_bytes": "byte"}
 WHOLE_UNITS = {  # keys whose unit is not in their name
     "client.epochs": "epochs",
@@ -81,19 +81,26 @@ def default(field: FieldInfo) -> str:
     return code(str(list(value) if isinstance(value, tuple) else value))
 
 
-def row(key: str, field: FieldInfo) -> str:
-    """One row of a table of keys."""
+def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table of Markdown, without columns in which every cell is empty."""
+    whole = [column for column in zip(heads, *rows, strict=True) if any(column[1:])]
+    lines = list(zip(*whole, strict=True))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], ("---",) * len(whole), *lines[1:]))
+
+
+def row(key: str, field: FieldInfo) -> tuple[str, ...]:
+    """The cells of one row of a table of keys."""
     limit = bounds(field)
     unit = WHOLE_UNITS.get(key) or next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
     text = kind(field.annotation) + (f", {limit}" if limit else "")
-    return f"| {code(key)} | {cell(text)} | {default(field)} | {unit} | {cell(field.description or '')} |\n"
+    return code(key), cell(text), default(field), unit, cell(field.description or "")
 
 
 def keys(model: type[BaseModel], prefix: str, without: frozenset[str] = frozenset()) -> str:
     """A table of the keys of one model; empty without keys. A member's own name is no key of its table."""
     skipped = without | ({"name"} if issubclass(model, plugins.BaseOptions) else set())
     rows = [row(f"{prefix}{name}", field) for name, field in model.model_fields.items() if name not in skipped]
-    return HEAD + "".join(rows) + "\n" if rows else ""
+    return table(HEADS, rows) + "\n" if rows else ""
 
 
 def common(family: str) -> frozenset[str]:
@@ -108,7 +115,7 @@ def configuration() -> str:
     top = [(name, field) for name, field in Config.model_fields.items() if section_of(field) is None and not is_family(field)]
     text = "# Configuration: every key\n\nA configuration is a YAML file; `-s key=value` sets a key from the command line. "
     text += "Unknown keys are refused with the nearest one. This page is made from the models that check configurations.\n\n"
-    text += "## Top level\n\n" + HEAD + "".join(row(name, field) for name, field in top if name not in (*PARTS, "attack")) + "\n"
+    text += f"## Top level\n\n{table(HEADS, [row(name, field) for name, field in top if name not in (*PARTS, 'attack')])}\n"
     for name, field in Config.model_fields.items():
         if section := section_of(field):
             text += f"## {name}\n\n{inspect.getdoc(section)}\n\n{keys(section, f'{name}.')}"
@@ -127,8 +134,8 @@ def family_chapter(section: str, family: str) -> str:
     text = f"## {section}\n\n`{section}: {{name: {example}}}` names one of the {family}. "
     if shared:
         model = options_of(family, example)
-        rows = "".join(row(f"{section}.{name}", model.model_fields[name]) for name in model.model_fields if name in shared)
-        text += f"Keys of all:\n\n{HEAD}{rows}\n"
+        rows = [row(f"{section}.{name}", model.model_fields[name]) for name in model.model_fields if name in shared]
+        text += f"Keys of all:\n\n{table(HEADS, rows)}\n"
     else:
         text += "\n\n"
     for member in plugins.members(family):
@@ -166,13 +173,12 @@ def columns() -> str:
     return text + f"## Attributes of the file\n\n{fields_table('', ATTRIBUTES)}"
 
 
-def fields_table(table: str, fields: tuple[Field, ...]) -> str:
+def fields_table(name: str, fields: tuple[Field, ...]) -> str:
     """One table of columns or attributes."""
     rows = [
-        f"| `{field.name}` | {field.type} | {field.unit} | {cell(field.meaning)} | {SINCE.get((table, field.name), '')} |\n"
-        for field in fields
+        (code(field.name), field.type, field.unit, cell(field.meaning), str(SINCE.get((name, field.name), ""))) for field in fields
     ]
-    return "| name | type | unit | meaning | since |\n| --- | --- | --- | --- | --- |\n" + "".join(rows)
+    return table(("name", "type", "unit", "meaning", "since"), rows)
 
 
 def commands() -> str:
