@@ -83,7 +83,7 @@ def check_together(origins: Mapping[str, tuple[str, Algorithm]]) -> None:
                 whole = f"{', '.join(first)} and {last}"
                 raise UserError(
                     f"{part}: the {whole} parts of {name} go together only, and here {part} is that of {origins[part][0]}; "
-                    f"set algorithm: {name} and leave {whole} away"
+                    f"set algorithm: {name} and leave {whole} out"
                 )
 
 

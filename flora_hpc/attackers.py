@@ -66,7 +66,7 @@ def draw(options: AttackOptions, seed: int, num_registered: int) -> Attackers:
     if not count:
         raise UserError(
             f"attack.fraction: {options.fraction:g} of {num_registered:,} registered clients is less than one attacker; raise it, "
-            "or leave attack away"
+            "or leave attack out"
         )
     clients = np.arange(num_registered)
     words = seeds.words(seed, "attackers", of=clients, count=1)[:, 0]

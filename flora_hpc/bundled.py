@@ -27,10 +27,11 @@ def located(path: Path) -> Path:
 
 
 def cure(path: Path, nearby: list[str]) -> str:
-    """The end of a sentence about a missing configuration: the bundled one that is meant, or a similar name; may be empty."""
+    """The end of a sentence about a missing configuration: the bundled one that is meant, a similar name, or all."""
     inside = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
     name = str(inside.relative_to("configs") if inside.is_relative_to("configs") else inside)
     if name in names() and path.suffix:
         copy = f", and `flora-hpc init {name}` writes a copy that you can change" if name in STARTS else ""
         return f"; it comes with flora_hpc under the name {name}: give {name} instead of the path{copy}"
-    return did_you_mean(path.name, nearby if path.suffix else [*nearby, *names()])
+    starts = f"; give the path of one, a name that comes with flora_hpc ({', '.join(names())}), or write one with `flora-hpc init`"
+    return did_you_mean(path.name, nearby if path.suffix else [*nearby, *names()]) or starts

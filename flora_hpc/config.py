@@ -121,7 +121,7 @@ class ClientConfig(Section):
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(
                 f"client.momentum: {self.momentum} is for sgd, and {self.optimizer} has betas; "
-                "set client.optimizer: sgd, or leave it away"
+                "set client.optimizer: sgd, or leave it out"
             )
         return self
 
@@ -156,11 +156,11 @@ class EvaluateConfig(Section):
         if self.fine_tune_epochs and not self.personal:
             raise ValueError(
                 f"evaluate.fine_tune_epochs: {self.fine_tune_epochs} epochs train models that only evaluate.personal tests; "
-                "set evaluate.personal: true, or leave it away"
+                "set evaluate.personal: true, or leave it out"
             )
         if self.personal and self.overlap:
             raise ValueError(
-                "evaluate.personal: tests at the end of a round, and evaluate.overlap in the next one; leave one of the two away"
+                "evaluate.personal: tests at the end of a round, and evaluate.overlap in the next one; leave one of the two out"
             )
         return self
 

@@ -2,15 +2,28 @@
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flora_hpc.errors import did_you_mean
 
 MAX_PROBLEMS = 30  # printed for one section
+NEAR = 0.75  # similarity of a name to that of another section, 0..1: far names of other sections only mislead
+SYNONYMS = {  # names that other programs use -> ours
+    "learning_rate": "lr",
+    "local_epochs": "epochs",
+    "num_epochs": "epochs",
+    "num_rounds": "rounds",
+    "global_rounds": "rounds",
+    "clients_per_round": "size",
+    "participation": "fraction",
+    "random_seed": "seed",
+}
 
 
-def explain(error: ValidationError, prefix: str, valid_keys: list[str]) -> list[tuple[str, str]]:
-    """(key, sentence) for each mistake that pydantic reports below `prefix`."""
+def explain(
+    error: ValidationError, prefix: str, valid_keys: list[str], options: type[BaseModel] | None = None
+) -> list[tuple[str, str]]:
+    """(key, sentence) for each mistake that pydantic reports below `prefix`, with examples of `options`."""
     sentences = []
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors()[:MAX_PROBLEMS]:
@@ -24,10 +37,18 @@ def explain(error: ValidationError, prefix: str, valid_keys: list[str]) -> list[
         elif problem["type"] == "value_error":
             text = str(context["error"])
             sentences.append((key, f"{key}: {text}") if place else (text.partition(":")[0], text))
+        elif problem["type"] == "missing" and options is not None and (example := examples(options).get(str(place[0]))):
+            sentences.append((key, f"{key}: is required; give for example -s {key}={example}"))
         else:
             sentence = SENTENCES.get(problem["type"], "")
             sentences.append((key, f"{key}: {sentence.format(**context, value=shown(value)) if sentence else problem['msg']}"))
     return sentences
+
+
+def examples(options: type[BaseModel]) -> dict[str, str]:
+    """An example of the value of each required option that has one."""
+    fields = options.model_fields.items()
+    return {name: str(field.examples[0]) for name, field in fields if field.is_required() and field.examples}
 
 
 def shown(value: Any) -> str:
@@ -63,7 +84,7 @@ SENTENCES = {
 
 
 def suggest(key: str, valid_keys: list[str]) -> str:
-    """`; did you mean a.b?`: the same name in another section, or the nearest name of this section, or of any section."""
+    """`; did you mean a.b?`: another program's name, the same name elsewhere, or a near one, of this section first."""
     section, _, last = key.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in valid_keys if name.rpartition(".")[0] == section}
     anywhere = {name.rpartition(".")[2]: name for name in valid_keys}
@@ -74,6 +95,9 @@ def suggest(key: str, valid_keys: list[str]) -> str:
     if last in anywhere:
         return f"; did you mean {anywhere[last]}?"
     for names in (siblings, anywhere):
-        if hint := did_you_mean(last, names):
+        if (synonym := SYNONYMS.get(last)) in names:
+            return f"; did you mean {names[synonym]}?"
+    for names, least in ((siblings, 0.5), (anywhere, NEAR if siblings else 0.5)):
+        if hint := did_you_mean(last, names, least):
             return f"; did you mean {names[hint.split(chr(39))[1]]}?"
     return f" (known here: {', '.join(sorted(siblings))})" if siblings else ""

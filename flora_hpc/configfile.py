@@ -41,7 +41,7 @@ def check(tree: dict[str, Any], origin: dict[str, str], layer: Layer, file: str)
     if tree.pop("study", None) is not None:
         notes.append("study: is a grid for `flora-hpc study`; here the configuration is read without it")
     notes += apply(tree, layer)
-    valid_keys = _valid_keys(tree)
+    valid_keys = all_keys(tree)
     problems: list[tuple[str, str]] = []
     if tree.pop("aggregator", None) is not None:
         problems.append(("aggregator", "aggregator: is called algorithm now; give that alone"))
@@ -111,7 +111,7 @@ def load_data(what: str, overrides: list[str] | None = None) -> BaseOptions:
         raise UserError(f"-s {foreign[0]}: has nothing to do with the data; give keys such as data.root")
     apply(tree, Layer(override_values))
     problems: list[tuple[str, str]] = []
-    valid_keys = [key for key in _valid_keys(tree) if key.startswith("data.")]
+    valid_keys = [key for key in all_keys(tree) if key.startswith("data.")]
     options = _member_options("data", "datasets", tree.get("data", {}), valid_keys, problems)
     if problems:
         raise UserError("\n".join(text for _, text in problems))
@@ -167,11 +167,11 @@ def _member_options(section: str, family: str, branch: Any, valid_keys: list[str
     try:
         return options.model_validate(branch)
     except ValidationError as error:
-        problems += explain(error, f"{section}.", valid_keys)
+        problems += explain(error, f"{section}.", valid_keys, options)
         return stand_in
 
 
-def _valid_keys(tree: dict[str, Any]) -> list[str]:
+def all_keys(tree: dict[str, Any]) -> list[str]:
     """Every valid dotted key, for suggestions. For a family: the options of the member that the tree names."""
     keys = []
     for name, field in Config.model_fields.items():

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from flora_hpc import bundled, filekinds, plugins, yamltext
 from flora_hpc.config import OPTIONAL, PARTS
-from flora_hpc.configerrors import shown
+from flora_hpc.configerrors import examples, shown
 from flora_hpc.errors import UserError, reason
 
 FAMILY_OF = {
@@ -68,7 +68,9 @@ def _read(path: Path) -> dict[str, Any]:
         tree = yamltext.parse(yamltext.read(path, MAX_BYTES))
     except FileNotFoundError:
         if str(path) in plugins.members("datasets"):
-            raise UserError(f"{path}: give a configuration; for example quickstart -s data.name={path}") from None
+            required = examples(plugins.member("datasets", str(path)).Options)
+            options = "".join(f" -s data.{key}={value}" for key, value in required.items())
+            raise UserError(f"{path}: give a configuration; for example quickstart -s data.name={path}{options}") from None
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: there is no such file{bundled.cure(path, nearby)}") from None
     except OSError as error:

@@ -22,10 +22,10 @@ class StoppedError(Exception):
         self.num_rounds = num_rounds
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the most similar of `choices`; empty when none is similar."""
+def did_you_mean(word: str, choices: Iterable[str], least: float = 0.5) -> str:
+    """`; did you mean 'x'?` for the most similar of `choices`; empty when none has a similarity of at least `least`, 0..1."""
     by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=least)
     return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
 
 

@@ -94,5 +94,5 @@ def mixes(holdings: Holdings, labels: Ints, test: Ints, num_classes: int, key: s
     shares = np.where(num_test > 0, shares, 0).astype(np.float32)
     tested = shares.sum(1) > 0
     if not tested.any():
-        raise UserError(f"{key}: no client holds a class of which there are test images; leave it away")
+        raise UserError(f"{key}: no client holds a class of which there are test images; leave it out")
     return Mixes(clients[tested], shares[tested] / shares[tested].sum(1, keepdims=True), num_test)

@@ -150,7 +150,7 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         raise UserError(fault)
     for key in ("per_client", "personal"):
         if getattr(config.evaluate, key) and dataset.paired:
-            raise UserError(f"evaluate.{key}: tests clients on their mix of classes, but pairs have none; leave it away")
+            raise UserError(f"evaluate.{key}: tests clients on their mix of classes, but pairs have none; leave it out")
     num_clients = config.cohort.num_clients(holders.num_clients)
     if num_clients > MAX_CLIENTS:
         raise UserError(
@@ -189,6 +189,7 @@ def make_federation(config: Config, dataset: Dataset, method: Method, holders: h
     some = np.arange(0, holders.num_clients, max(1, holders.num_clients // MANY_SIZES))
     steps = -(-holders.sizes(some) // config.client.batch_size) * config.client.epochs
     warnings = [*parts.warnings, *misfits.warn_of_unequal_steps(parts, int(steps.min()), int(steps.max()))]
+    warnings += misfits.warn_of_attackers(parts, config)
     if config.evaluate.personal and not (parts.keeps_models or config.evaluate.fine_tune_epochs or method.portions):
         warnings.append(
             f"evaluate.personal: with {parts.name} no client has a model of its own, so personal and global accuracy are equal; "

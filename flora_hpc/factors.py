@@ -71,9 +71,9 @@ class Layered(NamedTuple):
     def _misfit_of_parts(self, remembers: str | None) -> str | None:
         what = "makes new factors A and B of each layer"
         if any(len(products.places(self.method, roles)) < len(self.method.layers) for roles in self.roles):
-            return f"{what}, and this sharing part keeps some of them with each client; leave one of the two away"
+            return f"{what}, and this sharing part keeps some of them with each client; leave one of the two out"
         if remembers is not None:
-            return f"{what} in every round, but {remembers}, which means nothing for other factors; leave one of the two away"
+            return f"{what} in every round, but {remembers}, which means nothing for other factors; leave one of the two out"
         if self.combine.prepare is not None or self.combine.by_holder or self.combine.by_norm:
             return "has factors beside prepare, by_holder or by_norm, whose means differ; mend the algorithm"
         return None
@@ -93,4 +93,4 @@ class Layered(NamedTuple):
         reason = next((text for text, applies in reasons.items() if applies), None)
         if reason is None:
             return None
-        return f"evaluate.cross_term: compares the means of A and B over clients with that of B A, and {reason}; leave it away"
+        return f"evaluate.cross_term: compares the means of A and B over clients with that of B A, and {reason}; leave it out"

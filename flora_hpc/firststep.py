@@ -81,7 +81,7 @@ def choose(requested: str, method: Method, on_gpu: bool, num_clients: int, flops
     if reason is None and 4 * num_outputs * method.num_params > MAX_BYTES:
         reason = f"its {num_outputs:,} x {method.num_params:,} numbers take more than a gibibyte"
     if requested == "jacobian" and reason is not None:
-        raise UserError(f"client.first_step: jacobian cannot be, since {reason}; leave it away")
+        raise UserError(f"client.first_step: jacobian cannot be, since {reason}; leave it out")
     if requested != "auto" or reason is not None:
         return requested == "jacobian"
     saved_flops = flops * costs.text_positions - 2 * num_outputs * method.num_params  # by each client

@@ -1,6 +1,7 @@
 """Play the rounds of an experiment: notify observers, save checkpoints, and end the run with the right status."""
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -151,7 +152,7 @@ class Loop:
             self.observers.rounds([], self.save(number))
         together(self.site.comm, self.observers.flush)  # the launcher may kill all ranks when one rank leaves early
         where = f"after round {self.last_saved} of {self.config.rounds}" if self.last_saved >= 0 else "before round 0"
-        how = "the same command with --resume goes on from there"
+        how = f"the same command with --resume --out {shlex.quote(str(self.saved.folder.parent))} goes on from there"
         raise StoppedError(f"a signal stopped the run {where}; {how}", self.last_saved - self.next_round + 1)
 
     def refuse_empty(self, number: int, records: list[RoundRecord]) -> None:

@@ -2,6 +2,7 @@
 
 import torch
 
+from flora_hpc.algorithms import _rows
 from flora_hpc.algorithms._algorithm import Setting
 from flora_hpc.attackers import Attackers
 from flora_hpc.config import ClientConfig, Config
@@ -23,7 +24,7 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
             "take local and server from the same algorithm"
         )
     if federation.combine.by_norm and not all(roles.sent.is_all for roles in federation.roles):
-        return "combine: its weights are norms of B A, but clients do not send all of A and B; leave the sharing part away"
+        return "combine: its weights are norms of B A, but clients do not send all of A and B; leave the sharing part out"
     if (fault := misfit_of_rows(federation, config.cohort.num_clients(setting.num_registered))) is not None:
         return fault
     if federation.attackers is not None and (fault := misfit_of_attack(federation, federation.attackers, setting)) is not None:
@@ -37,11 +38,11 @@ def misfit(federation: Federation, config: Config, setting: Setting) -> str | No
     reason = remembering(federation, config.client)
     section = "algorithm" if config.sharing is None else "sharing"
     if len(federation.roles) > 1 and reason is not None:
-        return f"{section}: other tensors are trained from round to round, but {reason}; leave one of the two away"
+        return f"{section}: other tensors are trained from round to round, but {reason}; leave one of the two out"
     if federation.num_private and (local.memory or local.sends or local.personal):
         own = (*local.sends, *local.memory)
         what = "trains a second model" if local.personal else f"has {own[0]} of every trained number"
-        return f"{section}: some tensors stay with their client, but the local part {what}; leave one of the two away"
+        return f"{section}: some tensors stay with their client, but the local part {what}; leave one of the two out"
     return None
 
 
@@ -119,7 +120,7 @@ def misfit_of_ranks(method: Method, config: Config) -> str | None:
         return None
     return (
         f"evaluate.per_rank: tests the adapter cut to each rank of the clients, and with method {config.method.name} all clients "
-        "have one rank; leave it away, or set method.name: feddylora"
+        "have one rank; leave it out, or set method.name: feddylora"
     )
 
 
@@ -130,4 +131,20 @@ def warn_of_unequal_steps(federation: Federation, fewest: int, most: int) -> tup
     return (
         f"clients make {fewest:,} to {most:,} steps in a round, and the algorithm's control variates assume equal numbers; "
         "it may diverge where they differ much",
+    )
+
+
+def warn_of_attackers(federation: Federation, config: Config) -> tuple[str, ...]:
+    """A warning where more clients attack than the combine part expects; none for a mean, which expects no attacker."""
+    section = "algorithm" if config.combine is None else "combine"
+    options = config.combine or config.algorithm
+    expects = isinstance(options, _rows.AttackedOptions) or getattr(options, "mix", "none") != "none"
+    if federation.rule is None or federation.attackers is None or not expects or not (most := getattr(options, "fraction", 0.0)):
+        return ()
+    mask = federation.attackers.mask
+    if mask.mean() <= most:
+        return ()
+    return (
+        f"attack.fraction: {int(mask.sum()):,} of {len(mask):,} clients attack, a share of {mask.mean():.3g}, and {options.name} "
+        f"expects at most {most:g}, so that it protects no longer; lower attack.fraction, or raise {section}.fraction",
     )

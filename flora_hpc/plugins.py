@@ -116,7 +116,8 @@ def member(family: str, name: str) -> ModuleType:
     """The module of one member. Raises UserError with the valid names when there is none."""
     names = members(family)
     if name not in names:
-        raise UserError(f"no {family[:-1]} '{name}'{did_you_mean(name, names)} ({', '.join(names)})")
+        own = "; a part of your own needs --plugin FILE.py" if family in userparts.OPEN else ""
+        raise UserError(f"no {family[:-1]} '{name}'{did_you_mean(name, names)} ({', '.join(names)}){own}")
     if part := own_part(family, name):
         return part.load()
     table = _table(importlib.import_module(FAMILIES[family]))

@@ -173,7 +173,7 @@ class _Core(yaml.SafeLoader):
         return self.construct_sequence(node, deep=True)
 
     def construct_unknown(self, node: Any) -> Any:
-        raise _error(f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} has no meaning here; leave it away", node)
+        raise _error(f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} has no meaning here; leave it out", node)
 
 
 class _Texts(_Core):

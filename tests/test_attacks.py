@@ -213,6 +213,16 @@ def test_attackers_that_know_the_others_need_a_rule_that_has_all_updates() -> No
     flora_hpc.plan(QUICKSTART, attack="alie", combine={"name": "trimmed_mean", "fraction": 0})
 
 
+def test_more_attackers_than_the_rule_expects_are_told_with_both_numbers() -> None:
+    def sentences(fraction: float, algorithm: str) -> list[str]:
+        plan = flora_hpc.plan(QUICKSTART, algorithm=algorithm, attack={"name": "zero", "fraction": fraction})
+        return [text for text in plan.warnings if text.startswith("attack.fraction")]
+
+    (text,) = sentences(0.6, "krum")
+    assert "6 of 10 clients attack, a share of 0.6, and krum expects at most 0.2" in text
+    assert sentences(0.2, "krum") == sentences(0.6, "fedavg") == []
+
+
 def test_an_attack_without_a_name_is_refused() -> None:
     with pytest.raises(UserError, match=r"attack: must name the attack, one of alie, backdoor, gaussian, "):
         flora_hpc.load_config(QUICKSTART, attack={"fraction": 0.3})

@@ -49,7 +49,7 @@ def test_data_of_a_bundled_configuration_and_a_dataset_of_the_same_name() -> Non
         ("configs/paper/iid.yaml", "it comes with flora_hpc under the name paper/iid: give paper/iid instead of the path$"),
         ("quikstart", r"no such file; did you mean 'quickstart'\?$"),
         ("digits", "give a configuration; for example quickstart -s data.name=digits$"),
-        ("runs/other.yaml", "there is no such file$"),
+        ("runs/other.yaml", r"no such file; .*\(cluster, .* quickstart, study\), or write one with `flora-hpc init`$"),
     ],
 )
 def test_a_missing_file_is_answered_with_the_name(path: str, sentence: str) -> None:

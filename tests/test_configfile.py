@@ -102,6 +102,7 @@ def test_a_config_is_frozen(read: Load) -> None:
 # What is wrong in a file
 
 ALGORITHMS = ", ".join(plugins.members("algorithms"))
+OWN = "; a part of your own needs --plugin FILE.py"
 MISTAKES = {
     "negative": ("rounds: -1", "rounds: must be at least 0, not -1"),
     "not a whole number": ("rounds: 2.5", "rounds: must be a whole number, not 2.5"),
@@ -119,12 +120,16 @@ MISTAKES = {
     "a value for a section": ("client: 5", "client: must hold keys of its own, not 5"),
     "a value for a family": ("method: flora", "method: must hold keys such as 'name: flora', not 'flora'"),
     "an option of a member": ("method: {rank: 0}", "method.rank: must be at least 1, not 0"),
-    "a missing option": ("data: {name: hdf5}", "data.path: is required"),
+    "a missing option": ("data: {name: hdf5}", "data.path: is required; give for example -s data.path=FILE.h5"),
+    "a missing folder": ("data: {name: imagefolder}", "data.path: is required; give for example -s data.path=FOLDER"),
     "a rule of a member's own": (
         "method: {targets: [text.out_proj, text.out_proj]}",
         "method.targets: names a layer twice: text.attn.out_proj",
     ),
-    "no such member": ("algorithm: {name: fedag}", f"algorithm.name: no algorithm 'fedag'; did you mean 'fedavg'? ({ALGORITHMS})"),
+    "no such member": (
+        "algorithm: {name: fedag}",
+        f"algorithm.name: no algorithm 'fedag'; did you mean 'fedavg'? ({ALGORITHMS}){OWN}",
+    ),
     "no such backend": (
         "comm: {backend: mppi}",
         "comm.backend: no backend 'mppi'; did you mean 'mpi'? (auto, gloo, mpi, nccl, serial)",
@@ -205,6 +210,11 @@ def test_a_misspelt_section_is_answered_with_the_nearest(problems: Problems) -> 
         ("client: {num_clients: 5}", "client.num_clients", "partition.num_clients"),
         ("data: {num_clients: 5}", "data.num_clients", "partition.num_clients"),
         ("num_clients: 5", "num_clients", "partition.num_clients"),
+        ("client: {learning_rate: 5}", "client.learning_rate", "client.lr"),
+        ("learning_rate: 5", "learning_rate", "client.lr"),
+        ("num_rounds: 5", "num_rounds", "rounds"),
+        ("client: {local_epochs: 5}", "client.local_epochs", "client.epochs"),
+        ("cohort: {clients_per_round: 5}", "cohort.clients_per_round", "cohort.size"),
     ],
 )
 def test_a_key_in_the_wrong_place_is_answered_with_the_right_place(problems: Problems, text: str, found: str, right: str) -> None:
@@ -213,7 +223,8 @@ def test_a_key_in_the_wrong_place_is_answered_with_the_right_place(problems: Pro
 
 def test_a_key_near_to_nothing_is_answered_with_all_of_its_section(problems: Problems) -> None:
     assert problems("evaluate: {zzz: 1}") == [
-        "run.yaml: evaluate.zzz: unknown key (known here: cross_term, every, fine_tune_epochs, overlap, per_client, personal)"
+        "run.yaml: evaluate.zzz: unknown key "
+        "(known here: cross_term, every, fine_tune_epochs, overlap, per_client, per_rank, personal)"
     ]
 
 
@@ -346,7 +357,7 @@ def test_a_foreign_key_given_with_the_new_member_is_refused(problems: Problems) 
 
 def test_an_unknown_new_member_is_refused(problems: Problems) -> None:
     assert problems("partition: {name: dirichlet, beta: 0.3}", "partition.name=idd") == [
-        f"-s partition.name: no partitioner 'idd'; did you mean 'iid'? ({', '.join(plugins.members('partitioners'))})"
+        f"-s partition.name: no partitioner 'idd'; did you mean 'iid'? ({', '.join(plugins.members('partitioners'))}){OWN}"
     ]
 
 
@@ -372,7 +383,7 @@ def test_a_missing_file_is_answered_with_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no such file$"):
+    with pytest.raises(UserError, match=r"there is no such file; give the path of one"):
         load(tmp_path / "nowhere" / "run.yaml")
 
 

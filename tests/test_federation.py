@@ -167,7 +167,7 @@ REMEMBERS = {
 def test_tensors_that_take_turns_and_memories(what: str) -> None:
     options, reason = REMEMBERS[what]
     assert refused(algorithm="rolora", **options) == (
-        f"algorithm: other tensors are trained from round to round, but {reason}; leave one of the two away"
+        f"algorithm: other tensors are trained from round to round, but {reason}; leave one of the two out"
     )
     assert refused(sharing="rolora", **options).startswith("sharing: other tensors are trained from round to round, but ")
 
@@ -195,7 +195,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a pull that a normaliser does not know of": (
         {"algorithm": "fednova", "local": "fedprox"},
         "local: the local and combine parts of fednova go together only, and here local is that of fedprox; "
-        "set algorithm: fednova and leave local and combine away",
+        "set algorithm: fednova and leave local and combine out",
     ),
     "a part that an algorithm does not have": (
         {"server": "fedprox"},
@@ -216,7 +216,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "private tensors and corrections": (
         {"algorithm": "feddyn", "sharing": "fedsa_lora"},
-        "sharing: some tensors stay with their client, but the local part has h of every trained number; leave one of the two away",
+        "sharing: some tensors stay with their client, but the local part has h of every trained number; leave one of the two out",
     ),
     "momentum that is kept": (
         {"algorithm": "fednova", "client": {"optimizer": "sgd", "momentum": 0.9, "optimizer_state": "keep"}},
@@ -226,19 +226,19 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "private tensors and control variates": (
         {"algorithm": "scaffold", "sharing": "fedsa_lora"},
         "sharing: some tensors stay with their client, but the local part has control of every trained number; "
-        "leave one of the two away",
+        "leave one of the two out",
     ),
     "private tensors and a second model": (
         {"algorithm": "fedsa_lora", "local": "ditto"},
-        "algorithm: some tensors stay with their client, but the local part trains a second model; leave one of the two away",
+        "algorithm: some tensors stay with their client, but the local part trains a second model; leave one of the two out",
     ),
     "a pattern that fits nothing": (
         {"sharing": {"name": "by_name", "private": ["*.lora_C"]}},
-        f"sharing.private: '*.lora_C' fits none of the trained tensors ({', '.join(LORA)}); correct it, or leave it away",
+        f"sharing.private: '*.lora_C' fits none of the trained tensors ({', '.join(LORA)}); correct it, or leave it out",
     ),
     "a pattern of frozen tensors that fits nothing": (
         {"algorithm": {"name": "by_name", "frozen": ["head"]}},
-        f"algorithm.frozen: 'head' fits none of the trained tensors ({', '.join(LORA)}); correct it, or leave it away",
+        f"algorithm.frozen: 'head' fits none of the trained tensors ({', '.join(LORA)}); correct it, or leave it out",
     ),
     "nothing is shared": (
         {"algorithm": {"name": "by_name", "private": ["*"]}},
@@ -373,12 +373,12 @@ def test_new_factors_beside_a_local_part_without_memory() -> None:
 )
 def test_a_cross_term_without_means_of_both_factors_is_refused(options: dict[str, Any], reason: str) -> None:
     start = "evaluate.cross_term: compares the means of A and B over clients with that of B A, and"
-    assert refused(evaluate={"cross_term": True}, **options) == f"{start} {reason}; leave it away"
+    assert refused(evaluate={"cross_term": True}, **options) == f"{start} {reason}; leave it out"
 
 
 def test_a_cross_term_needs_low_rank_adapters() -> None:
     told = refusal("plan", QUICKSTART, "-s", "evaluate.cross_term=true", "-s", "method.name=fedlc")
-    assert told.endswith("with that of B A, and method fedlc names no layer with such factors; leave it away")
+    assert told.endswith("with that of B A, and method fedlc names no layer with such factors; leave it out")
 
 
 def test_a_cross_term_leaves_private_adapters_out() -> None:
@@ -394,4 +394,4 @@ def test_a_mean_over_holders_says_when_it_is_the_mean() -> None:
 
 
 def test_ranks_that_all_clients_share_are_not_tested_one_by_one() -> None:
-    assert "with method flora all clients have one rank; leave it away" in refused(evaluate={"per_rank": True})
+    assert "with method flora all clients have one rank; leave it out" in refused(evaluate={"per_rank": True})

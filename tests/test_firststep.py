@@ -57,7 +57,7 @@ def test_where_there_is_none(method: Method, reason: str) -> None:
     other, on_gpu = replace(method, **REASONS[reason]), not REASONS[reason]
     assert not firststep.choose("auto", other, on_gpu, 10**6, 10**9)
     assert not firststep.choose("each", other, on_gpu, 10**6, 10**9)
-    with pytest.raises(UserError, match=f"^client.first_step: jacobian cannot be, since {reason}; leave it away$"):
+    with pytest.raises(UserError, match=f"^client.first_step: jacobian cannot be, since {reason}; leave it out$"):
         firststep.choose("jacobian", other, on_gpu, 10, 10)
     if not on_gpu:
         assert firststep.describe(other, False) == f"as every other, since {reason}"

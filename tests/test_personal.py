@@ -323,14 +323,14 @@ def test_pairs_have_no_classes(tmp_path: Path, command: Command) -> None:
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
     settings = [f"data={{name: pairs, path: {tmp_path / 'pairs.csv'}}}", "partition={name: iid, num_clients: 2}"]
     said = refusal(*command(tmp_path / "out", *settings, "client.loss=contrastive"))
-    assert "evaluate.personal: tests clients on their mix of classes, but pairs have none; leave it away" in said
+    assert "evaluate.personal: tests clients on their mix of classes, but pairs have none; leave it out" in said
 
 
 def test_clients_of_which_nothing_can_be_measured() -> None:
     setup = by_hand(DITTO)
     holders = Partition(np.array([7, 8]), np.array([0, 1, 2]))  # of the class without test images
     with pytest.raises(
-        UserError, match=r"evaluate\.personal: no client holds a class of which there are test images; leave it away"
+        UserError, match=r"evaluate\.personal: no client holds a class of which there are test images; leave it out"
     ):
         evaluate.mixes(holders, setup.labels.numpy(), setup.test.numpy(), 3, "evaluate.personal")
 

@@ -86,7 +86,9 @@ def test_a_stopped_run_goes_on(
     out = tmp_path / "run"
     done = signalled("SIGUSR1", first - 1, 2, out, *settings, under=[*mpiexec, "-n", str(first)])
     assert done.returncode == 75, done.stdout + done.stderr
-    assert done.stderr.count("a signal stopped the run after round 2 of 4; the same command with --resume goes on") == 1
+    assert (
+        done.stderr.count(f"a signal stopped the run after round 2 of 4; the same command with --resume --out {out} goes on") == 1
+    )
     attributes, tables = hdf5file.read(out)
     assert attributes["status"] == "stopped"
     assert not (out / "adapter").exists()

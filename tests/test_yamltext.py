@@ -105,7 +105,7 @@ LADDER = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1
         ("b: 2\na:1\n", "could not find expected ':' (a key needs a colon and a blank after it, as in 'rounds: 20')"),
         (
             "a: !!python/object/apply:os.system [ls]",
-            "line 1: the tag !!python/object/apply:os.system has no meaning here; leave it away",
+            "line 1: the tag !!python/object/apply:os.system has no meaning here; leave it out",
         ),
         ("a: !Ref b", "the tag !Ref has no meaning here"),
         ("a: !!set {b}", "the tag !!set has no meaning here"),

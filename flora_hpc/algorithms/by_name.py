@@ -47,5 +47,5 @@ def check(key: str, patterns: Sequence[str], names: Sequence[str]) -> None:
             some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") or "the method trains none"
             raise UserError(
                 f"{key}: '{pattern}' fits none of the trained tensors{did_you_mean(pattern, names)} ({some}); "
-                "correct it, or leave it away"
+                "correct it, or leave it out"
             )

@@ -86,11 +86,11 @@ def build(config: Config, me: Launch) -> tuple[Setup, torch.Tensor, list[Group]]
     built, site = built_alone(config, me)
     setup = built.setup
     if setup.method.num_params == 0:
-        raise UserError(f"--bare: {config.method.name} trains nothing, so that there is no loop to compare with; leave it away")
+        raise UserError(f"--bare: {config.method.name} trains nothing, so that there is no loop to compare with; leave it out")
     if not config.is_fedavg:
         raise UserError("--bare: the bare loop trains and adds updates as fedavg does; take algorithm: fedavg with its defaults")
     if setup.method.paired:
-        raise UserError("--bare: needs data with classes, but in these every image has a caption of its own; leave it away")
+        raise UserError("--bare: needs data with classes, but in these every image has a caption of its own; leave it out")
     if setup.method.sees == "features":
         del built.clip.model.visual  # as in a run
     return setup, experiment.first_state(built, site).adapter, lay_out(setup, 1, site.device)

@@ -57,7 +57,7 @@ def shares_of(rounds: Rows) -> Shares:
 def check(config: Config, me: Launch, with_bare: bool) -> None:
     """Raise UserError when no round is left to measure, or when a bare loop would be compared with several ranks."""
     if with_bare and me.size > 1:
-        raise UserError(f"--bare: is a loop in one process, but {me.launcher} started {me.size}; start one, or leave --bare away")
+        raise UserError(f"--bare: is a loop in one process, but {me.launcher} started {me.size}; start one, or leave --bare out")
     if config.rounds < WARM:
         raise UserError(f"rounds: {config.rounds} leaves nothing to measure, since the first one warms up; give at least {WARM}")
 

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from flora_hpc import __version__, screen
-from flora_hpc.cli import bench, data, doctor, evaluate, export, init, list_, plan, report, run, show, slurm, study, watch
+from flora_hpc.cli import _usage, bench, data, doctor, evaluate, export, init, list_, plan, report, run, show, slurm, study, watch
 from flora_hpc.cli._job import prints_error
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import AgreedError
@@ -92,7 +92,10 @@ def main() -> NoReturn:
             raise
         code = error.exit_code
         if prints_error(me):
-            error.show()  # type: ignore[attr-defined]
+            if text := _usage.sentence(error, sys.argv[1:]):
+                print(f"flora-hpc: {text}", file=sys.stderr, flush=True)
+            else:
+                error.show()  # type: ignore[attr-defined]
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)

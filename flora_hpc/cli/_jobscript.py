@@ -101,7 +101,7 @@ def check(job: Job) -> None:
         _jobchecks.plain_text(option, text)
     for setting in job.settings:
         if job.array and setting.partition("=")[0].strip() == job.array.key:
-            raise UserError(f"-s {setting}: --array sets {job.array.key}, too; leave one of the two away")
+            raise UserError(f"-s {setting}: --array sets {job.array.key}, too; leave one of the two out")
 
 
 def mpi_for(job: Job, backend: str, library: Callable[[], Library | None]) -> str:

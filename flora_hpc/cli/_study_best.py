@@ -59,7 +59,7 @@ def best(
     console = Console(highlight=False)
     print_table(console, table.of_settings(choice.settings, column), column)
     for setting in choice.settings:
-        print_line(console, overrides(setting.keys) or "(the configuration as it is)", "green")
+        print_line(console, f"to use it: {overrides(setting.keys) or 'the configuration as it is'}", "green")
     for note in choice.notes:
         print_line(console, f"note: {note}", "yellow")
     for line in lines:

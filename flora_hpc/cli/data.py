@@ -45,7 +45,7 @@ def embed(config: ConfigFile, overrides: Overrides = None, plugin: Plugins = Non
         use_plugins(plugin)
         resolved, notes = configfile.load(config, overrides)
         if resolved.features.store == "none":
-            raise UserError("features.store: is none, so that nothing would be kept; set it to a folder, or leave it away")
+            raise UserError("features.store: is none, so that nothing would be kept; set it to a folder, or leave it out")
         for note in notes:
             print(f"note: {note}")
         return resolved

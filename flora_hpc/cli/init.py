@@ -25,6 +25,8 @@ def init(
             file.write(text)
     except FileExistsError:
         raise UserError(f"{path}: exists already and is not replaced; name another file with --out") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no folder {path.parent}; make the folder {path.parent} first") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({reason(error)}); name another file with --out") from None
     print(f"{path} is written. Next: {bundled.STARTS[name].format(path)}")

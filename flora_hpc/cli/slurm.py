@@ -105,12 +105,10 @@ def refuse_mixed(values: Mapping[str, Any]) -> None:
     if study is None:
         for name in ("shards", "ranks_per_run"):
             if values[name] not in (None, 1):
-                raise UserError(
-                    f"--{name.replace('_', '-')}: is for a study; give --study DIR in place of CONFIG, or leave it away"
-                )
+                raise UserError(f"--{name.replace('_', '-')}: is for a study; give --study DIR in place of CONFIG, or leave it out")
         return
     if config is not None:
-        raise UserError(f"--study {study}: has a configuration already; leave {config} away")
+        raise UserError(f"--study {study}: has a configuration already; leave {config} out")
     for name in ("array", "out"):
         if values[name] is not None:
             instead = "--shards N makes an array of a study" if name == "array" else "a study is played in its own directory"
@@ -150,7 +148,7 @@ def submit_script(script: str) -> str:
     except OSError as error:
         raise UserError(
             f"--submit: sbatch cannot be started here ({reason(error)}); do this on a login node of the cluster, "
-            "or leave --submit away and keep the script"
+            "or leave --submit out and keep the script"
         ) from None
     if result.returncode:
         why = " ".join(result.stderr.replace("sbatch: ", "").replace("error: ", "").split())

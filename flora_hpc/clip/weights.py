@@ -63,7 +63,7 @@ def find(config: ModelConfig) -> Source:
     """Find the source that `config` names; nothing is fetched. Raises UserError for a name, tag or file that does not exist."""
     if config.name == BUNDLED:
         if config.pretrained is not None:
-            raise UserError(f"model.pretrained: {BUNDLED} brings its weights; leave model.pretrained away")
+            raise UserError(f"model.pretrained: {BUNDLED} brings its weights; leave model.pretrained out")
         return _directory(Path(str(files("flora_hpc.clip.flora_tiny"))), None)
     names = [*open_clip.list_models(), BUNDLED]
     tags = open_clip.list_pretrained_tags_by_model(config.name)

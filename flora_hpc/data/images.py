@@ -207,12 +207,12 @@ def with_validation(dataset: Dataset, fraction: float) -> Dataset:
     if fraction == 0:
         return dataset
     if dataset.paired:
-        raise UserError("data.validation_fraction: is a share of each class, but pairs have no classes; leave it away")
+        raise UserError("data.validation_fraction: is a share of each class, but pairs have no classes; leave it out")
     is_validation = _draw(dataset.images.labels[dataset.train], fraction, f"{dataset.name}: validation images")
     if not is_validation.any():
         raise UserError(
             f"data.validation_fraction: no class of {dataset.name} has two training images, so none is left to choose on; "
-            "leave it away, or add images"
+            "leave it out, or add images"
         )
     validation = np.union1d(dataset.validation, dataset.train[is_validation])
     return replace(dataset, train=dataset.train[~is_validation], validation=validation)

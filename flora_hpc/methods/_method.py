@@ -29,7 +29,7 @@ Init = Callable[[np.random.Generator], dict[str, torch.Tensor]]
 
 def no_column(name: str, key: str) -> Sequence[str]:
     """What a method reads of clients where nothing is known of them."""
-    raise UserError(f"{key}: there is no column '{name}' of clients; leave it away")
+    raise UserError(f"{key}: there is no column '{name}' of clients; leave it out")
 
 
 class Classes(Protocol):

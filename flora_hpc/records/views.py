@@ -203,4 +203,4 @@ def unmoved(rounds: Rows) -> str:
 
 def ending(status: str, folder: Path) -> str:
     """The folder of a run that ended, and how to resume it."""
-    return f"in {folder}" + ("; the same command with --resume goes on" if status == "interrupted" else "")
+    return f"in {folder}" + (f"; the same command with --resume --out {folder} goes on" if status == "interrupted" else "")

@@ -44,7 +44,7 @@ def with_sweeps(grid: Grid, sweeps: Sequence[tuple[str, list[Any]]], seeds: int 
     if twice := [key for key in names if names.count(key) > 1]:
         raise UserError(f"{twice[0]}=: is given twice; give all its values in one list")
     if "seed" in names and seeds is not None:
-        raise UserError("--seeds: the grid has seed=..., too; leave one of the two away")
+        raise UserError("--seeds: the grid has seed=..., too; leave one of the two out")
     values = dict(sweeps)
     listed = values.pop("seed", None)
     if unlike := [key for key in values if key in grid.zip or any(key in point for point in grid.points)]:

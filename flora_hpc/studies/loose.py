@@ -15,7 +15,22 @@ from flora_hpc.records.opened import Run, open_run
 from flora_hpc.records.sentences import leaves
 from flora_hpc.records.study import Point, Study, result
 
-NOT_A_SETTING = ("seed", "comm", "checkpoint", "features.store", "cohort.assignment", "client.group_size", "client.first_step")
+NOT_A_SETTING = (
+    "seed",
+    "comm",
+    "checkpoint",
+    "records",
+    "features.store",
+    "cohort.assignment",
+    "client.group_size",
+    "client.first_step",
+)
+MORE_TESTS = (  # tests that change no other number; evaluate.every is a setting, since it decides the best round
+    "evaluate.overlap",
+    "evaluate.per_client",
+    "evaluate.per_rank",
+    "evaluate.cross_term",
+)
 FORMER_NAMES = {"aggregator": "algorithm"}  # of sections
 MISSING = object()
 
@@ -114,7 +129,8 @@ def _text(value: Any) -> str:
 def _settings(run: Run) -> dict[str, Any]:
     """The keys of a run's configuration that can decide its results. Keys that old versions lacked have their defaults."""
     tree = _defaults() | leaves({FORMER_NAMES.get(section, section): value for section, value in run.config.items()})
-    return {key: value for key, value in tree.items() if not f"{key}.".startswith(tuple(f"{name}." for name in NOT_A_SETTING))}
+    starts = tuple(f"{name}." for name in (*NOT_A_SETTING, *MORE_TESTS))
+    return {key: value for key, value in tree.items() if not f"{key}.".startswith(starts)}
 
 
 @cache

@@ -7,6 +7,7 @@ part 1: ranks 2, 3, 4 ->  point 4, then 0, ...      with the bits of a lone run;
 """
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -128,10 +129,19 @@ def end(recipe: Recipe, world: Communicator, options: StudyOptions) -> list[Poin
     if options.stop.agreed(world) and num_open:
         raise StoppedError(
             f"a signal stopped the study when {num_finished} of {num_points(recipe, options)} points had finished; "
-            "the same command with --resume goes on from there",
+            f"`{resuming(recipe, options)}` goes on from there",
             num_finished,
         )
     return points
+
+
+def resuming(recipe: Recipe, options: StudyOptions) -> str:
+    """The command that goes on with a study, for a shell; a launcher stands before it as before."""
+    words = ["flora-hpc", "study", "--resume", "--out", str(options.out)]
+    words += [word for path in recipe.plugins for word in ("--plugin", path)]
+    words += ["--ranks-per-run", str(options.ranks_per_run)] if options.ranks_per_run > 1 else []
+    words += ["--shard", "{}/{}".format(*options.shard)] if options.shard[1] > 1 else []
+    return shlex.join(words)
 
 
 def num_points(recipe: Recipe, options: StudyOptions) -> int:

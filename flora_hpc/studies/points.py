@@ -81,6 +81,8 @@ def make(
             raise UserError(f"-s {key}: is also a key of the study's grid; give it in one of the two places")
         if key.partition(".")[0] == "comm":
             raise UserError(f"study: {key}: all runs of a study share the ranks and how they communicate; set it with -s")
+    if not any(settings) and not grid.seeds:
+        notes.append("no key varies, so that the study has one point; add values such as client.lr=1e-4,1e-3, or --seeds N")
     planned, more = _planned(tree, dict(origin) | dict.fromkeys(values, "-s"), file, settings, grid.seeds)
     _refuse_equal(planned)
     parts = {title(part): part.digest for item in planned for part in configfile.own_parts(item.config)}
@@ -190,7 +192,7 @@ def _num_ranks(value: Any) -> int:
 def _seeds(seeds: int | list[int], first: int, setting: Mapping[str, Any]) -> list[int] | list[None]:
     """The seeds of a setting; [None] where the study names no seeds."""
     if "seed" in setting and seeds:
-        raise UserError("study: seed is in the grid, and there are seeds, too; leave one of the two away")
+        raise UserError("study: seed is in the grid, and there are seeds, too; leave one of the two out")
     numbers = list(range(first, first + seeds)) if isinstance(seeds, int) else seeds
     for number in numbers:
         if type(number) is not int or not 0 <= number < 2**63:

@@ -93,14 +93,18 @@ def against(groups: Sequence[Setting], reference: Mapping[str, Any], metric: str
     """The differences of the metric to a reference, paired by seed: mean and interval, and the number of pairs.
 
     The reference of a setting has the values of `reference`, and in all other keys those of the setting. Where only one setting has
-    the values of `reference`, it is the reference of all. Raises UserError where no setting has them.
+    the values of `reference`, it is the reference of all. A key that a setting lacks is null. Raises UserError where no setting has
+    them.
     """
-    matching = [group for group in groups if all(equal(group.keys.get(key, group), value) for key, value in reference.items())]
+    known = {key for group in groups for key in group.keys}
+    matching = [
+        group for group in groups if all(key in known and equal(group.keys.get(key), value) for key, value in reference.items())
+    ]
     if not matching:
         raise UserError(f"--against {words(reference)}: {_why_none(groups, reference)}")
 
     def difference(group: Setting) -> Spread | str | None:
-        alike = [other for other in matching if other.keys == group.keys | dict(reference)]
+        alike = [other for other in matching if not_null(other.keys) == not_null(group.keys | dict(reference))]
         other = alike[0] if alike else matching[0] if len(matching) == 1 else None
         return "reference" if other is group else paired(group, other, metric) if other else None
 
@@ -108,6 +112,11 @@ def against(groups: Sequence[Setting], reference: Mapping[str, Any], metric: str
     pairs = tuple(value.n if isinstance(value, Spread) else None for value in values)
     what = "difference" if unit(metric) == "accuracy" else unit(metric)
     return [Column(DIFFERENCE, "difference", values, what, has_interval=True), Column("pairs", "pairs", pairs)]
+
+
+def not_null(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys with a value: a setting without a key equals one where it is null."""
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def words(keys: Mapping[str, Any], separator: str = ",") -> str:
@@ -168,7 +177,7 @@ def _why_none(groups: Iterable[Setting], reference: Mapping[str, Any]) -> str:
     for key, value in reference.items():
         if key not in keys:
             return f"{key} does not differ between the settings{did_you_mean(key, keys)} ({', '.join(keys) or 'no key does'})"
-        values = {yamltext.inline(group.keys[key]): group.keys[key] for group in groups if key in group.keys}
+        values = {yamltext.inline(group.keys.get(key)): group.keys.get(key) for group in groups}
         if not any(equal(value, other) for other in values.values()):
             text = yamltext.inline(value)
             return f"no setting has {key}={text}{did_you_mean(text, values)} ({', '.join(values)})"

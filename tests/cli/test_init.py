@@ -31,5 +31,5 @@ def test_a_file_is_not_replaced() -> None:
 
 
 def test_a_folder_that_is_not_there_and_an_unknown_name() -> None:
-    assert refusal("init", "--out", "nowhere/a.yaml").startswith("nowhere/a.yaml: cannot be written (")
+    assert refusal("init", "--out", "nowhere/a.yaml") == "nowhere/a.yaml: there is no folder nowhere; make the folder nowhere first"
     assert refusal("init", "fotos").startswith("init: no configuration 'fotos'; did you mean 'photos'?")

@@ -303,5 +303,5 @@ def _text(console: Console, rows: Rows) -> str:
 
 
 def test_a_run_that_was_interrupted_says_how_to_go_on() -> None:
-    assert views.ending("interrupted", Path("runs/a")) == "in runs/a; the same command with --resume goes on"
+    assert views.ending("interrupted", Path("runs/a")) == "in runs/a; the same command with --resume --out runs/a goes on"
     assert views.ending("finished", Path("runs/a")) == "in runs/a"

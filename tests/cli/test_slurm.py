@@ -291,9 +291,9 @@ MISTAKES = {
     "cpu bind": (["--cpu-bind", "cores; rm"], "--cpu-bind: 'cores; rm' is no name"),
     "no setup": (["--setup", "nowhere.sh"], "--setup: nowhere.sh: cannot be read (No such file or directory); give a text file"),
     "setup folder": (["--setup", "configs"], "--setup: configs: cannot be read (Is a directory)"),
-    "shards of a run": (["--shards", "3"], "--shards: is for a study; give --study DIR in place of CONFIG, or leave it away"),
+    "shards of a run": (["--shards", "3"], "--shards: is for a study; give --study DIR in place of CONFIG, or leave it out"),
     "ranks of a run": (["--ranks-per-run", "2"], "--ranks-per-run: is for a study; give --study DIR"),
-    "both": (["--study", "studies/x"], "--study studies/x: has a configuration already; leave configs/quickstart.yaml away"),
+    "both": (["--study", "studies/x"], "--study studies/x: has a configuration already; leave configs/quickstart.yaml out"),
     "mpi": (["--mpi", "openmpi"], "'openmpi' is not one of 'auto', 'pmix', 'pmi2', 'none'"),
 }
 
@@ -435,7 +435,7 @@ def test_submit_tells_why_sbatch_refused(calls: Path, monkeypatch: pytest.Monkey
 def test_submit_without_sbatch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     code, error = call(["slurm", QUICK, "--submit"], monkeypatch, capsys)
-    assert (code, error.count("do this on a login node of the cluster, or leave --submit away")) == (2, 1)
+    assert (code, error.count("do this on a login node of the cluster, or leave --submit out")) == (2, 1)
 
 
 def test_notes_stay_out_of_the_script(invoke: Invoke, calls: Path) -> None:

@@ -34,7 +34,10 @@ def folder(tmp_path: Path) -> Path:
 def test_the_best_of_each_method_by_validation_accuracy(folder: Path, invoke: Invoke) -> None:
     text = invoke("study", "best", folder)
     assert "validation accuracy" in text.splitlines()[0]
-    assert text.splitlines()[-2:] == ["-s method.name=flora -s client.lr=0.1", "-s method.name=fedca -s client.lr=0.01"]
+    assert text.splitlines()[-2:] == [
+        "to use it: -s method.name=flora -s client.lr=0.1",
+        "to use it: -s method.name=fedca -s client.lr=0.01",
+    ]
     assert "note:" not in text
     assert "client.lr=0.01" in invoke("study", "best", folder, "--by", "client.lr")
 
@@ -71,7 +74,7 @@ def test_json(folder: Path, invoke: Invoke) -> None:
 
 def test_a_study_without_keys_is_the_configuration_as_it_is(tmp_path: Path, invoke: Invoke) -> None:
     folder = made_studies.write(tmp_path, [point(0.5, {"seed": seed}) for seed in (0, 1)])
-    assert "(the configuration as it is)" in invoke("study", "best", folder, "--metric", "test_accuracy")
+    assert "to use it: the configuration as it is" in invoke("study", "best", folder, "--metric", "test_accuracy")
 
 
 def test_mistakes(folder: Path, tmp_path: Path) -> None:

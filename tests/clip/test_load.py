@@ -49,7 +49,7 @@ def test_on_device_meta_there_are_shapes_but_no_values() -> None:
             "needs weights: an open_clip tag .*laion2b_s34b_b79k.*, a weights file or open_clip directory, or 'none'",
         ),
         ({"name": "ViT-B-32", "pretrained": "laion2b"}, "neither a file, a directory, nor a tag of ViT-B-32; did you mean"),
-        ({"pretrained": "openai"}, "flora-tiny brings its weights; leave model.pretrained away"),
+        ({"pretrained": "openai"}, "flora-tiny brings its weights; leave model.pretrained out"),
     ],
 )
 def test_a_wrong_name_or_tag_is_answered_with_the_right_ones(config: dict[str, str], message: str) -> None:

@@ -280,7 +280,7 @@ def test_the_number_of_clients_is_that_of_the_file(table: Path) -> None:
     assert make(table, num_clients=3).num_clients == 3
     with pytest.raises(UserError) as error:
         make(table, num_clients=500)
-    message = f"partition.num_clients: 500 clients, but {table} has 3; leave it away (null), or set it to 3"
+    message = f"partition.num_clients: 500 clients, but {table} has 3; leave it out (null), or set it to 3"
     assert str(error.value) == message
 
 
@@ -292,7 +292,7 @@ def test_a_round_cannot_have_more_clients_than_the_file(table: Path) -> None:
 
 
 def test_a_file_is_no_population(table: Path) -> None:
-    with pytest.raises(UserError, match=r"partition\.examples_per_client: the file says which .* holds; leave it away"):
+    with pytest.raises(UserError, match=r"partition\.examples_per_client: the file says which .* holds; leave it out"):
         config(table, examples_per_client=3)
     with pytest.raises(ValidationError):
         file.Options(name="file")  # type: ignore[call-arg]

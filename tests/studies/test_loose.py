@@ -74,6 +74,8 @@ def test_what_cannot_change_results_is_no_setting(make: Make) -> None:
         "checkpoint__every": 3,
         "features__store": "none",
         "cohort__assignment": "static",
+        "records__clients": "none",
+        "evaluate__per_client": True,
     }
     study = loose.of_runs([make("a"), make("b", 1, **changes, client__group_size=3, client__first_step="each")])
     assert study.keys == ()
@@ -83,6 +85,7 @@ def test_what_cannot_change_results_is_no_setting(make: Make) -> None:
 def test_these_are_the_keys_that_the_essence_of_a_configuration_leaves_away() -> None:
     """But for `rounds`: more rounds are another setting."""
     given = {"comm.timeout_seconds": 5, "checkpoint.every": 3, "cohort.assignment": "static", "client.group_size": 3, "rounds": 7}
+    given |= {"records.clients": "none"}
     config, _ = configfile.load_values({}, given | {"client.first_step": "each", "features.store": "none", "evaluate.every": 3})
     before, after = (leaves(each.model_dump(mode="json")) for each in (config, config.essence()))
     hidden = {key for key in before if before[key] != after[key]}

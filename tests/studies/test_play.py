@@ -138,7 +138,7 @@ def test_a_signal_saves_every_run_and_the_study_goes_on_on_other_ranks(
     job.send_signal(signal.SIGUSR1)
     _, errors = job.communicate(timeout=120)
     assert job.returncode == 75, errors
-    assert "a signal stopped the study when 0 of 4 points had finished" in errors
+    assert f"a signal stopped the study when 0 of 4 points had finished; `flora-hpc study --resume --out {out}` goes on" in errors
     study = open_study(out)
     assert sorted(point.status for point in study.rows) == ["stopped", "stopped", "waiting", "waiting"]
     assert all(point.num_rounds > 0 for point in study.rows if point.status == "stopped")

@@ -130,7 +130,7 @@ def test_a_configuration_alone_is_one_point() -> None:
         (["client.lr=1", "client.lr=2"], {}, "client.lr=: is given twice"),
         (["client.lr=1,2"], {"overrides": ["client.lr=3"]}, "is also a key of the study's grid"),
         (["comm.backend=mpi,gloo"], {}, "all runs of a study share the ranks"),
-        (["seed=1,2"], {"seeds": 3}, "leave one of the two away"),
+        (["seed=1,2"], {"seeds": 3}, "leave one of the two out"),
         (["seed=1,1"], {}, "are the same run"),
         (["seed=-1,2"], {}, "is no seed"),
         (["seed=range(0,200000)"], {}, "are more than 100,000"),
@@ -140,7 +140,7 @@ def test_a_configuration_alone_is_one_point() -> None:
         ([], {"study": {"grid": {"client.lr": [1]}, "points": [{"client.lr": 2}]}}, "is in two of grid, zip and points"),
         ([], {"study": {"gird": {}}}, "study.gird: unknown key; did you mean study.grid?"),
         ([], {"study": [1]}, "must hold keys"),
-        ([], {"study": {"points": [{"seed": 3}], "seeds": 2}}, "leave one of the two away"),
+        ([], {"study": {"points": [{"seed": 3}], "seeds": 2}}, "leave one of the two out"),
         ([], {"study": {"grid": {"ranks_per_run": ["two"]}}}, "must be a whole number of ranks"),
     ],
 )  # fmt: skip
@@ -196,3 +196,8 @@ def test_a_larger_grid_extends_a_study_and_a_smaller_or_other_one_does_not() -> 
     with pytest.raises(UserError, match=r"another configuration: client.batch_size was 32 and is 64"):
         points.refuse_lost(before, make("client.lr=1,2", overrides=["client.batch_size=64"]), Path("x"))
     points.refuse_lost(before, make("client.lr=1,2", overrides=["rounds=50"]), Path("x"))
+
+
+def test_a_study_of_one_point_is_told() -> None:
+    assert make().notes == ("no key varies, so that the study has one point; add values such as client.lr=1e-4,1e-3, or --seeds N",)
+    assert make(seeds=2).notes == make("client.lr=0.1").notes == ()

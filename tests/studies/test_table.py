@@ -91,6 +91,14 @@ def test_a_whole_number_is_found_as_a_number_but_not_as_true() -> None:
     assert differences({"a": True}, groups) == [0, 0, "reference"]
 
 
+def test_a_key_that_a_setting_lacks_is_null_for_a_reference() -> None:
+    rows = [{"attack.name": "zero"}, {}, {"attack.name": None, "lr": 1}, {"attack.name": "zero", "lr": 1}]
+    groups = settings([point(0.5, keys | {"seed": 0}) for keys in rows])
+    assert differences({"attack.name": None}, groups) == [0, "reference", "reference", 0]
+    with pytest.raises(UserError, match=r"no setting has attack.name=one \(zero, null\)"):
+        table.against(groups, {"attack.name": "one"})
+
+
 def test_numbers_of_pairs_are_those_of_common_seeds() -> None:
     rows = made_studies.points()
     del rows[0]  # flora 0.01, seed 0

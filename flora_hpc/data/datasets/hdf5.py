@@ -30,7 +30,7 @@ CURES = {  # type or kind of images: how they become uint8
 class Options(DatasetOptions):
     """The file."""
 
-    path: Path = Field(description="the HDF5 file")
+    path: Path = Field(examples=["FILE.h5"], description="the HDF5 file")
 
 
 def build(options: Options) -> Dataset:

@@ -27,7 +27,10 @@ UNLABELLED = ("unlabeled", "unlabelled", "unsup")  # names of folders of images 
 class Options(DatasetOptions):
     """The folder, and the names of its classes."""
 
-    path: Path = Field(description="the folder; test images are those of its folder test, val or valid beside train, or are drawn")
+    path: Path = Field(
+        examples=["FOLDER"],
+        description="the folder; test images are those of its folder test, val or valid beside train, or are drawn",
+    )
     names: Path | None = Field(
         None, description="a JSON or YAML file, folder of a class: how captions write it; by default _ and - become spaces"
     )

@@ -25,7 +25,8 @@ class Options(DatasetOptions):
     """The files, and their columns of images and captions."""
 
     path: Path = Field(
-        description="a .csv, .tsv or .jsonl file; or .tar shards: one, their folder, or a pattern: 'cc-{000..331}.tar'"
+        examples=["FILE.csv"],
+        description="a .csv, .tsv or .jsonl file; or .tar shards: one, their folder, or a pattern: 'cc-{000..331}.tar'",
     )
     test_path: Path | None = Field(None, description="pairs for testing alone, of any of these forms; otherwise some are drawn")
     caption: str | None = Field(None, description="leave this out: every image of pairs brings its own")

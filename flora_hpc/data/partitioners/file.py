@@ -27,14 +27,14 @@ class Options(PartitionOptions):
     """The file."""
 
     num_clients: int | None = Field(  # type: ignore[assignment]  # the others need a number
-        None, ge=1, le=10**12, description="registered clients: those of the file, so leave it away or give the same number"
+        None, ge=1, le=10**12, description="registered clients: those of the file, so leave it out or give the same number"
     )
     path: Path = Field(description="a table (CSV) with a column client, and a column row or image")
 
     @model_validator(mode="after")
     def _clients_are_those_of_the_file(self) -> Self:
         if self.examples_per_client is not None:
-            raise ValueError("partition.examples_per_client: the file says which images each client holds; leave it away")
+            raise ValueError("partition.examples_per_client: the file says which images each client holds; leave it out")
         return self
 
 
@@ -52,7 +52,7 @@ def build(options: Options, images: Images) -> Partitioner:
     if options.num_clients not in (None, num_clients):
         raise UserError(
             f"partition.num_clients: {options.num_clients:,} clients, but {table.path} has {num_clients:,}; "
-            f"leave it away (null), or set it to {num_clients}"
+            f"leave it out (null), or set it to {num_clients}"
         )
     is_train = keys >= 0
     owner, line = np.full(len(images), NOBODY), np.full(len(images), len(keys))
