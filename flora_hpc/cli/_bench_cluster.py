@@ -8,17 +8,19 @@ import typer
 from rich.console import Console
 
 from flora_hpc import configfile, extras, rundir
+from flora_hpc.bench import quiet
 from flora_hpc.bench.head import head
 from flora_hpc.cli import _fom
 from flora_hpc.cli._args import AsJson
-from flora_hpc.cli._bench_page import columns, page, print_result, progress_printer
+from flora_hpc.cli._bench_page import BEWARE, columns, page, print_result, progress_printer
 from flora_hpc.cli._job import job
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import Communicator, send_to_all, together
-from flora_hpc.errors import at_home
-from flora_hpc.records.views import seconds
+from flora_hpc.errors import UserError, at_home
+from flora_hpc.records.views import count, seconds
 
 PAGE = "cluster.html"
+LEAST = 1e-6  # share of a class
 
 
 def cluster(
@@ -27,7 +29,7 @@ def cluster(
         bool, typer.Option("--weak/--strong", help="work that grows with the nodes, or the same work on more of them")
     ] = False,
     fraction: Annotated[
-        float, typer.Option(min=1e-6, max=1, help="share of the class's clients, for machines too small; the result says so")
+        float, typer.Option(help="share of the class's clients, at most 1, for machines too small; the result says so")
     ] = 1.0,
     repeats: Annotated[int, typer.Option(min=5, help="rounds that count, after a warm-up")] = 5,
     out: Annotated[
@@ -42,13 +44,15 @@ def cluster(
 
     Exit code 1: the result is invalid, and the last line names the rank or node that differed first.
     """
+    load = quiet.load()  # before torch is imported, which is work
     from flora_hpc.bench.cluster import classes
 
+    refuse_fraction(fraction)
     work = classes.Work(classes.find(class_), weak, fraction, repeats, configfile.comm_with(backend))
     me = launch.detect()
     folder = at_home(out, key="--out") if out is not None else rundir.new(f"cluster-{work.of.name}")
     with job(me, work.comm) as ranks:
-        result = measure_and_write(work, ranks, me, folder)
+        result = measure_and_write(work, ranks, me, folder, load)
         valid = send_to_all(ranks, str(result["valid"] if result else "").encode()) == b"True"
     if result is not None:
         if fom:
@@ -59,13 +63,20 @@ def cluster(
         raise typer.Exit(1)
 
 
-def measure_and_write(work: Any, ranks: Communicator, me: launch.Launch, folder: Path) -> dict[str, Any] | None:
+def refuse_fraction(fraction: float) -> None:
+    """Raise UserError for a share of a class that is none."""
+    if not LEAST <= fraction <= 1:
+        limit = f"most 1, not {fraction:g}" if fraction > 1 else f"least {LEAST:g}, not {fraction:g}"
+        raise UserError(f"--fraction: must be at {limit}")
+
+
+def measure_and_write(work: Any, ranks: Communicator, me: launch.Launch, folder: Path, load: float | None) -> dict[str, Any] | None:
     """Measure, and write result.json and the page on rank 0, which gets the result."""
     from flora_hpc.bench.cluster import measure, result  # torch takes seconds to import
 
     progress = progress_printer(me)
     together(ranks, lambda: result.refuse_used(folder) if ranks.rank == 0 else None)
-    body = measure.measure(work, ranks, me, folder, progress)
+    body = measure.measure(work, ranks, me, folder, progress, load)
 
     def write() -> dict[str, Any] | None:
         if body is None:
@@ -92,7 +103,7 @@ def write_page(folder: Path, whole: dict[str, Any], progress: Callable[[str], No
 def show(console: Console, result: dict[str, Any]) -> None:
     """Print the number, the curve, and the checks."""
     of, unit = result["class"], result["unit"]
-    share = "" if of["fraction"] == 1 else f", {of['fraction']:.4g} of its clients: not the class"
+    share = "" if of["fraction"] == 1 else f", {of['fraction']:.4g} of its clients: a share, not comparable with the whole class"
     title = f"class {of['name']} (version {of['version']}), {of['scaling']} scaling{share}"
     headings = ["ranks", "clients", "a round", "updates\nper second", "efficiency", "95 %"]
     table = columns([], [*(["nodes"] if unit == "node" else []), *headings])
@@ -118,7 +129,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
         lines.append(f"[bold red]INVALID[/]  {result['culprit']}")
     notes = {("passed  " if check["passed"] else "FAILED  ") + check["name"]: check["text"] for check in result["checks"]}
     place = result["topology"]
-    many = [f"{place[f'num_{what}s']} {what}{'s' * (place[f'num_{what}s'] > 1)}" for what in ("rank", "node")]
-    notes["machine"] = f"{' on '.join(many)}, backend {place['backend']}, started by {place['launcher']}"
-    spread = {f"{row['units']} {unit}s": [row["round_seconds"][key] for key in ("low", "high")] for row in result["curve"]}
-    page(console, title, table, lines, notes, spread)
+    many = [count(place[f"num_{what}s"], what) for what in ("rank", "node")]
+    notes["machine"] = f"{' on '.join(many)}, backend {place['backend']}, {launch.started(place['launcher'])}"
+    if result["warnings"]:
+        notes[BEWARE] = "\n".join(result["warnings"])
+    page(console, title, table, lines, notes)

@@ -78,7 +78,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         return
     ranks, hosts = result["world_size"], result["num_hosts"]
     where = f"{ranks} rank{'s' * (ranks > 1)} on {hosts} host{'s' * (hosts > 1)}"
-    title = f"{where}, backend {result['backend']}, started by {result['launcher']}"
+    title = f"{where}, backend {result['backend']}, {launch.started(result['launcher'])}"
     table = columns([], ["bytes", "ours", "library", "ratio", "difference", "bus"], no_wrap=True)
     for row in result["sizes"]:
         raw, rate = row["raw_seconds"], row["ours_bus_bytes_per_second"]

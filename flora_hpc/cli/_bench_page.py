@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from flora_hpc import configfile
+from flora_hpc.bench import quiet
 from flora_hpc.bench.head import head
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import Config
 
 BEWARE = "beware"
-BUSY = 1.2  # upper over lower quartile of repeats; on an idle machine they are alike
 
 
 def progress_printer(me: Launch | None = None) -> Callable[[str], None]:
@@ -100,5 +100,5 @@ def machine(result: Mapping[str, Any]) -> str:
 
 def beware(spread: Mapping[str, float]) -> dict[str, str]:
     """A remark on repeats that differ more than on a quiet machine: name -> highest over lowest; empty when none do."""
-    busy = [f"{name} {factor:.2g} times" for name, factor in spread.items() if factor > BUSY]
-    return {BEWARE: f"repeats differ ({', '.join(busy)}): the machine was busy; measure again when it is quiet"} if busy else {}
+    text = "\n".join(quiet.unsteady(spread))
+    return {BEWARE: text} if text else {}

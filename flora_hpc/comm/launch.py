@@ -92,6 +92,11 @@ def _tasks_on_this_node(text: str, node: str) -> str:
     return counts[int(node)] if node.isdigit() and int(node) < len(counts) else ""
 
 
+def started(launcher: str) -> str:
+    """How processes were started, for people."""
+    return "started alone" if launcher == "none" else f"started by {launcher}"
+
+
 ADVICE = {
     "none": "start it with mpiexec, torchrun or srun, or set comm.backend: serial",
     "torchrun": "set comm.backend: gloo (or nccl, with one GPU per rank)",

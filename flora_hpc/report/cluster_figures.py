@@ -1,4 +1,4 @@
-"""Figures of a cluster benchmark: updates a second and efficiency by size, where the time goes, seconds of work by node."""
+"""Figures of a cluster benchmark: updates a second and efficiency by size, seconds of work by node."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from flora_hpc.report.style import BLUE, DENSE_BLUE, GREY, HALF, INK, ORANGE, PHASES, WIDE, new, shade_key, shades
+from flora_hpc.report.style import BLUE, DENSE_BLUE, GREY, HALF, INK, ORANGE, new, shade_key, shades
 
 MOST_BARS = 64  # nodes with a bar each; more are drawn as a line of sorted values
-REST = "#c9ced6"
 
 
 def curve(result: Mapping[str, Any]) -> Figure:
@@ -52,25 +51,6 @@ def efficiency(result: Mapping[str, Any]) -> Figure:
     axes.set_ylim(0, max(112.0, 105 * max(each["high"] for each in values)))
     axes.set_xlabel(f"{result['unit']}s")
     axes.set_ylabel("% of the smallest size's rate")
-    return figure
-
-
-def phases(result: Mapping[str, Any]) -> Figure:
-    """The phases of a round on the largest size, as parts of one bar."""
-    figure, axes = new(WIDE, 1.35)
-    left = 0.0
-    for name, row in result["phases"].items():
-        width = 100 * max(0.0, row["share"])
-        axes.barh(0, width, left=left, height=0.8, color=PHASES.get(name, REST), label=f"{name} {row['share']:.1%}")
-        if width > 6:
-            axes.text(left + width / 2, 0, name, ha="center", va="center", color="#1b1f24")
-        left += width
-    axes.set_xlim(0, left)
-    axes.set_yticks([])
-    axes.grid(False)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("% of a round")
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=9, handlelength=0.9, columnspacing=1.0)
     return figure
 
 

@@ -1,13 +1,14 @@
 """The page to hand over about a cluster benchmark, from its result.json. `cluster.html` is its template."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure as Picture
 from rich.filesize import decimal
 
-from flora_hpc.records.views import seconds
-from flora_hpc.report import cluster_figures, svg, template
+from flora_hpc.comm.launch import started
+from flora_hpc.records.views import count, seconds
+from flora_hpc.report import cluster_figures, phase_bar, svg, template
 from flora_hpc.report.page import Figure
 from flora_hpc.report.style import styled
 
@@ -25,6 +26,8 @@ def make(result: Mapping[str, Any]) -> str:
             "cluster.html",
             heading=f"Cluster benchmark: class {of['name']}, {of['scaling']} scaling",
             result=result,
+            warnings=result.get("warnings", []),
+            clients=count(result["inputs"]["clients"], "client"),
             purpose=PURPOSE[of["scaling"]],
             headlines=headlines(result),
             sections=sections(result),
@@ -38,20 +41,17 @@ def make(result: Mapping[str, Any]) -> str:
 def headlines(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What stands in the boxes: name, value, remark."""
     place = result["topology"]
-    size = f"{place['num_nodes']:,} node{'s' * (place['num_nodes'] > 1)}"
-    rows = [("Machine", size, f"{place['num_ranks']:,} rank{'s' * (place['num_ranks'] > 1)}, {place['backend']}")]
+    rows = [("Machine", count(place["num_nodes"], "node"), f"{count(place['num_ranks'], 'rank')}, {place['backend']}")]
     if not result["curve"]:
         return rows
     number, last = result["number"], result["curve"][-1]
     rate = f"{number['value']:,.0f}"
     rows.insert(0, ("Client updates a second", rate, f"95 %: {number['low']:,.0f} to {number['high']:,.0f}"))
-    rows.insert(1, ("A round", seconds(last["round_seconds"]["median"]), f"{last['clients']:,} clients"))
+    rows.insert(1, ("A round", seconds(last["round_seconds"]["median"]), count(last["clients"], "client")))
     if len(result["curve"]) > 1:
-        first = result["curve"][0]["units"]
+        first = count(result["curve"][0]["units"], result["unit"])
         each = last["efficiency"]
-        interval = (
-            f"{last['units']} against {first} {result['unit']}{'s' * (first > 1)}, 95 %: {each['low']:.0%} to {each['high']:.0%}"
-        )
+        interval = f"{last['units']:,} against {first}, 95 %: {each['low']:.0%} to {each['high']:.0%}"
         rows.append(("Efficiency", f"{each['value']:.1%}", interval))
     return rows
 
@@ -61,11 +61,8 @@ def sections(result: Mapping[str, Any]) -> dict[str, list[Figure]]:
     if not result["curve"]:
         return {}
     unit, slowest = result["unit"], result["slowest"]
-    figures = {
-        "Where the time of a round goes": [
-            figure("phases", "Phases on the largest size", PHASES_TEXT, cluster_figures.phases, result)
-        ]
-    }
+    bar = Figure("phases", "wide", "Phases on the largest size", PHASES_TEXT, phase_bar.draw(result["phases"]))
+    figures = {"Where the time of a round goes": [bar]}
     if len(result["curve"]) > 1:
         text = (
             f"Parts of one size measured at once, so that all {unit}s work at every point. Dashed: the smallest size, without loss."
@@ -149,14 +146,16 @@ def machine(result: Mapping[str, Any]) -> dict[str, str]:
     place, start = result["topology"], result["start_up_seconds"]
     first = place["nodes"][0]
     return {
-        "processor": f"{first['cpu']}, {first['cores_of_rank']} cores and {first['threads_of_rank']} threads a rank",
+        "processor": f"{first['cpu']}, "
+        f"{count(first['cores_of_rank'], 'core')} and {count(first['threads_of_rank'], 'thread')} a rank",
+        "load before the start": loads(place["nodes"]),
         "GPU": first["gpu"] or "none",
         "memory of a node": decimal(first["memory"]),
         "peak memory of a rank": decimal(result["peak_memory_bytes"]),
         "start-up": f"{seconds(start['to_ranks_connected'])} until the ranks met, {seconds(start['model_and_features'])} "
-        f"for model and features ({start['images_encoded']:,} images encoded)",
-        "started by": f"{place['launcher']}, backend {place['backend']}",
-        "command": result["command"],
+        f"for model and features ({count(start['images_encoded'], 'image')} encoded)",
+        "backend": place["backend"],
+        "command": command(result),
         "measured": f"{result['time']}, on {result['host']}",
         "program": ", ".join(f"{name} {text}" for name, text in result["versions"].items() if text),
         "commit": result["commit"] or "an installed package",
@@ -164,6 +163,27 @@ def machine(result: Mapping[str, Any]) -> dict[str, str]:
         "clocks and power": ", ".join(f"{name} {text}" for name, text in result["clocks"].items()) or "not readable",
         "digest after the last round": last_digest(result),
     }
+
+
+def command(result: Mapping[str, Any]) -> str:
+    """The command of each rank, and what started how many of it: a launcher's own options are not known."""
+    place = result["topology"]
+    ranks, nodes = place["num_ranks"], place["num_nodes"]
+    how = {
+        "none": "",
+        "torchrun": f" (torchrun, --nnodes {nodes} --nproc-per-node {ranks // nodes})",
+        "slurm": f" (srun -N {nodes} -n {ranks})",
+    }.get(place["launcher"], f" (mpiexec -n {ranks})")
+    where = f"{count(ranks, 'rank')} on {count(nodes, 'node')}"
+    return f"{result['command']}; {where}, {started(place['launcher'])}{how}"
+
+
+def loads(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """The highest load average of a node over the minute before the ranks worked, beside the cores of the node."""
+    busiest = max((node for node in nodes if node.get("load") is not None), key=lambda node: node["load"], default=None)
+    if busiest is None:
+        return "not recorded"
+    return f"{busiest['load']:.2f} on {count(busiest['cores'], 'core')}" + (f" of {busiest['host']}" if len(nodes) > 1 else "")
 
 
 def last_digest(result: Mapping[str, Any]) -> str:

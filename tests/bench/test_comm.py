@@ -67,7 +67,7 @@ def test_the_table_for_people() -> None:
     assert result.exit_code == 0, result.exception
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "1 rank on 1 host, backend serial, started by none"
+    assert lines[0] == "1 rank on 1 host, backend serial, started alone"
     assert [line.split()[0] for line in lines if line.strip().startswith(("1,024", "98,312"))] == ["1,024", "98,312"]
     assert "one process has nobody to add up with" in " ".join(result.stdout.split())
 

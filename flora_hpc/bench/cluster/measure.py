@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from flora_hpc import experiment, forecast
-from flora_hpc.bench import links
+from flora_hpc.bench import links, quiet
 from flora_hpc.bench.cluster import curve, parts, surround, verdict
 from flora_hpc.bench.cluster.classes import VERSION, Work
 from flora_hpc.bench.cluster.parts import Units
@@ -19,6 +19,7 @@ from flora_hpc.comm import devices
 from flora_hpc.comm.communicator import Communicator, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.errors import UserError
+from flora_hpc.records.views import count
 
 RESULT_SCHEMA = 1
 MOST_BYTES = 2**26  # of a link's measurement: full fine-tuning sends gigabytes, and its rounds show them
@@ -58,14 +59,17 @@ class Bench:
         return [text.decode() for text in texts or []]
 
 
-def measure(work: Work, world: Communicator, launch: Launch, out: Path, say: Say = lambda text: None) -> dict[str, Any] | None:
+def measure(
+    work: Work, world: Communicator, launch: Launch, out: Path, say: Say = lambda text: None, load: float | None = None
+) -> dict[str, Any] | None:
     """Measure the class, and judge the result: on rank 0 everything but the head, None elsewhere. All ranks of `world` call this.
 
-    `out` gets run.h5 of the largest size. Raises UserError, on every rank, for nodes that differ and for too little memory.
+    `out` gets run.h5 of the largest size. `load` is that of `quiet.load` before this process worked.
+    Raises UserError, on every rank, for nodes that differ and for too little memory.
     """
     device = together(world, lambda: devices.pick(launch, work.comm))
     near = devices.find_neighbours(world, launch, device)
-    units = Units(parts.spots(world, launch.local_rank, device, near))
+    units = Units(parts.spots(world, launch.local_rank, device, near, load))
     parts.refuse_unlike(units)
     sizes = parts.sizes(units.count, work.of.smallest)
     together(world, lambda: refuse_little_memory(work, units, sizes, device.type == "cuda") if world.rank == 0 else None)
@@ -99,13 +103,13 @@ def measured_links(bench: Bench, num_bytes: int) -> dict[str, Any]:
 def play_all(bench: Bench, sizes: list[int], out: Path) -> Plays:
     """Play the rounds that each rank plays alone, then each size, then the proof on each size."""
     work, what = bench.work, "node" if bench.units.are_nodes else "rank"
-    bench.say(f"each rank alone: {work.probe_clients} clients, one round")
+    bench.say(f"each rank alone: {count(work.probe_clients, 'client')}, one round")
     probes = bench.alone()
     rounds, proofs = {}, {}
     for size in sizes:
         clients, number = work.clients(size), bench.units.count // size
-        where = f"{size} {what}{'s' * (size > 1)}" + (f", {number} times at once" if number > 1 else "")
-        bench.say(f"{clients:,} clients on {where}: {work.rounds} rounds")
+        where = count(size, what) + (f", {number} times at once" if number > 1 else "")
+        bench.say(f"{count(clients, 'client')} on {where}: {work.rounds} rounds")
         rounds[size] = bench.size(size, clients, work.rounds, out if size == sizes[-1] else None)
         proofs[size] = bench.size(size, work.clients(sizes[0]), 1)
     return Plays(probes, rounds, proofs, strong=not work.weak)
@@ -134,6 +138,7 @@ def result_of(bench: Bench, plays: Plays, start_up: dict[str, float], backend: s
     largest = plays.curve[max(plays.curve)][0]
     complete = all(part.seconds for of_size in plays.curve.values() for part in of_size)
     rows = curve.curve(plays.curve, units) if complete else []
+    unit, place = "node" if units.are_nodes else "rank", topology(bench, backend)
     return {
         "result_schema": RESULT_SCHEMA,
         "class": {
@@ -145,8 +150,9 @@ def result_of(bench: Bench, plays: Plays, start_up: dict[str, float], backend: s
             "repeats": work.repeats,
         },
         **judged.as_dict(),
+        "warnings": quiet.warnings(rows, place["nodes"], unit),
         "number": {"unit": "client updates per second", **(rows[-1]["client_updates_per_second"] if rows else {})},
-        "unit": "node" if units.are_nodes else "rank",
+        "unit": unit,
         "curve": rows,
         "phases": curve.phases(largest) if complete else {},
         "slowest": curve.slow(largest, units) if complete else {},
@@ -158,7 +164,7 @@ def result_of(bench: Bench, plays: Plays, start_up: dict[str, float], backend: s
             "rounds": {str(size): [part.digests for part in of_size] for size, of_size in plays.curve.items()},
         },
         "start_up_seconds": start_up,
-        "topology": topology(bench, backend),
+        "topology": place,
         "settings": surround.settings(),
         "clocks": surround.clocks(),
     }
@@ -173,6 +179,8 @@ def topology(bench: Bench, backend: str) -> dict[str, Any]:
             "host": first[name].host,
             "ranks": [rank for rank, spot in enumerate(spots) if spot.node == name],
             "cpu": first[name].cpu,
+            "cores": first[name].node_cores,
+            "load": first[name].load,
             "cores_of_rank": first[name].cores,
             "threads_of_rank": first[name].threads,
             "memory": first[name].memory,

@@ -28,10 +28,14 @@ class Spot:
     memory: int  # bytes of the node; 0 where it is unknown
     gpu: str  # model; empty for a rank that computes on the processor
     gpu_memory: int  # bytes of the rank's share of its GPU; 0 without one
+    node_cores: int  # of the node, of which the rank may use a part
+    load: float | None  # average of the node over the minute before the rank worked
 
 
-def spots(world: Communicator, local_rank: int, device: torch.device, near: devices.Neighbours) -> list[Spot]:
-    """Every rank's spot, by rank, on every rank. All ranks call this."""
+def spots(
+    world: Communicator, local_rank: int, device: torch.device, near: devices.Neighbours, load: float | None = None
+) -> list[Spot]:
+    """Every rank's spot, by rank, on every rank. All ranks call this; `load` is that of `quiet.load` at their start."""
     machine = node()
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     own = Spot(
@@ -44,6 +48,8 @@ def spots(world: Communicator, local_rank: int, device: torch.device, near: devi
         machine.memory_limit_bytes or machine.memory_bytes or 0,
         properties.name if properties else "",
         properties.total_memory // near.ranks_per_gpu if properties else 0,
+        machine.num_cores,
+        load,
     )
     return [Spot(**json.loads(text)) for text in world.allgather(json.dumps(asdict(own)).encode())]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from flora_hpc.bench.cluster.parts import Units
 from flora_hpc.bench.cluster.play import Played
+from flora_hpc.records.views import count
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def ranks_alone(probes: Sequence[str], units: Units) -> Check:
     """Every rank played the same small round alone."""
     odd = odd_ones(probes)
     if not odd:
-        return Check("each rank alone", True, f"{len(probes)} rank{'s' * (len(probes) > 1)}, one digest: {probes[0]}")
+        return Check("each rank alone", True, f"{count(len(probes), 'rank')}, one digest: {probes[0]}")
     names = ", ".join(units.rank_name(rank) for rank in odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
     tie = "; with two ranks either may be wrong" if len(probes) == 2 else ""
     return Check("each rank alone", False, f"{names}: another digest than the other ranks for the same clients, played alone{tie}")
@@ -117,14 +118,17 @@ def same_digests(plays: Plays, units: Units) -> Check:
         if len({tuple(part.digests) for part in of_size}) > 1:
             odd = odd_ones([" ".join(part.digests) for part in of_size])
             return Check("same digests", False, f"{place(of_size[odd[0]], units, size)}: another digest than parts of its size")
-    what, on = "nodes" if units.are_nodes else "ranks", " and ".join(map(str, sorted(plays.curve)))
-    return Check("same digests", True, f"{number} runs, on {on} {what}: one digest for each round")
+    *smaller, largest = sorted(plays.curve)
+    on = " and ".join([*map(str, smaller), count(largest, "node" if units.are_nodes else "rank")])
+    return Check("same digests", True, f"{count(number, 'run')}, on {on}: one digest for each round")
 
 
 def none_rejected(plays: Plays) -> Check:
     """No client's update was left out of the average."""
     number = sum(part.num_rejected for _, _, part in parts(plays))
-    return Check("nobody rejected", number == 0, f"{number} updates were not finite or far too large")
+    return Check(
+        "nobody rejected", number == 0, f"{count(number, 'update')} {'was' if number == 1 else 'were'} not finite or far too large"
+    )
 
 
 def accuracy_fits(plays: Plays, band: tuple[float, float]) -> Check:
@@ -132,7 +136,7 @@ def accuracy_fits(plays: Plays, band: tuple[float, float]) -> Check:
     values = [part.accuracy for of_size in plays.curve.values() for part in of_size]
     passed = all(band[0] <= value <= band[1] for value in values)
     numbers = [value for value in values if value == value]
-    ended = f"; {len(values) - len(numbers)} parts ended before" if len(numbers) < len(values) else ""
+    ended = f"; {count(len(values) - len(numbers), 'part')} ended before" if len(numbers) < len(values) else ""
     span = f"{min(numbers):.3f} to {max(numbers):.3f}" if numbers else "not measured"
     return Check("accuracy", passed, f"{span}, the class's band is {band[0]:g} to {band[1]:g}{ended}")
 

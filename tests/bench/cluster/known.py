@@ -7,7 +7,7 @@ from flora_hpc.records.views import PHASES
 
 def units_of(*hosts: str) -> Units:
     """A world whose ranks work on these hosts."""
-    return Units([Spot(f"id {host}", host, 0, "Fast CPU", 8, 4, 64 * 10**9, "", 0) for host in hosts])
+    return Units([Spot(f"id {host}", host, 0, "Fast CPU", 8, 4, 64 * 10**9, "", 0, 16, 0.25) for host in hosts])
 
 
 def one_node(num_ranks: int) -> Units:

@@ -1,6 +1,7 @@
 """The whole benchmark on two ranks, small: a valid result, and a flipped bit that is told."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from flora_hpc.bench import quiet
 from flora_hpc.bench.cluster import classes, measure, result
 from flora_hpc.bench.cluster.flip import VARIABLE
 from flora_hpc.cli import app
@@ -19,6 +21,7 @@ from tests.bench.cluster.known import one_node
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["bench", "cluster", "--class", "T", "--fraction", "0.008"]  # eight clients
+BUSY_LOAD = 3.0 * (os.cpu_count() or 1)
 
 
 def first_failure(text: dict[str, Any]) -> str:
@@ -27,9 +30,12 @@ def first_failure(text: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A result of one process."""
+    """A result of one process on a busy machine; what was printed lies beside its directory."""
     out = tmp_path_factory.mktemp("cluster") / "one"
-    done = CliRunner().invoke(app, [*SMALL, "--out", str(out)], env={"COLUMNS": "80"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quiet, "load", lambda: BUSY_LOAD)
+        done = CliRunner().invoke(app, [*SMALL, "--out", str(out)], env={"COLUMNS": "80"})
+    (out.parent / "terminal.txt").write_text(done.stdout)
     assert done.exit_code == 0, done.output
     assert "VALID" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -46,6 +52,18 @@ def test_the_result_of_one_process(valid: Path) -> None:
     assert whole["curve"][0]["repeat_round_seconds"] == [rounds["round_seconds"][1 + classes.WARM :].tolist()]
     assert whole["number"]["value"] == pytest.approx(8 / whole["curve"][0]["round_seconds"]["median"])
     assert whole["phases"]["train"]["median"] > 0
+
+
+def test_a_busy_machine_is_told_in_the_result_the_page_and_the_terminal(valid: Path) -> None:
+    """The load of the fixture is 3 a core."""
+    whole = result.read(valid)
+    (node,) = whole["topology"]["nodes"]
+    assert (node["cores"], node["load"]) == (os.cpu_count(), BUSY_LOAD)
+    assert whole["warnings"][0].startswith(f"load before the start: {BUSY_LOAD:.1f} on ")
+    page, text = (valid / "cluster.html").read_text(), " ".join((valid.parent / "terminal.txt").read_text().split())
+    for sentence in whole["warnings"]:
+        assert sentence in page
+        assert sentence in text
 
 
 def test_a_directory_with_a_result_is_refused(valid: Path) -> None:
@@ -102,6 +120,13 @@ def test_too_little_memory_is_said_before(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(measure.forecast, "plan", lambda *rest: type("Plan", (), {"memory_bytes": {"weights": 33 * 10**9}}))
     with pytest.raises(UserError, match=r"class T: a rank needs about 33.0 GB of memory with 2 on a node, but has 32.0 GB; start"):
         measure.refuse_little_memory(work, units, [1, 2], on_gpu=False)
+
+
+@pytest.mark.parametrize(("share", "limit"), [("2", "most 1, not 2"), ("0", "least 1e-06, not 0"), ("nan", "least 1e-06, not nan")])
+def test_a_share_out_of_range_is_refused(share: str, limit: str) -> None:
+    error = CliRunner().invoke(app, ["bench", "cluster", "--class", "T", "--fraction", share]).exception
+    assert isinstance(error, UserError)
+    assert str(error) == f"--fraction: must be at {limit}"
 
 
 def test_unknown_classes_are_refused_before_anything_starts() -> None:

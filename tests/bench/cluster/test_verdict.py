@@ -76,8 +76,9 @@ def test_weak_scaling_compares_the_proofs_and_parts_of_one_size() -> None:
     ("change", "said"),
     [
         ({"num_rejected": 3}, "3 updates were not finite or far too large"),
+        ({"num_rejected": 1}, "1 update was not finite or far too large"),
         ({"accuracy": 0.4}, "0.400 to 0.900, the class's band is 0.5 to 1"),
-        ({"accuracy": float("nan")}, "0.900 to 0.900, the class's band is 0.5 to 1; 1 parts ended before"),
+        ({"accuracy": float("nan")}, "0.900 to 0.900, the class's band is 0.5 to 1; 1 part ended before"),
     ],
 )
 def test_rejected_clients_and_accuracies_outside_of_the_band(change: dict[str, float], said: str) -> None:

@@ -15,7 +15,7 @@ def whole(seconds: tuple[float, ...] = (2.0, 2.0, 2.0), name: str = "T", **of: A
     plays = {1: [played([0], seconds=(3, 3, 3)), played([1], seconds=(3, 3, 3))], 2: [played([0, 1], seconds=seconds)]}
     judged = verdict.judge(Plays(["x", "x"], plays, plays, True), units, (0.5, 1.0))
     rows = curve.curve(plays, units)
-    node = {"cpu": "Fast CPU", "cores_of_rank": 8, "threads_of_rank": 4, "memory": 64 * 10**9, "gpu": ""}
+    node = {"cpu": "Fast CPU", "cores": 16, "load": 0.25, "cores_of_rank": 8, "threads_of_rank": 4, "memory": 64 * 10**9, "gpu": ""}
     work = classes.Work(classes.find(name))
     result = {
         **head("cluster", ["bench", "cluster"]),
@@ -24,6 +24,7 @@ def whole(seconds: tuple[float, ...] = (2.0, 2.0, 2.0), name: str = "T", **of: A
         "result_schema": 1,
         "class": {"name": name, "version": 1, "digest": work.of.digest, "scaling": "strong", "fraction": 1.0, "repeats": 5} | of,
         **judged.as_dict(),
+        "warnings": [],
         "number": {"unit": "client updates per second", **rows[-1]["client_updates_per_second"]},
         "unit": "node",
         "curve": rows,
