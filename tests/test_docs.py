@@ -98,6 +98,22 @@ def test_the_reference_of_commands_has_every_option() -> None:
     assert "auto&#124;live&#124;plain" in text
 
 
+def test_a_column_without_any_cell_is_left_out() -> None:
+    assert reference.table(("key", "unit", "meaning"), [("a", "", "x"), ("b", "", "")]) == (
+        "| key | meaning |\n| --- | --- |\n| a | x |\n| b |  |\n"
+    )
+
+
+def test_tables_of_text_name_the_column_of_each_cell_and_those_of_numbers_do_not() -> None:
+    hooks = pytest.importorskip("tools.site.hooks")
+    text = "<table><tr><th>key</th><th>type</th><th></th></tr><tr><td>a</td><td>b</td><td>c</td></tr></table>"
+    row = '<td data-label="key">a</td><td data-label="type">b</td><td data-label="">c</td>'
+    assert row in hooks.on_page_content(text)
+    numbers = text.replace("<td>c", '<td style="text-align: right;">c')
+    assert hooks.on_page_content(numbers) == numbers
+    assert hooks.on_page_content("<code>-s x</code><code>a\n</code>") == '<code class="short">-s x</code><code>a\n</code>'
+
+
 # --- links
 
 
