@@ -40,8 +40,8 @@ class Layer(NamedTuple):
 def read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The content of a file on top of its `base` file, and the name of the file of each dotted key.
 
-    `path` may also be the name of a bundled configuration. The path of `base` is relative to the file. `above` has the files that
-    are built on this file.
+    `path` and `base` may also be the name of a bundled configuration. The path of `base` is relative to the file. `above` has the
+    files that are built on this file.
     """
     path = bundled.located(path)
     tree = _read(path)
@@ -52,10 +52,11 @@ def read_all(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], 
         return tree, origin
     if not isinstance(base, str):
         raise UserError(f"{path.name}: base: must be the path of one YAML file, not {shown(base)}")
-    chain = (*above, path.resolve())
-    if (path.parent / base).resolve() in chain:
+    chain, beside = (*above, path.resolve()), path.parent / base
+    of_base = beside if beside.is_file() else bundled.names().get(base, beside)
+    if of_base.resolve() in chain:
         raise UserError(f"{path.name}: base: {base} is built on this file itself; take one of the two lines out")
-    base_tree, base_origin = read_all(path.parent / base, chain)
+    base_tree, base_origin = read_all(of_base, chain)
     grid = tree.pop("study", None)  # replaces the grid of the base as a whole; its keys have dots of their own
     values = dotted(tree)
     replaced = {key: value for key, value in values.items() if key.count(".") == 1 or not isinstance(value, dict)}

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from rich.filesize import decimal
 
-from flora_hpc import experiment, firststep, footprint
+from flora_hpc import building, experiment, firststep, footprint
 from flora_hpc.clip import precision, weights
 from flora_hpc.clip.load import Clip
 from flora_hpc.clip.towers import images_at_once, num_image_positions
@@ -109,7 +109,7 @@ def plan(
     clients = setup.schedule.clients(1)
     sizes, groups = setup.holdings.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
     largest = max(len(group) for rank_groups in groups for group in rank_groups)
-    choice, load = experiment.group_size(config, dataset, built.clip, method, setup.holdings, room, setup.federation)
+    choice, load = building.group_size(config, dataset, built.clip, method, setup.holdings, room, setup.federation)
     on_gpu = torch.device("cuda" if gpus_per_node else "cpu")
     traffic, remembered = footprint.traffic(setup, clients, 1), footprint.remembered(setup, groups, room.num_bytes)
     return Plan(

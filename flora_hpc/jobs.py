@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flora_hpc import embed, evaluate, experiment
+from flora_hpc import building, embed, evaluate, experiment
 from flora_hpc.clip import adapters
 from flora_hpc.clip import identity as model_identity
 from flora_hpc.clip.load import Clip, load
@@ -66,7 +66,7 @@ def build_for_test(config: Config, device: torch.device) -> tuple[Dataset, Clip,
     images, clip = experiment.dataset(config), load(config.model, config.seed, device)
     checks.refuse_alike(images)
     one_client = holdings.Partition(images.train, np.array([0, len(images.train)]))
-    return images, clip, experiment.build_method(config.method, config.model.precision, images, clip, one_client)
+    return images, clip, building.build_method(config.method, config.model.precision, images, clip, one_client)
 
 
 def inputs_for_test(dataset: Dataset, method: Method, work: embed.Work) -> tuple[Dataset, Inputs, embed.Embedded]:

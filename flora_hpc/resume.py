@@ -65,7 +65,8 @@ class Saved:
             return lambda: None
         untested = state.tests.untested
         if untested is not None:
-            untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients)  # the next round writes into `row`
+            # copies, since the next round writes accuracies into these tables
+            untested = RoundRecord(untested.row.copy(), untested.ranks, untested.clients.copy())
         # copies, since a server's rule may change its tensors in place while a thread writes them
         point = Checkpoint(
             number, state.adapter.clone(), deepcopy(state.server), untested, parts, self._identity.all, merged=dict(state.merged)

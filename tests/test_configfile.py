@@ -450,6 +450,17 @@ def test_a_file_builds_on_its_base(tmp_path: Path) -> None:
     assert "base" not in config.to_yaml()
 
 
+def test_a_base_may_be_a_bundled_name_in_any_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    layered(folder, mine="base: quickstart\nrounds: 3")
+    config, _ = load(folder / "mine.yaml")
+    assert (config.rounds, config.partition.name) == (3, "dirichlet")
+    (folder / "quickstart").write_text("rounds: 9")  # a file beside it comes first
+    layered(folder, mine="base: quickstart")
+    assert load(folder / "mine.yaml")[0].rounds == 9
+
+
 def test_another_member_than_the_bases_drops_its_keys(tmp_path: Path) -> None:
     layered(tmp_path, base="partition: {name: dirichlet, num_clients: 7, beta: 0.3}", top="base: base.yaml\npartition: {name: iid}")
     config, _ = load(tmp_path / "top.yaml")

@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 
-from flora_hpc import cohort, configfile, experiment, firststep, trainer
+from flora_hpc import building, cohort, configfile, experiment, firststep, trainer
 from flora_hpc.clip.attention import unfuse
 from flora_hpc.clip.load import Clip, load
 from flora_hpc.comm.backends.serial import Serial
@@ -116,7 +116,7 @@ def moved(method: Method) -> torch.Tensor:
 def made_of(digits: tuple[Config, Dataset, Clip], name: str) -> Clients:
     config, _ = configfile.load(ROOT / "configs" / "quickstart.yaml", [*BASE, *METHODS[name]])
     _, dataset, clip = digits
-    setup = experiment.make_setup(config, dataset, deepcopy(clip), torch.device("cpu"), Room(2**40, gpu=False))
+    setup = building.make_setup(config, dataset, deepcopy(clip), torch.device("cpu"), Room(2**40, gpu=False))
     shape = (len(dataset.images), 3, 32, 32) if setup.method.sees == "pixels" else (len(dataset.images), 128)
     inputs = Features(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     return Clients(setup.method, setup.holdings, setup.client, inputs, setup.labels, moved(setup.method))

@@ -14,6 +14,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["loop", "jobs"],
     ["resume", "forecast"],
     ["experiment"],
+    ["building"],
     ["round"],
     ["accuracy", "footprint", "groups", "parts", "personal"],
     ["setup"],

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flora_hpc import configfile, evaluate, experiment, personal
+from flora_hpc import building, configfile, evaluate, experiment, personal
 from flora_hpc.algorithms._algorithm import Algorithm, Local
 from flora_hpc.clip.load import load
 from flora_hpc.comm.devices import Room
@@ -136,7 +136,7 @@ def test_a_clients_right_answers_do_not_depend_on_who_is_tested_beside_it(method
     data = ["data={name: digits}", "partition={name: quantity, num_clients: 5, examples_per_client: 9}", f"method={method}"]
     config, _ = configfile.load(ROOT / "configs" / "quickstart.yaml", data)
     dataset, clip = experiment.dataset(config), load(config.model, 0, torch.device("cpu"))
-    setup = experiment.make_setup(config, dataset, deepcopy(clip), torch.device("cpu"), Room(2**40, gpu=False))
+    setup = building.make_setup(config, dataset, deepcopy(clip), torch.device("cpu"), Room(2**40, gpu=False))
     features = torch.randn(len(dataset.images), 128, generator=torch.Generator().manual_seed(0))
     setup = replace(setup, inputs=Features(features, block=100))
     start = setup.method.pack(setup.method.init(np.random.default_rng(0)))

@@ -41,6 +41,16 @@ def test_words(page: dict[str, Any], seed: int) -> None:
     assert [page["words"](seed, "batches", 4, 1, client=client, count=7) for client in clients.tolist()] == expected.tolist()
 
 
+def test_every_purpose_is_on_the_page() -> None:
+    """Benchmarks and measures of how skewed a split is decide no result of a run."""
+    code = "".join(
+        path.read_text() for path in (ROOT / "flora_hpc").rglob("*.py") if path.name != "mix.py" and "bench" not in path.parts
+    )
+    calls = re.findall(r"seeds\.(?:generator|words|uniforms|permuted|Streams)\([^,()]+, *\"([a-z ]+)\"", code)
+    assert {"cohort", "attack", "records", "fresh adapter"} <= set(calls)
+    assert [purpose for purpose in set(calls) if f'"{purpose}"' not in PAGE] == []
+
+
 def test_test_images(page: dict[str, Any]) -> None:
     result = page["test_images"](LABELS, 0.3, "digits")
     np.testing.assert_array_equal(result, np.flatnonzero(draw_test(LABELS, 0.3, "digits")))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import embed, experiment, groupsize, plugins, seeds, trainer
+from flora_hpc import building, embed, experiment, groupsize, plugins, seeds, trainer
 from flora_hpc.clip.library import open_clip
 from flora_hpc.clip.load import Clip
 from flora_hpc.comm import devices
@@ -91,7 +91,7 @@ def set_up(
 
     holdings = Population(max(COHORT, clients or 0), batch_size, 0, Partitioner(draw, draw), rows)
     options = plugins.member("methods", method).Options(name=method)
-    built_method = experiment.build_method(options, precision, dataset, clip, holdings)
+    built_method = building.build_method(options, precision, dataset, clip, holdings)
     load = groupsize.load(clip, built_method, ClientConfig(batch_size=batch_size), classes)
     client_ids = np.arange(clients or groupsize.choose(COHORT, load, devices.room(device)).clients)
     work = embed.Work(clip, FeaturesConfig(store="none"), Serial(), device, num_threads)

@@ -18,7 +18,7 @@ def warnings(configs: Sequence[Config], names: Sequence[str], num_ranks: int, gp
     """
     import torch  # takes seconds
 
-    from flora_hpc import experiment
+    from flora_hpc import building, experiment
     from flora_hpc.clip import precision
     from flora_hpc.clip.load import load
     from flora_hpc.forecast import room_for, without_work
@@ -38,7 +38,7 @@ def warnings(configs: Sequence[Config], names: Sequence[str], num_ranks: int, gp
         if built is None or any(getattr(config, key) != getattr(built[0], key) for key in ("data", "model", "seed")):
             built = config, experiment.dataset(config), load(config.model, config.seed, torch.device("meta"))
         _, dataset, clip = built
-        setup = experiment.make_setup(config, dataset, clip, torch.device("meta"), room)
+        setup = building.make_setup(config, dataset, clip, torch.device("meta"), room)
         num_busy = sum(map(bool, groups_of_ranks(setup, num_ranks, 1)))
         sentences += [f"{name}: {text}" if name else text for text in without_work(setup, num_busy, num_ranks)]
     return sentences

@@ -29,14 +29,14 @@ def plan(
     ranks: Annotated[int | None, typer.Option(min=1, help="plan for this many ranks, all on one node", show_default=False)] = None,
     nodes: Annotated[int, typer.Option(min=1, help="nodes, each with --ranks-per-node ranks")] = 1,
     ranks_per_node: Annotated[
-        int | None, typer.Option(min=1, help="ranks of a node; by default one for each of --gpus, else one", show_default=False)
+        int | None, typer.Option(min=1, help="ranks of a node; by default one for each of --gpus", show_default=False)
     ] = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs per node, which ranks take in turn")] = 0,
 ) -> None:
     """Show what a run would do: clients to ranks to devices, payload and memory sizes."""
     if ranks is not None and (nodes > 1 or ranks_per_node is not None):
         raise UserError(f"--ranks {ranks}: are all on one node; give --nodes and --ranks-per-node, or --ranks alone")
-    per_node = ranks if ranks is not None else ranks_per_node or max(1, gpus if nodes > 1 else 1)
+    per_node = ranks if ranks is not None else ranks_per_node or max(1, gpus)
     use_plugins(plugin)
     resolved, notes = configfile.load(config, overrides)
     for note in notes:

@@ -222,8 +222,11 @@ def for_server(rows: Ints, num_images: int, seed: int) -> tuple[Ints, Ints]:
     """
     if num_images >= max(1, len(rows)):
         raise UserError(
-            f"server_images: {num_images:,} of {len(rows):,} training images for the server leave none for the clients; lower it"
+            f"algorithm.server_images: {num_images:,} of {len(rows):,} training images for the server leave none for the clients; "
+            "lower it (combine.server_images, where the section combine has the rule)"
         )
+    if not num_images:
+        return rows[:0], rows
     mask = np.zeros(len(rows), bool)
     mask[seeds.generator(seed, "server images").permutation(len(rows))[:num_images]] = True
     return rows[mask], rows[~mask]

@@ -129,7 +129,10 @@ def test_images_that_cannot_be_decoded_are_nobodys(table: Path) -> None:
     """Rows 2 and 5 are neither training nor test images; the file may name them."""
     options: dict[str, Any] = {"train": np.array([0, 1, 4]), "test": np.array([3])}
     assert examples_of(write(table, "a,0", "a,2", "b,1", "b,4", "-1,5"), **options) == [[0], [1, 4]]
-    sentence = "line 3: no image of client 'b' can be decoded; mend one, or take the lines of this client out"
+    sentence = (
+        "line 3: client 'b' has no image: none can be decoded, or the server has them (server_images); mend one, "
+        "lower server_images, or take the lines of this client out"
+    )
     assert refused(write(table, "a,0", "b,2"), **options) == sentence
 
 

@@ -163,13 +163,14 @@ def _refuse_test(table: ClientFile, keys: Ints, clients: Ints) -> None:
 
 
 def _refuse_empty(table: ClientFile, clients: Ints, owners: Ints, num_clients: int) -> None:
-    """Refuse clients whose images are all dropped."""
+    """Refuse clients whose images are all dropped, or the server's."""
     counts = np.bincount(owners + 1, minlength=num_clients + 1)[1:]
     if len(empty := np.flatnonzero(counts == 0)):
         index = int(np.argmax(clients == empty[0]))
         name = shown(table.names[table.client_of[index]])
         raise UserError(
-            f"{table.at(index)}: no image of client {name} can be decoded; mend one, or take the lines of this client out"
+            f"{table.at(index)}: client {name} has no image: none can be decoded, or the server has them (server_images); "
+            "mend one, lower server_images, or take the lines of this client out"
         )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from flora_hpc.building import warn_of_equal_captions
 from flora_hpc.data.images import Dataset
 from flora_hpc.errors import UserError
-from flora_hpc.experiment import warn_of_equal_captions
 from tests.data.made_images import made
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
