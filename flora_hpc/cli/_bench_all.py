@@ -1,5 +1,6 @@
 """`flora-hpc bench all --out DIR`: every bench of one node, a JSON file each."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -75,13 +76,25 @@ def names_of(only: str | None) -> list[str]:
 
 
 def measure(name: str, file: Path, full: bool) -> int:
-    """Run one bench and keep its JSON, whole or not at all; its exit code. An invalid cluster result is kept in its directory."""
+    """Run one bench and keep its JSON, whole or not at all; its exit code.
+
+    The cluster benchmark writes a directory, too. Until it is valid it lies beside, and the next try replaces it. Raises UserError
+    where a directory of that name is there without the JSON: it may be another run.
+    """
     words = [*(NEEDED.get(name, ()) if full else SHORT[name]), "--json"]
-    words += ["--out", str(file.with_suffix(""))] if name == "cluster" else []
+    folder, trial = file.with_suffix(""), file.with_suffix(".try")
+    if name == "cluster":
+        if folder.exists():
+            raise UserError(f"{folder}: is there, but {file.name} is not; choose another --out, or move this directory away")
+        if trial.exists():
+            shutil.rmtree(trial)
+        words += ["--out", str(trial)]
     command = [sys.executable, "-m", "flora_hpc", "bench", name, *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode == 0:
         part = file.with_suffix(".part")
         part.write_text(done.stdout, encoding="utf-8")
+        if name == "cluster":
+            trial.rename(folder)
         part.replace(file)
     return done.returncode

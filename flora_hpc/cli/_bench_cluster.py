@@ -95,9 +95,12 @@ def write_page(folder: Path, whole: dict[str, Any], progress: Callable[[str], No
     if not (extras.installed("matplotlib") and extras.installed("jinja2")):
         progress("no page: it needs matplotlib and Jinja2: pip install 'flora-hpc[report]'")
         return
-    from flora_hpc.report import cluster_page
+    try:
+        from flora_hpc.report import cluster_page
 
-    (folder / PAGE).write_text(cluster_page.make(whole), encoding="utf-8")
+        (folder / PAGE).write_text(cluster_page.make(whole), encoding="utf-8")
+    except Exception as error:  # a broken matplotlib, a full disk: the measurement counts, and is in result.json
+        progress(f"no page: {type(error).__name__}: {error}")
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

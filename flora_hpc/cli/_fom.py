@@ -16,9 +16,11 @@ def show(figures: list[Figure]) -> None:
 
 def of_cluster(result: dict[str, Any]) -> list[Figure]:
     """Figures of a cluster benchmark: whether it counts, the number, the largest size's seconds and efficiency, phases."""
+    if not result["valid"]:
+        return [("valid", "INVALID", "-")]  # an invalid result has no number
     of = result["class"]
     figures: list[Figure] = [
-        ("valid", "VALID" if result["valid"] else "INVALID", "-"),
+        ("valid", "VALID", "-"),
         ("class", f"{of['name']}{of['version']}-{of['scaling']}", "-"),
         ("fraction", float(of["fraction"]), "1"),
         ("ranks", int(result["topology"]["num_ranks"]), "1"),

@@ -77,14 +77,16 @@ def sections(result: Mapping[str, Any]) -> dict[str, list[Figure]]:
             "half",
         )
         figures = {"By size": [speed, share]} | figures
-    if result["topology"]["num_nodes"] > 1:
+    if result["topology"]["num_nodes"] > 1 and slowest["node"]:
         node = slowest["node"]
         text = f"{node['name']} works longest, {node['over_median']:.2f} times the median (dashed), collectives left out."
         figures["Nodes"] = [figure("nodes", "Seconds of work in a round", text, cluster_figures.nodes, result, "half")]
     if pairs := result.get("pairs"):
         a, b = pairs["slowest"]
         text = f"An allreduce of a MiB. The slowest pair, {a} and {b}, has {pairs['slowest_over_median']:.2f} of the median rate."
-        figures["Nodes"].append(figure("pairs", "Between each pair of nodes", text, cluster_figures.pairs, result, "half"))
+        figures.setdefault("Nodes", []).append(
+            figure("pairs", "Between each pair of nodes", text, cluster_figures.pairs, result, "half")
+        )
     return figures
 
 

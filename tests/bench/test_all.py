@@ -1,4 +1,5 @@
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,32 @@ def test_a_bench_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert done.exit_code == 1
     assert "failed: comm" in done.stdout
     assert not (tmp_path / "comm.json").exists()
+
+
+def test_an_invalid_cluster_result_is_replaced_by_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = [1, 0]
+
+    def bench(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
+        folder = Path(command[command.index("--out") + 1])
+        folder.mkdir()  # which is not there, also at the second try
+        (folder / "result.json").write_text(f"{codes}")
+        return subprocess.CompletedProcess(command, codes.pop(0), "{}")
+
+    monkeypatch.setattr(_bench_all.subprocess, "run", bench)
+    words = ["bench", "all", "--out", str(tmp_path), "--only", "cluster"]
+    assert CliRunner().invoke(app, words).exit_code == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"cluster.try"}
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"cluster", "cluster.json"}
+    assert (tmp_path / "cluster" / "result.json").read_text() == "[0]"
+    assert "kept from before" in CliRunner().invoke(app, words, env={"COLUMNS": "200"}).stdout
+
+
+def test_a_directory_that_may_be_another_run_stays(tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    error = CliRunner().invoke(app, ["bench", "all", "--out", str(tmp_path), "--only", "cluster"]).exception
+    assert isinstance(error, UserError)
+    assert str(error).endswith("cluster: is there, but cluster.json is not; choose another --out, or move this directory away")
 
 
 def test_mistakes(tmp_path: Path) -> None:

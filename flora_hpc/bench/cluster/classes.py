@@ -17,6 +17,7 @@ VERSION = 1
 REGISTERED = 10  # registered clients for each participant of a round
 BATCH = 32  # examples of a step
 WARM = 1  # rounds of training before the first that counts
+MOST_ROWS = 1_000  # rows of /clients that run.h5 keeps of a round
 PROBE_SHARE, PROBE_MOST = 64, 16  # each rank alone plays a 64th of the clients, at most 16
 
 
@@ -85,6 +86,7 @@ class Work:
     def config(self, num_clients: int, rounds: int) -> Config:
         """The configuration of a run with `num_clients` a round."""
         values = source(self.of, num_clients) | {"rounds": rounds, "comm": self.comm.model_dump(mode="json")}
+        values |= {"records": {"clients": f"sample {MOST_ROWS}"}} if num_clients > MOST_ROWS else {}
         resolved, _ = configfile.load_values(values, {})
         return resolved
 

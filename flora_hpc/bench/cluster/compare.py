@@ -10,6 +10,7 @@ from flora_hpc.bench.cluster.result import OF_CLASS
 from flora_hpc.errors import UserError
 
 SAID = {"name": "class", "version": "version", "digest": "work", "scaling": "scaling", "fraction": "share of the class"}
+SHORTEST = 1e-9  # seconds of a phase that others are divided by: clocks show no less
 Result = Mapping[str, Any]
 
 
@@ -48,7 +49,7 @@ def compare(results: Sequence[tuple[str, Result]]) -> dict[str, Any]:
 def row(name: str, result: Result, one: Result) -> dict[str, Any]:
     """One result, and its ratios to the first one."""
     last, first = result["curve"][-1], one["curve"][-1]
-    ratio = (result["number"]["value"]) / one["number"]["value"]
+    ratio = rate(last) / rate(first)  # of the rounds that the interval is of
     interval = estimate(ratio, rates(last, f"of {name}") / rates(first, "of the first"))
     same = result is one
     return {
@@ -64,15 +65,24 @@ def row(name: str, result: Result, one: Result) -> dict[str, Any]:
         "phase_ratios": {
             phase: values["median"] / one["phases"][phase]["median"]
             for phase, values in result["phases"].items()
-            if one["phases"].get(phase, {}).get("median", 0) > 0
+            if one["phases"].get(phase, {}).get("median", 0) > SHORTEST
         },
     }
 
 
+def rounds(size: Mapping[str, Any]) -> list[float]:
+    """Seconds of all rounds of one size."""
+    return [value for seconds in size["repeat_round_seconds"] for value in seconds]
+
+
+def rate(size: Mapping[str, Any]) -> float:
+    """Client updates a second of one size."""
+    return float(size["clients"] / np.median(rounds(size)))
+
+
 def rates(size: Mapping[str, Any], name: str) -> Floats:
     """Bootstrap samples of client updates a second of one size."""
-    pooled = np.concatenate([np.asarray(seconds, np.float64) for seconds in size["repeat_round_seconds"]])
-    samples: Floats = size["clients"] / medians(pooled.tolist(), name)
+    samples: Floats = size["clients"] / medians(rounds(size), name)
     return samples
 
 

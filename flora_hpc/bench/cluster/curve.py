@@ -87,15 +87,26 @@ def phases(part: Played) -> dict[str, dict[str, float]]:
 
 
 def slow(part: Played, units: Units) -> dict[str, Any]:
-    """The rank and the node that work longest in a round, against the median of all, and every node's seconds."""
-    work = np.asarray(part.work_seconds)
+    """The rank and the node that work longest in a round, against the median of those with clients, and every node's seconds.
+
+    Rank and node are None where nobody's work took time that a clock shows.
+    """
+    work = np.asarray(part.work_seconds, np.float64)
     by_node: dict[str, list[float]] = {}
     for rank, seconds in zip(part.ranks, part.work_seconds, strict=True):
         by_node.setdefault(units.spots[rank].host, []).append(seconds)
-    nodes = {host: float(np.median(values)) for host, values in by_node.items()}
+    nodes = {host: median_of_busy(values) for host, values in by_node.items()}
+    if not median_of_busy(part.work_seconds):
+        return {"rank": None, "node": None, "node_work_seconds": nodes}
     worst, slowest = int(work.argmax()), max(nodes, key=lambda host: nodes[host])
     return {
-        "rank": {"name": units.rank_name(part.ranks[worst]), "over_median": float(work[worst] / np.median(work))},
-        "node": {"name": slowest, "over_median": nodes[slowest] / float(np.median(list(nodes.values())))},
+        "rank": {"name": units.rank_name(part.ranks[worst]), "over_median": float(work[worst]) / median_of_busy(part.work_seconds)},
+        "node": {"name": slowest, "over_median": nodes[slowest] / median_of_busy([*nodes.values()])},
         "node_work_seconds": nodes,
     }
+
+
+def median_of_busy(seconds: Sequence[float]) -> float:
+    """The median of those that worked at all; 0 where nobody did."""
+    busy = [value for value in seconds if value > 0]
+    return float(np.median(busy)) if busy else 0.0

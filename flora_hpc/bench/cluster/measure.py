@@ -8,20 +8,22 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from flora_hpc import experiment, forecast
+from flora_hpc import experiment, forecast, round
 from flora_hpc.bench import links, quiet
-from flora_hpc.bench.cluster import curve, parts, surround, verdict
+from flora_hpc.bench.cluster import curve, flip, parts, surround, verdict
 from flora_hpc.bench.cluster.classes import VERSION, Work
 from flora_hpc.bench.cluster.parts import Units
 from flora_hpc.bench.cluster.play import Played, Tools, play, set_up
 from flora_hpc.bench.cluster.verdict import Plays
 from flora_hpc.comm import devices
-from flora_hpc.comm.communicator import Communicator, together
+from flora_hpc.comm.communicator import AgreedError, Communicator, together
 from flora_hpc.comm.launch import Launch
+from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 from flora_hpc.records.views import count
 
 RESULT_SCHEMA = 1
+GRACE_SECONDS = 5.0  # in which the first rank of a part says what went wrong there, and ends the job
 MOST_BYTES = 2**26  # of a link's measurement: full fine-tuning sends gigabytes, and its rounds show them
 Say = Callable[[str], None]
 
@@ -44,19 +46,30 @@ class Bench:
         data = b""
         if colour is not None:
             members = self.units.members(colour, units)
-            result = play(self.work.config(clients, rounds), comm, members, self.tools, out)
+            result = self.played(self.work.config(clients, rounds), comm, members, out)
             data = result.to_bytes() if result else b""
         texts = self.patient.gather(data)
         comm.close()
         return [Played.from_bytes(text) for text in texts or [] if text]
 
     def alone(self) -> list[str]:
-        """Every rank plays one small round alone; on rank 0 of the world, the last digest of each, by rank."""
+        """Every rank plays one small round alone; on rank 0 of the world, the last digests by rank, empty where it failed."""
         comm = self.world.split(self.world.rank)
-        result = play(self.work.config(self.work.probe_clients, 1), comm, [self.world.rank], self.tools)
-        texts = self.patient.gather(result.digests[-1].encode() if result and result.digests else b"")
+        result = self.played(self.work.config(self.work.probe_clients, 1), comm, [self.world.rank])
+        whole = result is not None and len(result.digests) == 2
+        texts = self.patient.gather(result.digests[-1].encode() if result and whole else b"")
         comm.close()
         return [text.decode() for text in texts or []]
+
+    def played(self, config: Config, comm: Communicator, members: list[int], out: Path | None = None) -> Played | None:
+        """Play on one part. A mistake that only this part knows ends the whole job: other parts would wait for it for ever."""
+        try:
+            return play(config, comm, members, self.tools, out)
+        except AgreedError as error:
+            if comm.size == self.world.size:
+                raise
+            time.sleep(GRACE_SECONDS if comm.rank else 0)
+            raise UserError(str(error)) from None
 
 
 def measure(
@@ -67,6 +80,7 @@ def measure(
     `out` gets run.h5 of the largest size. `load` is that of `quiet.load` before this process worked.
     Raises UserError, on every rank, for nodes that differ and for too little memory.
     """
+    together(world, lambda: flip.flipped(world, world.rank))  # a wrong value is refused before anything is computed
     device = together(world, lambda: devices.pick(launch, work.comm))
     near = devices.find_neighbours(world, launch, device)
     units = Units(parts.spots(world, launch.local_rank, device, near, load))
@@ -81,15 +95,25 @@ def measure(
     start_up |= {"model_and_features": time.perf_counter() - features_start, "images_encoded": built.features.num_computed}
     patient = world.split(0, patient=True)
     bench = Bench(work, world, patient, units, tools, say)
-    try:
-        plays = play_all(bench, sizes, out)
-    finally:
-        patient.close()
+    warnings = warned(bench, built, sizes)
+    plays = play_all(bench, sizes, out)
+    patient.close()  # not after an error of one rank: the others do not come
     facts = inputs(work, sizes[-1], built)
     between = measured_links(bench, facts["allreduce_bytes"])
     if world.rank:
         return None
-    return result_of(bench, plays, start_up, site.comm.name) | between | {"inputs": facts}
+    body = result_of(bench, plays, start_up, site.comm.name)
+    return body | between | {"warnings": warnings + body["warnings"], "inputs": facts}
+
+
+def warned(bench: Bench, built: experiment.Experiment, sizes: list[int]) -> list[str]:
+    """Say what makes a result mean less: one rank alone, or ranks without work on the largest size. Returns the sentences."""
+    num_ranks = sum(bench.units.colour(rank, sizes[-1]) == 0 for rank in range(bench.world.size))
+    busy = sum(map(bool, round.groups_of_ranks(built.setup, num_ranks, 1)))
+    sentences = [verdict.LONE] if bench.world.size == 1 else forecast.without_work(built.setup, busy, num_ranks)
+    for text in sentences:
+        bench.say(f"warning: {text}")
+    return sentences
 
 
 def measured_links(bench: Bench, num_bytes: int) -> dict[str, Any]:
@@ -119,11 +143,10 @@ def refuse_little_memory(work: Work, units: Units, sizes: list[int], on_gpu: boo
     """Raise UserError when a rank needs more memory than its share of the node or GPU."""
     spots = units.spots
     on_node = len(spots) // len(units.nodes)
-    plan = forecast.plan(work.config(work.clients(sizes[0]), 1), units.of_ranks.count(0) * sizes[0])
-    need = sum(plan.memory_bytes.values())
+    heaviest = {sizes[0], sizes[-1]} if work.weak else {sizes[0]}  # clients of a rank, or all that are registered
+    needs = [memory_bytes(work, size, units.of_ranks.count(0) * size, on_gpu) for size in heaviest]
+    need = max(needs)
     has = min(spot.gpu_memory for spot in spots) if on_gpu else min(spot.memory for spot in spots) // on_node
-    if on_gpu:
-        need -= plan.memory_bytes.get("libraries", 0)
     if has and need > has:
         place = "of a GPU" if on_gpu else f"of memory with {on_node} on a node"
         raise UserError(
@@ -132,12 +155,18 @@ def refuse_little_memory(work: Work, units: Units, sizes: list[int], on_gpu: boo
         )
 
 
+def memory_bytes(work: Work, size: int, num_ranks: int, on_gpu: bool) -> int:
+    """Bytes that a rank needs on a part of `size` units and `num_ranks` ranks; on a GPU without the libraries' own."""
+    needs = forecast.plan(work.config(work.clients(size), 1), num_ranks).memory_bytes
+    return sum(needs.values()) - (needs.get("libraries", 0) if on_gpu else 0)
+
+
 def result_of(bench: Bench, plays: Plays, start_up: dict[str, float], backend: str) -> dict[str, Any]:
-    """Everything of the result but head and inputs."""
+    """Everything of the result but head and inputs. An invalid one has no number and no curve."""
     work, units, judged = bench.work, bench.units, verdict.judge(plays, bench.units, bench.work.of.accuracy)
     largest = plays.curve[max(plays.curve)][0]
     complete = all(part.seconds for of_size in plays.curve.values() for part in of_size)
-    rows = curve.curve(plays.curve, units) if complete else []
+    rows = curve.curve(plays.curve, units) if complete and judged.valid else []
     unit, place = "node" if units.are_nodes else "rank", topology(bench, backend)
     return {
         "result_schema": RESULT_SCHEMA,
@@ -151,7 +180,7 @@ def result_of(bench: Bench, plays: Plays, start_up: dict[str, float], backend: s
         },
         **judged.as_dict(),
         "warnings": quiet.warnings(rows, place["nodes"], unit),
-        "number": {"unit": "client updates per second", **(rows[-1]["client_updates_per_second"] if rows else {})},
+        "number": {"unit": "client updates per second", **rows[-1]["client_updates_per_second"]} if rows else None,
         "unit": unit,
         "curve": rows,
         "phases": curve.phases(largest) if complete else {},

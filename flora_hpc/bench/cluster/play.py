@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from flora_hpc.config import Config
 from flora_hpc.experiment import Experiment
 from flora_hpc.observers import hdf5
 from flora_hpc.observers._background import Background
+from flora_hpc.records import sampled
 from flora_hpc.records.known import DriftError, RoundRecord
+from flora_hpc.records.schema import CLIENTS
 from flora_hpc.records.views import PHASES
 from flora_hpc.setup import Site, find_site
 from flora_hpc.shared import Shared
@@ -44,7 +47,7 @@ class Played:
     digests: list[str]  # of the adapter after each round, round 0 first
     seconds: list[float]  # of a round
     phases: dict[str, list[float]]  # phase -> seconds of each round, means over ranks
-    work_seconds: list[float]  # of each rank, by rank in the part: median over rounds of its own work
+    work_seconds: list[float]  # of each rank, by rank in the part: median of its own work in rounds with clients, 0 without
     num_clients: int  # of a round
     num_rejected: int  # in all rounds
     accuracy: float  # after the first round that counts; NaN when the rounds ended earlier
@@ -77,10 +80,12 @@ def play(config: Config, comm: Communicator, ranks: Sequence[int], tools: Tools,
     comm = flipped(comm, ranks[comm.rank])
     built, site = set_up(config, comm, tools)
     state = experiment.first_state(built, site)
-    observers = Background([hdf5.build(out)] if out is not None and comm.rank == 0 else [])
+    recorded = partial(sampled.recorded, seed=config.seed, most=config.records.most_clients)
+    observers = Background([hdf5.build(out)] if out is not None and comm.rank == 0 else [], recorded)
     topology = loop.place_rows(devices.places(comm, site.launch, site.device, site.num_threads))
     together(comm, lambda: observers.started(loop.run_info(built, site, topology)))
     records: list[RoundRecord] = []
+    none = np.zeros(0, CLIENTS)
     drift: list[int] = []
     problem = ""
     site.comm.lap()
@@ -97,7 +102,7 @@ def play(config: Config, comm: Communicator, ranks: Sequence[int], tools: Tools,
                 break
             with site.comm.phase("log"):
                 observers.rounds(new)
-            records += new
+            records += [replace(record, clients=none) for record in new]  # a million rows a round are not needed
         together(comm, observers.flush)
     finally:
         observers.ended("failed" if drift or problem else "finished")
@@ -108,21 +113,30 @@ def summed_up(records: Sequence[RoundRecord], ranks: Sequence[int], drift: Seque
     """The result of a part from the records of its rounds."""
     counted = records[1 + WARM :]
     rows = np.concatenate([record.row for record in counted]) if counted else np.zeros(0, records[0].row.dtype) if records else None
-    own = [np.sum([record.ranks[f"{phase}_seconds"] for phase in WORK], axis=0) for record in counted]
     accuracies = [float(record.row["test_accuracy"][0]) for record in counted[:1]]
     return Played(
         ranks=list(ranks),
         digests=[hexadecimal(record.digest) for record in records],
         seconds=column(rows, "round_seconds"),
         phases={phase: column(rows, f"{phase}_seconds") for phase in PHASES},
-        work_seconds=np.median(own, axis=0).tolist() if own else [],
-        num_clients=max((len(record.clients) for record in records), default=0),
+        work_seconds=own_work(counted),
+        num_clients=max((int(record.row["num_clients"][0]) for record in records), default=0),
         num_rejected=sum(int(record.row["num_rejected"][0]) for record in records),
         accuracy=accuracies[0] if accuracies else float("nan"),
         peak_memory_bytes=max((int(record.ranks["peak_memory_bytes"].max()) for record in records), default=0),
         drift=[hexadecimal(digest) for digest in drift],
         problem=problem,
     )
+
+
+def own_work(records: Sequence[RoundRecord]) -> list[float]:
+    """Seconds of each rank's own work, by rank: the median of the rounds in which it had clients; 0 where it never had."""
+    if not records:
+        return []
+    seconds = np.array([np.sum([record.ranks[f"{phase}_seconds"] for phase in WORK], axis=0) for record in records])
+    busy = np.array([record.ranks["num_clients"] > 0 for record in records])
+    columns = zip(seconds.T, busy.T, strict=True)
+    return [float(np.median(values[mask])) if mask.any() else 0.0 for values, mask in columns]
 
 
 def column(rows: Any, name: str) -> list[float]:

@@ -4,21 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flora_hpc.bench.cluster import layout
 from flora_hpc.bench.cluster.measure import RESULT_SCHEMA
 from flora_hpc.errors import UserError, reason
 from flora_hpc.records import disk
 
 NAME = "result.json"
-NEEDED = {
-    "class": dict,
-    "valid": bool,
-    "number": dict,
-    "curve": list,
-    "phases": dict,
-    "topology": dict,
-    "host": str,
-    "time": str,
-}  # without these nothing can be compared
 OF_CLASS = ("name", "version", "digest", "scaling", "fraction")
 
 
@@ -63,22 +54,6 @@ def read(path: Path) -> dict[str, Any]:
             f"{file}: has version {result['result_schema']} of the format, and this program reads {RESULT_SCHEMA}; "
             "read it with the program that wrote it"
         )
-    wrong = [name for name, kind in NEEDED.items() if not isinstance(result.get(name), kind)]
-    wrong += [f"class.{name}" for name in OF_CLASS if not wrong and name not in result["class"]]
-    wrong += [] if wrong or not result["valid"] or well_formed(result) else ["number, curve and phases"]
-    if wrong:
-        raise UserError(f"{file}: is damaged: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} missing or of a wrong kind")
+    if wrong := layout.problem(result):
+        raise UserError(f"{file}: is damaged: {wrong}; copy it again from where it was measured")
     return result
-
-
-def well_formed(result: dict[str, Any]) -> bool:
-    """Whether the numbers of a valid result are there."""
-    try:
-        numbers = [result["number"][key] for key in ("value", "low", "high")]
-        for row in result["curve"]:
-            numbers += [row["units"], *(row["efficiency"][key] for key in ("value", "low", "high"))]
-            numbers += [value for repeats in row["repeat_round_seconds"] for value in repeats]
-        numbers += [row["median"] for row in result["phases"].values()]
-    except (KeyError, TypeError, AttributeError):
-        return False
-    return bool(result["curve"]) and all(isinstance(value, int | float) and value >= 0 for value in numbers)

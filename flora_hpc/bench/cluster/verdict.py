@@ -3,11 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from flora_hpc.bench.cluster.parts import Units
 from flora_hpc.bench.cluster.play import Played
 from flora_hpc.records.views import count
+
+LONE = "one rank: nothing to compare"
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,19 @@ def odd_ones(digests: Sequence[str]) -> list[int]:
 
 def ranks_alone(probes: Sequence[str], units: Units) -> Check:
     """Every rank played the same small round alone."""
+    if missing := [rank for rank in range(len(units.spots)) if not "".join(probes[rank : rank + 1])]:
+        return Check("each rank alone", False, f"{rank_names(missing, units)}: did not finish the round that each rank plays alone")
     odd = odd_ones(probes)
     if not odd:
-        return Check("each rank alone", True, f"{count(len(probes), 'rank')}, one digest: {probes[0]}")
-    names = ", ".join(units.rank_name(rank) for rank in odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
+        return Check("each rank alone", True, f"{count(len(probes), 'rank')}, one digest: {probes[0]}" if len(probes) > 1 else LONE)
+    names = rank_names(odd, units)
     tie = "; with two ranks either may be wrong" if len(probes) == 2 else ""
     return Check("each rank alone", False, f"{names}: another digest than the other ranks for the same clients, played alone{tie}")
+
+
+def rank_names(ranks: Sequence[int], units: Units) -> str:
+    """The names of at most four ranks, and how many more there are."""
+    return ", ".join(map(units.rank_name, ranks[:4])) + (f" and {len(ranks) - 4} more" if len(ranks) > 4 else "")
 
 
 def parts(plays: Plays) -> Iterator[tuple[str, int, Played]]:
@@ -110,7 +120,7 @@ def same_digests(plays: Plays, units: Units) -> Check:
         for size, of_size in sorted(by_size.items()):
             for part in of_size:
                 number += 1
-                differing = [index for index, pair in enumerate(zip(part.digests, usual, strict=False)) if len(set(pair)) > 1]
+                differing = [index for index, pair in enumerate(zip_longest(part.digests, usual)) if len(set(pair)) > 1]
                 if differing:
                     text = f"{place(part, units, size)}: another digest than the smallest run's, first after round {differing[0]}"
                     return Check("same digests", False, text)
@@ -118,9 +128,12 @@ def same_digests(plays: Plays, units: Units) -> Check:
         if len({tuple(part.digests) for part in of_size}) > 1:
             odd = odd_ones([" ".join(part.digests) for part in of_size])
             return Check("same digests", False, f"{place(of_size[odd[0]], units, size)}: another digest than parts of its size")
+    if len(units.spots) == 1:
+        return Check("same digests", True, LONE)
     *smaller, largest = sorted(plays.curve)
     on = " and ".join([*map(str, smaller), count(largest, "node" if units.are_nodes else "rank")])
-    return Check("same digests", True, f"{count(number, 'run')}, on {on}: one digest for each round")
+    of = "one digest for each round" if plays.strong else "one digest for the one round that all sizes play"
+    return Check("same digests", True, f"{count(number, 'run')}, on {on}: {of}")
 
 
 def none_rejected(plays: Plays) -> Check:

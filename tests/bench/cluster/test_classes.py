@@ -44,6 +44,7 @@ def test_clients_of_strong_and_weak_scaling_and_of_a_share() -> None:
     assert classes.Work(t, fraction=1e-6).clients(1) == 1
     assert [classes.Work(t, fraction=f).probe_clients for f in (1, 0.1, 0.01)] == [15, 1, 1]
     assert classes.Work(t, repeats=7).rounds == 8
+    assert [classes.Work(t).config(clients, 1).records.clients for clients in (1000, 1001)] == ["all", "sample 1000"]
 
 
 def test_weak_scaling_fits_into_an_exact_sum_on_a_thousand_nodes() -> None:

@@ -46,3 +46,13 @@ def test_the_slowest_rank_and_node() -> None:
     assert slow["rank"] == {"name": "rank 3 on n1", "over_median": 4 / 1.5}
     assert slow["node"] == {"name": "n1", "over_median": 3.0 / 2.0}
     assert slow["node_work_seconds"] == {"n0": 1.0, "n1": 3.0}
+
+
+def test_ranks_without_clients_are_not_the_measure_of_the_slowest() -> None:
+    part = played([0, 1, 2, 3, 4], work_seconds=[0.0, 0.0, 0.0, 1.0, 3.0])
+    slow = curve.slow(part, units_of("n0", "n0", "n1", "n1", "n2"))
+    assert slow["rank"] == {"name": "rank 4 on n2", "over_median": 3.0 / 2.0}
+    assert slow["node"] == {"name": "n2", "over_median": 3.0 / 2.0}
+    assert slow["node_work_seconds"] == {"n0": 0.0, "n1": 1.0, "n2": 3.0}
+    idle = curve.slow(played([0], work_seconds=[0.0]), units_of("n0"))
+    assert idle == {"rank": None, "node": None, "node_work_seconds": {"n0": 0.0}}

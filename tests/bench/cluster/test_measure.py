@@ -13,11 +13,14 @@ from typer.testing import CliRunner
 from flora_hpc.bench import quiet
 from flora_hpc.bench.cluster import classes, measure, result
 from flora_hpc.bench.cluster.flip import VARIABLE
-from flora_hpc.cli import app
+from flora_hpc.cli import _bench_cluster, app
+from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 from flora_hpc.records.opened import open_run
+from flora_hpc.report import cluster_page
 from tests import forks
 from tests.bench.cluster.known import one_node
+from tests.conftest import ROOT, refusal
 
 Flora = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["bench", "cluster", "--class", "T", "--fraction", "0.008"]  # eight clients
@@ -46,6 +49,8 @@ def test_the_result_of_one_process(valid: Path) -> None:
     whole = result.read(valid)
     assert {path.name for path in valid.iterdir()} == {"result.json", "run.h5", "config.yaml", "cluster.html"}
     assert whole["valid"]
+    assert whole["checks"][0]["text"] == whole["checks"][2]["text"] == "one rank: nothing to compare"
+    assert "one rank: nothing to compare" in whole["warnings"]
     assert (whole["class"]["name"], whole["class"]["fraction"], whole["unit"]) == ("T", 0.008, "rank")
     rounds = open_run(valid).tables["rounds"]
     assert len(rounds) == 1 + classes.WARM + 5
@@ -102,6 +107,18 @@ def test_a_flipped_bit_is_told(flip: str, check: str, named: str, flora: Flora, 
     assert first_failure(whole) == check
     assert named in whole["culprit"]
     assert "INVALID" in done.stdout
+    assert (whole["number"], whole["curve"]) == (None, [])
+
+
+@pytest.mark.mpi
+def test_a_mistake_in_one_part_ends_the_other_parts(python: list[str], mpiexec: list[str], tmp_path: Path) -> None:
+    script = ROOT / "tests" / "bench" / "cluster" / "lone_mistake.py"
+    command = [*mpiexec, "-n", "2", *python, script, *SMALL, "--out", tmp_path / "two"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert "rank 1 of 2 on " in done.stderr
+    assert "a file is missing here" in done.stderr
+    assert not (tmp_path / "two" / "result.json").exists()
 
 
 def test_under_torchrun(tmp_path: Path) -> None:
@@ -127,6 +144,31 @@ def test_a_share_out_of_range_is_refused(share: str, limit: str) -> None:
     error = CliRunner().invoke(app, ["bench", "cluster", "--class", "T", "--fraction", share]).exception
     assert isinstance(error, UserError)
     assert str(error) == f"--fraction: must be at {limit}"
+
+
+def test_weak_scaling_needs_memory_for_its_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(config: Config, num_ranks: int) -> Any:
+        return type("Plan", (), {"memory_bytes": {"clients": config.cohort.size * 20 * 10**6, "ranks": num_ranks}})
+
+    monkeypatch.setattr(measure.forecast, "plan", plan)
+    weak = classes.Work(classes.find("T"), weak=True)
+    measure.refuse_little_memory(weak, one_node(2), [1], on_gpu=False)
+    with pytest.raises(UserError, match=r"class T: a rank needs about 40.0 GB"):
+        measure.refuse_little_memory(weak, one_node(2), [1, 4], on_gpu=False)
+
+
+def test_a_page_that_cannot_be_made_does_not_end_a_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cluster_page, "make", lambda result: 1 / 0)
+    _bench_cluster.write_page(tmp_path, {}, said.append)
+    assert said == ["no page: ZeroDivisionError: division by zero"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_flip_is_refused_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(VARIABLE, "x")
+    monkeypatch.setattr(measure, "set_up", lambda *words: pytest.fail("a model was made"))
+    assert f"{VARIABLE} is 'x'" in refusal(*SMALL, "--out", tmp_path / "one")
 
 
 def test_unknown_classes_are_refused_before_anything_starts() -> None:

@@ -42,6 +42,29 @@ def test_a_rank_that_computes_wrongly_alone_is_named_first() -> None:
     assert result.checks[2].text == "n2: another digest than the smallest run's, first after round 1"
 
 
+@pytest.mark.parametrize("probes", [["", "", "", ""], ["x", "x", "", "x"], ["x", "x"]])
+def test_a_rank_without_a_digest_failed(probes: list[str]) -> None:
+    check = verdict.ranks_alone(probes, NODES)
+    assert not check.passed
+    assert "rank 2 on n2" in check.text
+    assert check.text.endswith("did not finish the round that each rank plays alone")
+
+
+def test_fewer_rounds_are_another_digest() -> None:
+    fewer = swapped(plays().curve, 2, 1, digests=["a", "b"])  # type: ignore[arg-type]
+    assert verdict.same_digests(plays(curve=fewer), NODES).text.endswith(
+        "another digest than the smallest run's, first after round 2"
+    )
+
+
+def test_one_rank_compares_nothing_and_weak_scaling_one_round() -> None:
+    alone = Plays(["x"], {1: [played([0])]}, {1: [played([0])]}, strong=True)
+    texts = [check.text for check in verdict.judge(alone, one_node(1), BAND).checks]
+    assert texts[0] == texts[2] == "one rank: nothing to compare"
+    weak = verdict.judge(plays(strong=False), NODES, BAND).checks[2].text
+    assert weak == "7 runs, on 1 and 2 and 4 nodes: one digest for the one round that all sizes play"
+
+
 def test_of_two_ranks_either_may_be_wrong() -> None:
     result = verdict.ranks_alone(["x", "y"], one_node(2))
     assert result.text.startswith("rank 1 on n0:")
