@@ -81,7 +81,7 @@ def nodes(result: Mapping[str, Any]) -> Figure:
     else:
         axes.plot(np.sort(values), color=BLUE)
         axes.set_xlabel("nodes, by their seconds")
-    axes.axhline(float(np.median(values)), color=GREY, linewidth=1, linestyle=(0, (4, 2)))
+    axes.axhline(float(np.median(values[values > 0])), color=GREY, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_ylabel("seconds of work")
     axes.set_ylim(0, 1.1 * values.max())
     return figure

@@ -83,3 +83,11 @@ def test_names_in_the_bar_have_contrast_and_room() -> None:
     assert [name for name in ("wait", "comm", "server") if f">{name}</text>" in bar] == ["wait", "comm"]
     assert '<rect x="90.00%" width="8.00%"' in bar
     assert "server 2.0%" in bar
+
+
+def test_a_result_in_which_nobody_is_slowest() -> None:
+    bare = whole()
+    bare["slowest"] |= {"rank": None, "node": None}
+    page = cluster_page.make(bare)
+    assert 'id="curve"' in page
+    assert "works longest" not in page
