@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from flora_hpc import experiment
+from flora_hpc import building
 from flora_hpc.cli import main
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
 
-make_setup = experiment.make_setup
+make_setup = building.make_setup
 
 
 def failing(config: Config, *words: Any) -> Any:
@@ -17,5 +17,5 @@ def failing(config: Config, *words: Any) -> Any:
     return make_setup(config, *words)
 
 
-experiment.make_setup = failing
+building.make_setup = failing
 main()
