@@ -91,7 +91,7 @@ class AdapterTests:
             self.mixes.note(record.row, correct)
         by_rank = sum_of([of_rank.by_rank for of_rank in answers])
         if len(by_rank):
-            note_ranks(record, by_rank / len(self.setup.test))
+            note_ranks(record, ranks_of(self.setup, int(record.row["round"][0])), by_rank / len(self.setup.test))
 
 
 def classes_of_rank(setup: Setup, number: int) -> list[tuple[int, torch.Tensor]]:
@@ -107,10 +107,21 @@ def classes_of_rank(setup: Setup, number: int) -> list[tuple[int, torch.Tensor]]
     return list(zip(ranks.tolist(), portions.mask(clients[firsts]), strict=True))
 
 
-def note_ranks(record: RoundRecord, accuracies: Floats) -> None:
-    """Put the accuracies (num_ranks,) of the adapter cut to each rank of the round's clients, ascending, into a record."""
-    ranks, rank_of, counts = np.unique(record.clients["adapter_rank"], return_inverse=True, return_counts=True)
-    record.clients["rank_accuracy"] = accuracies[rank_of]
+def ranks_of(setup: Setup, number: int) -> Ints:
+    """The rank of the adapter of each client (num_clients,) of a round."""
+    portions = setup.method.portions
+    assert portions is not None
+    assert portions.ranks is not None
+    return portions.ranks(setup.schedule.clients(number))
+
+
+def note_ranks(record: RoundRecord, all_ranks: Ints, accuracies: Floats) -> None:
+    """Put the accuracies (num_ranks,) of the adapter cut to each rank of the round's clients, ascending, into a record.
+
+    `all_ranks` (num_clients,) are those of all clients, though only some of them may have a row.
+    """
+    ranks, counts = np.unique(all_ranks, return_counts=True)
+    record.clients["rank_accuracy"] = accuracies[np.searchsorted(ranks, record.clients["adapter_rank"])]
     record.row["rank_accuracy_mean"] = np.average(accuracies, weights=counts)
     record.row["rank_accuracy_min"], record.row["worst_rank"] = accuracies.min(), ranks[accuracies.argmin()]
 

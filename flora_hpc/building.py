@@ -65,6 +65,7 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
         validation=torch.from_numpy(dataset.validation).to(device),
         server=server,
         backdoor=torch.from_numpy(backdoor).to(device),
+        most_client_rows=config.records.most_clients,
     )
 
 

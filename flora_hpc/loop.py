@@ -28,7 +28,6 @@ from flora_hpc.experiment import Experiment
 from flora_hpc.identity import title
 from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
-from flora_hpc.records import sampled
 from flora_hpc.records.known import RoundRecord, RunInfo
 from flora_hpc.records.schema import TOPOLOGY, Rows
 from flora_hpc.resume import Begin, Saved
@@ -76,8 +75,7 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
     begin = saved.find(built, site) if options.resume else Begin(experiment.first_state(built, site))
     if built.setup.method.sees == "features":
         del built.clip.model.visual  # all features are made, so no round needs the image tower
-    recorded = partial(sampled.recorded, seed=config.seed, most=config.records.most_clients)
-    observers = Background(options.make_observers() if comm.rank == 0 else [], recorded)
+    observers = Background(options.make_observers() if comm.rank == 0 else [])
     site = replace(site, trained=observers.trained)
     topology = place_rows(devices.places(comm, launch, site.device, site.num_threads))
     info = replace(run_info(built, site, topology), warnings=checks.warned(built.dataset, warnings).warnings)

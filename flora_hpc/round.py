@@ -35,6 +35,7 @@ from flora_hpc.groups import Common, TrainedGroups, server_update, train_group, 
 from flora_hpc.memories import Borrowed, Memories
 from flora_hpc.personal import Personal
 from flora_hpc.products import Combined, ProductSums
+from flora_hpc.records import sampled
 from flora_hpc.records.known import NOT_TESTED, RankReport, RightAnswers, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
 from flora_hpc.roles import freeze
@@ -88,14 +89,17 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
     if setup.evaluate.personal and number > 0 and setup.is_tested(number):
         evaluate_own_models(setup, site, state.adapter, number, trained, correct)
     clients = np.concatenate([np.zeros(0, CLIENTS), *trained.rows])
-    reports = comm.gather(report(comm, number, clients, correct, previous_correct, state).to_bytes())
+    own_report = report(comm, number, clients, correct, previous_correct, state)
+    with comm.phase("log"):
+        data = with_chosen_clients(setup, number, own_report).to_bytes()
+    reports = comm.gather(data)
     if reports is None:
         return []
     with comm.phase("log"):
         rank_reports = [RankReport.from_bytes(data) for data in reports]
         record = merge(number, rank_reports)
         record.row["message_norm"], record.row["cross_term"] = message_norm, cross_term
-        record.row["message_bytes"] = len(record.clients) * setup.federation.message_bytes(number) if number else 0
+        record.row["message_bytes"] = record.row["num_clients"] * setup.federation.message_bytes(number) if number else 0
         return tests.complete_records(record, rank_reports)
 
 
@@ -272,6 +276,14 @@ def report(
         row[f"{phase}_seconds"] = value
     row["round_seconds"], row["collective_bytes"], row["peak_memory_bytes"] = lap.total, lap.num_bytes, peak_memory_bytes()
     return RankReport(row, clients, correct, adapter_digest, np.array(lap.collectives), previous_correct)
+
+
+def with_chosen_clients(setup: Setup, number: int, own_report: RankReport) -> RankReport:
+    """A rank's report with rows of those clients alone that have a row in run.h5, as `records.clients` says."""
+    most, num_clients = setup.most_client_rows, setup.num_participants
+    if number == 0 or most is None or most >= num_clients:
+        return own_report
+    return own_report.only(sampled.chosen(setup.seed, number, most, num_clients, setup.schedule.finder(number)))
 
 
 def peak_memory_bytes() -> int:

@@ -44,6 +44,7 @@ class Setup:
     validation: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # rows, as `test`; may be none
     backdoor: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # rows of triggered test images
     inputs: Inputs = field(default_factory=lambda: Features(torch.empty(0, 0)))  # features or pixels of all images
+    most_client_rows: int | None = None  # clients of a round that have a row in run.h5, at most; None: all
 
     @property
     def padding_multiple(self) -> int:

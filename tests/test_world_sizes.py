@@ -32,13 +32,16 @@ SPECIAL: dict[str, dict[str, Any]] = {  # other experiments than the one of all 
     "feddylora": FEW | {"method.name": "feddylora"},
     "jacobian": FEW | {"client.first_step": "jacobian"},
     "validation": VALIDATION,
+    "sampled": SMALL | {"records.clients": "sample 2"},
+    "rowless": SMALL | {"records.clients": "none"},
 }
 STARTS: dict[str, dict[str, dict[str, Any]]] = {  # start of ranks -> run -> what changes where and when work is done, and no bit
     "alone": {"alone": {}} | {f"{name}-alone": {} for name in SPECIAL},
-    "gloo-2": {"gloo": {"client.group_size": 1}, "gloo-2-dynamic": DYNAMIC},
+    "gloo-2": {"gloo": {"client.group_size": 1}, "gloo-2-dynamic": DYNAMIC, "sampled-gloo": OVERLAP},
     "mpi-1": {"mpi-1": {"client.group_size": 2}, "mpi-1-dynamic": DYNAMIC | OVERLAP},  # 3 groups; alone, all five clients are one
     "mpi-2": {f"{name}-mpi-2": DYNAMIC | OVERLAP for name in ("fedfft", "feddylora", "jacobian")},
-    "mpi-3": {"mpi-3": {}, "mpi-3-static": STATIC, "mpi-3-overlap": OVERLAP, "validation-mpi-3": DYNAMIC | OVERLAP},
+    "mpi-3": {"mpi-3": {}, "mpi-3-static": STATIC, "mpi-3-overlap": OVERLAP, "validation-mpi-3": DYNAMIC | OVERLAP}
+    | {"sampled-mpi-3": {}, "rowless-mpi-3": {}},
     "mpi-6": {"mpi-6": {}, "mpi-6-dynamic": DYNAMIC | OVERLAP},  # more ranks than clients
 }
 SAME = ("as users start it", *(name for runs in STARTS.values() for name in runs if name.split("-")[0] not in SPECIAL))
@@ -94,6 +97,22 @@ def test_features_in_the_store_are_byte_identical(runs: dict[str, Path]) -> None
             assert values.shape == (NUM_IMAGES, 128)
             found.add((file.stem, values.numpy().tobytes()))
     assert len(found) == 1
+
+
+def test_rounds_are_the_same_whichever_clients_have_a_row(all_runs: Path) -> None:
+    files = {
+        name: hdf5file.read(all_runs / name)[1]
+        for name in ("alone", "sampled-alone", "sampled-gloo", "sampled-mpi-3", "rowless-alone", "rowless-mpi-3")
+    }
+    expected = files["alone"]
+    names = [name for name in expected["rounds"].dtype.names or () if not name.endswith("_seconds") and name != "collective_bytes"]
+    for tables in files.values():
+        np.testing.assert_array_equal(tables["rounds"][names], expected["rounds"][names])
+    clients = {name: tables["clients"][["round", "client", "train_loss"]].tolist() for name, tables in files.items()}
+    assert clients["rowless-alone"] == clients["rowless-mpi-3"] == []
+    assert len(clients["sampled-alone"]) == 4
+    assert clients["sampled-alone"] == clients["sampled-gloo"] == clients["sampled-mpi-3"]
+    assert set(clients["sampled-alone"]) < set(clients["alone"])
 
 
 def test_what_clients_and_rounds_report_is_identical(runs: dict[str, Path]) -> None:

@@ -11,15 +11,11 @@ from flora_hpc.records.known import RoundRecord, RunInfo
 class Background:
     """An Observer that notifies other observers of rounds in a background thread: in order, and at most one round behind.
 
-    They get what `recorded`, which is called in that thread, makes of a record.
-
     An error of an observer there, for example a full disk, is raised by the next `round` or by `flush`.
     """
 
-    def __init__(
-        self, observers: Sequence[Observer], recorded: Callable[[RoundRecord], RoundRecord] = lambda record: record
-    ) -> None:
-        self._observers, self._recorded = observers, recorded
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
         self._progress_calls = [observer.trained for observer in observers if isinstance(observer, WatchesClients)]
         self._executor = ThreadPoolExecutor(1, "observers")  # its thread starts with the first round
         self._future: Future[None] | None = None
@@ -39,7 +35,7 @@ class Background:
         self._future = self._executor.submit(self._notify, records, then)
 
     def _notify(self, records: Sequence[RoundRecord], then: Callable[[], None]) -> None:
-        for record in map(self._recorded, records):
+        for record in records:
             for observer in self._observers:
                 observer.round(record)
         then()

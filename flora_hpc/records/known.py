@@ -1,14 +1,17 @@
 """What is known about a run when it starts, and about a round when it ends."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from flora_hpc.records import totals
 from flora_hpc.records.schema import CLIENTS, DECILES, RANKS, ROUNDS, WORST, Rows
 from flora_hpc.records.split import Split
+from flora_hpc.records.totals import PERSONAL, TOTALS
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -92,9 +95,12 @@ class RightAnswers(NamedTuple):
 NOT_TESTED = RightAnswers(np.zeros(0, np.int64))
 
 
+HEADER = 14  # numbers of 64 bits that begin a report: digest, four counts, and the lengths of its nine parts
+
+
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank reports to rank 0 at the end of a round."""
+    """What one rank reports to rank 0 at the end of a round: rows of all its clients, or of some of them and the sums of all."""
 
     rank: Rows  # shape (1,), of RANKS; `merge` fills in the seconds of waiting and of transfer
     clients: Rows  # of CLIENTS
@@ -102,28 +108,48 @@ class RankReport:
     digest: int  # of the rank's adapter
     collectives: Floats  # seconds of each since the round before, waiting included
     previous_correct: RightAnswers = NOT_TESTED  # with the previous round's adapter
+    sums_of_all: Rows | None = None  # shape (1,), of TOTALS; None where `clients` are all clients
+    personal: Rows = field(default_factory=lambda: np.zeros(0, PERSONAL))  # of all tested clients, where `clients` are only some
+
+    @cached_property
+    def sums(self) -> Rows:
+        """The sums (1,) of TOTALS over all clients of the rank."""
+        return totals.of(self.clients) if self.sums_of_all is None else self.sums_of_all
+
+    def only(self, chosen: Ints) -> "RankReport":
+        """The report with the rows of `chosen` clients (n,) alone. Sums, and accuracies of own models, remain those of all clients.
+
+        Deciles of accuracies need every value. So rounds that test own models send 16 bytes for each client.
+        """
+        clients = self.clients
+        tested, personal = clients[~np.isnan(clients["personal_accuracy"])], np.zeros(0, PERSONAL)
+        if len(tested):
+            personal = np.zeros(len(tested), PERSONAL)
+            for name in PERSONAL.names or ():
+                personal[name] = tested[name]
+        return replace(self, clients=clients[np.isin(clients["client"], chosen)], sums_of_all=self.sums, personal=personal)
 
     def to_bytes(self) -> bytes:
         """Encode the report for a collective; `from_bytes` decodes it."""
-        parts = (self.rank, *self._counts(), self.collectives, self.clients)
+        parts = (self.rank, *self._counts(), self.collectives, self.clients, self.sums, self.personal)
         right = (count for answers in (self.correct, self.previous_correct) for count in (answers.validation, answers.triggered))
-        numbers = (self.digest, *right)
-        header = np.array([*numbers, *map(len, parts)], np.int64)
+        header = np.array([self.digest, *right, *map(len, parts)], np.int64)
         return b"".join(part.tobytes() for part in (header, *parts))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RankReport":
-        digest, *right = np.frombuffer(data, np.int64, 5).tolist()
-        lengths = np.frombuffer(data, np.int64, 7, 5 * 8).tolist()
-        dtypes: list[np.dtype[Any]] = [RANKS, *[np.dtype("i8")] * 4, np.dtype("f8"), CLIENTS]
+        digest, *numbers = np.frombuffer(data, np.int64, HEADER).tolist()
+        right, lengths = numbers[:4], numbers[4:]
+        dtypes: list[np.dtype[Any]] = [RANKS, *[np.dtype("i8")] * 4, np.dtype("f8"), CLIENTS, TOTALS, PERSONAL]
         parts: list[npt.NDArray[Any]] = []
-        start = 12 * 8
+        start = 8 * HEADER
         for dtype, length in zip(dtypes, lengths, strict=True):
             parts.append(np.frombuffer(data, dtype, length, start))
             start += parts[-1].nbytes
-        rank, test, by_rank, previous_test, previous_by_rank, collectives, clients = parts
+        rank, test, by_rank, previous_test, previous_by_rank, collectives, clients, sums, personal = parts
         correct = RightAnswers(test, right[0], right[1], by_rank)
-        return cls(rank, clients, correct, digest, collectives, RightAnswers(previous_test, right[2], right[3], previous_by_rank))
+        previous = RightAnswers(previous_test, right[2], right[3], previous_by_rank)
+        return cls(rank, clients, correct, digest, collectives, previous, sums, personal)
 
     def _counts(self) -> list[Ints]:
         """The counts of right answers that have no fixed number."""
@@ -142,25 +168,26 @@ def merge(round_number: int, reports: list[RankReport]) -> RoundRecord:
         raise DriftError(round_number, [report.digest for report in reports])
     ranks = joined([report.rank for report in reports], RANKS)
     ranks["wait_seconds"], ranks["comm_seconds"] = wait_and_transfer([report.collectives for report in reports])
-    clients = joined([report.clients for report in reports], CLIENTS)
-    if (np.diff(clients["client"]) < 0).any():  # sorting rows takes longer than all else here
-        clients = clients[np.argsort(clients["client"])]
+    clients = by_client(joined([report.clients for report in reports], CLIENTS))
+    personal = by_client(joined([report.personal for report in reports], PERSONAL))
     row = np.zeros(1, ROUNDS)
     row["round"] = round_number
-    row["num_clients"], row["num_rejected"] = len(clients), (clients["weight"] == 0).sum()
-    row["num_attackers"] = clients["attacks"].sum()
-    row["num_examples"] = clients["num_examples"].sum()
-    accepted = clients["weight"] > 0
-    losses, weights = clients["train_loss"][accepted], clients["num_examples"][accepted]
-    row["train_loss"] = np.average(losses, weights=weights) if len(losses) else np.nan
+    totals.note(row, [report.sums for report in reports])
     forget_tests(row)
-    note_personal(row, clients)
+    note_personal(row, personal if len(personal) else clients)
     row["message_norm"] = row["cross_term"] = np.nan
-    row["uplink_bytes"], row["downlink_bytes"] = clients["uplink_bytes"].sum(), clients["downlink_bytes"].sum()
     row["collective_bytes"] = ranks["collective_bytes"].sum()
     for name in SECONDS:
         row[name] = ranks[name].mean()
     return RoundRecord(row, ranks, clients, reports[0].digest)
+
+
+def by_client(rows: Rows) -> Rows:
+    """Rows in the order of their clients."""
+    if (np.diff(rows["client"]) >= 0).all():  # sorting rows takes longer than all else here
+        return rows
+    ordered: Rows = rows[np.argsort(rows["client"])]
+    return ordered
 
 
 def joined(parts: Sequence[Rows], dtype: np.dtype[Any]) -> Rows:
@@ -179,7 +206,7 @@ def forget_tests(rows: Rows, mask: npt.NDArray[np.bool_] | None = None, personal
 
 
 def note_personal(row: Rows, clients: Rows) -> None:
-    """Put the spread of personal accuracies into a row of /rounds (1,), from the round's rows of /clients in client order.
+    """Put the spread of personal accuracies into a row of /rounds (1,), from rows of /clients or PERSONAL in client order.
 
     Clients without an accuracy do not count; the row stays as it is where no client has one.
     """

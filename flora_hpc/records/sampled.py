@@ -1,22 +1,17 @@
-"""Which rows of /clients a run keeps."""
+"""Which clients of a round have a row in /clients. Every rank can work this out, so the other rows are never sent."""
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 
 from flora_hpc import seeds
-from flora_hpc.records.known import RoundRecord
-from flora_hpc.records.schema import Rows
+from flora_hpc.records.known import Ints
 
 
-def recorded(record: RoundRecord, seed: int, most: int | None) -> RoundRecord:
-    """The record with rows of at most `most` clients, None for all. Its sums are still those of all clients."""
-    return record if most is None else replace(record, clients=sample(record.clients, seed, int(record.row["round"][0]), most))
+def chosen(seed: int, number: int, most: int, num_clients: int, find: Callable[[Ints], Ints]) -> Ints:
+    """Draw `most` of the `num_clients` clients of round `number`; `find` gives the clients (n,) at places (n,) of the round.
 
-
-def sample(clients: Rows, seed: int, number: int, most: int) -> Rows:
-    """Draw `most` rows of a round's `clients` (n,), which stay in their order; the number of ranks has no part in it."""
-    if len(clients) <= most:
-        return clients
-    words = seeds.words(seed, "records", number, of=clients["client"], count=1)[:, 0]
-    return clients[np.sort(np.argsort(words, kind="stable")[:most])]
+    Time and memory grow with `most` alone. The number of ranks has no part in the draw.
+    """
+    places = seeds.permuted(seed, "records", number, of=np.arange(min(most, num_clients)), among=max(1, num_clients))
+    return find(places)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flora_hpc.records.known import RankReport, RightAnswers, merge, wait_and_transfer
-from flora_hpc.records.schema import CLIENTS, RANKS
+from flora_hpc.records.schema import CLIENTS, RANKS, Rows
 from tests.contracts.known_helpers import rows
 
 # Two ranks: clients 4 and 9 on the first, client 7 on the second. The update of client 9 was not finite.
@@ -116,6 +116,32 @@ def test_clients_come_in_order_and_ranks_as_they_are() -> None:
     assert record.clients["client"].tolist() == [4, 7, 9]
     assert record.clients["num_examples"].tolist() == [10, 30, 20]
     assert record.ranks["rank"].tolist() == [0, 1, 2]
+
+
+def clients_of_a_round() -> Rows:
+    """Forty clients, of which three were rejected and five have no personal accuracy."""
+    rng, table = np.random.default_rng(0), np.zeros(40, CLIENTS)
+    table["client"], table["num_examples"] = rng.permutation(40), rng.integers(1, 100, 40)
+    table["weight"], table["attacks"] = np.where(np.arange(40) < 3, 0, table["num_examples"]), rng.integers(0, 2, 40)
+    table["train_loss"], table["uplink_bytes"] = rng.lognormal(size=40), 8
+    table["global_accuracy"], table["personal_accuracy"] = rng.random((2, 40))
+    table["personal_accuracy"][:5] = np.nan
+    return table
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("chosen", [[], [7, 30, 31, 2]], ids=["no client", "four clients"])
+def test_the_row_of_a_round_is_the_same_whichever_clients_are_sent_and_on_any_number_of_ranks(
+    num_ranks: int, chosen: list[int]
+) -> None:
+    clients = clients_of_a_round()
+    parts = np.array_split(clients, num_ranks)
+    reports = [replace(IDLE, clients=part) for part in parts]
+    some = [RankReport.from_bytes(report.only(np.array(chosen, np.int64)).to_bytes()) for report in reports]
+    record = merge(3, some)
+    np.testing.assert_array_equal(record.row, merge(3, [replace(IDLE, clients=clients)]).row)
+    assert record.clients["client"].tolist() == sorted(chosen)
+    assert sum(map(len, (report.personal for report in some))) == 35
 
 
 def test_ranks_whose_adapters_differ_are_an_error() -> None:
