@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from flora_hpc.errors import UserError, reason
 from flora_hpc.experiment import Experiment
 from flora_hpc.identity import Identity
 from flora_hpc.memories import Memories
-from flora_hpc.records import disk, hdf5file
+from flora_hpc.records import disk, hdf5file, history
 from flora_hpc.records.known import Earlier, RoundRecord, forget_tests
+from flora_hpc.records.schema import Rows
 from flora_hpc.round import State
 from flora_hpc.setup import Setup, Site
 
@@ -123,9 +124,10 @@ class Saved:
         notes += self._compare((point and point.identity) or json.loads(attributes.get("identity", "{}")))
         last = -1 if point is None else point.round
         logged = last - (point is not None and point.untested is not None)
-        earlier = hdf5file.earlier(self._out, last, logged, notes)
-        forget_other_tests(earlier, setup, yamltext.parse(attributes["config"])["rounds"])
-        return data, earlier
+        earlier, planned = history.earlier(self._out, last, logged, notes), yamltext.parse(attributes["config"])["rounds"]
+        rounds = without_other_tests(earlier.rounds, setup, planned)
+        clients = (without_other_tests(rows, setup, planned) for rows in earlier.clients)
+        return data, replace(earlier, rounds=rounds, clients=clients)
 
     def refuse_others(self) -> None:
         """Raise UserError when the run in `out` began with other data or weights; before features, only some can be compared."""
@@ -160,16 +162,17 @@ class Saved:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def forget_other_tests(earlier: Earlier, setup: Setup, planned: int) -> None:
-    """Clear the accuracies that a run of `setup.rounds` does not have: a run of `planned` rounds tests its own last round, too.
+def without_other_tests(rows: Rows, setup: Setup, planned: int) -> Rows:
+    """Clear, in rows of /rounds or /clients, the accuracies that a run of `setup.rounds` does not have, and return the rows.
 
-    With fine-tuning, the personal accuracies of that round are of fine-tuned models, which a longer run does not have.
+    A run of `planned` rounds tests its own last round, too. With fine-tuning, the personal accuracies of that round are of
+    fine-tuned models, which a longer run does not have.
     """
-    for rows in (earlier.rounds, earlier.clients):
-        forget_tests(rows, np.array([not setup.is_tested(number) for number in rows["round"].tolist()], bool))
+    numbers, places = np.unique(rows["round"], return_inverse=True)
+    forget_tests(rows, np.array([not setup.is_tested(number) for number in numbers.tolist()], bool)[places])
     if setup.evaluate.fine_tune_epochs and planned != setup.rounds:
-        for rows in (earlier.rounds, earlier.clients):
-            forget_tests(rows, rows["round"] == planned, personal_only=True)
+        forget_tests(rows, rows["round"] == planned, personal_only=True)
+    return rows
 
 
 def to(tree: Any, device: torch.device) -> Any:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,8 +14,8 @@ import numpy as np
 
 from flora_hpc.errors import UserError
 from flora_hpc.records import disk, split, storage, superblock
-from flora_hpc.records.known import Earlier, RoundRecord, RunInfo
-from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, WORST, Rows
+from flora_hpc.records.known import RoundRecord, RunInfo
+from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, Rows
 
 T = TypeVar("T")
 SPARE_BYTES = 2**16  # room at the end for the last writes of HDF5, which cannot close a file that it could not flush
@@ -93,8 +92,11 @@ class Writer:
         if info.split is not None:
             split.write(self._file, info.split)
         self._append("topology", info.topology)
-        for name in ("clients", "ranks", "rounds") if info.earlier else ():
-            self._append(name, getattr(info.earlier, name))
+        if info.earlier is not None:
+            for rows in info.earlier.clients:
+                self._append("clients", rows)
+            self._append("ranks", info.earlier.ranks)
+            self._append("rounds", info.earlier.rounds)
         self._file.swmr_mode = True  # from here on neither attributes nor tables can be added
         self._file.flush()
 
@@ -158,47 +160,6 @@ class Writer:
             os.close(descriptor)
 
 
-def client_rows(run: Path, number: int) -> Rows:
-    """The rows of /clients of one round, without reading those of others. Raises UserError like `read`."""
-
-    def rows_of(file: h5py.File) -> Rows:
-        table = file["clients"]
-        first, end = (
-            search(range(len(table)), number, key=lambda row: table[row]["round"]) for search in (bisect_left, bisect_right)
-        )
-        return np.asarray(table[first:end])
-
-    path = locate(run)
-    return _patiently(path, lambda: _opened(path, rows_of))
-
-
-def earlier(run: Path, last: int, logged: int, warnings: list[str]) -> Earlier:
-    """The history of a run that resumes after round `last`: its rows up to round `logged`, the later ones will be written again.
-
-    `warnings` say why newer checkpoints are not used. Raises UserError for a file that is not a run's.
-    """
-    attributes, tables = read(run)
-    rows_of = {
-        name: with_all_columns(rows[rows["round"] <= logged], TABLES[name]) for name, rows in tables.items() if name != "topology"
-    }
-    resumed_after, extended_after = (json.loads(attributes.get(name, "[]")) for name in ("resumed_after", "extended_after"))
-    extended_after += [last] if attributes["status"] == "finished" else []
-    return Earlier(**rows_of, resumed_after=[*resumed_after, last], warnings=warnings, extended_after=extended_after)
-
-
-def with_all_columns(rows: Rows, dtype: np.dtype[Any]) -> Rows:
-    """Rows of a file of any version with the columns of `dtype`: what its version did not measure is NaN, -1 for a client, or 0."""
-    result = np.zeros(len(rows), dtype)
-    for name in dtype.names or ():
-        if name in (rows.dtype.names or ()):
-            result[name] = rows[name]
-        elif dtype[name].kind == "f":
-            result[name] = np.nan
-        elif name in WORST:
-            result[name] = -1
-    return result
-
-
 def locate(run: Path) -> Path:
     """The run.h5 of a run directory, or the file itself. Raises UserError when there is none."""
     if not run.exists():
@@ -220,10 +181,10 @@ def read(run: Path, names: Sequence[str] = tuple(TABLES)) -> tuple[dict[str, Any
     file that is not a run's.
     """
     path = locate(run)
-    return _patiently(path, lambda: _read_once(path, names))
+    return patiently(path, lambda: _read_once(path, names))
 
 
-def _patiently(path: Path, work: Callable[[], T]) -> T:
+def patiently(path: Path, work: Callable[[], T]) -> T:
     """Read a file, again where a block is just being written. Raises UserError for a file that cannot be read."""
     for pause in PAUSES:
         try:
@@ -236,7 +197,7 @@ def _patiently(path: Path, work: Callable[[], T]) -> T:
         raise UserError(f"{path}: {_reason(path, error)}") from None
 
 
-def _opened(path: Path, work: Callable[[h5py.File], T]) -> T:
+def opened(path: Path, work: Callable[[h5py.File], T]) -> T:
     """Do `work` with a file that its writer may have open."""
     with path.open("rb") as raw, superblock.open_file(path, raw) as file:
         return work(file)

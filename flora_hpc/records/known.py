@@ -1,6 +1,6 @@
 """What is known about a run when it starts, and about a round when it ends."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ class Earlier:
 
     rounds: Rows
     ranks: Rows
-    clients: Rows
+    clients: Iterable[Rows]  # in pieces, each read when it is asked for: all of them may be larger than the memory
     resumed_after: list[int]  # the last round before each resume, this one included; -1 for none
     warnings: list[str] = field(default_factory=list)  # why newer checkpoints are not used, and what could not be compared
     extended_after: list[int] = field(default_factory=list)  # the last round before each extension of a finished run

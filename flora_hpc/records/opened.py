@@ -1,8 +1,8 @@
 """A run for reading: pandas frames, configuration and status of a run directory or its run.h5."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from flora_hpc import extras, yamltext
 from flora_hpc.errors import UserError
-from flora_hpc.records import hdf5file, views
+from flora_hpc.records import clientrows, hdf5file, views
 from flora_hpc.records import split as split_of
 from flora_hpc.records.schema import TABLES, Rows
 
@@ -18,18 +18,43 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class Tables(Mapping[str, Rows]):
+    """Tables by name. /clients, which may be larger than the memory, is read when somebody first asks for it."""
+
+    def __init__(self, rows_of: Mapping[str, Rows], read_clients: Callable[[], Rows] | None) -> None:
+        self._rows_of, self._read_clients = dict(rows_of), read_clients
+
+    def __getitem__(self, name: str) -> Rows:
+        if name == "clients" and self._read_clients is not None and name not in self._rows_of:
+            self._rows_of[name] = self._read_clients()
+        return self._rows_of[name]
+
+    def loaded(self, name: str) -> Rows | None:
+        """A table that has been read already, or None."""
+        return self._rows_of.get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._rows_of
+        if self._read_clients is not None and "clients" not in self._rows_of:
+            yield "clients"
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """The contents of a run.h5 when it was opened; open the file again to see later rounds.
 
-    `tables` are the structured arrays of the file, `attributes` the facts about the whole run. The frames need pandas
-    (`pip install 'flora-hpc[study]'`). Every frame has the columns of `records.schema`, so that one program reads runs of all
-    versions: columns that an old file lacks are NaN. Rows of an unfinished round are dropped.
+    `tables` are the structured arrays of the file, `attributes` the facts about the whole run. The rows of /clients are read when
+    somebody asks for them. The frames need pandas (`pip install 'flora-hpc[study]'`). Every frame has the columns of
+    `records.schema`, so that one program reads runs of all versions: columns that an old file lacks are NaN. Rows of an unfinished
+    round are dropped.
     """
 
     path: Path
     attributes: dict[str, Any]
-    tables: dict[str, Rows]
+    tables: Mapping[str, Rows]
 
     @property
     def status(self) -> str:
@@ -92,9 +117,19 @@ class Run:
         """The numbers of `split` as NumPy arrays."""
         return split_of.read(self.path)
 
-    def clients_of(self, number: int) -> Rows:
-        """The rows of /clients of one round; rows of other rounds are not read, however many there are."""
-        return hdf5file.client_rows(self.path, number)
+    def clients_of(self, number: int, columns: Sequence[str] = ()) -> Rows:
+        """The rows of /clients of one round, all columns or those of `columns` that the file has; no other row is read."""
+        return self.clients_of_rounds(number, number, columns)
+
+    def clients_of_rounds(self, first: int, last: int, columns: Sequence[str] = ()) -> Rows:
+        """The same of rounds `first` to `last`."""
+        rows = self.tables.loaded("clients") if isinstance(self.tables, Tables) else self.tables.get("clients")
+        if rows is None:
+            return clientrows.of_rounds(self.path, first, last, columns)
+        start, stop = np.searchsorted(rows["round"], [first, last + 1])
+        names = [name for name in columns if name in (rows.dtype.names or ())]
+        part: Rows = rows[start:stop][names] if names else rows[start:stop]
+        return part
 
     def columns(self, table: str) -> dict[str, Any]:
         """The columns of a table, those of `records.schema` first: NumPy arrays, and lists of texts."""
@@ -120,8 +155,10 @@ def open_run(path: str | Path, tables: Sequence[str] = tuple(TABLES)) -> Run:
     """Open a run, finished or still being written. `path` is a run directory or its run.h5.
 
     Its frames need pandas: `pip install 'flora-hpc[study]'`.
-    Only `tables` and /rounds are read: a million rows of /clients take 77 MB, which many readers have no use for.
+    Only `tables` and /rounds are read, and /clients when somebody asks for it: a million of its rows take 85 MB.
     Raises UserError when there is no file, or when the file is damaged, foreign, or of a newer version.
     """
-    attributes, rows_of = hdf5file.read(Path(path), tables)
-    return Run(hdf5file.locate(Path(path)), attributes, rows_of)
+    attributes, rows_of = hdf5file.read(Path(path), [name for name in tables if name != "clients"])
+    file, last = hdf5file.locate(Path(path)), int(rows_of["rounds"]["round"].max(initial=-1))
+    read_clients = partial(clientrows.of_rounds, file, 0, last) if "clients" in tables else None
+    return Run(file, attributes, Tables(rows_of, read_clients))

@@ -1,6 +1,5 @@
 """Figures of clients: examples, classes, norms of updates, training time."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,9 @@ from matplotlib.figure import Figure
 
 from flora_hpc.records import views
 from flora_hpc.records.opened import Run
-from flora_hpc.records.schema import DECILES, Rows
+from flora_hpc.records.schema import DECILES
+from flora_hpc.report import clientstats
+from flora_hpc.report.clientstats import ClientStats
 from flora_hpc.report.style import (
     BLUE,
     DENSE_BLUE,
@@ -17,7 +18,6 @@ from flora_hpc.report.style import (
     HALF,
     ORANGE,
     NothingError,
-    Numbers,
     legend_below,
     new,
     percent_axis,
@@ -29,17 +29,15 @@ from flora_hpc.report.style import (
 )  # fmt: skip
 
 MOST_BARS = 40  # clients with a bar of their own
-MOST_STEPS = 200  # rounds, or stretches of rounds, along a band
-FEW = 40  # up to so many clients a round, the pale band spans all of them
+FEW = 40  # rounds, up to which each one has a dot
 MOST_PICTURE = (200, 200)  # clients and classes of the map
 MOST_NAMES = 30
 
 
 def sizes(run: Run) -> Figure:
     """Examples of each client that trained; of many clients, a histogram."""
-    rows = _client_rows(run)
-    ids, first = np.unique(rows["client"], return_index=True)
-    num_examples = rows["num_examples"][first]
+    stats = _stats(run)
+    ids, num_examples = stats.clients, stats.num_examples
     figure, axes = new(HALF, 3.0)
     if len(ids) <= MOST_BARS:
         order = np.argsort(-num_examples, kind="stable")
@@ -101,7 +99,7 @@ def labels(run: Run) -> Figure:
 def norms(run: Run) -> Figure:
     """Norms of clients' updates, by round."""
     figure, axes = new(HALF, 3.0)
-    _bands(axes, _client_rows(run), "update_norm", ORANGE, 1.0)
+    _bands(axes, _stats(run), "update_norm", ORANGE, 1.0)
     axes.set_ylabel("Euclidean norm of an update")
     return figure
 
@@ -130,39 +128,17 @@ def personal(run: Run) -> Figure:
 
 def train_seconds(run: Run) -> Figure:
     """Training time of clients, by round."""
-    rows = _client_rows(run)
+    stats = _stats(run)
     figure, axes = new(HALF, 3.0)
-    values = rows["train_seconds"]
-    unit, unit_name = seconds_unit(float(values[np.isfinite(values)].max(initial=0)))
-    _bands(axes, rows, "train_seconds", GREEN, unit)
+    unit, unit_name = seconds_unit(float(stats.bands["train_seconds"].levels[-1:].max(initial=0)))
+    _bands(axes, stats, "train_seconds", GREEN, unit)
     axes.set_ylabel(f"{unit_name} a client trains")
     return figure
 
 
-def ends(rows: Rows) -> tuple[float, float]:
-    """The two quantiles that bound the pale band."""
-    num_rounds = len(np.unique(rows["round"]))
-    return (0.0, 1.0) if len(rows) <= FEW * num_rounds else (0.05, 0.95)
-
-
-def quantiles(rows: Rows, name: str) -> tuple[Numbers, Numbers]:
-    """For each stretch of rounds: its middle (num,), and quantiles (5, num) of the finite values of a column."""
-    rows = rows[np.isfinite(rows[name])]
-    if not len(rows):
-        raise NothingError("Every update was left out of the average: none was finite.")
-    values = rows[name][np.argsort(rows["round"], kind="stable")]
-    rounds, num = np.unique(rows["round"], return_counts=True)
-    starts = stretches(len(rounds), MOST_STEPS)
-    bounds = np.append(np.append(0, np.cumsum(num))[starts], len(values))
-    low, high = ends(rows)
-    levels = [np.quantile(values[a:b], [low, 0.25, 0.5, 0.75, high]) for a, b in pairwise(bounds.tolist())]
-    upto = np.append(starts[1:], len(rounds)) - 1
-    return (rounds[starts] + rounds[upto]) / 2, np.array(levels).T
-
-
-def _bands(axes: Axes, rows: Rows, name: str, colour: str, unit: float) -> None:
-    rounds, levels = quantiles(rows, name)
-    lowest, low, middle, high, highest = levels / unit
+def _bands(axes: Axes, stats: ClientStats, name: str, colour: str, unit: float) -> None:
+    band = stats.band(name)
+    rounds, (lowest, low, middle, high, highest) = band.middles, band.shown / unit
     if len(rounds) == 1:
         axes.vlines(rounds, lowest, highest, color=colour, alpha=0.35, linewidth=4)
         axes.vlines(rounds, low, high, color=colour, alpha=0.6, linewidth=10)
@@ -171,15 +147,15 @@ def _bands(axes: Axes, rows: Rows, name: str, colour: str, unit: float) -> None:
         axes.fill_between(rounds, lowest, highest, color=colour, alpha=0.16, linewidth=0)
         axes.fill_between(rounds, low, high, color=colour, alpha=0.32, linewidth=0)
         axes.plot(rounds, middle, color=colour)
-    rounds_axis(axes, rows["round"])
+    rounds_axis(axes, stats.rounds)
     axes.set_ylim(0, 1.06 * float(highest.max()) or 1)
 
 
-def _client_rows(run: Run) -> Rows:
-    rows = run.tables["clients"]
-    if not len(rows):
+def _stats(run: Run) -> ClientStats:
+    stats = clientstats.of(run)
+    if not len(stats.clients):
         keeps_none = run.config.get("records", {}).get("clients") == "none"
         raise NothingError(
             "The file has no rows of clients: records.clients is none." if keeps_none else "No client has trained yet."
         )
-    return rows
+    return stats

@@ -179,8 +179,7 @@ def ranks_in(run: Run, number: int) -> str:
     """The accuracy of each rank of the clients of a round, in words; empty where /clients was not read."""
     if "clients" not in run.tables:
         return ""
-    clients = run.tables["clients"]
-    of_round = clients[clients["round"] == number]
+    of_round = run.clients_of(number, ("adapter_rank", "rank_accuracy"))
     ranks, firsts = np.unique(of_round["adapter_rank"], return_index=True)
     parts = [f"{rank}: {percent(of_round['rank_accuracy'][first])}" for rank, first in zip(ranks, firsts, strict=True)]
     return f"; by rank {', '.join(parts)}" if parts else ""

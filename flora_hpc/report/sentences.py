@@ -11,7 +11,7 @@ from flora_hpc.records.opened import Run
 from flora_hpc.records.schema import DECILES
 from flora_hpc.records.sentences import dataset
 from flora_hpc.records.views import seconds
-from flora_hpc.report import clients, columns, timing
+from flora_hpc.report import clientstats, columns, timing
 
 
 def accuracy(run: Run) -> str:
@@ -76,9 +76,8 @@ def ranks(run: Run) -> str:
 
 def sizes(run: Run) -> str:
     """Caption of the examples of clients."""
-    rows = run.tables["clients"]
-    ids, first = np.unique(rows["client"], return_index=True)
-    counts, registered = rows["num_examples"][first], int(run.attributes["num_clients"])
+    stats = clientstats.of(run)
+    ids, counts, registered = stats.clients, stats.num_examples, int(run.attributes["num_clients"])
     who = f"{len(ids):,} clients trained" if len(ids) == registered else f"{len(ids):,} of {registered:,} clients trained"
     if "sample" in run.config.get("records", {}).get("clients", "all"):
         who = f"{len(ids):,} clients, a sample of each round's"
@@ -114,16 +113,16 @@ def norms(run: Run) -> str:
     """Caption of the updates' norms."""
     rejected = int(columns.trained(run)["num_rejected"].sum())
     left_out = f"{rejected:,} updates were left out of the average" if rejected else "no update was left out of the average"
-    return f"{_band(run)}; {left_out}."
+    return f"{_band(run, 'update_norm')}; {left_out}."
 
 
 def train_seconds(run: Run) -> str:
     """Caption of the time that clients take."""
-    return f"{_band(run)}. A client's time is its share, by steps, of the time of its group."
+    return f"{_band(run, 'train_seconds')}. A client's time is its share, by steps, of the time of its group."
 
 
-def _band(run: Run) -> str:
-    low, high = clients.ends(run.tables["clients"])
+def _band(run: Run, column: str) -> str:
+    low, high = clientstats.of(run).bands[column].ends
     outer = "the pale one all of them" if (low, high) == (0, 1) else f"the pale one the middle {100 * (high - low):.0f}\u00a0%"
     return f"The line is the median over clients, the dense band the middle half, {outer}"
 

@@ -7,7 +7,7 @@ import pytest
 
 import flora_hpc
 from flora_hpc.errors import UserError
-from flora_hpc.records import hdf5file
+from flora_hpc.records import history
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.opened import open_run
 from flora_hpc.records.schema import TABLES
@@ -79,7 +79,7 @@ def test_old_files_have_the_columns_of_today(tmp_path: Path, schema: int) -> Non
 def test_a_run_of_an_old_version_is_resumed_with_the_columns_of_today(tmp_path: Path, schema: int) -> None:
     """Rounds 0 and 1 stay, and new rows can follow them."""
     write_old(tmp_path / "run.h5", schema, [round_record(number, accuracy=number / 4) for number in range(3)])
-    rows = hdf5file.earlier(tmp_path, 1, 1, []).rounds
+    rows = history.earlier(tmp_path, 1, 1, []).rounds
     rows = np.concatenate([rows, round_record(2, accuracy=0.5).row])
     assert rows["test_accuracy"].tolist() == [0, 0.25, 0.5]
     assert np.isnan(rows["validation_accuracy"]).all()

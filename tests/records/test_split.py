@@ -7,7 +7,8 @@ import pytest
 from flora_hpc import open_run
 from flora_hpc.errors import UserError
 from flora_hpc.records import split
-from flora_hpc.records.hdf5file import Writer, earlier
+from flora_hpc.records.hdf5file import Writer
+from flora_hpc.records.history import earlier
 from flora_hpc.records.split import Split
 from tests.contracts.known_helpers import round_record, run_info
 

@@ -64,8 +64,20 @@ class TorchDist:
         return [part[:size].cpu().numpy().tobytes() for part, size in zip(received, sizes, strict=True)]
 
     def gather(self, data: bytes) -> list[bytes] | None:
-        parts = self.allgather(data)  # gloo and nccl gather only equal lengths, and records are small
-        return parts if self.rank == 0 else None
+        """Send each rank's bytes to rank 0 alone: `dist.gather` needs equal lengths, and would pad all ranks to the longest one."""
+        length = torch.tensor([len(data)], device=self._device)
+        lengths = [torch.empty_like(length) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(length, lengths, group=self._group, group_dst=0)
+        if lengths is None:
+            if data:
+                sent = torch.from_numpy(np.frombuffer(data, np.uint8).copy()).to(self._device)
+                dist.send(sent, group=self._group, group_dst=0)
+            return None
+        parts = [torch.empty(int(size), dtype=torch.uint8, device=self._device) for size in lengths]
+        works = [dist.irecv(part, group=self._group, group_src=rank) for rank, part in enumerate(parts) if rank and len(part)]
+        for work in works:
+            work.wait()
+        return [data, *(part.cpu().numpy().tobytes() for part in parts[1:])]
 
     def exchange(self, parts: Sequence[bytes]) -> list[bytes]:
         others = [b"" if rank == self.rank else part for rank, part in enumerate(parts)]
