@@ -13,9 +13,7 @@ UNIT = MANTISSA_BITS - LEAST_EXPONENT  # sums of losses are integers, in units o
 LOW_BITS = 32
 SUM_BYTES = 48  # the largest float32, times 2**31 examples, of 2**31 clients, takes 363 bits
 ADDED = ("num_clients", "num_rejected", "num_attackers", "num_examples", "num_accepted_examples", "uplink_bytes", "downlink_bytes")
-TOTALS: np.dtype[Any] = np.dtype(
-    [*((name, "i8") for name in ADDED), ("not_finite", "f8"), ("loss_sum", "u1", (SUM_BYTES,))]  # type: ignore[list-item]
-)
+TOTALS: np.dtype[Any] = np.dtype([*((name, "i8") for name in ADDED), ("not_finite", "f8"), ("loss_sum", "u1", (SUM_BYTES,))])
 PERSONAL: np.dtype[Any] = np.dtype([(name, CLIENTS[name]) for name in ("client", "global_accuracy", "personal_accuracy")])
 
 
