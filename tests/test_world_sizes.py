@@ -57,7 +57,7 @@ def all_runs(flora: Flora, python: list[str], mpiexec: list[str], tmp_path_facto
     def options(name: str, more: dict[str, Any]) -> dict[str, Any]:
         special = SPECIAL.get(name.split("-")[0], SMALL)
         store = "none" if name in KEEP_NOTHING else str(folder / f"{name}-store")  # every one computes all features itself
-        data = {"data.name": "hdf5", "data.path": two_blocks if special is not SMALL and special is not VALIDATION else few}
+        data = {"data.name": "hdf5", "data.path": few if special["rounds"] == 2 else two_blocks}
         return {"features.store": store} | data | special | more
 
     for start, runs in STARTS.items():
