@@ -58,7 +58,8 @@ def of(run: Run) -> ClientStats:
     """Read the rows of clients of a run, a stretch of rounds at a time."""
     numbers = run.tables["rounds"]["round"][run.tables["rounds"]["num_clients"] > 0]
     starts = stretches(len(numbers), MOST_STEPS) if len(numbers) else np.zeros(0, int)
-    clients, num_examples = np.zeros(0, np.int64), np.zeros(0, np.int32)
+    clients: Ints = np.zeros(0, np.int64)
+    num_examples: Ints = np.zeros(0, np.int64)
     rounds, parts = [], {name: [] for name in BANDS}  # type: ignore[var-annotated]
     for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
         rows = run.clients_of_rounds(int(numbers[start]), int(numbers[end - 1]), ("round", "client", "num_examples", *BANDS))
