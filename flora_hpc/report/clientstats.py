@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,11 +58,11 @@ class ClientStats:
 def of(run: Run) -> ClientStats:
     """Read the rows of clients of a run, a stretch of rounds at a time."""
     numbers = run.tables["rounds"]["round"][run.tables["rounds"]["num_clients"] > 0]
-    starts = stretches(len(numbers), MOST_STEPS) if len(numbers) else np.zeros(0, int)
+    starts = stretches(len(numbers), MOST_STEPS).tolist() if len(numbers) else []
     clients: Ints = np.zeros(0, np.int64)
     num_examples: Ints = np.zeros(0, np.int64)
     rounds, parts = [], {name: [] for name in BANDS}  # type: ignore[var-annotated]
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
+    for start, end in pairwise([*starts, len(numbers)]):
         rows = run.clients_of_rounds(int(numbers[start]), int(numbers[end - 1]), ("round", "client", "num_examples", *BANDS))
         if len(rows):
             clients, num_examples = _first_rows(clients, num_examples, rows)

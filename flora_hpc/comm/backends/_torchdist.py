@@ -76,6 +76,7 @@ class TorchDist:
         parts = [torch.empty(int(size), dtype=torch.uint8, device=self._device) for size in lengths]
         works = [dist.irecv(part, group=self._group, group_src=rank) for rank, part in enumerate(parts) if rank and len(part)]
         for work in works:
+            assert work is not None, "rank 0 is in the group"
             work.wait()
         return [data, *(part.cpu().numpy().tobytes() for part in parts[1:])]
 
