@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from flora_hpc.config import Config
 from flora_hpc.experiment import Experiment
 from flora_hpc.observers import hdf5
 from flora_hpc.observers._background import Background
-from flora_hpc.records import sampled
 from flora_hpc.records.known import DriftError, RoundRecord
 from flora_hpc.records.schema import CLIENTS
 from flora_hpc.records.views import PHASES
@@ -80,8 +78,7 @@ def play(config: Config, comm: Communicator, ranks: Sequence[int], tools: Tools,
     comm = flipped(comm, ranks[comm.rank])
     built, site = set_up(config, comm, tools)
     state = experiment.first_state(built, site)
-    recorded = partial(sampled.recorded, seed=config.seed, most=config.records.most_clients)
-    observers = Background([hdf5.build(out)] if out is not None and comm.rank == 0 else [], recorded)
+    observers = Background([hdf5.build(out)] if out is not None and comm.rank == 0 else [])
     topology = loop.place_rows(devices.places(comm, site.launch, site.device, site.num_threads))
     together(comm, lambda: observers.started(loop.run_info(built, site, topology)))
     records: list[RoundRecord] = []
