@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flora_hpc import open_run
-from flora_hpc.bench import report as made_up
+from flora_hpc.bench import madeup as made_up
 from flora_hpc.records import views
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.opened import Run
