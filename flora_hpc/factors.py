@@ -3,7 +3,7 @@
 from math import prod
 from typing import NamedTuple
 
-from flora_hpc import products
+from flora_hpc import lowrank
 from flora_hpc.algorithms._algorithm import Combine, CombineRows
 from flora_hpc.config import Config
 from flora_hpc.methods._method import Method
@@ -70,7 +70,7 @@ class Layered(NamedTuple):
 
     def _misfit_of_parts(self, remembers: str | None) -> str | None:
         what = "makes new factors A and B of each layer"
-        if any(len(products.places(self.method, roles)) < len(self.method.layers) for roles in self.roles):
+        if any(len(lowrank.places(self.method, roles)) < len(self.method.layers) for roles in self.roles):
             return f"{what}, and this sharing part keeps some of them with each client; leave one of the two out"
         if remembers is not None:
             return f"{what} in every round, but {remembers}, which means nothing for other factors; leave one of the two out"
@@ -83,7 +83,7 @@ class Layered(NamedTuple):
         if not self.config.evaluate.cross_term:
             return None
         averages_others = self.combine.prepare is not None or self.combine.by_holder or self.combine.by_norm
-        all_private = not all(products.places(self.method, roles) for roles in self.roles)
+        all_private = not all(lowrank.places(self.method, roles) for roles in self.roles)
         reasons = {
             f"{self.name} is a rule that takes no mean": isinstance(self.combine, CombineRows),
             f"method {self.config.method.name} names no layer with such factors": not self.method.layers,

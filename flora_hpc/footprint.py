@@ -6,10 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from rich.filesize import decimal
 
-from flora_hpc import rows
+from flora_hpc import lowrank, products, productsums, rows, stacks
 from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
-from flora_hpc.products import sum_bytes
 from flora_hpc.setup import Setup
 
 ID_BYTES = 8  # of a client's number, which is sent before its row
@@ -22,7 +21,7 @@ class Traffic(NamedTuple):
     up: Ints  # (num_clients,) int64, sent by each client
     down: Ints  # (num_clients,) int64, received by each client
     allreduce: int  # of the exact sums, given by each rank
-    products: int  # of these, the sums of products of low-rank adapters
+    products: int  # of these, the exact sums of products of low-rank adapters
 
 
 class Remembered(NamedTuple):
@@ -43,13 +42,35 @@ def traffic(setup: Setup, clients: Ints, number: int) -> Traffic:
     encoded_bytes = federation.encoded_bytes(number)
     up = sent_bytes if encoded_bytes is None else np.full_like(sent_bytes, encoded_bytes)
     widths = federation.channels(number).values()
-    products = sum_bytes(setup.method, federation.roles_in(number)) if setup.sums_products else 0
+    summed = 0 if stacked_layers(setup, number) else productsums.num_bytes(summed_layers(setup, number))
     return Traffic(
         up=up + federation.extra_bytes(number),
         down=4 * federation.received_numbers(setup.method, clients, number) + federation.message_bytes(number),
-        allreduce=8 * (sum(2 * width + 1 for width in widths) + 1) + products,
-        products=products,
+        allreduce=8 * (sum(2 * width + 1 for width in widths) + 1) + summed,
+        products=summed,
     )
+
+
+def summed_layers(setup: Setup, number: int) -> tuple[lowrank.Place, ...]:
+    """The layers whose products B A are summed over clients in round `number`."""
+    return lowrank.places(setup.method, setup.federation.roles_in(number)) if setup.sums_products else ()
+
+
+def stacked_layers(setup: Setup, number: int) -> tuple[lowrank.Place, ...]:
+    """The same where the products are summed by stacks of all clients' factors; none where by exact sums."""
+    layers = summed_layers(setup, number)
+    return layers if products.stacks_are_smaller(layers, setup.num_participants) else ()
+
+
+def factors(setup: Setup, groups: Sequence[Sequence[Ints]]) -> stacks.Sizes | None:
+    """What stacks of factors take in round 1, where ranks train `groups`; None without such stacks."""
+    layers = stacked_layers(setup, 1)
+    if not layers:
+        return None
+    of_ranks = [sum(map(len, of_rank)) for of_rank in groups]
+    is_dynamic = setup.cohort.assignment == "dynamic" and len(groups) > 1
+    local = (0, setup.num_participants) if is_dynamic else (min(of_ranks), max(of_ranks))
+    return stacks.sizes(layers, setup.num_participants, local, len(groups))
 
 
 def remembered(setup: Setup, groups: Sequence[Sequence[Ints]], room_bytes: int) -> Remembered | None:

@@ -21,6 +21,7 @@ from flora_hpc.round import groups_of_ranks
 from flora_hpc.rows import Exchange
 from flora_hpc.setup import Setup
 from flora_hpc.shared import Shared
+from flora_hpc.stacks import Sizes
 
 LIBRARY_BYTES = 65 * 10**7  # Python, PyTorch and open_clip on a CPU, measured after a product
 UNSEEN_GPU_BYTES = 16 * 10**9  # assumed memory of a GPU of another machine
@@ -37,8 +38,9 @@ class Plan:
 
     `groups` has the groups of clients of each rank. Bytes are per round: all clients together send `uplink_bytes` and receive
     `downlink_bytes`; each rank gives `allreduce_bytes` to the exact sums, `product_bytes`
-    of them for products of low-rank adapters; ranks send each other `allgather_bytes` of a Jacobian, and `exchange` of updates
-    where a rule compares them. `num_server_images` are training images that only the server has.
+    of them for products of low-rank adapters; ranks send each other `allgather_bytes` of a Jacobian, `exchange` of updates
+    where a rule compares them, and `factors` of low-rank adapters where their products are summed by stacks.
+    `num_server_images` are training images that only the server has.
     `remembered` is what clients remember from one round to the next, if they remember anything. `memory_bytes` maps each use of a
     rank's memory to its bytes.
     """
@@ -75,6 +77,7 @@ class Plan:
     product_bytes: int
     allgather_bytes: int
     exchange: Exchange | None
+    factors: Sizes | None
     num_server_images: int
     remembered: footprint.Remembered | None
     memory_bytes: Mapping[str, int]
@@ -110,6 +113,7 @@ def plan(
     sizes, groups = setup.holdings.sizes(clients), groups_of_ranks(setup, num_ranks, 1)
     largest = max(len(group) for rank_groups in groups for group in rank_groups)
     choice, load = building.group_size(config, dataset, built.clip, method, setup.holdings, room, setup.federation)
+    factors = footprint.factors(setup, groups)
     on_gpu = torch.device("cuda" if gpus_per_node else "cpu")
     traffic, remembered = footprint.traffic(setup, clients, 1), footprint.remembered(setup, groups, room.num_bytes)
     return Plan(
@@ -145,11 +149,13 @@ def plan(
         product_bytes=traffic.products,
         allgather_bytes=firststep.sent_bytes(method, setup.by_jacobian, num_ranks),
         exchange=footprint.exchange(setup, num_ranks),
+        factors=factors,
         num_server_images=len(setup.server),
         remembered=remembered,
         memory_bytes=_lasting(config, built.clip, setup, len(dataset.images))
         | ({"memories of clients": remembered.memory_bytes} if remembered else {})
         | ({"updates of clients": footprint.updates_bytes(setup, num_ranks)} if setup.federation.rule else {})
+        | ({"factors of clients": factors.memory} if factors else {})
         | _peak(built.clip, setup, load.of_group(largest), traffic.allreduce, images_at_once(built.clip.model, on_gpu))
         | {"libraries": LIBRARY_BYTES},
         round_flops=_flops(config, built.clip, method, sizes),

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flora_hpc import firststep, products, trainer
+from flora_hpc import firststep, lowrank, trainer
 from flora_hpc.algorithms._algorithm import Ended
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums, norms
 from flora_hpc.memories import Borrowed, Memories
-from flora_hpc.products import ProductSums
+from flora_hpc.products import Sums
 from flora_hpc.records.schema import CLIENTS, Rows
 from flora_hpc.roles import Roles
 from flora_hpc.rows import Updates
@@ -47,7 +47,7 @@ class TrainedGroups:
 
     sums: ExactSums
     updates: Updates | None = None  # where the combine part needs all of them at once; the sums then only count clients
-    products: ProductSums | None = None  # of factors of low-rank adapters, where they are asked for
+    products: Sums | None = None  # of factors of low-rank adapters, where they are asked for
     rows: list[Rows] = field(default_factory=list)  # of /clients
     clients: list[Ints] = field(default_factory=list)  # (n,), whose memories changed
     remembered: list[Tensors] = field(default_factory=list)  # name -> (n, width) float32
@@ -58,10 +58,10 @@ class TrainedGroups:
         A client whose products are too large is dropped where the algorithm `needs_products`; else it is missing in them alone.
         """
         if self.updates is None:
-            fits = None if self.products is None else self.products.fits(rows["update"], weights["update"])
+            fits = None if self.products is None else lowrank.fits(self.products.places, rows["update"], weights["update"])
             accepted = self.sums.add(rows, weights, lengths, fits if needs_products else None)
             if self.products is not None and fits is not None:
-                self.products.add(rows["update"], weights["update"], accepted & fits)
+                self.products.add(clients, rows["update"], weights["update"], accepted & fits)
             return torch.from_numpy(accepted)
         finite = self.updates.add(clients, rows["update"])
         self.sums.add({"update": rows["update"][finite, :0]}, {"update": weights["update"][finite]})
@@ -237,7 +237,7 @@ def leaving(
         mask = roles.shared.take(start.mask)
         prepared |= {"update": update * mask, "held": mask.float()}
     if federation.combine.by_norm:
-        norms_of_products = products.norms(setup.method, common.start + update)
+        norms_of_products = lowrank.norms(setup.method, common.start + update)
         prepared |= {"update": update * norms_of_products, "norms": norms_of_products}
     return prepared | sent, remembered, encoded_bytes
 

@@ -34,7 +34,7 @@ from flora_hpc.exact import ExactSums
 from flora_hpc.groups import Common, TrainedGroups, server_update, train_group, with_batches
 from flora_hpc.memories import Borrowed, Memories
 from flora_hpc.personal import Personal
-from flora_hpc.products import Combined, ProductSums
+from flora_hpc.products import Combined
 from flora_hpc.records import sampled
 from flora_hpc.records.known import NOT_TESTED, RankReport, RightAnswers, RoundRecord, merge
 from flora_hpc.records.schema import CLIENTS, RANKS, Rows
@@ -115,13 +115,13 @@ def evaluate_own_models(
 
 
 def combine_products(setup: Setup, site: Site, state: State, trained: TrainedGroups, number: int) -> Combined:
-    """Add up the products B A of all ranks, and compute the cross term and, if the algorithm makes them, new factors of each layer.
+    """Sum the products B A over clients, and compute the cross term and, if the algorithm makes them, new factors of each layer.
 
     All ranks call this together.
     """
     if trained.products is None or not trained.sums.total("update"):
         return Combined((), np.nan)
-    trained.products.allreduce(site.comm)
+    trained.products.collect(site.comm)
     combine, method = setup.federation.combine, setup.method
     assert isinstance(combine, Combine)
     fresh = method.pack(method.init(seeds.generator(setup.seed, "fresh adapter", number))) if combine.fresh else None
@@ -178,8 +178,9 @@ def train_my_groups(setup: Setup, site: Site, state: State, number: int) -> Trai
     with site.comm.phase("batch"):
         local_groups = my_groups(setup, site, number)
         updates = rows.Updates(len(federation.roles_in(number).shared)) if federation.rule else None
-        sums = ProductSums(setup.method, federation.roles_in(number)) if setup.sums_products else None
-        trained = TrainedGroups(ExactSums(federation.channels(number)), updates, sums)
+        trained = TrainedGroups(ExactSums(federation.channels(number)), updates)
+        if setup.sums_products:
+            trained.products = products.sums_of(setup.method, federation.roles_in(number), setup.num_participants)
         num_local = sum(map(len, local_groups)) if isinstance(local_groups, Sequence) else 0
     borrowed = None
     if state.memories is not None:

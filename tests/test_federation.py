@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import flora_hpc
-from flora_hpc import assembly, misfits, plugins, products
+from flora_hpc import assembly, lowrank, misfits, plugins, productsums
 from flora_hpc.algorithms._algorithm import Algorithm, Setting, Sharing
 from flora_hpc.config import PARTS
 from flora_hpc.errors import UserError
@@ -383,9 +383,9 @@ def test_a_cross_term_needs_low_rank_adapters() -> None:
 
 def test_a_cross_term_leaves_private_adapters_out() -> None:
     built = build(DUAL, algorithm="dual_lora", evaluate={"cross_term": True})
-    places = products.places(method(DUAL), built.roles_in(1))
+    places = lowrank.places(method(DUAL), built.roles_in(1))
     assert [place.layer.a for place in places] == [f"{block}.lora_A" for block in BLOCKS]
-    assert products.sum_bytes(method(DUAL), built.roles_in(1)) == 2 * 8 * (2 * 16 + 1)
+    assert productsums.num_bytes(places) == 2 * 8 * (2 * 16 + 1)
 
 
 def test_a_mean_over_holders_says_when_it_is_the_mean() -> None:

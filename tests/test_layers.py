@@ -26,6 +26,8 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["federation"],
     ["factors"],
     ["products"],
+    ["productsums", "stacks"],
+    ["lowrank"],
     ["attackers", "roles", "tried"],
     ["algorithms", "attacks", "methods", "losses", "optimizers"],
     ["job", "rundir"],

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flora_hpc import products
+from flora_hpc import lowrank, products
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, LayerMeans, Now
 from flora_hpc.algorithms._lora import truncated_svd
 from flora_hpc.algorithms.fedavg import mean
@@ -19,11 +19,14 @@ from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.communicator import AgreedError
 from flora_hpc.comm.meter import Meter
 from flora_hpc.config import EvaluateConfig
+from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums
 from flora_hpc.methods._lora import layers_of
 from flora_hpc.methods._method import Method, Portions
-from flora_hpc.products import Combined, ProductSums
+from flora_hpc.products import Combined, Sums
+from flora_hpc.productsums import ProductSums
 from flora_hpc.roles import Roles, roles_of
+from flora_hpc.stacks import Stacks
 from tests import test_algorithm_rounds as low_rank
 from tests.pure_rounds import build, part, whole
 from tests.test_round import algorithm, play
@@ -33,6 +36,8 @@ A, B = "layer.lora_A", "layer.lora_B"
 NAMES = (A, B)
 FACTORS = ((1, 2, 0, 1, -1), (0, 1, 2, 2, 1))  # of two clients: A, then B
 WEIGHTS = torch.tensor([1, 3])
+WAYS = [ProductSums, Stacks]
+both_ways = pytest.mark.parametrize("way", WAYS)
 
 
 def double(values: Any) -> torch.Tensor:
@@ -55,18 +60,29 @@ def roles(chosen: Method, name: str = "fedavg") -> Roles:
     return roles_of(sharing, chosen)[0]
 
 
-def summed(
-    chosen: Method, updates: torch.Tensor, weights: torch.Tensor, parts: Sequence[slice] = (slice(None),), name: str = "fedavg"
-) -> tuple[ProductSums, ExactSums]:
-    """The sums of updates (num_clients, num_params), which come in `parts`."""
-    sums, rows = ProductSums(chosen, roles(chosen, name)), ExactSums({"update": updates.shape[1]})
+def added(
+    sums: Sums, clients: Ints, updates: torch.Tensor, weights: torch.Tensor, parts: Sequence[slice] = (slice(None),)
+) -> ExactSums:
+    """Add updates (num_clients, num_params) of `clients` to the sums, in `parts`. Returns the sums of rows with them."""
+    rows = ExactSums({"update": updates.shape[1]})
     for some in parts:
-        fits = sums.fits(updates[some], weights[some])
-        sums.add(updates[some], weights[some], rows.add({"update": updates[some]}, {"update": weights[some]}) & fits)
+        fits = lowrank.fits(sums.places, updates[some], weights[some])
+        accepted = rows.add({"update": updates[some]}, {"update": weights[some]}) & fits
+        sums.add(clients[some], updates[some], weights[some], accepted)
+    return rows
+
+
+def summed(
+    way: type[Sums], chosen: Method, updates: torch.Tensor, weights: torch.Tensor, name: str = "fedavg"
+) -> tuple[Sums, ExactSums]:
+    """The sums of updates (num_clients, num_params) on one rank."""
+    sums = way(lowrank.places(chosen, roles(chosen, name)))
+    rows = added(sums, np.arange(len(updates)), updates, weights)
+    sums.collect(Meter(Serial()))
     return sums, rows
 
 
-def combined(sums: ProductSums, rows: ExactSums, adapter: torch.Tensor, name: str = "flexlora", **options: Any) -> Combined:
+def combined(sums: Sums, rows: ExactSums, adapter: torch.Tensor, name: str = "flexlora", **options: Any) -> Combined:
     return products.combine(Meter(Serial()), combine_of(name, **options), sums, rows, adapter)
 
 
@@ -85,9 +101,9 @@ def factors(means: LayerMeans, name: str, **options: Any) -> tuple[torch.Tensor,
 # --- numbers worked out by hand: two clients of weights 1 and 3
 
 
-@pytest.fixture
-def means() -> LayerMeans:
-    sums, rows = summed(method(1, 2, 3), double(FACTORS), WEIGHTS)
+@pytest.fixture(params=WAYS)
+def means(request: pytest.FixtureRequest) -> LayerMeans:
+    sums, rows = summed(request.param, method(1, 2, 3), double(FACTORS), WEIGHTS)
     result, cross = sums.means(0, torch.zeros(5), rows.precise_mean("update"))
     torch.testing.assert_close(cross, double([[-0.1875, -0.1875, 0.375], [-0.375, -0.375, 0.75]]), **CLOSE)
     return result
@@ -100,16 +116,17 @@ def test_the_mean_of_products_is_not_the_product_of_means(means: LayerMeans) -> 
     torch.testing.assert_close(stack_b @ stack_a, means.product, **CLOSE)
 
 
+@both_ways
 @pytest.mark.parametrize("scale", [1.0, 32.0])
-def test_the_cross_term_is_relative(scale: float) -> None:
-    sums, rows = summed(method(1, 2, 3, scale), double(FACTORS), WEIGHTS)
+def test_the_cross_term_is_relative(way: type[Sums], scale: float) -> None:
+    sums, rows = summed(way, method(1, 2, 3, scale), double(FACTORS), WEIGHTS)
     assert combined(sums, rows, torch.zeros(5), "fedavg").cross_term == pytest.approx(1.0269797953 / 3.9290584114, abs=1e-9)
 
 
 def test_hetlora_weighs_clients_by_the_norm_of_their_product() -> None:
     """The first client has rank 1 of 2, padded with zeros; the norms are root 10 and root 35."""
     adapters = torch.tensor([[1.0, 2, 0, 0, 0, 0, 1, 0, -1, 0], [0, 1, 2, 1, 0, 1, 2, 1, 1, 0]])
-    weights = products.norms(method(2, 2, 3), adapters)
+    weights = lowrank.norms(method(2, 2, 3), adapters)
     torch.testing.assert_close(weights, torch.tensor([[10.0], [35.0]]).sqrt().expand(2, 10))
     means = {"update": (adapters * weights).mean(0).double(), "norms": weights.mean(0).double()}
     direction = combine_of("hetlora").finish(means, Now(1, 2, 2, 2, {}))
@@ -122,7 +139,7 @@ def test_hetlora_weighs_clients_by_the_norm_of_their_product() -> None:
 
 def test_a_layer_whose_products_are_all_zero_stays() -> None:
     adapters = torch.tensor([[1.0, 2, 0, 0], [3.0, 4, 0, 0]])
-    weights = products.norms(method(1, 2, 2), adapters)
+    weights = lowrank.norms(method(1, 2, 2), adapters)
     means = {"update": (adapters * weights).mean(0), "norms": weights.mean(0)}
     assert combine_of("hetlora").finish(means, Now(1, 2, 2, 2, {})).tolist() == [0] * 4
 
@@ -130,7 +147,7 @@ def test_a_layer_whose_products_are_all_zero_stays() -> None:
 def test_numbers_outside_of_layers_count_as_of_norm_1() -> None:
     chosen = method(1, 1, 1)
     chosen = replace(chosen, shapes={"bias": (2,), **chosen.shapes})
-    assert products.norms(chosen, torch.tensor([[5.0, 6, 2, 3]])).tolist() == [[1, 1, 6, 6]]
+    assert lowrank.norms(chosen, torch.tensor([[5.0, 6, 2, 3]])).tolist() == [[1, 1, 6, 6]]
 
 
 def test_hlora_has_the_product_of_flexlora_and_orthonormal_columns_in_b(means: LayerMeans) -> None:
@@ -197,28 +214,31 @@ def drawn(seed: int, chosen: Method, num_clients: int = 7) -> tuple[torch.Tensor
 
 
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 10**6), rank=st.integers(1, 4), cuts=st.lists(st.integers(0, 7), max_size=3))
-def test_order_and_groups_of_clients_change_no_bit(seed: int, rank: int, cuts: list[int]) -> None:
+@given(way=st.sampled_from(WAYS), seed=st.integers(0, 10**6), rank=st.integers(1, 4), cuts=st.lists(st.integers(0, 7), max_size=3))
+def test_order_and_groups_of_clients_change_no_bit(way: type[Sums], seed: int, rank: int, cuts: list[int]) -> None:
     chosen = method(rank, 5, 4)
     adapter, updates, weights = drawn(seed, chosen)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
     edges = [0, *sorted(cuts), 7]
     parts = [slice(start, stop) for start, stop in pairwise(edges) if stop > start]
-    one = combined(*summed(chosen, updates, weights), adapter)
-    other = combined(*summed(chosen, updates[order], weights[order], parts), adapter)
+    one = combined(*summed(way, chosen, updates, weights), adapter)
+    sums = way(lowrank.places(chosen, roles(chosen)))
+    rows = added(sums, order.numpy(), updates[order], weights[order], parts)
+    sums.collect(Meter(Serial()))
+    other = combined(sums, rows, adapter)
     assert one.cross_term == other.cross_term > 0
     assert one.put(adapter).equal(other.put(adapter))
 
 
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 10**6), rank=st.integers(1, 4), tensor=st.sampled_from(NAMES))
-def test_with_one_factor_in_common_products_and_factors_have_one_mean(seed: int, rank: int, tensor: str) -> None:
+@given(way=st.sampled_from(WAYS), seed=st.integers(0, 10**6), rank=st.integers(1, 4), tensor=st.sampled_from(NAMES))
+def test_with_one_factor_in_common_products_and_factors_have_one_mean(way: type[Sums], seed: int, rank: int, tensor: str) -> None:
     """The cross term is zero, and flexlora at full rank has the product of FedAvg."""
     chosen = method(rank, 4, rank)  # the adapter has the full rank of B A
     adapter, updates, weights = drawn(seed, chosen)
     place = slice(0, rank * rank) if tensor == A else slice(rank * rank, None)
     updates[:, place] = updates[:1, place]
-    sums, rows = summed(chosen, updates, weights)
+    sums, rows = summed(way, chosen, updates, weights)
     result = combined(sums, rows, adapter)
     assert result.cross_term < 1e-15
     plain = chosen.unpack(adapter.double() + rows.precise_mean("update"))
@@ -226,11 +246,12 @@ def test_with_one_factor_in_common_products_and_factors_have_one_mean(seed: int,
     torch.testing.assert_close(exact[B] @ exact[A], plain[B] @ plain[A], rtol=1e-5, atol=1e-5)
 
 
+@both_ways
 @pytest.mark.parametrize("name", ["ffa_lora", "rolora"])
-def test_a_frozen_factor_has_no_cross_term(name: str) -> None:
+def test_a_frozen_factor_has_no_cross_term(way: type[Sums], name: str) -> None:
     chosen = method(2, 5, 4)
     adapter, updates, weights = drawn(0, chosen)
-    result = combined(*summed(chosen, updates[:, 8:], weights, name=name), adapter, "fedavg")
+    result = combined(*summed(way, chosen, updates[:, 8:], weights, name), adapter, "fedavg")
     assert result.cross_term == 0
     assert result.put(adapter) is adapter
 
@@ -251,22 +272,26 @@ def test_equal_singular_values_give_the_same_product() -> None:
         torch.testing.assert_close(u * s @ v, same, **CLOSE)
 
 
-def test_a_client_whose_product_is_too_large_is_left_out() -> None:
+@both_ways
+def test_a_client_whose_product_is_too_large_is_left_out(way: type[Sums]) -> None:
     """Its factors alone could be added."""
     chosen = method(1, 2, 2)
     updates = torch.tensor([[1.0, 1, 1, 1], [1e5, 1, 1e5, 1], [torch.nan, 0, 0, 0]])
     weights = torch.tensor([2, 2, 2])
-    sums, rows = ProductSums(chosen, roles(chosen)), ExactSums({"update": 4})
-    assert sums.fits(updates, weights).tolist() == [True, False, False]
+    sums, rows = way(lowrank.places(chosen, roles(chosen))), ExactSums({"update": 4})
+    fits = lowrank.fits(sums.places, updates, weights)
+    assert fits.tolist() == [True, False, False]
     accepted = rows.add({"update": updates}, {"update": weights})
     assert accepted.tolist() == [True, True, False]
-    sums.add(updates, weights, accepted & sums.fits(updates, weights))
+    sums.add(np.arange(3), updates, weights, accepted & fits)
+    sums.collect(Meter(Serial()))
+    assert (sums.total(), rows.total("update")) == (2, 4)
     assert np.isnan(combined(sums, rows, torch.zeros(4), "fedavg").cross_term), "the means are those of other clients"
 
 
 def test_factors_that_are_not_finite_end_the_run() -> None:
     chosen = method(1, 2, 2)
-    sums, rows = summed(chosen, torch.ones(1, 4), torch.tensor([1]))
+    sums, rows = summed(ProductSums, chosen, torch.ones(1, 4), torch.tensor([1]))
     broken = mean()._replace(factors=lambda means: (means.a / 0, means.b))
     with pytest.raises(AgreedError, match="a layer's next factors are not finite"):
         products.combine(Meter(Serial()), broken, sums, rows, torch.zeros(4))
@@ -397,10 +422,11 @@ def test_merged_weights_add_up_over_rounds_and_are_trained_upon() -> None:
     assert not torch.allclose(changes[0], changes[1]), "clients of round 2 begin where round 1 ended"
 
 
-def test_one_client_leaves_nothing_to_merge() -> None:
+@both_ways
+def test_one_client_leaves_nothing_to_merge(way: type[Sums]) -> None:
     """Its product is that of its factors."""
     chosen = method(2, 5, 4)
     adapter, updates, weights = drawn(3, chosen, 1)
-    result = combined(*summed(chosen, updates, weights), adapter, "fedex_lora")
+    result = combined(*summed(way, chosen, updates, weights), adapter, "fedex_lora")
     assert float(result.rest[A].abs().max()) < 1e-6
     assert result.cross_term < 1e-15

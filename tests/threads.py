@@ -31,6 +31,9 @@ class Thread(Serial):
         self._barrier.wait(timeout=30)
         return received
 
+    def allreduce(self, array: Array) -> None:
+        array[:] = sum(np.frombuffer(data, array.dtype).reshape(array.shape) for data in self.allgather(array.tobytes()))
+
     def allgather(self, data: bytes) -> list[bytes]:
         return self.exchange([data] * self.size)
 

@@ -112,6 +112,7 @@ class LayerMeans(NamedTuple):
     product: torch.Tensor  # (out, in), of B A; padded with zeros where a client holds fewer ranks
     a: torch.Tensor  # (rank, in), of A
     b: torch.Tensor  # (out, rank), of B
+    stacks: tuple[torch.Tensor, torch.Tensor] | None = None  # (out, n) and (n, in), whose product is `product`, if n is below both
 
 
 class Combine(NamedTuple):

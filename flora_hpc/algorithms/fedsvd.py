@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flora_hpc.algorithms import ffa_lora
 from flora_hpc.algorithms._algorithm import Algorithm, LayerMeans, Setting
-from flora_hpc.algorithms._lora import need_lora, truncated_svd
+from flora_hpc.algorithms._lora import need_lora, svd_of_mean
 from flora_hpc.algorithms.fedavg import mean
 from flora_hpc.plugins import BaseOptions
 
@@ -30,7 +30,7 @@ def build(options: Options, setting: Setting) -> Algorithm:
     need_lora("fedsvd", setting)
 
     def factors(means: LayerMeans) -> tuple[torch.Tensor, torch.Tensor]:
-        left, values, right = truncated_svd(means.product, len(means.a))
+        left, values, right = svd_of_mean(means)
         return right, left * values
 
     return Algorithm(

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from flora_hpc.algorithms._algorithm import Algorithm, LayerMeans, Setting
-from flora_hpc.algorithms._lora import need_lora, truncated_svd
+from flora_hpc.algorithms._lora import need_lora, svd_of_mean
 from flora_hpc.algorithms.fedavg import mean
 from flora_hpc.plugins import BaseOptions
 
@@ -33,7 +33,7 @@ def build(options: Options, setting: Setting) -> Algorithm:
     need_lora("flexlora", setting)
 
     def factors(means: LayerMeans) -> tuple[torch.Tensor, torch.Tensor]:
-        left, values, right = truncated_svd(means.product, len(means.a))
+        left, values, right = svd_of_mean(means)
         of_b = values ** {"B": 1.0, "A": 0.0, "both": 0.5}[options.values]
         of_a = values ** {"B": 0.0, "A": 1.0, "both": 0.5}[options.values]
         return of_a[:, None] * right, left * of_b

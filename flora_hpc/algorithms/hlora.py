@@ -1,7 +1,7 @@
 """HLoRA: as FlexLoRA, with orthonormal columns in B, and the singular values in A (after an NVIDIA FLARE contribution).
 
 Its code stacks the clients' factors, each times the root of its weight, and decomposes the stacks by QR and a small singular value
-decomposition. That gives the decomposition of the mean of B A, which is computed from exact sums here.
+decomposition. Here B of each client is weighted, and the mean of B A is decomposed as flexlora does.
 """
 
 from typing import Literal

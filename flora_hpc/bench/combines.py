@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import api, assembly, plugins, products, rows
+from flora_hpc import api, assembly, lowrank, plugins, products, rows
 from flora_hpc.algorithms._algorithm import Combine, Now, Setting
 from flora_hpc.bench.methods import processor
 from flora_hpc.comm.communicator import Communicator
@@ -23,7 +23,7 @@ from flora_hpc.exact import ExactSums
 from flora_hpc.federation import Federation
 from flora_hpc.methods._lora import layers_of
 from flora_hpc.methods._method import Method
-from flora_hpc.products import ProductSums
+from flora_hpc.products import Sums
 from flora_hpc.round import peak_memory_bytes
 from flora_hpc.versions import versions
 
@@ -115,26 +115,27 @@ def play(comm: Meter, parts: Federation, method: Method, task: Task) -> torch.Te
         return rows.combine(comm, collected, parts.rule)
     assert isinstance(combine, Combine)
     adapter = torch.zeros(method.num_params)
-    sums, of_products = ExactSums(parts.channels(1)), ProductSums(method, roles) if combine.replaces else None
-    for _, updates in groups:
-        add(sums, of_products, combine, method, updates)
+    sums = ExactSums(parts.channels(1))
+    of_products = products.sums_of(method, roles, task.clients) if combine.replaces else None
+    for clients, updates in groups:
+        add(sums, of_products, combine, method, clients, updates)
     comm.allreduce(sums.buffer)
     means = sums.means()
     direction = combine.finish(means, Now(1, sums.num_clients, task.clients, sums.total("update"), means))
     if of_products is not None:
-        of_products.allreduce(comm)
+        of_products.collect(comm)
         products.combine(comm, combine, of_products, sums, adapter, adapter if combine.fresh else None)
     return direction
 
 
-def add(sums: ExactSums, of_products: ProductSums | None, combine: Combine, method: Method, updates: torch.Tensor) -> None:
-    """Add the updates (n, num_sent) of a group of clients with 100 examples each."""
+def add(sums: ExactSums, of_products: Sums | None, combine: Combine, method: Method, clients: Ints, updates: torch.Tensor) -> None:
+    """Add the updates (n, num_sent) of a group of `clients` (n,) with 100 examples each."""
     weights = combine.weights(torch.full((len(updates),), 100))
     prepared = {"update": updates} if combine.prepare is None else combine.prepare(updates, torch.ones(len(updates), 1))
     if combine.by_norm:
-        norms = products.norms(method, updates)
+        norms = lowrank.norms(method, updates)
         prepared = {"update": updates * norms, "norms": norms}
-    fits = None if of_products is None else of_products.fits(updates, weights)
+    fits = None if of_products is None else lowrank.fits(of_products.places, updates, weights)
     accepted = sums.add(prepared, dict.fromkeys(prepared, weights), mask=fits)
     if of_products is not None:
-        of_products.add(updates, weights, accepted)
+        of_products.add(clients, updates, weights, accepted)

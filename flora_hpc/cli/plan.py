@@ -17,6 +17,7 @@ from flora_hpc.errors import UserError
 if TYPE_CHECKING:
     from flora_hpc.forecast import Plan
     from flora_hpc.rows import Exchange
+    from flora_hpc.stacks import Sizes
 
 MOST_RANKS = 16  # with a row each
 QUANTILES = {"least": 0.0, "a tenth up to": 0.1, "half up to": 0.5, "nine tenths up to": 0.9, "most": 1.0}
@@ -79,6 +80,7 @@ def rows_of(plan: "Plan") -> dict[str, str]:
         "allreduce": f"{decimal(plan.allreduce_bytes)} per rank and round (exact sums: two 8-byte integers a number{products})",
         **({"allgather": gathered} if plan.allgather_bytes else {}),
         **({"updates": updates(plan.exchange)} if plan.exchange else {}),
+        **({"factors": factors(plan.factors)} if plan.factors and plan.num_ranks > 1 else {}),
         **memories(plan),
         "memory": f"per rank about {decimal(sum(needed.values()))}: "
         + ", ".join(f"{name} {decimal(size)}" for name, size in needed.items()),
@@ -99,6 +101,14 @@ def payload(plan: "Plan") -> str:
     if plan.num_private:
         text += f"; {plan.num_private:,} of its {plan.num_params:,} trained numbers are private"
     return text
+
+
+def factors(sizes: "Sizes") -> str:
+    """What ranks send each other for the mean of B A of each layer."""
+    return (
+        f"a rank sends up to {decimal(sizes.sent)} to the others and receives up to {decimal(sizes.received)} a round: A and B of "
+        "clients, to the rank that computes the mean of B A of the layer"
+    )
 
 
 def updates(exchange: "Exchange") -> str:
