@@ -190,7 +190,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "half of an algorithm": (
         {"algorithm": "feddyn", "server": "fedadam"},
         "server: the local, combine and server parts of feddyn go together only, and here server is that of fedadam; "
-        "set algorithm: feddyn and leave local, combine and server away",
+        "set algorithm: feddyn and leave local, combine and server out",
     ),
     "a pull that a normaliser does not know of": (
         {"algorithm": "fednova", "local": "fedprox"},

@@ -15,7 +15,7 @@ from flora_hpc.comm import launch
 from flora_hpc.errors import UserError, reason
 from flora_hpc.records.views import seconds
 
-SHORT = {  # words behind `flora-hpc bench` -> what keeps it to a minute or so; --full leaves these away
+SHORT = {  # words behind `flora-hpc bench` -> what keeps it to a minute or so; --full leaves these out
     "step": ("--model", "flora-tiny"),
     "methods": ("--model", "flora-tiny", "--methods", "flora,fedlc"),
     "comm": (),
