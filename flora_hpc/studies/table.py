@@ -96,9 +96,9 @@ def against(groups: Sequence[Setting], reference: Mapping[str, Any], metric: str
     the values of `reference`, it is the reference of all. A key that a setting lacks is null. Raises UserError where no setting has
     them.
     """
-    known = {key for group in groups for key in group.keys}
+    all_keys = {key for group in groups for key in group.keys}
     matching = [
-        group for group in groups if all(key in known and equal(group.keys.get(key), value) for key, value in reference.items())
+        group for group in groups if all(key in all_keys and equal(group.keys.get(key), value) for key, value in reference.items())
     ]
     if not matching:
         raise UserError(f"--against {words(reference)}: {_why_none(groups, reference)}")
