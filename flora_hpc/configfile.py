@@ -68,7 +68,10 @@ def _of_other_members(key: str, text: str, members: Mapping[str, Any]) -> str:
         return text
     family = FAMILY_OF[section]
     others = [other for other in plugins.members(family) if option in plugins.member(family, other).Options.model_fields]
-    return f"{key}: is no option of {members[section]}, but of {', '.join(others)}" if others else text
+    if not others:
+        return text
+    _, hint, similar = text.partition("; did you mean ")
+    return f"{key}: is no option of {members[section]}, but of {', '.join(others)}{hint}{similar}"
 
 
 def load_comm(path: Path, overrides: list[str] | None = None) -> CommConfig:

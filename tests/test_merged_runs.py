@@ -122,8 +122,20 @@ def test_one_adapter_of_the_sum_has_the_rank_of_the_sum() -> None:
     assert join(whole) == whole
 
 
-def test_a_plan_says_in_which_form_merged_weights_go_down(invoke: Invoke) -> None:
-    told = invoke("plan", ROOT / "configs" / "quickstart.yaml", "-s", "algorithm=fedex_lora", "-s", "evaluate.cross_term=true")
+@pytest.mark.parametrize(
+    ("num_clients", "sent", "merged"),
+    [
+        (10, "to the rank that computes the mean of B A of the layer", "factors of rank 9 times the adapter's"),
+        (100, "for B A of each layer", "whole matrices"),
+    ],
+)
+def test_a_plan_says_in_which_form_products_are_summed_and_merged_weights_go_down(
+    num_clients: int, sent: str, merged: str, invoke: Invoke
+) -> None:
+    """Factors of few clients are smaller than exact sums of their products, and those of many are larger."""
+    plan = ["plan", ROOT / "configs" / "quickstart.yaml", "--ranks", "2"]
+    changes = ["algorithm=fedex_lora", "evaluate.cross_term=true", f"partition.num_clients={num_clients}"]
+    told = invoke(*plan, *(word for change in changes for word in ("-s", change)))
     words = " ".join(told.replace("│", " ").split())
-    assert "from round 2 on also the change of merged weights, as factors of rank 9 times the adapter's" in words
-    assert "for B A of each layer" in words
+    assert f"from round 2 on also the change of merged weights, as {merged}" in words
+    assert sent in words

@@ -5,13 +5,13 @@ import numpy as np
 from typer.testing import CliRunner
 
 from flora_hpc import open_run
-from flora_hpc.bench import report
+from flora_hpc.bench import madeup
 from flora_hpc.cli import app
 from flora_hpc.report.style import PHASES
 
 
 def test_the_made_up_run_is_one_as_the_program_writes(tmp_path: Path) -> None:
-    report.write(tmp_path / "run.h5", 5, 30, 3)
+    madeup.write(tmp_path / "run.h5", 5, 30, 3)
     run = open_run(tmp_path)
     assert (len(run.rounds), len(run.ranks), len(run.clients)) == (6, 18, 150)
     assert run.status == "finished"

@@ -24,7 +24,10 @@ MISTAKES = {
         ["partition.num_clients=5000"],
         "5000 clients for 1438 training examples leaves some without any",
     ),
-    "an option that the method does not have": (["method.ranks=3"], "method.ranks: unknown key; did you mean method.rank?"),
+    "an option that the method does not have": (
+        ["method.ranks=3"],
+        "method.ranks: is no option of flora, but of feddylora; did you mean method.rank?",
+    ),
     "no such method": (["method.name=fedfff"], "method.name: no method 'fedfff'; did you mean 'fedfft'?"),
     "rank larger than the layer": (["method.rank=200"], "method.rank: 200 is larger than transformer.resblocks.0.attn.out_proj"),
     "no such target": (["method.targets=[text.qproj]"], "method.targets.0: must be "),
