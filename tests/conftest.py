@@ -124,6 +124,18 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """A test leaves the environment as it was, also where a library sets a variable: a fork needs the one that its server had."""
+    before = dict(os.environ)
+    yield
+    now = {"PYTEST_CURRENT_TEST": os.environ["PYTEST_CURRENT_TEST"]}
+    wanted = before | now
+    if os.environ != wanted:
+        os.environ.clear()
+        os.environ.update(wanted)
+
+
 @pytest.fixture
 def split_model() -> open_clip.CLIP:
     return unfuse(small_model(dtype=torch.float64))

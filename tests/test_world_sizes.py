@@ -199,6 +199,6 @@ def test_pixels_clients_of_several_ranks_and_one_jacobian_give_the_same_bits_too
     assert adapter(folders[0]) == adapter(folders[1])
     measured = [hdf5file.read(folder)[1]["rounds"] for folder in folders]
     assert measured[0]["test_accuracy"].tolist() == measured[1]["test_accuracy"].tolist()
-    for rounds in measured:  # waiting for rows of a Jacobian is no training
+    for rounds in measured:  # waiting for rows of a Jacobian is no training; another process may come between two rounds
         phases = sum(rounds[f"{phase}_seconds"][1:].sum() for phase in PHASES)
-        assert phases == pytest.approx(rounds["round_seconds"][1:].sum(), rel=0.03)
+        assert phases == pytest.approx(rounds["round_seconds"][1:].sum(), rel=0.03, abs=0.005)
