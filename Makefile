@@ -15,8 +15,8 @@ demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO))  ## ten clients on two
 	LINES=$$(tput lines 2>/dev/null || echo 24); export COLUMNS LINES; fi; \
 	$(BIN)/mpiexec -n 2 $(BIN)/flora-hpc run configs/quickstart.yaml --view $$view
 
-test: $(INSTALLED)  ## every test, real mpiexec and gloo runs included, in two processes
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SPREAD)
+test: $(INSTALLED)  ## the tests, real mpiexec and gloo runs included, in two processes; without those marked long
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SPREAD) -m "not long"
 
 quick: $(INSTALLED)  ## the tests that start no process and take little: some seconds to a minute
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SPREAD) -m quick

@@ -57,6 +57,7 @@ def test_a_missing_file_is_answered_with_the_name(path: str, sentence: str) -> N
         configfile.load(Path(path))
 
 
+@pytest.mark.long
 def test_a_wheel_brings_them_and_runs_outside_a_clone(tmp_path: Path) -> None:
     """The wheel is unpacked, so nothing is fetched; its path goes before the clone."""
     shutil.copytree(ROOT / "flora_hpc", tmp_path / "clone" / "flora_hpc", ignore=shutil.ignore_patterns("__pycache__"))

@@ -27,7 +27,13 @@ def test_a_million_registered_clients_need_the_memory_of_a_hundred(flora: Flora,
     assert many < 1.1 * few
 
 
-@pytest.mark.parametrize("special", [[], ["cohort.size=1000", "partition.num_clients=1000", "partition.examples_per_client=32"]])
+@pytest.mark.parametrize(
+    "special",
+    [
+        pytest.param([], marks=pytest.mark.long),
+        ["cohort.size=1000", "partition.num_clients=1000", "partition.examples_per_client=32"],
+    ],
+)
 def test_plan_predicts_the_peak_within_15_percent(special: list[str], flora: Flora, tmp_path: Path) -> None:
     """Of a process that begins as a user's does: in forks, more is imported than a run needs."""
     words = [

@@ -187,7 +187,11 @@ def assert_same_numbers(out: Path, other: Path) -> None:
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     "settings",
-    [["algorithm=fedsa_lora", "evaluate.fine_tune_epochs=2"], ["algorithm=ditto", "cohort.size=4"], ["algorithm=scaffold"]],
+    [
+        ["algorithm=fedsa_lora", "evaluate.fine_tune_epochs=2"],
+        ["algorithm=ditto", "cohort.size=4"],
+        pytest.param(["algorithm=scaffold"], marks=pytest.mark.long),
+    ],
     ids=["fedsa_lora", "ditto", "scaffold"],
 )
 def test_any_number_of_ranks_gives_the_same_numbers(

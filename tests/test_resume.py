@@ -74,7 +74,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     [
         ([], 2, 1),
         (OVERLAP, 1, 2),
-        (KEEP, 2, 3),
+        pytest.param(KEEP, 2, 3, marks=pytest.mark.long),
         ([*KEEP, "-s", "client.optimizer=sgd", "-s", "client.momentum=0.5"], 2, 1),
     ],
     ids=["2 ranks, then alone", "tested during the next round", "kept optimizers on 2 ranks, then on 3", "kept momentum"],

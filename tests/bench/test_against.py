@@ -19,7 +19,11 @@ def bench(*arguments: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    "special", [[], ["client.loss=contrastive", "method.targets=[text.q_proj, text.mlp]", "client.weight_decay=0.1"]]
+    "special",
+    [
+        pytest.param([], marks=pytest.mark.long),
+        ["client.loss=contrastive", "method.targets=[text.q_proj, text.mlp]", "client.weight_decay=0.1"],
+    ],
 )
 def test_both_sides_compute_the_same(special: list[str]) -> None:
     """Updates of a whole round, of clients of different sizes, are apart by rounding alone."""

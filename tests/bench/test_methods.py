@@ -33,6 +33,7 @@ def refusal(*arguments: str) -> str:
     return str(error)
 
 
+@pytest.mark.long
 def test_two_methods_are_measured_in_processes_of_their_own() -> None:
     result = bench(*TINY, "--device", "cpu", "--json")
     assert result.exit_code == 0, result.stderr

@@ -54,6 +54,7 @@ def test_independent_runs_count_together() -> None:
 
 @pytest.mark.mpi
 @pytest.mark.skipif(len(CORES) < 2, reason="two ranks need two cores")
+@pytest.mark.long
 def test_one_and_two_ranks_under_mpiexec(mpiexec: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = bench(*SMALL, "--ranks", "1,2", "--launcher", "mpiexec", "--independent", "--json")

@@ -12,6 +12,7 @@ from flora_hpc.cli._bench_study import show
 SMALL = ["-s", "rounds=1", "-s", "client.epochs=1", "-s", "partition.num_clients=2"]
 
 
+@pytest.mark.long
 def test_a_study_and_its_lone_runs(flora: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     done = flora("bench", "study", "configs/quickstart.yaml", "client.lr=5e-4", *SMALL, "--ranks", "1", "--json")
     assert done.returncode == 0, done.stderr

@@ -227,6 +227,7 @@ def test_an_adapter_alone_names_the_merged_way(flora_run: Path, to: str, right: 
 # --- without flora_hpc
 
 
+@pytest.mark.long
 def test_other_programs_get_the_runs_own_accuracy_and_peft_refuses_an_unsplit_model(
     invoke: Callable[..., str], tiny: Any, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@ import io
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from tests import own_parts
 
 SECTIONS = ("model", "features", "cohort", "client", "evaluate", "checkpoint", "records", "comm")
 NAMES = [(family, member) for family in plugins.FAMILIES for member in plugins.members(family)]
+
+
+@cache
+def listed(*arguments: str) -> str:
+    """What `list` says of the parts that come with the package."""
+    return output(*arguments)
 
 
 def output(*arguments: str) -> str:
@@ -57,9 +64,9 @@ def test_every_name_is_one_line_under_its_family() -> None:
 
 @pytest.mark.parametrize(("family", "member"), NAMES)
 def test_a_name_comes_with_what_it_is(family: str, member: str) -> None:
-    (line,) = [line for line in output(member).splitlines() if line == f"  {member}  {first_line(family, member)}"]
-    assert line in output(family).splitlines() or family == "algorithms"
-    assert re.search(rf"^  {member} +{re.escape(first_line(family, member))}$", output(), re.M)
+    (line,) = [line for line in listed(member).splitlines() if line == f"  {member}  {first_line(family, member)}"]
+    assert line in listed(family).splitlines() or family == "algorithms"
+    assert re.search(rf"^  {member} +{re.escape(first_line(family, member))}$", listed(), re.M)
 
 
 def test_names_are_listed_without_the_seconds_that_torch_takes() -> None:
@@ -98,7 +105,7 @@ def test_what_all_of_a_family_share_is_told_once() -> None:
 
 @pytest.mark.parametrize(("family", "member"), NAMES)
 def test_a_name_alone_comes_with_all_its_options(family: str, member: str) -> None:
-    of_family = re.split(r"\n(?=\S)", output(member).partition(f"{family}\n")[2])[0]
+    of_family = re.split(r"\n(?=\S)", listed(member).partition(f"{family}\n")[2])[0]
     assert set(re.findall(r"^    (\w+) = ", of_family, re.M)) == options_of(family, member)
 
 

@@ -104,10 +104,12 @@ def test_what_was_put_off_is_there_when_it_is_asked_for(fork: Callable[..., str]
     assert fork(ASK_LATER) == "asked"
 
 
+@pytest.mark.long
 def test_models_and_data_sets_of_torchvision_are_loaded_when_they_are_asked_for() -> None:
     assert said([sys.executable, "-c", ALL_OF_TORCHVISION]) == "False"
 
 
+@pytest.mark.long
 def test_other_names_of_the_compiler_are_its_own_at_once(fork: Callable[..., str]) -> None:
     assert fork(OTHER_NAMES) == "found"
 
@@ -119,6 +121,7 @@ def test_an_image_tower_of_timms_is_built_with_timm(fork: Callable[..., str], tm
     torch.testing.assert_close(features, right.detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_text_tower_of_transformers_is_built_with_transformers(fork: Callable[..., str], tmp_path: Path) -> None:
     tower = tmp_path / "tower"
     sizes = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

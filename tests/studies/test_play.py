@@ -130,7 +130,7 @@ def test_a_signal_saves_every_run_and_the_study_goes_on_on_other_ranks(
     flora: Flora, mpiexec: list[str], lone: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "study"
-    words = ["study", CONFIG, *GRID, *SMALL, "-s", "rounds=200", "--out", str(out)]
+    words = ["study", CONFIG, *GRID, *SMALL, "-s", "rounds=60", "--out", str(out)]
     job = subprocess.Popen(
         [*mpiexec, "-n", "2", *forks.PYTHON, "-m", "flora_hpc", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -142,9 +142,9 @@ def test_a_signal_saves_every_run_and_the_study_goes_on_on_other_ranks(
     study = open_study(out)
     assert sorted(point.status for point in study.rows) == ["stopped", "stopped", "waiting", "waiting"]
     assert all(point.num_rounds > 0 for point in study.rows if point.status == "stopped")
-    done = flora("study", CONFIG, *GRID, *SMALL, "-s", "rounds=200", "--resume", "--out", out, under=[*mpiexec, "-n", "3"])
+    done = flora("study", CONFIG, *GRID, *SMALL, "-s", "rounds=60", "--resume", "--out", out, under=[*mpiexec, "-n", "3"])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [point.num_rounds for point in open_study(out).rows] == [200] * 4
+    assert [point.num_rounds for point in open_study(out).rows] == [60] * 4
 
 
 def test_a_lost_rank_costs_its_point_where_the_launcher_lets_the_others_live(flora: Flora, tmp_path: Path) -> None:
@@ -262,6 +262,7 @@ def test_more_rounds_extend_finished_points(flora: Flora, lone: Callable[[str, s
     assert adapter(out / "points" / "lr=0.001") == adapter(lone("flora", "1e-3"))
 
 
+@pytest.mark.long
 def test_a_world_that_is_cut_anew_shares_nothing_of_before(flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
     """Four ranks as one part of three and more, then as two parts: their ranks have seen other data before."""
     out, config = tmp_path / "study", tmp_path / "config.yaml"

@@ -121,6 +121,7 @@ def test_a_mistake_in_one_part_ends_the_other_parts(python: list[str], mpiexec: 
     assert not (tmp_path / "two" / "result.json").exists()
 
 
+@pytest.mark.long
 def test_under_torchrun(tmp_path: Path) -> None:
     command = [*forks.torchrun(2), "-m", "flora_hpc", *SMALL, "--weak", "--out", str(tmp_path / "two"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
