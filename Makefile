@@ -8,7 +8,7 @@ SPREAD := --dist loadfile --no-loadscope-reorder
 DEMO := .venv/.demo
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all quick check docs dist bench format clean
+.PHONY: demo test test-all quick check docs dist bench gpu format clean
 
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO))  ## ten clients on two MPI ranks adapt a CLIP to handwritten digits
 	@view=plain; if [ -t 1 ]; then view=live; COLUMNS=$$(tput cols 2>/dev/null || echo 80); \
@@ -42,6 +42,13 @@ bench: $(INSTALLED)  ## parts of the program, measured on this machine in some t
 	$(BIN)/mpiexec -n 2 $(BIN)/flora-hpc bench comm
 	$(BIN)/flora-hpc bench round --repeats 1
 	$(BIN)/flora-hpc bench features --model flora-tiny
+
+gpu: $(INSTALLED)  ## on a machine with a GPU: the tests that need one, and what it can do, as JSON files and a page in runs/gpu
+	$(BIN)/flora-hpc doctor
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/flora-hpc bench all --full --only step,methods,round,features,comm,scale --out runs/gpu
+	$(BIN)/mpiexec -n 2 $(BIN)/flora-hpc bench comm
+	$(BIN)/flora-hpc bench cluster --class S --out runs/gpu/cluster-S
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
