@@ -81,7 +81,7 @@ SLOW = {  # modules that start processes without a fixture, play runs, or try ve
     "test_round", "test_rows", "test_run", "test_scale", "test_screen", "test_show", "test_slurm", "test_split", "test_steady",
     "test_loose", "test_step", "test_superblock", "test_track", "test_trackers", "test_watch", "test_watchdog", "test_weights",
     "test_world_sizes", "test_algorithm_rounds", "test_personal", "test_study_watch", "test_study_shards", "test_bundled",
-    "test_measure", "test_recipes", "test_all", "test_on_device",
+    "test_measure", "test_recipes", "test_all", "test_on_device", "test_command", "test_samples",
 }  # fmt: skip
 
 

@@ -9,7 +9,24 @@ from typing import Annotated, NoReturn
 import typer
 
 from flora_hpc import __version__, screen
-from flora_hpc.cli import _usage, bench, data, doctor, evaluate, export, init, list_, plan, report, run, show, slurm, study, watch
+from flora_hpc.cli import (
+    _usage,
+    bench,
+    data,
+    doctor,
+    evaluate,
+    export,
+    init,
+    list_,
+    plan,
+    predict,
+    report,
+    run,
+    show,
+    slurm,
+    study,
+    watch,
+)
 from flora_hpc.cli._job import prints_error
 from flora_hpc.comm import launch
 from flora_hpc.comm.communicator import AgreedError
@@ -41,6 +58,7 @@ def flora_hpc(
 app.command()(init.init)
 app.command()(run.run)
 app.command()(plan.plan)
+app.command()(predict.predict)
 app.command()(doctor.doctor)
 app.command("list")(list_.list_)
 app.command()(show.show)

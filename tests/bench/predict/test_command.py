@@ -1,0 +1,85 @@
+"""`flora-hpc predict`, as people and programs see it."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flora_hpc import api
+from tests.bench.predict.made import SHARED, config
+from tests.conftest import ROOT
+
+Flora = Callable[..., subprocess.CompletedProcess[str]]
+CONFIG = ROOT / "flora_hpc" / "bench" / "round.yaml"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("predict")
+    for size in (2, 6):
+        of_run = config(cohort__size=size, client__first_step="each")
+        api.run(of_run, out=folder / str(size), rounds=4, shared=SHARED, signals=False)
+    return [folder / "2", folder / "6"]
+
+
+def words(runs: list[Path], *others: object) -> list[object]:
+    given = [word for run in runs for word in ("--from", run)]
+    return ["predict", CONFIG, "-s", "cohort.size=40", "-s", "client.first_step=each", *given, *others]
+
+
+def test_a_table_for_people(flora: Flora, runs: list[Path]) -> None:
+    done = flora(*words(runs, "--nodes", 2, "--ranks-per-node", 2))
+    assert done.returncode == 0, done.stderr
+    assert "round.yaml on 2 nodes, 4 ranks: 40 clients a round, in 4 groups" in done.stdout
+    for text in ("train", "slowest rank", "a round", "predicted", "most of it", "node hours", "up to 1 rank and 6 clients a round"):
+        assert text in done.stdout
+    assert "communication counts as 0" in " ".join(done.stdout.split())
+
+
+def test_an_object_for_programs(flora: Flora, runs: list[Path]) -> None:
+    done = flora(*words(runs, "--json", "-s", "cohort.size=6"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["schema"], result["bench"], result["ranks"], result["clients"], result["rounds"]) == (1, "predict", 1, 6, 50)
+    of_round = result["round_seconds"]
+    assert 0 < of_round["low"] <= of_round["value"] <= of_round["high"]
+    assert (of_round["is"], of_round["measured_by"]) == ("predicted", str(runs[1]))
+    assert sum(term["value"] for term in result["terms"].values()) == pytest.approx(of_round["value"])
+    assert sum(term["share"] for term in result["terms"].values()) == pytest.approx(1)
+    assert result["terms"]["train"]["from"] == [str(run) for run in runs]
+    assert result["measured_up_to"] == {"ranks": 1, "clients": 6}
+    assert result["total_seconds"]["value"] == pytest.approx(result["start_up_seconds"]["value"] + 50 * of_round["value"])
+    assert result["node_hours"]["value"] == pytest.approx(result["total_seconds"]["value"] / 3600)
+    assert result["log_bytes"] > 50 * 6 * 20
+
+
+def test_lines_for_extra_p(flora: Flora, runs: list[Path]) -> None:
+    done = flora(*words(runs, "--export", "extrap"))
+    assert done.returncode == 0, done.stderr
+    assert {json.loads(line)["params"]["clients"] for line in done.stdout.splitlines()} == {2, 6}
+
+
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [
+        (["--nodes", 0], "--nodes"),
+        (["-s", "client.batch_size=8"], "add a run with a smaller client.batch_size, or leave --from out"),
+        (["--gpus-per-node", 1], "was computed on CPUs, and says nothing of GPUs"),
+    ],
+)
+def test_bad_input(flora: Flora, runs: list[Path], others: list[object], says: str) -> None:
+    done = flora(*words(runs, *others))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_it_measures_by_itself(flora: Flora) -> None:
+    done = flora("predict", CONFIG, "-s", "cohort.size=2", "-s", "partition.num_clients=10", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "measuring 1 of 2: 1 client, batch 32" in done.stderr.replace("of 4", "of 2")
+    result = json.loads(done.stdout)
+    assert result["measured_up_to"]["clients"] == 2
+    assert result["warnings"] == []
