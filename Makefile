@@ -22,7 +22,7 @@ quick: $(INSTALLED)  ## the tests that start no process and take little: some se
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SPREAD) -m quick
 
 test-all: $(INSTALLED)  ## every test, with all tutorials, 16 ranks, 100 kills of a run and 20 pairs of jobs in one directory; Slurm where there is one
-	FLORA_HPC_KILLS=100 FLORA_HPC_STARTS=20 FLORA_HPC_RANKS=16 FLORA_HPC_TUTORIALS=all $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SPREAD) --timeout 3600
+	FLORA_HPC_KILLS=100 FLORA_HPC_STARTS=20 FLORA_HPC_RANKS=16 FLORA_HPC_TUTORIALS=all FLORA_HPC_RECIPES=all $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SPREAD) --timeout 3600
 
 check: $(INSTALLED)  ## formatting, lint, strict types
 	$(BIN)/ruff format --check .

@@ -102,6 +102,18 @@ LONG = (  # files that take more than some ten seconds; those that start many ra
 )
 
 
+REPEATED = (  # cases of a promise that other cases keep, too: marked long, as are functions that say so themselves
+    *("test_failures.py::test_an_error_on_one_rank_ends_the_job[0-torchrun]", "is_named[1]", "ends_the_job[1]"),
+    *("is_late[options-1]", "is_late[usage-1]", "is_late[backend-1]", "store_is_not_there[1]"),
+    *("test_a_disk_fills_up[alone-", "becomes_read_only[alone]", "that_is_asked_for[2.0]", "that_is_asked_for[7.0]"),
+    *("same_bytes_each_time[pdf]", "merged_export[flexlora]", "merged_export[both]", "seen_in_the_gradients[other_images]"),
+    *("kept_and_read_back[png]", "had_them[0]", "gives_the_same_numbers[ditto]", "goes_on[kept momentum]"),
+    *("ends_the_job[an error between runs]", "ends_the_job[an exit in a callback]", "beat_zero_shot_too[fedfft"),
+    *("accuracy_again[fedfft]", "accuracy_again[fedvmlc]", "can_be_typed[privacy-and-bytes]", "end_the_others[1]"),
+    *("lone_run[2 ranks and 1]", "are_kept_apart[2]", "lists_it[feda", "lists_it[fedc", "lists_it[fedp", "lists_it[zero"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first, since one that begins last leaves the other processes idle; and mark quick tests.
 
@@ -109,6 +121,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
+        if any(case in item.nodeid for case in REPEATED):
+            item.add_marker(pytest.mark.long)
         module, fixtures = item.path.stem, getattr(item, "fixturenames", ())
         marked = any(item.get_closest_marker(name) for name in ("mpi", "slurm", "gpu", "browser"))
         if module not in SLOW and not marked and not STARTS_PROCESSES & set(fixtures):

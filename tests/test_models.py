@@ -66,6 +66,7 @@ def test_plan_says_why_the_fast_path_is_off(folder: Path, invoke: Callable[..., 
 
 
 @pytest.mark.mpi
+@pytest.mark.long
 def test_rank_0_alone_fetches_what_all_ranks_then_read(
     mpiexec: list[str], python: list[str], tmp_path: Path, squares: Path
 ) -> None:

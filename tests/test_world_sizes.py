@@ -38,7 +38,7 @@ SPECIAL: dict[str, dict[str, Any]] = {  # other experiments than the one of all 
 STARTS: dict[str, dict[str, dict[str, Any]]] = {  # start of ranks -> run -> what changes where and when work is done, and no bit
     "alone": {"alone": {}} | {f"{name}-alone": {} for name in SPECIAL},
     "gloo-2": {"gloo": {"client.group_size": 1}, "gloo-2-dynamic": DYNAMIC, "sampled-gloo": OVERLAP},
-    "mpi-1": {"mpi-1": {"client.group_size": 2}, "mpi-1-dynamic": DYNAMIC | OVERLAP},  # 3 groups; alone, all five clients are one
+    "mpi-1": {"mpi-1": {"client.group_size": 2}},  # 3 groups; alone, all five clients are one
     "mpi-2": {f"{name}-mpi-2": DYNAMIC | OVERLAP for name in ("fedfft", "feddylora", "jacobian")},
     "mpi-3": {"mpi-3": {}, "mpi-3-static": STATIC, "mpi-3-overlap": OVERLAP, "validation-mpi-3": DYNAMIC | OVERLAP}
     | {"sampled-mpi-3": {}, "rowless-mpi-3": {}},

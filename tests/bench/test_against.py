@@ -37,6 +37,7 @@ def test_both_sides_compute_the_same(special: list[str]) -> None:
     assert result.stderr.splitlines() == ["round 1 of 2", "round 2 of 2"]
 
 
+@pytest.mark.long
 def test_the_table_for_people() -> None:
     result = bench(*SMALL)
     assert result.exit_code == 0, result.exception

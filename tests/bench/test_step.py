@@ -72,6 +72,7 @@ def test_a_group_is_as_large_as_in_a_run() -> None:
     assert found["clients_per_step"] == groupsize.MAX_CLIENTS
 
 
+@pytest.mark.long
 def test_bf16_is_measured_against_a_plain_side_in_fp32() -> None:
     if not precision.NATIVE_BF16 & precision.processor_flags():
         pytest.skip("this processor does not multiply in bfloat16")

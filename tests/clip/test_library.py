@@ -114,6 +114,7 @@ def test_other_names_of_the_compiler_are_its_own_at_once(fork: Callable[..., str
     assert fork(OTHER_NAMES) == "found"
 
 
+@pytest.mark.long
 def test_an_image_tower_of_timms_is_built_with_timm(fork: Callable[..., str], tmp_path: Path) -> None:
     model = model_directory(tmp_path, {"embed_dim": 8, "vision_cfg": TIMM, "text_cfg": TEXT}, open_clip.CLIP)
     right = model.encode_image(torch.ones(1, 3, 160, 160))[0]  # type: ignore[operator]

@@ -160,7 +160,7 @@ def test_a_lost_rank_costs_its_point_where_the_launcher_lets_the_others_live(flo
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
     }
-    words = ["study", CONFIG, *grid, *SMALL, "-s", "rounds=30", "-s", "comm.backend=gloo", "--out", str(out)]
+    words = ["study", CONFIG, *grid, *SMALL, "-s", "rounds=12", "-s", "comm.backend=gloo", "--out", str(out)]
     jobs = [
         subprocess.Popen(
             [*forks.PYTHON, "-m", "flora_hpc", *words],
@@ -179,7 +179,7 @@ def test_a_lost_rank_costs_its_point_where_the_launcher_lets_the_others_live(flo
     assert sorted(point.status for point in open_study(out).rows) == ["finished", "finished", "stopped"]
     jobs[1].communicate()
     assert flora("study", "--resume", "--out", out).returncode == 0
-    assert [point.num_rounds for point in open_study(out).rows] == [30] * 3
+    assert [point.num_rounds for point in open_study(out).rows] == [12] * 3
 
 
 def wait_for(condition: Callable[[], bool], job: "subprocess.Popen[str]") -> None:
@@ -192,7 +192,7 @@ def wait_for(condition: Callable[[], bool], job: "subprocess.Popen[str]") -> Non
 
 def test_killed_at_any_moment_a_study_comes_to_the_same_table(flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
     """FLORA_HPC_KILLS sets how often it is killed."""
-    words, rng = ["study", CONFIG, *GRID, *SMALL, "-s", "rounds=15"], random.Random(5)
+    words, rng = ["study", CONFIG, *GRID, *SMALL, "-s", "rounds=8"], random.Random(5)
     reference = tmp_path / "reference"
     started = time.monotonic()
     done = flora(*words, "--out", reference)
