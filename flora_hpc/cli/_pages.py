@@ -36,7 +36,7 @@ def check_format(kind: Format | None, figures: Path | None) -> None:
         raise UserError(f"--format {kind.value}: is for single figures; name their folder with --figures DIR")
 
 
-def check(page: Path, figures: Path | None) -> None:
+def check(page: Path, figures: Path | None, option: str = "-o") -> None:
     """Raise UserError, before any work, for a file that is no report page, or a place where nothing can be written.
 
     The folder of figures is made.
@@ -44,15 +44,17 @@ def check(page: Path, figures: Path | None) -> None:
     from flora_hpc.report.mark import MARK
 
     if page.is_dir():
-        raise UserError(f"-o {page}: is a directory; name a file in it, such as {page / 'report.html'}")
+        raise UserError(f"{option} {page}: is a directory; name a file in it, such as {page / 'report.html'}")
     if not page.parent.is_dir():
-        raise UserError(f"-o {page}: there is no directory {page.parent}; make it, or choose another place")
+        raise UserError(f"{option} {page}: there is no directory {page.parent}; make it, or choose another place")
     try:
         is_other = page.exists() and MARK.encode() not in page.read_bytes()[:START]
     except OSError as error:
-        raise UserError(f"-o {page}: cannot be read ({reason(error)}); choose another name") from None
+        raise UserError(f"{option} {page}: cannot be read ({reason(error)}); choose another name") from None
     if is_other:
-        raise UserError(f"-o {page}: is there already and is no page of `flora-hpc report`; choose another name, or remove it")
+        raise UserError(
+            f"{option} {page}: is there already and is no page of `flora-hpc report`; choose another name, or remove it"
+        )
     if figures is not None:
         try:
             figures.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,16 @@ RanksPerRun = Annotated[
 ]
 Nodes = Annotated[int, typer.Option(help="number of nodes")]
 GpusPerNode = Annotated[int, typer.Option(help="GPUs of each node")]
-Time = Annotated[str, typer.Option(metavar="H:MM:SS", help="time limit, as for sbatch")]
+Time = Annotated[
+    str,
+    typer.Option(metavar="H:MM:SS|auto", help="time limit, as for sbatch; auto: a quarter above what predict says, with --from"),
+]
+From = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--from", metavar="RUN", help="with --time auto: a run on such nodes, as for predict; may be repeated", show_default=False
+    ),
+]
 NtasksPerNode = Annotated[
     int | None, typer.Option(metavar="N", help="ranks on each node; by default one for each GPU, or one", show_default=False)
 ]

@@ -12,6 +12,7 @@ from flora_hpc.cli import (
     _bench_features,
     _bench_log,
     _bench_methods,
+    _bench_predict,
     _bench_ranks,
     _bench_report,
     _bench_round,
@@ -35,6 +36,7 @@ app.command("features")(_bench_features.features)
 app.command("report")(_bench_report.report)
 app.command("ranks")(_bench_ranks.ranks)
 app.command("methods")(_bench_methods.methods)
+app.command("predict")(_bench_predict.predict)
 app.command("study")(_bench_study.study)
 
 

@@ -12,8 +12,10 @@ from rich.filesize import decimal
 
 from flora_hpc import configfile, extras
 from flora_hpc.bench.head import head
+from flora_hpc.cli import _pages
 from flora_hpc.cli._args import AsJson, ConfigFile, Overrides, Plugins, use_plugins
 from flora_hpc.cli._bench_page import BEWARE, columns, progress_printer, remarks
+from flora_hpc.errors import UserError, reason
 from flora_hpc.records.views import count, seconds
 
 if TYPE_CHECKING:
@@ -56,6 +58,12 @@ def predict(
     export: Annotated[
         Export | None, typer.Option(help="print the measured seconds for Extra-P instead: JSON lines", show_default=False)
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="also write a page: 1 to 1,024 nodes, 10 to a million clients a round", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict a round and a run on other nodes, from runs that were measured."""
@@ -65,6 +73,9 @@ def predict(
     for note in notes:
         say(f"note: {note}")
     extras.need("predict", "scipy")
+    if page is not None:
+        extras.need("--page", "matplotlib", "jinja2")
+        _pages.check(page, None, "--page")
 
     from flora_hpc.bench.predict import outcome, point  # torch and open_clip take seconds to import
     from flora_hpc.shared import Shared
@@ -77,6 +88,8 @@ def predict(
             print(line)
         return
     result = outcome.predict(model, resolved, target, shared)
+    if page is not None:
+        write_page(page, outcome.grid(model, resolved, target, shared, say), result, Path(config).name)
     if as_json:
         json.dump(head("predict") | {"config": str(config)} | result, sys.stdout)
         print()
@@ -91,6 +104,16 @@ def model_of(config: "Config", runs: list[Path] | None, shared: "Shared", on_gpu
     if runs:
         return point.model(samples.read(runs, config, shared, on_gpu))
     return point.model(measure.measure(config, shared, on_gpu, progress_printer()))
+
+
+def write_page(page: Path, grid: dict[str, Any], result: dict[str, Any], name: str) -> None:
+    """Write the page of predictions. Raises UserError where it cannot be written."""
+    from flora_hpc.report import predict_page
+
+    try:
+        page.write_text(predict_page.make(grid, result, name), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--page {page}: cannot be written ({reason(error)}); choose another place") from None
 
 
 def show(console: Console, result: dict[str, Any], name: str) -> None:

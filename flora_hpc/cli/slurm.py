@@ -10,14 +10,14 @@ from typing import Any
 import typer
 
 from flora_hpc import plugins, screen
-from flora_hpc.cli import _jobchecks, _jobscript, _jobwork
+from flora_hpc.cli import _jobchecks, _jobscript, _jobtime, _jobwork
 from flora_hpc.cli import _slurm_options as options
 from flora_hpc.cli._args import Overrides, Plugins, use_plugins
 from flora_hpc.comm import mpilibrary
 from flora_hpc.errors import UserError, reason
 
 ALWAYS = ("nodes", "time", "mpi")  # options that the command in a script names even where they have their defaults
-APART = ("config", "overrides", "plugin", "submit")  # arguments that it names in another way, or not at all
+APART = ("config", "overrides", "plugin", "submit", "runs")  # arguments that it names in another way, or not at all
 
 
 def slurm(
@@ -33,6 +33,7 @@ def slurm(
     ntasks_per_node: options.NtasksPerNode = None,
     cpus_per_task: options.CpusPerTask = _jobscript.CORES,
     time: options.Time = "1:00:00",
+    runs: options.From = None,
     partition: options.Partition = None,
     account: options.Account = None,
     array: options.Array = None,
@@ -46,7 +47,7 @@ def slurm(
 ) -> None:
     """Print a Slurm job script for a run or a study, or submit it."""
     use_plugins(plugin)
-    job = job_of(ctx.params)
+    job = _jobtime.with_time(job_of(ctx.params), runs)
     _jobscript.check(job)
     work = _jobwork.of_study(job) if job.is_study else _jobwork.of_runs(job)
     for note in work.notes:
@@ -128,7 +129,7 @@ def written_by(ctx: typer.Context, job: _jobscript.Job) -> list[str]:
     defaults = {option.name: option.default for option in ctx.command.params}
     words = ["flora-hpc", "slurm", *([job.config] if job.config else [])]
     for name in (name for name in defaults if name not in APART):
-        value = job.mpi if name == "mpi" else ctx.params.get(str(name))
+        value = {"mpi": job.mpi, "time": job.time}.get(str(name), ctx.params.get(str(name)))
         if name in ALWAYS or value not in (None, defaults[name]):
             for each in value if isinstance(value, list | tuple) else [value]:
                 words += [f"--{str(name).replace('_', '-')}", str(each)]

@@ -1,21 +1,24 @@
 """A prediction as one JSON object, and the seconds of runs as JSON lines for Extra-P."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from flora_hpc import forecast
+from flora_hpc import configfile, forecast
 from flora_hpc.bench.predict import point
 from flora_hpc.bench.predict.point import SLOWEST, Interval, Model, Round, Target
 from flora_hpc.bench.predict.samples import LOG_BYTES_OF_RANK, Sample, describe, setup_of
 from flora_hpc.config import Config
+from flora_hpc.errors import UserError
 from flora_hpc.records.schema import CLIENTS
 from flora_hpc.shared import Shared
 
 PREDICTED, MEASURED = "predicted", "measured"
+NODES = tuple(2**power for power in range(11))  # of the page
+CLIENTS_OF_ROUND = tuple(10**power for power in range(1, 7))
 
 
 def predict(model: Model, config: Config, target: Target, shared: Shared) -> dict[str, Any]:
@@ -53,6 +56,43 @@ def predict(model: Model, config: Config, target: Target, shared: Shared) -> dic
         "memory_bytes_of_rank": sum(planned.memory_bytes.values()),
         "measured_up_to": {"ranks": model.most_ranks, "clients": model.most_clients},
         "runs": [describe(each) + (f"; other work: {each.other}" if each.other else "") for each in model.samples],
+        "warnings": list(of_round.warnings),
+    }
+
+
+def grid(model: Model, config: Config, target: Target, shared: Shared, say: Callable[[str], None]) -> dict[str, Any]:
+    """Predict a round for NODES and CLIENTS_OF_ROUND, on nodes like the target's; `left_out` says why cohorts are missing."""
+    points, left_out = [], {}
+    for clients in CLIENTS_OF_ROUND:
+        say(f"predicting {clients:,} clients a round")
+        try:
+            sized = with_clients(config, clients)
+            for nodes in NODES:
+                points.append(_point(model, sized, replace(target, nodes=nodes), shared))
+        except UserError as error:
+            left_out[clients] = str(error)
+    return {"points": points, "left_out": left_out}
+
+
+def with_clients(config: Config, clients: int) -> Config:
+    """The configuration with as many clients a round, and at least as many registered ones."""
+    values: dict[str, Any] = {"cohort.size": clients, "cohort.fraction": None}
+    if clients > (registered := getattr(config.partition, "num_clients", None) or 0):
+        values["partition.num_clients"] = max(registered, clients)
+    return configfile.load_values(config.model_dump(mode="json"), values)[0]
+
+
+def _point(model: Model, config: Config, target: Target, shared: Shared) -> dict[str, Any]:
+    """One point of the grid."""
+    setup = setup_of(config, target.num_ranks, target.gpus_per_node, target.ranks_per_node, shared)
+    of_round = point.predict(model, setup, target)
+    return {
+        "nodes": target.nodes,
+        "ranks": target.num_ranks,
+        "clients": of_round.num_clients,
+        **asdict(of_round.seconds),
+        "dominating": of_round.dominating,
+        "measured": of_round.measured.usual_seconds if of_round.measured else None,
         "warnings": list(of_round.warnings),
     }
 

@@ -55,12 +55,6 @@ def test_an_object_for_programs(flora: Flora, runs: list[Path]) -> None:
     assert result["log_bytes"] > 50 * 6 * 20
 
 
-def test_lines_for_extra_p(flora: Flora, runs: list[Path]) -> None:
-    done = flora(*words(runs, "--export", "extrap"))
-    assert done.returncode == 0, done.stderr
-    assert {json.loads(line)["params"]["clients"] for line in done.stdout.splitlines()} == {2, 6}
-
-
 @pytest.mark.parametrize(
     ("others", "says"),
     [
@@ -83,3 +77,33 @@ def test_it_measures_by_itself(flora: Flora) -> None:
     result = json.loads(done.stdout)
     assert result["measured_up_to"]["clients"] == 2
     assert result["warnings"] == []
+
+
+def test_a_page(flora: Flora, runs: list[Path], tmp_path: Path) -> None:
+    done = flora(*words(runs, "--page", tmp_path / "no" / "page.html"))
+    assert (done.returncode, "there is no directory" in done.stderr) == (2, True)
+
+
+def test_the_time_limit_of_a_job(flora: Flora, runs: list[Path]) -> None:
+    given = ["-s", "cohort.size=40", "-s", "client.first_step=each", "-s", "rounds=1000000"]
+    done = flora("slurm", CONFIG, *given, "--time", "auto", "--from", runs[0], "--from", runs[1])
+    assert done.returncode == 0, done.stderr
+    (limit,) = (line.removeprefix("#SBATCH --time=") for line in done.stdout.splitlines() if line.startswith("#SBATCH --time="))
+    hours, minutes, rest = map(int, limit.split(":"))
+    assert hours > 1
+    assert (minutes < 60, rest) == (True, 0)
+    assert f"--time {limit}" in done.stdout, "the command in the script has the limit, not the runs"
+    assert "--from" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--time", "auto"], "--time auto: needs runs on such nodes"),
+        (["--from", "RUN"], "is for --time auto"),
+    ],
+)
+def test_a_time_limit_that_cannot_be_predicted(flora: Flora, runs: list[Path], given: list[str], says: str) -> None:
+    done = flora("slurm", CONFIG, *(str(runs[0]) if word == "RUN" else word for word in given))
+    assert done.returncode == 2
+    assert says in done.stderr

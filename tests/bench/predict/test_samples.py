@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from flora_hpc import api
-from flora_hpc.bench.predict import measure, outcome, samples
+from flora_hpc.bench.predict import measure, outcome, point, samples
 from flora_hpc.bench.predict.drivers import COLUMNS
+from flora_hpc.bench.predict.point import Target
 from flora_hpc.errors import UserError
-from tests.bench.predict.made import SHARED, config, sample
+from tests.bench.predict.made import SHARED, config, sample, various
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,15 @@ def test_lines_for_extra_p() -> None:
         "value": lines[0]["value"],
     }
     assert {line["callpath"] for line in lines} == {"round", *(f"round->{phase}" for phase in COLUMNS)}
+
+
+def test_points_of_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcome, "NODES", (1, 4))
+    monkeypatch.setattr(outcome, "CLIENTS_OF_ROUND", (1000, 5000))
+    grid = outcome.grid(point.model(various()), config(), Target(), SHARED, lambda text: None)
+    assert [(each["nodes"], each["ranks"], each["clients"]) for each in grid["points"]] == [
+        (nodes, nodes, clients) for clients in (1000, 5000) for nodes in (1, 4)
+    ]
+    assert [each["measured"] is not None for each in grid["points"]] == [True, False, False, False], "one rank, 1,000 clients"
+    small = point.model([sample(cohort__size=size) for size in (8, 64)])
+    assert list(outcome.grid(small, config(), Target(), SHARED, lambda text: None)["left_out"]) == [1000, 5000]
