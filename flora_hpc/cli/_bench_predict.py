@@ -40,7 +40,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     load = "unknown" if result["load_before"] is None else f"{result['load_before']:.2f}"
     notes = {
         "measured": "median round, without round 0 and the first round of training",
-        "from": f"{len(result['training'])} runs of at most two ranks and 1,000 clients; of ViT-B-32, at most 16 clients",
+        "from": f"{len(result['training'])} runs of at most two ranks and 1,000 clients; of ViT-B-32, at most 40 clients",
         "load before": load,
         "machine": f"{result['processor']}, PyTorch {result['versions']['torch']}",
     }

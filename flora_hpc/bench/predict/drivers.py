@@ -1,7 +1,8 @@
 """Drivers of a round's phases: the counts that the seconds of each phase grow with, for every rank, from shapes alone.
 
     batch    groups, clients and examples of the rank
-    train    first steps, later steps of groups and of clients, examples; a rank's part of a Jacobian
+    jacobian a rank's part of the Jacobian, where clients make their first step by one; `/ranks` has it within train
+    train    first steps, later steps of groups and of clients, examples
     sum      groups and clients
     server, rest    once a round
     eval     blocks of test images
@@ -26,12 +27,13 @@ from flora_hpc.round import groups_of_ranks
 from flora_hpc.setup import Setup
 
 Floats = npt.NDArray[np.float64]
-OF_RANK = ("batch", "train", "sum")  # the work of every rank
+OF_RANK = ("batch", "jacobian", "train", "sum")  # the work of every rank
 OF_ROUND = ("comm", "server", "eval", "log", "rest")  # seen from rank 0; `rest` is what no phase covers, between two rounds
 COLUMNS = {
     "batch": ("round", "groups", "clients", "examples"),
+    "jacobian": ("Jacobian",),
     "train": (
-        *("Jacobian", "first steps of groups", "first steps", "first steps by Jacobian"),
+        *("groups", "first steps", "first steps by Jacobian"),
         *("later steps of groups", "later steps", "examples"),
     ),
     "sum": ("round", "groups", "clients"),
@@ -103,16 +105,16 @@ def _of_rank(setup: Setup, groups: list[Ints], rank: int, num_ranks: int) -> dic
         parts = costs.text_shape[0] * -(-costs.text_shape[1] // firststep.ROWS)
         jacobian = len(range(rank, parts, num_ranks)) / parts
     if not groups:
-        return {"batch": [1, 0, 0, 0], "train": [jacobian, *[0] * 6], "sum": [1, 0, 0]}
+        return {"batch": [1, 0, 0, 0], "jacobian": [jacobian], "train": [0] * 6, "sum": [1, 0, 0]}
     counts = np.array([len(group) for group in groups])
     sizes = setup.holdings.sizes(np.concatenate(groups))
     steps = setup.client.epochs * -(-sizes // setup.client.batch_size)
     examples = setup.client.epochs * int(trainer.filled_up(sizes, setup.client, setup.padding_multiple).sum())
     longest = np.maximum.reduceat(steps, np.cumsum(counts) - counts)
     each, clients = not setup.by_jacobian, len(steps)
-    train = [jacobian, len(groups) * each, clients * each, clients * setup.by_jacobian]
+    train = [len(groups), clients * each, clients * setup.by_jacobian]
     train += [int((longest - 1).sum()), int((steps - 1).sum()), examples]
-    return {"batch": [1, len(groups), clients, examples], "train": train, "sum": [1, len(groups), clients]}
+    return {"batch": [1, len(groups), clients, examples], "jacobian": [jacobian], "train": train, "sum": [1, len(groups), clients]}
 
 
 def _blocks(setup: Setup, num_ranks: int) -> int:

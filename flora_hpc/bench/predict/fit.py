@@ -25,14 +25,12 @@ SHOWS = {
     "Jacobian": "client.first_step: jacobian",
     "first steps by Jacobian": "client.first_step: jacobian",
     "first steps": "client.first_step: each",
-    "first steps of groups": "client.first_step: each",
     "later steps of groups": "a smaller client.batch_size",
     "later steps": "a smaller client.batch_size",
     "doublings of nodes": "2 nodes or more",
     "bytes between nodes": "2 nodes or more",
 }
 TELLS_APART = {
-    "Jacobian": "another cohort.size and client.first_step: jacobian",
     "later steps of groups": "another client.batch_size",
     "later steps": "another client.batch_size",
     "examples": "another partition.examples_per_client",
@@ -84,8 +82,10 @@ class Term:
         rest = point - np.linalg.lstsq(base.T, point, rcond=1e-6)[0] @ base
         if np.abs(rest).sum() <= OUTSIDE * np.abs(point).sum():
             return ""
-        largest = [name for name, part in zip(columns, np.abs(rest), strict=True) if part > np.abs(rest).max() / 2]
-        return next((TELLS_APART[name] for name in largest if name in TELLS_APART), OTHERWISE)
+        largest = {name for name, part in zip(columns, np.abs(rest), strict=True) if part > np.abs(rest).max() / 2}
+        if largest & {"round", "groups", "clients"}:
+            return OTHERWISE
+        return next((cure for name, cure in TELLS_APART.items() if name in largest), OTHERWISE)
 
     def missing(self, drivers: Floats) -> bool:
         """Whether a driver of `drivers` (k,) is zero in all runs."""

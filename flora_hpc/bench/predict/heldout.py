@@ -64,7 +64,7 @@ TRAINING = (
     Case(1, 1000),
     *(Case(2, clients) for clients in (64, 512, 1000)),
     Case(2, 512, 16),
-    *(Case(1, clients, batch, model=VIT) for clients, batch in ((4, 32), (16, 32), (8, 16))),
+    *(Case(1, clients, batch, model=VIT) for clients, batch in ((4, 32), (40, 32), (4, 16), (16, 8))),
     Case(2, 16, model=VIT),
 )
 HELD_OUT = (

@@ -181,9 +181,9 @@ def unvaried(model: Model, shape: Drivers) -> list[str]:
         if phase == "comm" and not row.any():
             continue
         if cure := term.unvaried(row):
-            if phase == "train" and term.missing(row):
+            if phase in ("jacobian", "train") and term.missing(row):
                 raise UserError(
-                    f"--from: no run shows all of train of this configuration; add a run with {cure}, or leave --from out"
+                    f"--from: no run shows all of {phase} of this configuration; add a run with {cure}, or leave --from out"
                 )
             sentences.append(f"{phase}: the runs do not vary enough to tell its terms apart; add a run with {cure}")
     return sentences

@@ -1,7 +1,7 @@
 """Samples: the seconds of every phase of runs, beside the drivers of the same rounds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from flora_hpc.bench.cluster import result as cluster_result
 from flora_hpc.bench.predict import drivers
 from flora_hpc.bench.predict.drivers import OF_RANK, OF_ROUND, Drivers, Floats
 from flora_hpc.config import Config
+from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
-from flora_hpc.records.opened import open_run
+from flora_hpc.records import clientrows
+from flora_hpc.records.opened import Run, open_run
 from flora_hpc.records.schema import RANKS, Rows
 from flora_hpc.records.views import PHASES, count
 from flora_hpc.setup import Setup
@@ -91,10 +93,14 @@ def sample(path: Path, config: Config, shared: Shared) -> Sample:
     num_ranks = int(run.attributes["world_size"])
     if not len(numbers):
         raise UserError(f"{run.path}: has no round after round {WARM - 1}, which only warms up; give it rounds: {WARM + 3} or more")
-    is_gpu = b"cuda" in bytes(run.tables["topology"]["device"][0])
-    setup = setup_of(own, num_ranks, 1 if is_gpu else 0, -(-num_ranks // len(hosts)), shared)
+    devices = {(place["host"], place["device"]) for place in run.tables["topology"] if b"cuda" in bytes(place["device"])}
+    setup = setup_of(own, num_ranks, len(devices) // len(hosts), -(-num_ranks // len(hosts)), shared)
+    grouping = replace(setup.grouping, most=int(run.attributes["group_size"]))  # it may follow from memory that this machine lacks
+    setup = replace(setup, grouping=grouping)
     shape = mean([drivers.of_round(setup, num_ranks, len(hosts), int(number)) for number in spread(numbers)])
     seconds = seconds_of(ranks, run.tables["rounds"], numbers, num_ranks)
+    if setup.by_jacobian:
+        seconds = with_jacobian(seconds, run, numbers)
     if num_ranks > 1 and own.cohort.assignment == "dynamic":  # who trains what is known only for all ranks together
         shape = shape._replace(of={**shape.of} | {phase: shape.of[phase].mean(0, keepdims=True) for phase in OF_RANK})
         seconds = seconds | {phase: seconds[phase].mean(1, keepdims=True) for phase in OF_RANK}
@@ -105,7 +111,7 @@ def sample(path: Path, config: Config, shared: Shared) -> Sample:
         num_ranks=num_ranks,
         num_nodes=len(hosts),
         threads=int(run.tables["topology"]["num_threads"].max()),
-        is_gpu=is_gpu,
+        is_gpu=bool(devices),
         drivers=shape,
         seconds=seconds,
         round_seconds=rounds["round_seconds"][np.isin(rounds["round"], numbers)],
@@ -155,14 +161,41 @@ def setup_of(config: Config, num_ranks: int, gpus_per_node: int, ranks_per_node:
     return experiment.build(config, torch.device("meta"), room, shared, num_ranks).setup
 
 
-def seconds_of(ranks: Rows, rounds: Rows, numbers: Floats, num_ranks: int) -> dict[str, Floats]:
+def seconds_of(ranks: Rows, rounds: Rows, numbers: Ints, num_ranks: int) -> dict[str, Floats]:
     """Seconds of each phase in the rounds `numbers`: (num_rounds, num_ranks), of rank 0 alone for the phases of the round."""
-    rows = ranks[np.isin(ranks["round"], numbers)]
-    rows = rows[np.lexsort((rows["rank"], rows["round"]))].reshape(len(numbers), num_ranks)
-    seconds = {phase: rows[f"{phase}_seconds"].astype(np.float64) for phase in OF_RANK}
+    rows = of_rounds(ranks, numbers, num_ranks)
+    seconds = {phase: rows[f"{phase}_seconds"].astype(np.float64) for phase in OF_RANK if phase != "jacobian"}
+    seconds["jacobian"] = np.zeros_like(seconds["train"])
     seconds |= {phase: rows[f"{phase}_seconds"][:, :1].astype(np.float64) for phase in OF_ROUND if phase != "rest"}
     covered = np.sum([rows[f"{phase}_seconds"][:, :1] for phase in PHASES], axis=0)
     return seconds | {"rest": np.maximum(0.0, rows["round_seconds"][:, :1] - covered)}
+
+
+def with_jacobian(seconds: Mapping[str, Floats], run: Run, numbers: Ints) -> dict[str, Floats]:
+    """The seconds with those of a Jacobian apart from train: the work of a rank less that of its groups, which /clients has.
+
+    Where /clients has only some clients, their mean counts for all. Raises UserError for a run without such rows.
+    """
+    rows = clientrows.of_rounds(run.path, int(numbers[0]), int(numbers[-1]), ("round", "rank", "train_seconds"))
+    if not len(rows):
+        raise UserError(
+            f"{run.path}: has no rows of clients, which tell a Jacobian from training; play it with records.clients: all"
+        )
+    shape = seconds["train"].shape
+    place = np.searchsorted(numbers, rows["round"]) * shape[1] + rows["rank"]
+    known = np.bincount(place, minlength=shape[0] * shape[1])
+    mean_of_client = np.bincount(place, rows["train_seconds"], len(known)) / np.maximum(known, 1)
+    in_groups = mean_of_client.reshape(shape) * of_rounds(run.tables["ranks"], numbers, shape[1])["num_clients"]
+    work = seconds["batch"] + seconds["train"] + seconds["sum"]
+    jacobian = np.clip(work - in_groups, 0.0, seconds["train"])
+    return {**seconds, "train": seconds["train"] - jacobian, "jacobian": jacobian}
+
+
+def of_rounds(ranks: Rows, numbers: Ints, num_ranks: int) -> Rows:
+    """The rows of /ranks of the rounds `numbers`, (num_rounds, num_ranks)."""
+    rows = ranks[np.isin(ranks["round"], numbers)]
+    table: Rows = rows[np.lexsort((rows["rank"], rows["round"]))].reshape(len(numbers), num_ranks)
+    return table
 
 
 def mean(shapes: Sequence[Drivers]) -> Drivers:
@@ -213,7 +246,7 @@ def describe(each: Sample) -> str:
     """A run in a few words."""
     nodes = f" on {count(each.num_nodes, 'node')}" if each.num_nodes > 1 else ""
     clients = count(each.drivers.num_clients, "client")
-    by_jacobian = ", Jacobian" if each.drivers.of["train"][:, 0].any() else ""
+    by_jacobian = ", Jacobian" if each.drivers.of["jacobian"].any() else ""
     return f"{each.name} ({count(each.num_ranks, 'rank')}{nodes}, {clients}, batch {each.config.client.batch_size}{by_jacobian})"
 
 

@@ -24,7 +24,7 @@ def test_seconds_of_runs_and_of_a_run_that_is_not_among_them(phase: str) -> None
 def test_coefficients_of_training() -> None:
     term = fit("train", various(), RNG)
     assert term is not None
-    np.testing.assert_allclose(term.coefficients[[0, 1, 5]], SECONDS["train"][[0, 1, 5]], rtol=0.3)
+    np.testing.assert_allclose(term.coefficients[[0, 4]], SECONDS["train"][[0, 4]], rtol=0.3)
 
 
 def test_a_band_grows_with_noise() -> None:
@@ -46,7 +46,7 @@ def test_no_run_shows_a_phase() -> None:
     [
         ({"client__batch_size": 32}, {"client__batch_size": 8}, "a smaller client.batch_size"),
         ({"client__first_step": "each"}, {"client__first_step": "jacobian"}, "client.first_step: jacobian"),
-        ({"cohort__size": 64}, {"cohort__size": 2000}, "another cohort.size and client.first_step: jacobian"),
+        ({"cohort__size": 64}, {"cohort__size": 2000}, "another cohort.size"),
     ],
 )
 def test_the_run_that_is_missing_is_named(kept: dict[str, object], target: dict[str, object], cure: str) -> None:

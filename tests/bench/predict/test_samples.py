@@ -29,6 +29,7 @@ def test_seconds_of_a_run(run: Path) -> None:
     assert {phase: took.shape for phase, took in each.seconds.items()} == dict.fromkeys(COLUMNS, (2, 1))
     total = sum(took[:, 0] for took in each.seconds.values())
     np.testing.assert_allclose(total, each.round_seconds, rtol=1e-6)
+    assert not each.seconds["jacobian"].any(), "four clients make their first step by themselves"
     assert samples.describe(each) == f"{run} (1 rank, 4 clients, batch 32)"
 
 
@@ -37,6 +38,20 @@ def test_a_run_of_another_model_serves_for_phases_without_the_model(run: Path) -
     assert other.other == "method.rank (2 there, 8 here)"
     assert [phase for phase in COLUMNS if other.serves(phase)] == ["batch", "log"], "and comm, with two ranks"
     assert sample(2).serves("comm")
+
+
+def test_a_jacobian_is_told_from_training_by_the_rows_of_clients(tmp_path: Path) -> None:
+    """What a rank does beyond its groups, whose seconds /clients has; where it has some clients only, their mean counts for all."""
+    for rows in ("all", "sample 3"):
+        by_one = config(cohort__size=6, client__first_step="jacobian", records__clients=rows)
+        run = api.run(by_one, out=tmp_path / rows, rounds=4, shared=SHARED, signals=False)
+        (each,) = samples.read([tmp_path / rows], by_one, SHARED, False)
+        ranks = run.tables["ranks"][run.tables["ranks"]["round"] >= 2]
+        clients = run.tables["clients"][run.tables["clients"]["round"] >= 2]
+        in_groups = clients["train_seconds"].reshape(3, -1).mean(1) * 6
+        work = sum(ranks[f"{phase}_seconds"] for phase in ("batch", "train", "sum"))
+        np.testing.assert_allclose(each.seconds["jacobian"][:, 0], work - in_groups, rtol=1e-5)
+        np.testing.assert_allclose((each.seconds["jacobian"] + each.seconds["train"])[:, 0], ranks["train_seconds"])
 
 
 def damaged(folder: Path, run: Path) -> Path:
