@@ -112,7 +112,7 @@ def _of_rank(setup: Setup, groups: list[Ints], rank: int, num_ranks: int) -> dic
     examples = setup.client.epochs * int(trainer.filled_up(sizes, setup.client, setup.padding_multiple).sum())
     longest = np.maximum.reduceat(steps, np.cumsum(counts) - counts)
     each, clients = not setup.by_jacobian, len(steps)
-    train = [len(groups), clients * each, clients * setup.by_jacobian]
+    train: list[float] = [len(groups), clients * each, clients * setup.by_jacobian]
     train += [int((longest - 1).sum()), int((steps - 1).sum()), examples]
     return {"batch": [1, len(groups), clients, examples], "jacobian": [jacobian], "train": train, "sum": [1, len(groups), clients]}
 
