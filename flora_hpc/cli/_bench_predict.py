@@ -9,10 +9,11 @@ from flora_hpc import extras
 from flora_hpc.cli._args import AsJson
 from flora_hpc.cli._bench_page import columns, page, print_result, progress_printer
 from flora_hpc.cli._bench_scale import Launcher
-from flora_hpc.records.views import seconds
+from flora_hpc.records.views import count, seconds
 
 
 def predict(
+    repeats: Annotated[int, typer.Option(min=1, help="runs of each case, in turn; the quickest counts")] = 2,
     launcher: Annotated[
         Launcher | None, typer.Option(help="what starts the ranks; by default mpiexec where there is one", show_default=False)
     ] = None,
@@ -23,7 +24,7 @@ def predict(
     from flora_hpc.bench.predict import heldout  # torch and open_clip take seconds to import
 
     heldout.check()
-    result = heldout.measure(heldout.TRAINING, heldout.HELD_OUT, launcher and launcher.value, progress_printer())
+    result = heldout.measure(heldout.TRAINING, heldout.HELD_OUT, repeats, launcher and launcher.value, progress_printer())
     print_result(result, as_json, show)
 
 
@@ -39,7 +40,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     lines = [f"{result['within']} of {number} within what is allowed; the band holds {result['in_band']} of {number}"]
     load = "unknown" if result["load_before"] is None else f"{result['load_before']:.2f}"
     notes = {
-        "measured": "median round, without round 0 and the first round of training",
+        "measured": f"median round, without the two that warm up, of the quickest of {count(result['repeats'], 'run')}",
         "from": f"{len(result['training'])} runs of at most two ranks and 1,000 clients; of ViT-B-32, at most 40 clients",
         "load before": load,
         "machine": f"{result['processor']}, PyTorch {result['versions']['torch']}",

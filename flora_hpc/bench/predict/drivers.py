@@ -1,7 +1,7 @@
 """Drivers of a round's phases: the counts that the seconds of each phase grow with, for every rank, from shapes alone.
 
     batch    groups, clients and examples of the rank
-    jacobian a rank's part of the Jacobian, where clients make their first step by one; `/ranks` has it within train
+    jacobian a rank's rows of the Jacobian, and those of others, where first steps use one; `/ranks` has it within train
     train    first steps, later steps of groups and of clients, examples
     sum      groups and clients
     server, rest    once a round
@@ -31,7 +31,7 @@ OF_RANK = ("batch", "jacobian", "train", "sum")  # the work of every rank
 OF_ROUND = ("comm", "server", "eval", "log", "rest")  # seen from rank 0; `rest` is what no phase covers, between two rounds
 COLUMNS = {
     "batch": ("round", "groups", "clients", "examples"),
-    "jacobian": ("Jacobian",),
+    "jacobian": ("Jacobian", "rows of others"),
     "train": (
         *("groups", "first steps", "first steps by Jacobian"),
         *("later steps of groups", "later steps", "examples"),
@@ -100,12 +100,13 @@ def wire_bytes(setup: Setup, by_rank: list[list[Ints]], number: int, rows: int) 
 
 def _of_rank(setup: Setup, groups: list[Ints], rank: int, num_ranks: int) -> dict[str, list[float]]:
     """The drivers of the work of one rank, which trains `groups`."""
-    costs, jacobian = setup.method.costs, 0.0
+    costs, jacobian = setup.method.costs, [0.0, 0.0]
     if setup.by_jacobian:
         parts = costs.text_shape[0] * -(-costs.text_shape[1] // firststep.ROWS)
-        jacobian = len(range(rank, parts, num_ranks)) / parts
+        own = len(range(rank, parts, num_ranks)) / parts
+        jacobian = [own, 1 - own]
     if not groups:
-        return {"batch": [1, 0, 0, 0], "jacobian": [jacobian], "train": [0] * 6, "sum": [1, 0, 0]}
+        return {"batch": [1, 0, 0, 0], "jacobian": jacobian, "train": [0.0] * 6, "sum": [1, 0, 0]}
     counts = np.array([len(group) for group in groups])
     sizes = setup.holdings.sizes(np.concatenate(groups))
     steps = setup.client.epochs * -(-sizes // setup.client.batch_size)
@@ -114,7 +115,7 @@ def _of_rank(setup: Setup, groups: list[Ints], rank: int, num_ranks: int) -> dic
     each, clients = not setup.by_jacobian, len(steps)
     train: list[float] = [len(groups), clients * each, clients * setup.by_jacobian]
     train += [int((longest - 1).sum()), int((steps - 1).sum()), examples]
-    return {"batch": [1, len(groups), clients, examples], "jacobian": [jacobian], "train": train, "sum": [1, len(groups), clients]}
+    return {"batch": [1, len(groups), clients, examples], "jacobian": jacobian, "train": train, "sum": [1, len(groups), clients]}
 
 
 def _blocks(setup: Setup, num_ranks: int) -> int:

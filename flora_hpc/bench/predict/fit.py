@@ -17,11 +17,13 @@ from flora_hpc.bench.predict.samples import Sample
 DRAWS = 200
 SHORTEST = 1e-7  # seconds of a phase; relative errors of shorter ones are noise of the clock
 STEPS = 12  # of a robust fit
+LEAST_SPREAD = 0.05  # between runs: another hour or another node differs by as much, which few runs do not show
 EXACT = 0.01  # relative error up to which a row is trusted wholly
 FEWEST_FREE = 2  # degrees of freedom of the spread, at least
 OUTSIDE = 0.05  # share of a point's drivers that runs may leave undetermined
 # The run that shows a driver which is zero in all runs, or that tells a driver apart from others
 SHOWS = {
+    "rows of others": "2 ranks or more",
     "Jacobian": "client.first_step: jacobian",
     "first steps by Jacobian": "client.first_step: jacobian",
     "first steps": "client.first_step: each",
@@ -31,6 +33,8 @@ SHOWS = {
     "bytes between nodes": "2 nodes or more",
 }
 TELLS_APART = {
+    "Jacobian": "2 ranks or more",
+    "rows of others": "2 ranks or more",
     "later steps of groups": "another client.batch_size",
     "later steps": "another client.batch_size",
     "examples": "another partition.examples_per_client",
@@ -88,8 +92,9 @@ class Term:
         return next((cure for name, cure in TELLS_APART.items() if name in largest), OTHERWISE)
 
     def missing(self, drivers: Floats) -> bool:
-        """Whether a driver of `drivers` (k,) is zero in all runs."""
-        return bool(((drivers > 0) & (np.abs(self.seen).max(0, initial=0) == 0)).any())
+        """Whether a driver of `drivers` (k,) is zero in all runs, but for the copies of other ranks' rows, which take little."""
+        unseen = (drivers > 0) & (np.abs(self.seen).max(0, initial=0) == 0)
+        return any(is_unseen for name, is_unseen in zip(COLUMNS[self.phase], unseen, strict=True) if name != "rows of others")
 
 
 def fit(phase: str, samples: Sequence[Sample], rng: np.random.Generator) -> Term | None:
@@ -158,6 +163,6 @@ def errors(problem: Problem, coefficients: Floats, rng: np.random.Generator) -> 
     fitted = np.maximum(problem.x @ coefficients, SHORTEST)
     logs = np.array([np.median(np.log(problem.y / fitted)[problem.run == run]) for run in np.unique(problem.run)])
     free = max(FEWEST_FREE, len(logs) - int((coefficients > 0).sum()))
-    spread = sqrt(float((logs**2).sum()) / free)
+    spread = max(LEAST_SPREAD, sqrt(float((logs**2).sum()) / free))
     factors: Floats = np.exp(np.clip(spread * rng.standard_t(free, DRAWS), -1, 1))
     return factors

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flora_hpc import configfile
 from flora_hpc.bench import quiet
 from flora_hpc.bench.methods import processor
@@ -21,6 +23,7 @@ from flora_hpc.bench.scale import starter
 from flora_hpc.comm import launch
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
+from flora_hpc.records.opened import open_run
 from flora_hpc.shared import Shared
 from flora_hpc.versions import versions
 
@@ -91,21 +94,29 @@ def check() -> None:
         raise UserError(f"bench predict starts its ranks itself, but the launcher started {size} of it; start one")
 
 
-def measure(training: Sequence[Case], held_out: Sequence[Case], launcher: str | None, say: Say) -> dict[str, Any]:
-    """Play all cases, fit those of `training`, and predict those of `held_out`. Raises UserError where a run fails."""
+def measure(training: Sequence[Case], held_out: Sequence[Case], repeats: int, launcher: str | None, say: Say) -> dict[str, Any]:
+    """Play all cases, fit those of `training`, and predict those of `held_out`. Raises UserError where a run fails.
+
+    Cases are played `repeats` times, all of them in turn. Of each case the run with the lowest median round counts: other work of
+    the machine only ever slows a run.
+    """
     load = quiet.load()
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as name:
         folder = Path(name)
-        cases, runs = [*training, *held_out], []
-        for number, case in enumerate(cases):
-            say(f"run {number + 1} of {len(cases)}: {case.name}")
-            runs.append(play(case, folder / str(number), folder / "store", launcher))
+        cases = [*training, *held_out]
+        played: list[list[Path]] = [[] for _ in cases]
+        for repeat in range(repeats):
+            for number, case in enumerate(cases):
+                say(f"run {repeat * len(cases) + number + 1} of {repeats * len(cases)}: {case.name}")
+                played[number].append(play(case, folder / f"{number}-{repeat}", folder / "store", launcher))
+        runs = [min(of_case, key=usual_seconds) for of_case in played]
         shared, known = Shared(), runs[: len(training)]
         pairs = [
             pair(case, known, own, folder / "store", shared) for case, own in zip(held_out, runs[len(training) :], strict=True)
         ]
     return {
         "training": [case.name for case in training],
+        "repeats": repeats,
         "pairs": pairs,
         "within": sum(each["within"] for each in pairs),
         "in_band": sum(each["in_band"] for each in pairs),
@@ -125,6 +136,12 @@ def play(case: Case, out: Path, store: Path, launcher: str | None) -> Path:
     if done.returncode:
         raise UserError(f"bench predict: the run of {case.name} failed with exit code {done.returncode}; what it said stands above")
     return out
+
+
+def usual_seconds(run: Path) -> float:
+    """The median round of a run, without those that warm up."""
+    rounds = open_run(run, ("rounds",)).tables["rounds"]
+    return float(np.median(rounds["round_seconds"][rounds["round"] >= samples.WARM]))
 
 
 def pair(case: Case, training: Sequence[Path], own: Path, store: Path, shared: Shared) -> dict[str, Any]:

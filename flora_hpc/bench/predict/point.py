@@ -14,6 +14,8 @@ from flora_hpc.errors import UserError
 from flora_hpc.setup import Setup
 
 BAND = (0.025, 0.975)
+COLLECTIVES = 3  # of a round: whether to stop, the exact sums, the reports
+SLICE_SECONDS = 3e-3  # that Linux gives a process before the next one gets its core
 SLOWEST = "slowest rank"  # the term of the noise between ranks
 
 
@@ -145,6 +147,9 @@ def _round(model: Model, shape: Drivers, target: Target, seconds: Any, residuals
         terms[SLOWEST] = own * np.maximum(0.0, levels - 1)
     for phase in OF_ROUND:
         terms[phase] = of_phase[phase][:, 0] * crowding if phase in of_phase else np.zeros(len(work))
+    if crowding > 1:  # each step of a collective waits until the other rank has its turn on a core
+        turns = (COLLECTIVES + shape.of["jacobian"].any()) * np.log2(target.num_ranks)
+        terms["comm"] = terms["comm"] + turns * crowding * SLICE_SECONDS
     terms["log"] = terms["log"] + model.merge_seconds * (target.num_ranks - 1)
     if target.num_ranks > 1 and crowding == 1:  # rank 0 writes while the others train: only what makes it the last one counts
         first = work[:, 0] + terms["log"]

@@ -11,6 +11,7 @@ import torch
 from flora_hpc import configfile, experiment, forecast
 from flora_hpc.bench.cluster import result as cluster_result
 from flora_hpc.bench.predict import drivers
+from flora_hpc.bench.predict.differences import difference
 from flora_hpc.bench.predict.drivers import OF_RANK, OF_ROUND, Drivers, Floats
 from flora_hpc.config import Config
 from flora_hpc.data.images import Ints
@@ -25,13 +26,6 @@ from flora_hpc.shared import Shared
 OLDEST = 3  # schema: earlier files have `batch` and `sum` within `train`
 WARM = 2  # the first round that counts: round 0 trains nobody, and round 1 pays for first calls
 ROUNDS = 5  # of a run whose drivers are computed; the seconds of all rounds count
-# Sections and keys whose values the drivers stand for, or that change no seconds
-FREE = ("seed", "rounds", "partition", "cohort", "comm", "checkpoint", "records")
-FREE_KEYS = {
-    "client": ("epochs", "batch_size", "lr", "weight_decay", "betas", "eps", "momentum", "first_step", "group_size", "shuffle"),
-    "evaluate": ("every",),
-    "features": ("store",),
-}
 ON_GPU = "was computed on GPUs; give --gpus-per-node, or runs that were computed on CPUs"
 ON_CPU = "was computed on CPUs, and says nothing of GPUs; give runs from such GPUs, or leave --gpus-per-node out"
 OF_ANY_MODEL = ("batch", "log", "comm")  # phases that runs of another model or method show as well
@@ -214,32 +208,6 @@ def _num_rows(rounds: Rows, config: Config) -> int:
     most = config.records.most_clients
     numbers = rounds["num_clients"] if most is None else np.minimum(most, rounds["num_clients"])
     return int(numbers.sum())
-
-
-def difference(own: Config, wanted: Config) -> str:
-    """The first key whose value makes runs of `own` and of `wanted` different work, with both values; empty for none."""
-    one, other = (_work(config.model_dump(mode="json")) for config in (own, wanted))
-    for section in sorted(one.keys() | other.keys()):
-        mine, theirs = one.get(section), other.get(section)
-        if mine == theirs:
-            continue
-        if not (isinstance(mine, dict) and isinstance(theirs, dict)):
-            return f"{section} ({mine} there, {theirs} here)"
-        key = next(
-            key
-            for key in sorted(mine.keys() | theirs.keys(), key=lambda key: (key != "name", key))
-            if mine.get(key) != theirs.get(key)
-        )
-        return f"{section}.{key} ({mine.get(key)} there, {theirs.get(key)} here)"
-    return ""
-
-
-def _work(tree: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in two configurations for their clients' work to be the same."""
-    work = {name: branch for name, branch in tree.items() if name not in FREE}
-    for section, keys in FREE_KEYS.items():
-        work[section] = {key: value for key, value in work[section].items() if key not in keys}
-    return work
 
 
 def describe(each: Sample) -> str:

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 SHARED = Shared()
 SECONDS: Mapping[str, Floats] = {  # of each driver, in the order of COLUMNS
     "batch": np.array([1e-3, 1e-3, 1e-5, 0]),
-    "jacobian": np.array([0.1]),
+    "jacobian": np.array([0.1, 0.02]),
     "train": np.array([0.01, 1e-3, 1e-4, 5e-3, 2e-3, 0]),
     "sum": np.array([1e-4, 1e-3, 1e-5]),
     "comm": np.array([1e-4, 0, 1e-9, 0]),

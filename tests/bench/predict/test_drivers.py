@@ -24,7 +24,7 @@ def test_one_rank_whose_clients_make_two_steps() -> None:
         "later steps": 64,
         "examples": 64 * 32,
     }
-    assert named("jacobian", shape) == {"Jacobian": 0}
+    assert named("jacobian", shape) == {"Jacobian": 0, "rows of others": 0}
     assert named("eval", shape) == {"blocks": 1}
     assert named("log", shape) == {"round": 1, "rows": 64, "clients": 64}
     assert not shape.of["comm"].any(), "one rank sends nothing"
@@ -33,7 +33,7 @@ def test_one_rank_whose_clients_make_two_steps() -> None:
 def test_ranks_share_a_jacobian_and_the_clients() -> None:
     """Ten captions are ten parts of a Jacobian, of which three ranks take 4, 3 and 3; so do they take 64 clients."""
     shape = drivers.of_round(setup(3, client__first_step="jacobian"), 3)
-    np.testing.assert_allclose(shape.of["jacobian"], [[0.4], [0.3], [0.3]])
+    np.testing.assert_allclose(shape.of["jacobian"], [[0.4, 0.6], [0.3, 0.7], [0.3, 0.7]])
     np.testing.assert_array_equal(shape.of["train"][:, :5], [[1, 0, 22, 0, 0], [1, 0, 21, 0, 0], [1, 0, 21, 0, 0]])
     np.testing.assert_array_equal(shape.of["log"], [[1, 64, 64]])
 

@@ -50,7 +50,7 @@ def test_misses_are_shown() -> None:
     pairs = [PAIR, PAIR | {"case": "other", "error": 0.01, "within": True, "in_band": True}]
     console = Console(width=160, record=True)
     versions = {"torch": "2.14.1"}
-    counts = {"training": ["a"], "within": 1, "in_band": 1, "load_before": 0.5}
+    counts = {"training": ["a"], "repeats": 2, "within": 1, "in_band": 1, "load_before": 0.5}
     show(console, counts | {"pairs": pairs, "processor": "Fast CPU", "versions": versions})
     text = console.export_text()
     assert "+20.0%" in text

@@ -33,7 +33,7 @@ def test_a_larger_round(model: Model, ranks: int, size: int, batch: int) -> None
     assert result.seconds.value == pytest.approx(seconds(ranks, **keys), rel=0.02)
     assert result.seconds.low <= result.seconds.value <= result.seconds.high
     assert sum(term.value for term in result.terms.values()) == pytest.approx(result.seconds.value)
-    assert result.dominating == "train"
+    assert result.dominating == ("jacobian" if ranks == 8 else "train")
     assert result.measured is None
     assert result.warnings == ()
 
@@ -52,6 +52,8 @@ def test_cores_that_ranks_share(model: Model) -> None:
     own = sum(drivers.of_round(setup(16, **keys), 16).of[phase] @ SECONDS[phase] for phase in OF_RANK).sum() / 2
     assert sum(crowded.terms[phase].value for phase in OF_RANK) == pytest.approx(own, rel=0.03)
     assert crowded.terms["server"].value == pytest.approx(8 * free.terms["server"].value)
+    turns = 4 * 4 * 8 * 3e-3  # collectives, a Jacobian's among them; doublings of 16 ranks; ranks of a core; seconds of a turn
+    assert crowded.terms["comm"].value == pytest.approx(8 * free.terms["comm"].value + turns)
     assert point.predict(model, setup(16, **keys), Target(1, 16, cores=16)).seconds.value == pytest.approx(
         free.seconds.value, rel=0.05
     )

@@ -1,0 +1,39 @@
+"""Whether two configurations give clients the same work, so that seconds of one say something of the other."""
+
+from typing import Any
+
+from flora_hpc.config import Config
+
+# Sections and keys whose values the drivers stand for, or that change no seconds
+FREE = ("seed", "rounds", "partition", "cohort", "comm", "checkpoint", "records")
+FREE_KEYS = {
+    "client": ("epochs", "batch_size", "lr", "weight_decay", "betas", "eps", "momentum", "first_step", "group_size", "shuffle"),
+    "evaluate": ("every",),
+    "features": ("store",),
+}
+
+
+def difference(own: Config, wanted: Config) -> str:
+    """The first key whose value makes runs of `own` and of `wanted` different work, with both values; empty for none."""
+    one, other = (_work(config.model_dump(mode="json")) for config in (own, wanted))
+    for section in sorted(one.keys() | other.keys()):
+        mine, theirs = one.get(section), other.get(section)
+        if mine == theirs:
+            continue
+        if not (isinstance(mine, dict) and isinstance(theirs, dict)):
+            return f"{section} ({mine} there, {theirs} here)"
+        key = next(
+            key
+            for key in sorted(mine.keys() | theirs.keys(), key=lambda key: (key != "name", key))
+            if mine.get(key) != theirs.get(key)
+        )
+        return f"{section}.{key} ({mine.get(key)} there, {theirs.get(key)} here)"
+    return ""
+
+
+def _work(tree: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in two configurations for their clients' work to be the same."""
+    work = {name: branch for name, branch in tree.items() if name not in FREE}
+    for section, keys in FREE_KEYS.items():
+        work[section] = {key: value for key, value in work[section].items() if key not in keys}
+    return work
