@@ -66,6 +66,8 @@ def draw(rows: Mapping[int, Sequence[Point]]) -> Picture:
     axes.set_xticks(ticks, [f"{each:,}" for each in ticks])
     axes.minorticks_off()
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas, which pages do not draw
+    axes.yaxis.set_minor_formatter("")
     axes.set_xlabel("nodes")
     axes.set_ylabel("seconds of a round")
     axes.legend(loc="upper right", ncols=2)

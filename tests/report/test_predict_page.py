@@ -37,6 +37,7 @@ def test_every_point_is_there_and_marked() -> None:
         assert text in page, text
     assert page.count("comm &lt;counts&gt; as 0") == 1
     assert 'id="rounds"' in page
+    assert "mathdefault" not in page, "an axis without formulas"
     assert "runs/&lt;a&gt; (1 rank)" in page
     assert "://" not in page.replace("http://www.w3.org", ""), "nothing is fetched"
 
