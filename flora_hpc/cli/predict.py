@@ -1,6 +1,8 @@
 """`flora-hpc predict`: what a round, and a whole run, would take on other nodes."""
 
 import json
+import os
+import socket
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from flora_hpc import configfile, extras
+from flora_hpc.bench import quiet
 from flora_hpc.bench.head import head
 from flora_hpc.cli import _pages
 from flora_hpc.cli._args import AsJson, ConfigFile, Overrides, Plugins, use_plugins
@@ -82,12 +85,14 @@ def predict(
 
     shared = Shared()
     target = point.Target(nodes, ranks_per_node or max(1, gpus_per_node), gpus_per_node, cores_per_node)
+    busy = [] if runs else quiet.loaded([{"load": quiet.load(), "cores": os.cpu_count() or 1, "host": socket.gethostname()}])
     model = model_of(resolved, runs, shared, gpus_per_node > 0)
     if export is not None:
         for line in outcome.extrap(model.samples):
             print(line)
         return
     result = outcome.predict(model, resolved, target, shared)
+    result["warnings"] = [*busy, *result["warnings"]]
     if page is not None:
         write_page(page, outcome.grid(model, resolved, target, shared, say), result, Path(config).name)
     if as_json:

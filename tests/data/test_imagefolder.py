@@ -442,9 +442,10 @@ def test_train_and_test_have_other_classes(tmp_path: Path) -> None:
 def test_classes_without_images(tmp_path: Path) -> None:
     put(tmp_path, "cat/a.jpg", *[f"empty {i:02}/notes.txt" for i in range(12)])
     message = mistake(tmp_path)
-    assert f"{tmp_path} has no images for empty 00, empty 01," in message
+    assert f"{tmp_path} has no images in the folders empty 00, empty 01," in message
     assert message.endswith(
-        "empty 09 and 2 more; fill or remove the folders (left out: 12 x no image, by its first bytes, such as empty 00/notes.txt)"
+        "empty 09 and 2 more; put some in, or remove the folders "
+        "(left out: 12 x no image, by its first bytes, such as empty 00/notes.txt)"
     )
 
 

@@ -184,7 +184,8 @@ def fields_table(name: str, fields: tuple[Field, ...]) -> str:
 def commands() -> str:
     """The page of all commands with their arguments and options."""
     text = "# Every command\n\nMade from the program; `flora-hpc COMMAND --help` prints the same. Exit codes: 0 done, 1 a part of "
-    text += "the work or a check failed, 2 you must change something, 75 stopped by a signal and can be resumed ([more](../running.md#stop-and-resume)).\n\n"
+    text += "the work or a check failed, 2 you must change something, 75 stopped by a signal and can be resumed "
+    text += "([more](../running.md#stop-and-resume)).\n\n"
     text += "".join(command_chapter(name, command) for name, command in walk(typer.main.get_command(app), "flora-hpc"))
     return text
 

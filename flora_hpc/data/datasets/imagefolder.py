@@ -56,7 +56,9 @@ def build(options: Options) -> Dataset:
     parts = drop_duplicates([walk(folder, classes, left_out) for folder in folders], left_out)
     filled = {int(label) for part in parts for label in np.unique(part.labels)}
     if empty := [name for i, name in enumerate(classes) if i not in filled]:
-        raise UserError(f"data.path: {path} has no images for {_few(empty)}; fill or remove the folders{_why(left_out)}")
+        raise UserError(
+            f"data.path: {path} has no images in the folders {_few(empty)}; put some in, or remove the folders{_why(left_out)}"
+        )
     if bare := [part.folder for part in parts if not len(part)]:
         raise UserError(f"data.path: {bare[0]} holds no images; put some in, or remove {test}{_why(left_out)}")
     if len(classes) == 1 and all("/" in file.split("/", 1)[1] for part in parts for file in part.paths):
