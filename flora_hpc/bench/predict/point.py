@@ -164,7 +164,7 @@ def known_tier(model: Model, shape: Drivers, target: Target) -> tuple[Drivers, l
     term = model.terms.get("comm")
     if term is None:
         return shape, [
-            "communication counts as 0, since no run has 2 ranks or more: give one with --from (mpiexec -n 2 flora-hpc run ...), or "
+            "communication counts as 0, since no run has 2 ranks or more: give one with --from (mpiexec -n 2 flora-hpc run ...) or "
             "a result.json of `flora-hpc bench cluster`, beside runs with other cohort.size and client.batch_size: with --from, "
             "none is played here"
         ]
