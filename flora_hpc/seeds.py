@@ -1,6 +1,7 @@
 """Random numbers that depend on their purpose, never on rank or order."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -93,30 +94,41 @@ def permuted(seed: int, purpose: str, *indices: int, of: Ints, among: int) -> In
     """
     keys = _sequence(seed, purpose, indices).generate_state(HALF_ROUNDS, np.uint32).astype(np.uint32)
     bits = max(2, (among - 1).bit_length())
+    lengths = bits // 2, bits - bits // 2  # of the lower and the upper half
+    tabled = len(of) > HALF_ROUNDS << lengths[1]  # a hash of every half takes less than one of every place
+    tables = (
+        [_hash(np.arange(1 << lengths[1 - number % 2], dtype=np.uint32), key) for number, key in enumerate(keys)] if tabled else []
+    )
     result = np.empty(len(of), np.int64)
     for first in range(0, len(of), BLOCK):
-        values = _mixed(of[first : first + BLOCK], bits, keys)
+        values = _mixed(of[first : first + BLOCK], lengths, keys, tables)
         while len(outside := np.flatnonzero(values >= among)):
-            values[outside] = _mixed(values[outside], bits, keys)
+            values[outside] = _mixed(values[outside], lengths, keys, tables)
         result[first : first + BLOCK] = values
     return result
 
 
-def _mixed(values: Ints, bits: int, keys: Keys) -> Ints:
-    """One pass of `permuted` over `values` (n,) of `bits` bits."""
-    low_bits = bits // 2
-    halves = [(values & (1 << low_bits) - 1).astype(np.uint32), (values >> low_bits).astype(np.uint32)]
-    masks = np.uint32((1 << low_bits) - 1), np.uint32((1 << bits - low_bits) - 1)
+def _mixed(values: Ints, lengths: tuple[int, int], keys: Keys, tables: Sequence[Keys]) -> Ints:
+    """One pass of `permuted` over `values` (n,); `tables` have the hashes of all halves, if any."""
+    masks = [np.uint32((1 << length) - 1) for length in lengths]
+    halves = [(values & int(masks[0])).astype(np.uint32), (values >> lengths[0]).astype(np.uint32)]
     for number, key in enumerate(keys):
-        target = number % 2
-        hashed = halves[1 - target] ^ key
-        hashed ^= hashed >> np.uint32(16)
-        hashed *= np.uint32(0x85EBCA6B)
-        hashed ^= hashed >> np.uint32(13)
-        hashed *= np.uint32(0xC2B2AE35)
-        hashed ^= hashed >> np.uint32(16)
-        halves[target] ^= hashed & masks[target]
-    return halves[0].astype(np.int64) | halves[1].astype(np.int64) << low_bits
+        target, other = number % 2, halves[1 - number % 2]
+        hashed = tables[number][other] if tables else _hash(other, key)
+        hashed &= masks[target]
+        halves[target] ^= hashed
+    return halves[0].astype(np.int64) | halves[1].astype(np.int64) << lengths[0]
+
+
+def _hash(half: Keys, key: np.uint32) -> Keys:
+    """Murmur3's last steps, of `half` (n,) uint32 and a key."""
+    hashed = half ^ key
+    hashed ^= hashed >> np.uint32(16)
+    hashed *= np.uint32(0x85EBCA6B)
+    hashed ^= hashed >> np.uint32(13)
+    hashed *= np.uint32(0xC2B2AE35)
+    hashed ^= hashed >> np.uint32(16)
+    return hashed
 
 
 def philox(counter: list[Words] | tuple[Words, ...], key: Words) -> tuple[Words, Words, Words, Words]:

@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from flora_hpc import configfile, experiment
 from flora_hpc.bench import madeup
 from flora_hpc.bench.methods import processor
 from flora_hpc.bench.round import DEFAULT
 from flora_hpc.comm.devices import Room
+from flora_hpc.config import RecordsConfig
+from flora_hpc.data.images import Ints
+from flora_hpc.errors import UserError
+from flora_hpc.records import sampled
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.known import NOT_TESTED, RankReport, RoundRecord, merge
 from flora_hpc.round import groups_of_ranks
@@ -33,35 +38,42 @@ FASTER = 10  # a GPU against a core, in the second line of efficiencies; assumed
 
 
 def measure(
-    num_ranks: int, num_clients: int, client_seconds: float, repeats: int, progress: Callable[[str], None]
+    num_ranks: int, num_clients: int, client_seconds: float, repeats: int, progress: Callable[[str], None], records: str = "all"
 ) -> dict[str, Any]:
-    """Measure each term of a round of `num_clients` on `num_ranks` ranks, where a client trains `client_seconds` on a rank."""
+    """Measure each term of a round of `num_clients` on `num_ranks` ranks, where a client trains `client_seconds` on a rank.
+
+    `records` is a value of `records.clients`. Raises UserError for another one.
+    """
+    most = most_rows(records)
     shared, schedules = Shared(), {}
     for name in PARTITIONS:
         progress(f"groups of a rank, {name} sizes")
         schedules[name] = schedule_seconds(setup_of(num_clients, name, shared), num_ranks, repeats)
     progress(f"reports of {num_ranks:,} ranks")
-    reports = reports_of(num_ranks, num_clients)
+    reports = reports_of(num_ranks, num_clients, most)
+    choosing = 0.0 if most is None else choice_seconds(num_ranks, num_clients, most, repeats)
     merging = statistics.median(timed(lambda: merged(reports)) for _ in range(repeats))
     wire, received = sum(map(len, reports)) / BYTES_PER_SECOND, sum(map(len, reports))
     progress("memory of rank 0")
-    memory = peak_bytes(num_ranks, num_clients) - peak_bytes(num_ranks, min(num_clients, FEW_MEMORY))
+    memory = peak_bytes(num_ranks, num_clients, most) - peak_bytes(num_ranks, min(num_clients, FEW_MEMORY), most)
     progress("log")
-    terms = {"reports": merging, "wire": wire}
+    terms = {"choice": choosing, "reports": merging, "wire": wire}
     training = -(-num_clients // num_ranks) * client_seconds
     return {
         "num_ranks": num_ranks,
         "num_clients": num_clients,
         "num_registered": REGISTERED * num_clients,
         "client_seconds": client_seconds,
+        "records": records,
         "train_seconds": training,
         "schedule_seconds": schedules,
+        "choice_seconds": choosing,
         "reports_seconds": merging,
         "received_bytes": received,
         "wire_seconds": wire,
         "wire_bytes_per_second": BYTES_PER_SECOND,
         "rank_0_bytes": memory,
-        **log_cost(num_ranks, num_clients),
+        **log_cost(num_ranks, num_clients, most),
         "efficiency": {
             name: {
                 speed: efficiency(training / times, terms | {"schedule": schedules[name]})
@@ -118,14 +130,41 @@ def record_of(num_ranks: int, num_clients: int) -> RoundRecord:
     return madeup.round_record(1, 2, np.full(num_clients, EXAMPLES), rng.uniform(0.85, 1.0, num_ranks), rng)
 
 
-def reports_of(num_ranks: int, num_clients: int) -> list[bytes]:
-    """The reports of all ranks on such a round, as rank 0 gathers them."""
+def most_rows(records: str) -> int | None:
+    """The rows of /clients that a round keeps at most, by a value of `records.clients`; None for all. Raises UserError."""
+    try:
+        return RecordsConfig(clients=records).most_clients
+    except ValidationError as error:
+        raise UserError(f"--records: {error.errors()[0]['ctx']['error']}") from None
+
+
+def whole_reports(num_ranks: int, num_clients: int) -> list[RankReport]:
+    """The reports of all ranks on such a round, with the rows of all clients."""
     record = record_of(num_ranks, num_clients)
     parts = np.array_split(record.clients, num_ranks)
     return [
-        RankReport(record.ranks[rank : rank + 1], part, NOT_TESTED, 0, np.array([0.001, 0.002])).to_bytes()
-        for rank, part in enumerate(parts)
+        RankReport(record.ranks[rank : rank + 1], part, NOT_TESTED, 0, np.array([0.001, 0.002])) for rank, part in enumerate(parts)
     ]
+
+
+def reports_of(num_ranks: int, num_clients: int, most: int | None = None) -> list[bytes]:
+    """The reports of all ranks on such a round, as rank 0 gathers them, with the rows of `most` clients."""
+    reports = whole_reports(num_ranks, num_clients)
+    if most is not None:
+        kept = chosen(num_clients, most)
+        reports = [report.only(kept) for report in reports]
+    return [report.to_bytes() for report in reports]
+
+
+def chosen(num_clients: int, most: int) -> Ints:
+    """The clients that have a row, as each rank draws them; here a client's place in the round is its number."""
+    return sampled.chosen(0, 1, most, num_clients, lambda places: places)
+
+
+def choice_seconds(num_ranks: int, num_clients: int, most: int, repeats: int) -> float:
+    """Median seconds in which a rank draws these clients, finds its own among them, and adds up its sums of all."""
+    report = whole_reports(num_ranks, num_clients)[0]
+    return statistics.median(timed(lambda: report.only(chosen(num_clients, most))) for _ in range(repeats))
 
 
 def merged(reports: list[bytes]) -> RoundRecord:
@@ -133,9 +172,9 @@ def merged(reports: list[bytes]) -> RoundRecord:
     return merge(1, [RankReport.from_bytes(data) for data in reports])
 
 
-def peak_bytes(num_ranks: int, num_clients: int) -> int:
+def peak_bytes(num_ranks: int, num_clients: int, most: int | None) -> int:
     """The most memory that the reports and their round take on rank 0, as far as Python and NumPy allocate it."""
-    reports = reports_of(num_ranks, num_clients)
+    reports = reports_of(num_ranks, num_clients, most)
     tracemalloc.start()
     merged(reports)
     peak = tracemalloc.get_traced_memory()[1]
@@ -143,9 +182,9 @@ def peak_bytes(num_ranks: int, num_clients: int) -> int:
     return peak + sum(map(len, reports))
 
 
-def log_cost(num_ranks: int, num_clients: int) -> dict[str, Any]:
+def log_cost(num_ranks: int, num_clients: int, most: int | None) -> dict[str, Any]:
     """Processor seconds and bytes of a round in run.h5, by the growth of the file from the first to the second round."""
-    record = record_of(num_ranks, num_clients)
+    record = merged(reports_of(num_ranks, num_clients, most))
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         path = Path(folder) / "run.h5"
         writer = Writer(path, madeup.run_info(2, num_clients, num_ranks))

@@ -17,13 +17,14 @@ def ranks(
     client_seconds: Annotated[
         float, typer.Option(min=1e-9, help="seconds in which a rank trains a client; 0.0012: flora-tiny, one step, one core")
     ] = 0.0012,
+    records: Annotated[str, typer.Option(help="records.clients of the round: all, none, or 'sample 1000'")] = "all",
     repeats: Annotated[int, typer.Option(min=1, help="timed repeats of each term, of which the median counts")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Measure what does not get faster with more ranks: groups of a rank, reports on rank 0, log. No rank is started."""
     from flora_hpc.bench import ranks as part  # torch and open_clip take seconds to import
 
-    print_result(part.measure(simulate, clients, client_seconds, repeats, progress_printer()), as_json, show)
+    print_result(part.measure(simulate, clients, client_seconds, repeats, progress_printer(), records), as_json, show)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
@@ -33,6 +34,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
     fixed, drawn = (result["schedule_seconds"][name] for name in ("fixed", "drawn"))
     table.add_row("training, each rank", *[seconds(result["train_seconds"])] * 2)
     table.add_row("cohort, sizes, groups, each rank", seconds(fixed), seconds(drawn))
+    if result["records"] != "all":
+        table.add_row("choice of rows, each rank", *[seconds(result["choice_seconds"])] * 2)
     table.add_row("reports, rank 0", *[seconds(result["reports_seconds"])] * 2)
     table.add_row("wire to rank 0", *[seconds(result["wire_seconds"])] * 2)
     for name, text in (("given", "efficiency"), ("ten_times", "efficiency, training ten times as fast")):
@@ -49,6 +52,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "training": f"given, not measured: {result['client_seconds']:g} s a client, "
         f"{-(-num_clients // num_ranks):,} clients a rank",
         "wire": f"assumed: {decimal(result['received_bytes'])} at {decimal(result['wire_bytes_per_second'])} a second",
+        "rows": f"records.clients: {result['records']}",
         "drawn sizes": "clients of partition.name: quantity",
         "machine": f"{result['processor']}, PyTorch {result['versions']['torch']}",
     }

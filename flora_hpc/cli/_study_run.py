@@ -34,7 +34,7 @@ from flora_hpc.studies.points import Recipe
 LOADING = "loading PyTorch, models and data ..."
 WHOLE = (0, 1)  # the only shard of a study that is played as one
 SHARDS = "shards"  # in the directory of a study: the owners of its shards
-MOST_FAILED = 20  # failed points that the last lines name
+MOST_FAILED = 20  # messages of failed points in the last lines
 
 
 @dataclass(frozen=True)
@@ -259,11 +259,15 @@ def show_forecasts(recipe: Recipe, comm: Communicator, ranks_per_run: int) -> No
 
 def tell_end(rows: list[Point], out: Path) -> None:
     """Print what became of the points; exit with code 1 where some failed."""
-    failed = [row for row in rows if row.status == "failed"]
-    for row in failed[:MOST_FAILED]:
-        print(f"failed: {row.name}: {row.message}")
+    failed: dict[str, list[str]] = {}  # message -> points
+    for row in rows:
+        if row.status == "failed":
+            failed.setdefault(row.message, []).append(row.name)
+    for message, (first, *others) in list(failed.items())[:MOST_FAILED]:
+        also = f" and {views.count(len(others), 'other point')}" if others else ""
+        print(f"failed: {first}{also}: {message}")
     if len(failed) > MOST_FAILED:
-        print(f"... and {len(failed) - MOST_FAILED:,} more; `flora-hpc study show {out}` lists them")
+        print(f"... and {len(failed) - MOST_FAILED:,} other messages; `flora-hpc study show {out}` lists them")
     finished = sum(row.status == "finished" for row in rows)
     print(f"{finished:,} of {views.count(len(rows), 'point')} finished in {out}; `flora-hpc study show {out}` shows the results")
     if finished < len(rows):
