@@ -81,7 +81,7 @@ SLOW = {  # modules that start processes without a fixture, play runs, or try ve
     "test_round", "test_rows", "test_run", "test_scale", "test_screen", "test_show", "test_slurm", "test_split", "test_steady",
     "test_loose", "test_step", "test_superblock", "test_track", "test_trackers", "test_watch", "test_watchdog", "test_weights",
     "test_world_sizes", "test_algorithm_rounds", "test_personal", "test_study_watch", "test_study_shards", "test_bundled",
-    "test_measure", "test_recipes", "test_all", "test_on_device", "test_command", "test_samples",
+    "test_measure", "test_recipes", "test_all", "test_on_device", "test_heldout", "test_command", "test_samples",
 }  # fmt: skip
 
 
@@ -102,14 +102,24 @@ LONG = (  # files that take more than some ten seconds; those that start many ra
 )
 
 
+MOST_OF_ALL = 6000  # tests: more than that are all of them
 REPEATED = (  # cases of a promise that other cases keep, too: marked long, as are functions that say so themselves
     *("test_failures.py::test_an_error_on_one_rank_ends_the_job[0-torchrun]", "is_named[1]", "ends_the_job[1]"),
     *("is_late[options-1]", "is_late[usage-1]", "is_late[backend-1]", "store_is_not_there[1]"),
-    *("test_a_disk_fills_up[alone-", "becomes_read_only[alone]", "that_is_asked_for[2.0]", "that_is_asked_for[7.0]"),
-    *("same_bytes_each_time[pdf]", "merged_export[flexlora]", "merged_export[both]", "seen_in_the_gradients[other_images]"),
+    *("test_a_disk_fills_up[alone-", "becomes_read_only[alone]", "width_that_is_asked_for[2.0]", "width_that_is_asked_for[7.0]"),
+    *("same_bytes_each_time[pdf]", "goes_on[tested during the next round]", "predicts_the_peak_within_15_percent"),
     *("kept_and_read_back[png]", "had_them[0]", "gives_the_same_numbers[ditto]", "goes_on[kept momentum]"),
     *("ends_the_job[an error between runs]", "ends_the_job[an exit in a callback]", "beat_zero_shot_too[fedfft"),
     *("accuracy_again[fedfft]", "accuracy_again[fedvmlc]", "can_be_typed[privacy-and-bytes]", "end_the_others[1]"),
+    *("test_against.py::test_both_sides_compute_the_same", "test_the_parts_of_a_step_add_up_to_it", "seen_in_the_gradients"),
+    *("test_a_flipped_bit_is_told[1:received:2", "test_a_mistake_in_one_part_ends_the_other_parts", "test_log.py::test_the_table"),
+    *("test_scale.py::test_one_rank_under_torchrun", "test_a_result_each_and_what_is_there", "fails_ends_the_measurement"),
+    *("test_comm.py::test_under_torchrun_with_gloo", "test_step.py::test_the_table", "test_a_group_is_as_large_as_in_a_run"),
+    *("test_a_lost_rank_costs_its_point", "test_a_corrected_part_lets", "test_more_rounds_extend_finished", "lone_run[alone]"),
+    *("merged_export[", "ends_the_job[a mistake on all"),
+    *("test_a_script_on_two_ranks[torchrun]", "share_the_pages_of_the_weights", "what_was_put_off_is_there", "[420-"),
+    *("test_parts_of_an_installed_package_need", "test_an_adapter_of_before_is", "test_a_shard_plays_every_nth_point_while"),
+    *("is_built_with_timm", "spin_as_often_as_that", "test_figures_for_a_paper[pdf"),
     *("lone_run[2 ranks and 1]", "are_kept_apart[2]", "lists_it[feda", "lists_it[fedc", "lists_it[fedp", "lists_it[zero"),
 )
 
@@ -119,6 +129,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     A file is played by one process. `pytest -m quick`: tests that start no process and take little.
     """
+    if len(items) > MOST_OF_ALL:
+        assert [case for case in REPEATED if not any(case in item.nodeid for item in items)] == [], "no test has this name"
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         if any(case in item.nodeid for case in REPEATED):

@@ -34,7 +34,7 @@ from flora_hpc.records import hdf5file
 from tests.conftest import NEEDS_BF16, ROOT
 
 NUM_IMAGES = 600  # three blocks
-KILLS = int(os.environ.get("FLORA_HPC_KILLS", "3"))
+KILLS = int(os.environ.get("FLORA_HPC_KILLS", "2"))
 Invoke = Callable[..., str]
 
 

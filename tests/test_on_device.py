@@ -39,6 +39,8 @@ def test_a_method_learns_there_what_it_learns_on_a_cpu(device: str, method: str,
 
 @pytest.mark.parametrize("first_step", ["each", "jacobian"])
 def test_the_same_run_has_the_same_bits_again(device: str, first_step: str, tmp_path: Path) -> None:
+    if device == "cuda" and first_step == "jacobian":
+        pytest.skip("a Jacobian is for CPUs so far")
     for name in ("first", "again"):
         played(tmp_path / name, device, **{"client.first_step": first_step})
     assert adapter(tmp_path / "first") == adapter(tmp_path / "again")

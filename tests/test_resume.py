@@ -24,7 +24,7 @@ SMALL = ["-s", "rounds=4", "-s", "client.epochs=1", "-s", "partition.num_clients
 KEEP = ["-s", "client.optimizer_state=keep"]
 OVERLAP = ["-s", "evaluate.overlap=true"]
 QUICK = ["-s", "partition={name: iid, num_clients: 1000, examples_per_client: 32}", "-s", "cohort.size=4"]
-KILLS, STARTS = (int(os.environ.get(f"FLORA_HPC_{name}", default)) for name, default in (("KILLS", "3"), ("STARTS", "1")))
+KILLS, STARTS = (int(os.environ.get(f"FLORA_HPC_{name}", default)) for name, default in (("KILLS", "2"), ("STARTS", "1")))
 
 
 def command(out: Path, *more: str) -> list[str]:

@@ -1,12 +1,17 @@
 """Runs that nobody played, with as many rounds, clients and ranks as a measurement needs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
+from flora_hpc.config import RecordsConfig
+from flora_hpc.errors import UserError
+from flora_hpc.records import sampled
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.known import Floats, Ints, RoundRecord, RunInfo, forget_tests
-from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, TOPOLOGY
+from flora_hpc.records.schema import CLIENTS, RANKS, ROUNDS, TOPOLOGY, Rows
 from flora_hpc.records.split import Split
 
 NUM_CLASSES = 100
@@ -25,22 +30,36 @@ algorithm: {{name: fedavg}}
 SHARES = {"batch": 0.02, "train": 0.8, "sum": 0.02, "comm": 0.04, "server": 0.01, "eval": 0.05, "log": 0.01}  # of a round
 
 
-def write(path: Path, num_rounds: int, num_clients: int, num_ranks: int) -> None:
-    """Write a made-up run in which all clients train in every round, as the program writes it."""
+def write(path: Path, num_rounds: int, num_clients: int, num_ranks: int, most: int | None = None) -> None:
+    """Write a made-up run in which all clients train in every round, as the program writes it, with the rows of `most` clients."""
     rng = np.random.default_rng(0)
     sizes = rng.lognormal(4.5, 0.6, num_clients).astype(np.int64) + 1
     shown = np.linspace(0, num_clients - 1, min(num_clients, 1000)).astype(np.int64)
     shares = rng.dirichlet(np.full(NUM_CLASSES, 0.1), len(shown))
     counts = np.array([rng.multinomial(size, share) for size, share in zip(sizes[shown], shares, strict=True)])
     split = Split(shown, counts, tuple(f"class {i}" for i in range(NUM_CLASSES)))
-    writer = Writer(path, run_info(num_rounds, num_clients, num_ranks, split))
+    writer = Writer(path, run_info(num_rounds, num_clients, num_ranks, split, most))
     speed = rng.uniform(0.85, 1.0, num_ranks)  # all ranks wait for the slowest
     for number in range(num_rounds + 1):
-        writer.add(round_record(number, num_rounds, sizes, speed, rng))
+        record = round_record(number, num_rounds, sizes, speed, rng)
+        writer.add(record if most is None or number == 0 else replace(record, clients=kept(record.clients, number, most)))
     writer.close("finished")
 
 
-def run_info(num_rounds: int, num_clients: int, num_ranks: int, split: Split | None = None) -> RunInfo:
+def kept(clients: Rows, number: int, most: int) -> Rows:
+    """The rows of the `most` clients that have one in round `number`."""
+    return clients[np.sort(sampled.chosen(0, number, most, len(clients), lambda places: places))]
+
+
+def most_rows(records: str) -> int | None:
+    """The rows of /clients that a round keeps at most, by a value of `records.clients`; None for all. Raises UserError."""
+    try:
+        return RecordsConfig(clients=records).most_clients
+    except ValidationError as error:
+        raise UserError(f"--records: {error.errors()[0]['ctx']['error']}") from None
+
+
+def run_info(num_rounds: int, num_clients: int, num_ranks: int, split: Split | None = None, most: int | None = None) -> RunInfo:
     """The facts of such a run."""
     places = [(rank, f"node{rank // 4}".encode(), rank % 4, b"cuda:0", 8) for rank in range(num_ranks)]
     return RunInfo(
@@ -58,7 +77,7 @@ def run_info(num_rounds: int, num_clients: int, num_ranks: int, split: Split | N
         topology=np.array(places, TOPOLOGY),
         num_rounds=num_rounds,
         num_clients=num_clients,
-        rows_per_round=num_clients,
+        rows_per_round=num_clients if most is None else min(most, num_clients),
         num_params=PAYLOAD_BYTES // 4,
         payload_bytes=PAYLOAD_BYTES,
         how="made up",

@@ -10,16 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from flora_hpc import configfile, experiment
 from flora_hpc.bench import madeup
 from flora_hpc.bench.methods import processor
 from flora_hpc.bench.round import DEFAULT
 from flora_hpc.comm.devices import Room
-from flora_hpc.config import RecordsConfig
 from flora_hpc.data.images import Ints
-from flora_hpc.errors import UserError
 from flora_hpc.records import sampled
 from flora_hpc.records.hdf5file import Writer
 from flora_hpc.records.known import NOT_TESTED, RankReport, RoundRecord, merge
@@ -44,7 +41,7 @@ def measure(
 
     `records` is a value of `records.clients`. Raises UserError for another one.
     """
-    most = most_rows(records)
+    most = madeup.most_rows(records)
     shared, schedules = Shared(), {}
     for name in PARTITIONS:
         progress(f"groups of a rank, {name} sizes")
@@ -130,14 +127,6 @@ def record_of(num_ranks: int, num_clients: int) -> RoundRecord:
     return madeup.round_record(1, 2, np.full(num_clients, EXAMPLES), rng.uniform(0.85, 1.0, num_ranks), rng)
 
 
-def most_rows(records: str) -> int | None:
-    """The rows of /clients that a round keeps at most, by a value of `records.clients`; None for all. Raises UserError."""
-    try:
-        return RecordsConfig(clients=records).most_clients
-    except ValidationError as error:
-        raise UserError(f"--records: {error.errors()[0]['ctx']['error']}") from None
-
-
 def whole_reports(num_ranks: int, num_clients: int) -> list[RankReport]:
     """The reports of all ranks on such a round, with the rows of all clients."""
     record = record_of(num_ranks, num_clients)
@@ -187,7 +176,7 @@ def log_cost(num_ranks: int, num_clients: int, most: int | None) -> dict[str, An
     record = merged(reports_of(num_ranks, num_clients, most))
     with tempfile.TemporaryDirectory(prefix="flora-hpc-bench-") as folder:
         path = Path(folder) / "run.h5"
-        writer = Writer(path, madeup.run_info(2, num_clients, num_ranks))
+        writer = Writer(path, madeup.run_info(2, num_clients, num_ranks, most=most))
         writer.add(record)
         before, started = path.stat().st_size, time.process_time()
         writer.add(record)

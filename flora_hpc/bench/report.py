@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from flora_hpc.bench import madeup
 from flora_hpc.bench.methods import processor
 from flora_hpc.errors import UserError
+from flora_hpc.records.opened import open_run
 
 CHILD = """
 import sys
@@ -30,23 +31,32 @@ class Measured(NamedTuple):
     page_bytes: int
 
 
-def measure(num_rounds: int, num_clients: int, num_ranks: int, repeats: int) -> dict[str, Any]:
-    """Write a made-up run, and make its report `repeats` times, each in a fresh process."""
+def measure(num_rounds: int, num_clients: int, num_ranks: int, repeats: int, records: str = "all") -> dict[str, Any]:
+    """Write a made-up run, and make its report `repeats` times, each in a fresh process; read the last round's rows, too.
+
+    `records` is a value of `records.clients`. Raises UserError for another one.
+    """
+    most = madeup.most_rows(records)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run.h5"
         start = time.perf_counter()
-        madeup.write(run, num_rounds, num_clients, num_ranks)
+        madeup.write(run, num_rounds, num_clients, num_ranks, most)
         write_seconds = time.perf_counter() - start
         reports = [report(run) for _ in range(repeats)]
         run_bytes = run.stat().st_size
+        start = time.perf_counter()
+        rows = open_run(run).clients_of(num_rounds)
+        read_seconds = time.perf_counter() - start
     median = sorted(reports)[len(reports) // 2]
     return {
         "rounds": num_rounds,
         "clients": num_clients,
         "ranks": num_ranks,
-        "client_rows": num_rounds * num_clients,
+        "records": records,
+        "client_rows": num_rounds * len(rows),
         "run_bytes": run_bytes,
         "write_seconds": write_seconds,
+        "read_round_seconds": read_seconds,
         "seconds": median.seconds,
         "repeat_seconds": [report_cost.seconds for report_cost in reports],
         "peak_bytes": max(report_cost.peak_bytes for report_cost in reports),

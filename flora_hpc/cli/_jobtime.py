@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
+from flora_hpc import extras
 from flora_hpc.cli import _jobwork
 from flora_hpc.cli._jobchecks import SHORTEST_SECONDS
 from flora_hpc.cli._jobscript import Job
@@ -12,6 +13,11 @@ from flora_hpc.errors import UserError
 
 AUTO = "auto"
 MARGIN = 1.25  # times the upper end of the band
+
+
+def with_any_time(job: Job) -> Job:
+    """The job as it can be checked before its time is predicted."""
+    return replace(job, time=limit(0)) if job.time == AUTO else job
 
 
 def with_time(job: Job, runs: Sequence[Path] | None) -> Job:
@@ -27,6 +33,7 @@ def with_time(job: Job, runs: Sequence[Path] | None) -> Job:
             "--time auto: needs runs on such nodes, since this machine may be slower or faster: give --from RUN, a short run "
             "of this configuration, or give the time limit as H:MM:SS"
         )
+    extras.need("--time auto", "scipy")
     return replace(job, time=limit(max(upper_seconds(job, runs))))
 
 

@@ -38,7 +38,10 @@ def sentence(error: Any, words: Sequence[str]) -> str:
 def key_of(option: str) -> str:
     """The key of a configuration that an option such as --rounds, --round or --client.lr means; empty where there is none."""
     name = option.lstrip("-").replace("-", "_")
-    keys = {short: key for key in configfile.all_keys({}) for short in (key.rpartition(".")[2], key)}
+    keys: dict[str, str] = {}  # the first of several keys with the same last word is meant
+    for key in configfile.all_keys({}):
+        keys.setdefault(key.rpartition(".")[2], key)
+        keys[key] = key
     near = difflib.get_close_matches(name, keys, 1, NEAR) if option.startswith("--") else []
     return keys[near[0]] if near else ""
 

@@ -76,6 +76,8 @@ def predict(
     for note in notes:
         say(f"note: {note}")
     extras.need("predict", "scipy")
+    if export is not None and (page is not None or as_json):
+        raise UserError("--export: prints lines for another program alone; leave --page and --json out")
     if page is not None:
         extras.need("--page", "matplotlib", "jinja2")
         _pages.check(page, None, "--page")

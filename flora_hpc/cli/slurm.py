@@ -47,8 +47,9 @@ def slurm(
 ) -> None:
     """Print a Slurm job script for a run or a study, or submit it."""
     use_plugins(plugin)
-    job = _jobtime.with_time(job_of(ctx.params), runs)
-    _jobscript.check(job)
+    job = job_of(ctx.params)
+    _jobscript.check(_jobtime.with_any_time(job))
+    job = _jobtime.with_time(job, runs)
     work = _jobwork.of_study(job) if job.is_study else _jobwork.of_runs(job)
     for note in work.notes:
         print(f"note: {note}", file=sys.stderr)  # the script alone is on standard output

@@ -83,13 +83,13 @@ def headlines(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What stands in the boxes: name, value, remark."""
     whole, total, up_to = result["round_seconds"], result["total_seconds"], result["measured_up_to"]
     where = f"{count(result['clients'], 'client')} on {count(result['nodes'], 'node')}, predicted"
-    hours = "gpu_hours" if result["gpus_per_node"] else "node_hours"
+    hours, unit = ("gpu_hours", "GPU hours") if result["gpus_per_node"] else ("node_hours", "node hours")
     return [
         ("A round", seconds(whole["value"]), f"{where}; 95 %: {seconds(whole['low'])} to {seconds(whole['high'])}"),
         (
             "A run",
             seconds(total["value"]),
-            f"{count(result['rounds'], 'round')}; {result[hours]['value']:.3g} {hours.replace('_', ' ')}",
+            f"{count(result['rounds'], 'round')}; {result[hours]['value']:.3g} {unit}",
         ),
         (
             "Most of it",

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from flora_hpc import open_run
@@ -23,10 +24,12 @@ def test_the_made_up_run_is_one_as_the_program_writes(tmp_path: Path) -> None:
     assert split.sum(axis=1).tolist() == run.clients["num_examples"].tolist()[:30]
 
 
-def test_json() -> None:
-    flags = ["--rounds", "3", "--clients", "4", "--ranks", "2", "--repeats", "1", "--json"]
+@pytest.mark.parametrize(("records", "rows"), [("all", 12), ("sample 2", 6)])
+def test_json(records: str, rows: int) -> None:
+    flags = ["--rounds", "3", "--clients", "4", "--ranks", "2", "--repeats", "1", "--records", records, "--json"]
     found = json.loads(CliRunner().invoke(app, ["bench", "report", *flags], catch_exceptions=False).stdout)
-    assert found["client_rows"] == 12
+    assert found["client_rows"] == rows
+    assert found["read_round_seconds"] > 0
     assert 0 < found["seconds"] == found["repeat_seconds"][0]
     assert 50e6 < found["peak_bytes"] < 1e9
     assert 10_000 < found["page_bytes"] < 1_000_000

@@ -122,7 +122,7 @@ def test_a_config_that_differs_on_one_rank(backend: str, mpiexec: list[str], pyt
 
 @pytest.mark.mpi
 def test_a_forgotten_argument(flora: Flora, mpiexec: list[str], tmp_path: Path) -> None:
-    check(flora("run", under=[*mpiexec, "-n", "2"]), "Missing argument 'CONFIG'", tmp_path / "out")
+    check(flora("run", under=[*mpiexec, "-n", "2"]), "run: which configuration? for example quickstart", tmp_path / "out")
 
 
 @pytest.mark.mpi

@@ -660,7 +660,7 @@ def test_a_store_that_is_a_file(refused: Refused, tmp_path: Path) -> None:
         (["cache", "--unused-days", "-1"], "Invalid value for '--unused-days'"),
         (["cache", "--remove"], "Option '--remove' requires an argument"),
         (["cash"], "No such command 'cash'. Did you mean 'cache'?"),
-        (["inspect"], "Missing argument 'CONFIG'"),
+        (["inspect"], "inspect: which configuration? for example quickstart, or a YAML file"),
         (["fetch"], "Missing argument 'NAME'"),
     ],
 )

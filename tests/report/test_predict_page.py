@@ -47,5 +47,5 @@ def test_a_page_without_points_says_why() -> None:
         {"points": [], "left_out": {10: "no run <fits>"}}, RESULT | {"gpus_per_node": 4, "gpu_hours": {"value": 1}}, "x"
     )
     assert "no run &lt;fits&gt;" in page
-    assert "1 gpu hours" in page
+    assert "1 GPU hours" in page
     assert 'id="rounds"' not in page

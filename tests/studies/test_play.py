@@ -26,7 +26,7 @@ Flora = Callable[..., subprocess.CompletedProcess[str]]
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
 SMALL = ["-s", "rounds=2", "-s", "client.epochs=1", "-s", "partition.num_clients=5"]
 GRID = ["method.name=flora,fedlc", "client.lr=5e-4,1e-3"]
-KILLS = int(os.environ.get("FLORA_HPC_KILLS", "3"))
+KILLS = int(os.environ.get("FLORA_HPC_KILLS", "2"))
 
 
 @pytest.fixture(scope="module")

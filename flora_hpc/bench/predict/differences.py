@@ -5,10 +5,11 @@ from typing import Any
 from flora_hpc.config import Config
 
 # Sections and keys whose values the drivers stand for, or that change no seconds
-FREE = ("seed", "rounds", "partition", "cohort", "comm", "checkpoint", "records")
+FREE = ("seed", "rounds", "partition", "cohort", "comm", "records")
 FREE_KEYS = {
     "client": ("epochs", "batch_size", "lr", "weight_decay", "betas", "eps", "momentum", "first_step", "group_size", "shuffle"),
     "evaluate": ("every",),
+    "checkpoint": ("on_signal", "keep"),
     "features": ("store",),
 }
 

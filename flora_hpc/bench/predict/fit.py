@@ -16,6 +16,7 @@ from flora_hpc.bench.predict.samples import Sample
 
 DRAWS = 200
 SHORTEST = 1e-7  # seconds of a phase; relative errors of shorter ones are noise of the clock
+LEAST_SHARE = 0.02  # of the median row: errors of smaller rows count as those of such a one
 STEPS = 12  # of a robust fit
 LEAST_SPREAD = 0.05  # between runs: another hour or another node differs by as much, which few runs do not show
 EXACT = 0.01  # relative error up to which a row is trusted wholly
@@ -139,7 +140,8 @@ def solve(problem: Problem, trust: Floats) -> Floats:
     """Coefficients (k,) of at least zero with the least sum of `trust` (n,) times squared relative errors; runs count alike."""
     from scipy.optimize import nnls  # takes half a second
 
-    weights = np.sqrt(trust / np.bincount(problem.run)[problem.run]) / problem.y
+    least = LEAST_SHARE * float(np.median(problem.y))  # a row that the clock shows as almost nothing must not decide all
+    weights = np.sqrt(trust / np.bincount(problem.run)[problem.run]) / np.maximum(problem.y, least)
     scale = np.maximum(problem.x.max(0), 1e-12)
     coefficients: Floats = nnls(problem.x * weights[:, None] / scale, problem.y * weights)[0] / scale
     return coefficients

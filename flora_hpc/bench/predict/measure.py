@@ -77,9 +77,9 @@ def with_values(config: Config, run: Wanted, on_gpu: bool) -> Config:
         "cohort.fraction": None,
         "client.batch_size": run.batch,
         "comm.backend": "auto",
-        **({} if on_gpu else {"comm.device": "cpu"}),
+        "comm.device": "cuda" if on_gpu else "cpu",
     }
-    if config.client.first_step == "auto" and not (on_gpu and run.first_step == "jacobian"):
+    if config.client.first_step == "auto":
         values["client.first_step"] = run.first_step
     resolved, _ = configfile.load_values(config.model_dump(mode="json"), values)
     return resolved

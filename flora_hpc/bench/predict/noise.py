@@ -17,7 +17,8 @@ def residuals(samples: Sequence[Sample]) -> Floats:
     rank only show how rounds differ, and serve where there are no others.
     """
     work = [np.sum([each.seconds[phase] for phase in OF_RANK], axis=0) for each in samples if not each.other]
-    shared = [seconds for seconds in work if seconds.shape[1] > 1]
+    alike = [seconds[:, np.median(seconds, axis=0) >= ALIKE * np.median(seconds, axis=0).max()] for seconds in work]
+    shared = [seconds for seconds in alike if seconds.shape[1] > 1]
     if shared:
         return np.concatenate([between_ranks(seconds) for seconds in larger(shared)])
     return np.concatenate([(seconds / np.median(seconds, axis=0)).ravel() for seconds in larger(work)])

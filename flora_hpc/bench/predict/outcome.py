@@ -10,10 +10,10 @@ import numpy as np
 from flora_hpc import configfile, forecast
 from flora_hpc.bench.predict import point
 from flora_hpc.bench.predict.point import SLOWEST, Interval, Model, Round, Target
-from flora_hpc.bench.predict.samples import LOG_BYTES_OF_RANK, Sample, describe, setup_of
+from flora_hpc.bench.predict.samples import Sample, describe, setup_of
 from flora_hpc.config import Config
 from flora_hpc.errors import UserError
-from flora_hpc.records.schema import CLIENTS
+from flora_hpc.records.schema import CLIENTS, RANKS
 from flora_hpc.shared import Shared
 
 PREDICTED, MEASURED = "predicted", "measured"
@@ -114,7 +114,7 @@ def log_bytes(samples: Sequence[Sample], rounds: int, rows: int, num_ranks: int)
     """About how large run.h5 becomes: rows of /clients as the run with most of them stores them, and rows of /ranks."""
     largest = max(samples, key=lambda each: each.num_rows)
     of_row = min(CLIENTS.itemsize, largest.file_bytes / max(1, largest.num_rows))
-    return round(rounds * (rows * of_row + num_ranks * LOG_BYTES_OF_RANK))
+    return round(rounds * (rows * of_row + num_ranks * RANKS.itemsize))
 
 
 def extrap(samples: Sequence[Sample]) -> Iterator[str]:

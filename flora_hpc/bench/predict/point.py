@@ -1,8 +1,7 @@
 """Predict a round on some nodes: the slowest rank's own work, with the noise of many ranks, and the phases of the whole round."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -112,11 +111,13 @@ def predict(model: Model, setup: Setup, target: Target, seed: int = 0) -> Round:
     """Predict a usual round of `setup`. Raises UserError where a phase has a part that no run shows."""
     shape = drivers.of_round(setup, target.num_ranks, target.nodes)
     shape, warnings = known_tier(model, shape, target)
-    warnings += unvaried(model, shape)
+    warnings += unvaried(model, shape) + unlike_threads(model) + without_drivers(setup)
     value = _round(model, shape, target, lambda term, rows: term.seconds(rows)[None], model.residuals)
     rng = np.random.default_rng(seed)
     again = rng.choice(model.residuals, (DRAWS, len(model.residuals)))
     draws = _round(model, shape, target, lambda term, rows: term.sampled(rows), again)
+    for terms in (value, draws):
+        terms["eval"] = terms["eval"] * share_tested(setup)
     return Round(
         target=target,
         num_clients=shape.num_clients,
@@ -128,7 +129,37 @@ def predict(model: Model, setup: Setup, target: Target, seed: int = 0) -> Round:
     )
 
 
-def _round(model: Model, shape: Drivers, target: Target, seconds: Any, residuals: Floats) -> dict[str, Floats]:
+def share_tested(setup: Setup) -> float:
+    """The share of rounds after which the adapter is tested."""
+    every = setup.evaluate.every
+    return -(-setup.rounds // every) / setup.rounds if setup.rounds else 1.0
+
+
+def unlike_threads(model: Model) -> list[str]:
+    """A sentence where the runs have unlike numbers of threads."""
+    threads = sorted({each.threads for each in model.same_work})
+    if len(threads) < 2:
+        return []
+    counts = " and ".join(map(str, threads))
+    return [f"ranks of the runs have {counts} threads, but are taken for alike; give runs with OMP_NUM_THREADS of the wanted nodes"]
+
+
+def without_drivers(setup: Setup) -> list[str]:
+    """A sentence on parts of a round that count as if they took the same on any number of clients and ranks."""
+    parts = {
+        "the rule that compares updates": setup.federation.rule is not None,
+        "sums of products": setup.sums_products,
+        "tests of clients' own models": setup.evaluate.personal,
+        "tests by LoRA rank": setup.evaluate.per_rank,
+        "memories of clients on their way": bool(setup.federation.memory_widths(setup.client)),
+    }
+    names = ", ".join(name for name, is_there in parts.items() if is_there)
+    return [f"{names}: count as in the runs, whatever the number of clients and ranks"] if names else []
+
+
+def _round(
+    model: Model, shape: Drivers, target: Target, seconds: Callable[[Term, Floats], Floats], residuals: Floats
+) -> dict[str, Floats]:
     """The terms of a round, (num_draws,) each. `seconds(term, rows)` gives (num_draws, num_rows)."""
     of_phase = {phase: seconds(term, shape.of[phase]) for phase, term in model.terms.items()}
     of_phase["batch"] = of_phase["batch"] + shape.deal_seconds
@@ -188,9 +219,7 @@ def unvaried(model: Model, shape: Drivers) -> list[str]:
             continue
         if cure := term.unvaried(row):
             if phase in ("jacobian", "train") and term.missing(row):
-                raise UserError(
-                    f"--from: no run shows all of {phase} of this configuration; add a run with {cure}, or leave --from out"
-                )
+                raise UserError(f"predict: no run shows all of {phase} of this configuration; give a run with {cure}, too (--from)")
             sentences.append(f"{phase}: the runs do not vary enough to tell its terms apart; add a run with {cure}")
     return sentences
 
@@ -215,6 +244,6 @@ def measured(model: Model, setup: Setup, target: Target) -> Sample | None:
 
 def same_sizes(each: Sample, setup: Setup) -> bool:
     """Whether clients have as many examples, in the mean, as in a run; exact for clients of one size."""
-    examples = each.drivers.of["train"][:, -1].sum()
-    here = drivers.of_round(setup, each.num_ranks).of["train"][:, -1].sum()
+    examples = each.drivers.of["train"][:, -1].mean()
+    here = drivers.of_round(setup, each.num_ranks).of["train"][:, -1].mean()
     return bool(abs(examples - here) <= 0.01 * here)

@@ -1,7 +1,7 @@
 """Samples: the seconds of every phase of runs, beside the drivers of the same rounds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from flora_hpc.data.images import Ints
 from flora_hpc.errors import UserError
 from flora_hpc.records import clientrows
 from flora_hpc.records.opened import Run, open_run
-from flora_hpc.records.schema import RANKS, Rows
+from flora_hpc.records.schema import Rows
 from flora_hpc.records.views import PHASES, count
 from flora_hpc.setup import Setup
 from flora_hpc.shared import Shared
@@ -48,7 +48,7 @@ class Sample:
     file_bytes: int
     num_rows: int  # of /clients, in the whole file
     other: str = ""  # the first key that makes it a run of other work; empty for the same work
-    collectives: Sequence[tuple[list[float], float]] = field(default=())  # drivers and seconds of allreduces of a result.json
+    collectives: Sequence[tuple[list[float], float]] = ()  # drivers and seconds of allreduces of a result.json
 
     @property
     def usual_seconds(self) -> float:
@@ -59,6 +59,8 @@ class Sample:
         """Whether a fit of `phase` may take this run."""
         if phase == "comm":
             return self.num_ranks > 1
+        if phase == "eval" and not len(self.seconds[phase]):  # no round was tested
+            return False
         return not self.other or phase in OF_ANY_MODEL
 
 
@@ -83,8 +85,9 @@ def sample(path: Path, config: Config, shared: Shared) -> Sample:
         raise UserError(f"{run.path}: has schema {run.attributes['schema']}, without the phases batch and sum; play it again")
     own, _ = configfile.load_values(run.config, {})
     ranks, hosts = run.tables["ranks"], set(run.tables["topology"]["host"].tolist())
-    numbers = np.unique(ranks["round"][ranks["round"] >= WARM])
     num_ranks = int(run.attributes["world_size"])
+    numbers, num_rows = np.unique(ranks["round"][ranks["round"] >= WARM], return_counts=True)
+    numbers = numbers[num_rows == num_ranks]  # a run that was resumed on other ranks has the rounds of both
     if not len(numbers):
         raise UserError(f"{run.path}: has no round after round {WARM - 1}, which only warms up; give it rounds: {WARM + 3} or more")
     devices = {(place["host"], place["device"]) for place in run.tables["topology"] if b"cuda" in bytes(place["device"])}
@@ -93,8 +96,9 @@ def sample(path: Path, config: Config, shared: Shared) -> Sample:
     setup = replace(setup, grouping=grouping)
     shape = mean([drivers.of_round(setup, num_ranks, len(hosts), int(number)) for number in spread(numbers)])
     seconds = seconds_of(ranks, run.tables["rounds"], numbers, num_ranks)
+    seconds["eval"] = seconds["eval"][[setup.is_tested(int(number)) for number in numbers]]
     if setup.by_jacobian:
-        seconds = with_jacobian(seconds, run, numbers)
+        seconds = with_jacobian(seconds, run, numbers, shape.deal_seconds)
     if num_ranks > 1 and own.cohort.assignment == "dynamic":  # who trains what is known only for all ranks together
         shape = shape._replace(of={**shape.of} | {phase: shape.of[phase].mean(0, keepdims=True) for phase in OF_RANK})
         seconds = seconds | {phase: seconds[phase].mean(1, keepdims=True) for phase in OF_RANK}
@@ -165,10 +169,11 @@ def seconds_of(ranks: Rows, rounds: Rows, numbers: Ints, num_ranks: int) -> dict
     return seconds | {"rest": np.maximum(0.0, rows["round_seconds"][:, :1] - covered)}
 
 
-def with_jacobian(seconds: Mapping[str, Floats], run: Run, numbers: Ints) -> dict[str, Floats]:
+def with_jacobian(seconds: Mapping[str, Floats], run: Run, numbers: Ints, deal_seconds: float) -> dict[str, Floats]:
     """The seconds with those of a Jacobian apart from train: the work of a rank less that of its groups, which /clients has.
 
-    Where /clients has only some clients, their mean counts for all. Raises UserError for a run without such rows.
+    Where /clients has only some clients, their mean counts for all of their rank, or of the round where a rank has none. Finding
+    groups takes `deal_seconds`. Raises UserError for a run without such rows.
     """
     rows = clientrows.of_rounds(run.path, int(numbers[0]), int(numbers[-1]), ("round", "rank", "train_seconds"))
     if not len(rows):
@@ -177,10 +182,12 @@ def with_jacobian(seconds: Mapping[str, Floats], run: Run, numbers: Ints) -> dic
         )
     shape = seconds["train"].shape
     place = np.searchsorted(numbers, rows["round"]) * shape[1] + rows["rank"]
-    known = np.bincount(place, minlength=shape[0] * shape[1])
-    mean_of_client = np.bincount(place, rows["train_seconds"], len(known)) / np.maximum(known, 1)
-    in_groups = mean_of_client.reshape(shape) * of_rounds(run.tables["ranks"], numbers, shape[1])["num_clients"]
-    work = seconds["batch"] + seconds["train"] + seconds["sum"]
+    num_rows = np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape)
+    sums = np.bincount(place, rows["train_seconds"], shape[0] * shape[1]).reshape(shape)
+    of_round = sums.sum(1, keepdims=True) / np.maximum(num_rows.sum(1, keepdims=True), 1)
+    mean_of_client = np.where(num_rows > 0, sums / np.maximum(num_rows, 1), of_round)
+    in_groups = mean_of_client * of_rounds(run.tables["ranks"], numbers, shape[1])["num_clients"]
+    work = seconds["batch"] - deal_seconds + seconds["train"] + seconds["sum"]
     jacobian = np.clip(work - in_groups, 0.0, seconds["train"])
     return {**seconds, "train": seconds["train"] - jacobian, "jacobian": jacobian}
 
@@ -216,6 +223,3 @@ def describe(each: Sample) -> str:
     clients = count(each.drivers.num_clients, "client")
     by_jacobian = ", Jacobian" if each.drivers.of["jacobian"].any() else ""
     return f"{each.name} ({count(each.num_ranks, 'rank')}{nodes}, {clients}, batch {each.config.client.batch_size}{by_jacobian})"
-
-
-LOG_BYTES_OF_RANK = RANKS.itemsize

@@ -74,7 +74,7 @@ def test_runs_of_one_rank_leave_communication_out() -> None:
 
 def test_training_that_no_run_shows_is_refused() -> None:
     model = point.model([sample(cohort__size=size) for size in (8, 64)])
-    with pytest.raises(UserError, match=r"add a run with a smaller client.batch_size"):
+    with pytest.raises(UserError, match=r"give a run with a smaller client.batch_size, too"):
         point.predict(model, setup(client__batch_size=8), Target())
 
 
