@@ -140,8 +140,8 @@ def reports_of(num_ranks: int, num_clients: int, most: int | None = None) -> lis
     """The reports of all ranks on such a round, as rank 0 gathers them, with the rows of `most` clients."""
     reports = whole_reports(num_ranks, num_clients)
     if most is not None:
-        kept = chosen(num_clients, most)
-        reports = [report.only(kept) for report in reports]
+        with_row = chosen(num_clients, most)
+        reports = [report.only(with_row) for report in reports]
     return [report.to_bytes() for report in reports]
 
 

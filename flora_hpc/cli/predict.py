@@ -129,8 +129,8 @@ def show(console: Console, result: dict[str, Any], name: str) -> None:
     title = f"{name} on {where}: {count(result['clients'], 'client')} a round, in {count(result['groups'], 'group')}"
     console.print(title, style="italic", markup=False)
     table = columns(["term"], ["seconds", "95 % band", "share"])
-    for term, took in sorted(result["terms"].items(), key=lambda item: -item[1]["value"]):
-        table.add_row(term, seconds(took["value"]), band(took), f"{took['share']:.1%}")
+    for term, interval in sorted(result["terms"].items(), key=lambda item: -item[1]["value"]):
+        table.add_row(term, seconds(interval["value"]), band(interval), f"{interval['share']:.1%}")
     whole = result["round_seconds"]
     table.add_row("a round", seconds(whole["value"]), band(whole), "predicted", style="bold")
     if whole["measured"] is not None:

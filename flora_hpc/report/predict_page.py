@@ -58,9 +58,9 @@ def draw(rows: Mapping[int, Sequence[Point]]) -> Picture:
             linewidth=0,
         )
         axes.plot(nodes, [each["value"] for each in points], label=f"{clients:,} clients", **style)
-        known = [(each["nodes"], each["measured"]) for each in points if each["measured"] is not None]
-        if known:
-            axes.plot(*zip(*known, strict=True), linestyle="none", marker="o", markersize=6, color=style["color"])
+        dots = [(each["nodes"], each["measured"]) for each in points if each["measured"] is not None]
+        if dots:
+            axes.plot(*zip(*dots, strict=True), linestyle="none", marker="o", markersize=6, color=style["color"])
     ticks = sorted({each["nodes"] for points in rows.values() for each in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{each:,}" for each in ticks])

@@ -14,21 +14,21 @@ FREE_KEYS = {
 }
 
 
-def difference(own: Config, wanted: Config) -> str:
-    """The first key whose value makes runs of `own` and of `wanted` different work, with both values; empty for none."""
-    one, other = (_work(config.model_dump(mode="json")) for config in (own, wanted))
+def difference(own: Config, target: Config) -> str:
+    """The first key whose value makes runs of `own` and of `target` different work, with both values; empty for none."""
+    one, other = (_work(config.model_dump(mode="json")) for config in (own, target))
     for section in sorted(one.keys() | other.keys()):
-        mine, theirs = one.get(section), other.get(section)
-        if mine == theirs:
+        there, here = one.get(section), other.get(section)
+        if there == here:
             continue
-        if not (isinstance(mine, dict) and isinstance(theirs, dict)):
-            return f"{section} ({mine} there, {theirs} here)"
+        if not (isinstance(there, dict) and isinstance(here, dict)):
+            return f"{section} ({there} there, {here} here)"
         key = next(
             key
-            for key in sorted(mine.keys() | theirs.keys(), key=lambda key: (key != "name", key))
-            if mine.get(key) != theirs.get(key)
+            for key in sorted(there.keys() | here.keys(), key=lambda key: (key != "name", key))
+            if there.get(key) != here.get(key)
         )
-        return f"{section}.{key} ({mine.get(key)} there, {theirs.get(key)} here)"
+        return f"{section}.{key} ({there.get(key)} there, {here.get(key)} here)"
     return ""
 
 

@@ -122,9 +122,9 @@ def rows(
         x.append(each.drivers.of[phase])
         y.append(np.maximum(median(chosen) - (each.drivers.deal_seconds if phase == "batch" else 0.0), SHORTEST))
         run.append(np.full(chosen.shape[1], number))
-    for number, (values, took) in enumerate(extra):
+    for number, (values, duration) in enumerate(extra):
         x.append(np.array([values]))
-        y.append(np.array([max(took, SHORTEST)]))
+        y.append(np.array([max(duration, SHORTEST)]))
         run.append(np.array([len(samples) + number]))
     return Problem(np.concatenate(x), np.concatenate(y), np.concatenate(run))
 

@@ -110,9 +110,9 @@ def measure(training: Sequence[Case], held_out: Sequence[Case], repeats: int, la
                 say(f"run {repeat * len(cases) + number + 1} of {repeats * len(cases)}: {case.name}")
                 played[number].append(play(case, folder / f"{number}-{repeat}", folder / "store", launcher))
         runs = [min(of_case, key=usual_seconds) for of_case in played]
-        shared, known = Shared(), runs[: len(training)]
+        shared, small = Shared(), runs[: len(training)]
         pairs = [
-            pair(case, known, own, folder / "store", shared) for case, own in zip(held_out, runs[len(training) :], strict=True)
+            pair(case, small, own, folder / "store", shared) for case, own in zip(held_out, runs[len(training) :], strict=True)
         ]
     return {
         "training": [case.name for case in training],
@@ -163,7 +163,7 @@ def pair(case: Case, training: Sequence[Path], own: Path, store: Path, shared: S
         "allowed": allowed,
         "within": abs(error) <= allowed,
         "in_band": predicted.seconds.low <= measured.usual_seconds <= predicted.seconds.high,
-        "terms": {name: took.value for name, took in predicted.terms.items()},
-        "measured_terms": {phase: float(took.max(1).mean()) for phase, took in measured.seconds.items()},
+        "terms": {name: interval.value for name, interval in predicted.terms.items()},
+        "measured_terms": {phase: float(table.max(1).mean()) for phase, table in measured.seconds.items()},
         "warnings": list(predicted.warnings),
     }

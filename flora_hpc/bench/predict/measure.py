@@ -38,21 +38,21 @@ def measure(config: Config, shared: Shared, on_gpu: bool, say: Say) -> list[Samp
     first_steps = ["jacobian" if setup.by_jacobian else "each"]
     if config.client.first_step == "auto" and setup.by_jacobian:
         first_steps.append("each")  # tells the Jacobian apart from the rest of a round; smaller cohorts need it
-    wanted = list(plan(setup.num_participants, min(config.client.batch_size, setup.holdings.largest), first_steps))
+    runs = list(plan(setup.num_participants, min(config.client.batch_size, setup.holdings.largest), first_steps))
     samples: list[Sample] = []
-    took: dict[tuple[int, str], tuple[int, float]] = {}  # of the last run of a batch: its clients, seconds
+    last: dict[tuple[int, str], tuple[int, float]] = {}  # of the last run of a batch: its clients, seconds
     age = age_seconds()
     with tempfile.TemporaryDirectory(prefix="flora-hpc-predict-") as folder:
-        for number, run in enumerate(wanted):
-            before = took.get(run[1:])
+        for number, run in enumerate(runs):
+            before = last.get(run[1:])
             if before and before[0] > COHORTS[0] and before[1] * run.clients / before[0] > LONGEST_SECONDS:
                 say(f"left out, since it would take long: {count(run.clients, 'client')}, batch {run.batch}")
                 continue
-            say(f"measuring {number + 1} of {len(wanted)}: {count(run.clients, 'client')}, batch {run.batch}")
+            say(f"measuring {number + 1} of {len(runs)}: {count(run.clients, 'client')}, batch {run.batch}")
             started = time.perf_counter()
             out = Path(folder) / f"{run.clients} clients, batch {run.batch}, {run.first_step}"
             api.run(with_values(config, run, on_gpu), out=out, shared=shared, signals=False)
-            took[run[1:]] = run.clients, time.perf_counter() - started
+            last[run[1:]] = run.clients, time.perf_counter() - started
             samples.append(replace(sample(out, config, shared), name=f"here {len(samples) + 1}"))
     return [replace(samples[0], setup_seconds=samples[0].setup_seconds + age), *samples[1:]]
 

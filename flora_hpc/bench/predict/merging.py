@@ -14,9 +14,9 @@ REPEATS = 3
 def seconds_of_a_rank() -> float:
     """Seconds of one rank's report without clients: the best of REPEATS."""
     reports = [RankReport(np.zeros(1, RANKS), np.zeros(0, CLIENTS), NOT_TESTED, 0, np.ones(3)).to_bytes()] * RANKS_MERGED
-    took = []
+    repeats = []
     for _ in range(REPEATS):
         started = time.perf_counter()
         merge(1, [RankReport.from_bytes(data) for data in reports])
-        took.append(time.perf_counter() - started)
-    return min(took) / RANKS_MERGED
+        repeats.append(time.perf_counter() - started)
+    return min(repeats) / RANKS_MERGED

@@ -104,10 +104,10 @@ def _measured(run: Sample | None) -> dict[str, Any]:
 
 def _term(model: Model, name: str, of_round: Round) -> dict[str, Any]:
     """One term for JSON: its seconds, its share of the round, and the runs that it comes from."""
-    took: Interval = of_round.terms[name]
+    interval: Interval = of_round.terms[name]
     term = model.terms.get(name)
     sources = list(term.sources) if term else [each.name for each in model.same_work] if name == SLOWEST else []
-    return asdict(took) | {"share": took.value / of_round.seconds.value, "is": PREDICTED, "from": sources}
+    return asdict(interval) | {"share": interval.value / of_round.seconds.value, "is": PREDICTED, "from": sources}
 
 
 def log_bytes(samples: Sequence[Sample], rounds: int, rows: int, num_ranks: int) -> int:
@@ -121,7 +121,7 @@ def extrap(samples: Sequence[Sample]) -> Iterator[str]:
     """The lines of a file for Extra-P: each phase of each round of each run of the same work, and the round."""
     for each in (each for each in samples if not each.other):
         params = {"ranks": each.num_ranks, "clients": each.drivers.num_clients, "batch": each.config.client.batch_size}
-        values = {"round": each.round_seconds} | {f"round->{phase}": took.max(1) for phase, took in each.seconds.items()}
+        values = {"round": each.round_seconds} | {f"round->{phase}": table.max(1) for phase, table in each.seconds.items()}
         for path, seconds in values.items():
             for value in np.asarray(seconds).tolist():
                 yield json.dumps({"params": params, "callpath": path, "metric": "time", "value": value})

@@ -170,7 +170,7 @@ def _round(
     if crowding > 1:  # the cores of a node share all the work of its ranks
         by_node = work.reshape(len(work), target.nodes, target.ranks_per_node).sum(2).max(1) * model.threads / (target.cores or 1)
         stretch = np.maximum(1.0, by_node / work[pick, slow])
-        terms = {phase: took * stretch for phase, took in terms.items()}
+        terms = {phase: value * stretch for phase, value in terms.items()}
     own = np.sum([*terms.values()], axis=0)
     alike = target.nodes if crowding > 1 else noise.num_alike(np.median(work, axis=0))
     levels = np.array([noise.slowest_of(each, alike) for each in np.atleast_2d(residuals)])
