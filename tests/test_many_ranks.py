@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from flora_hpc.records import hdf5file
+from tests import forks
 from tests.conftest import ROOT
 
 NUM_RANKS = int(os.environ.get("FLORA_HPC_RANKS", "0"))
 SETTINGS: dict[str, Any] = {
-    "rounds": 2,
+    "rounds": 3,
     "partition": {"name": "iid", "num_clients": 10_000, "examples_per_client": 4},
     "client.epochs": 1,
     "client.batch_size": 4,
@@ -23,10 +24,13 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("backend", ["mpi", "gloo"])
 @pytest.mark.skipif(not NUM_RANKS, reason="FLORA_HPC_RANKS says how many ranks to start")
-def test_ten_thousand_clients_on_many_ranks_give_the_bits_of_one(mpiexec: list[str], python: list[str], tmp_path: Path) -> None:
-    for num_ranks in (1, NUM_RANKS):
-        under = [*mpiexec, "-n", str(num_ranks), *python]
+def test_ten_thousand_clients_on_many_ranks_give_the_bits_of_one(
+    backend: str, mpiexec: list[str], python: list[str], tmp_path: Path
+) -> None:
+    many_ranks = forks.torchrun(NUM_RANKS) if backend == "gloo" else [*mpiexec, "-n", str(NUM_RANKS), *python]
+    for num_ranks, under in ((1, python), (NUM_RANKS, many_ranks)):
         played = json.dumps({f"on-{num_ranks}": SETTINGS})
         done = subprocess.run([*under, str(ROOT / "tests" / "many_runs.py"), str(tmp_path), "no", played], cwd=ROOT, timeout=1800)
         assert done.returncode == 0
