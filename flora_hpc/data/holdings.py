@@ -16,6 +16,7 @@ from flora_hpc.errors import UserError
 from flora_hpc.plugins import BaseOptions
 
 Floats = npt.NDArray[np.float64]
+MAX_TABLE = 2**23  # examples of all clients of a population that are drawn once and not in every round: 32 MiB
 
 
 class PartitionOptions(BaseOptions):
@@ -121,7 +122,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Population:
-    """Every client draws its examples from the seed, each time it is asked: memory does not grow with the number of clients."""
+    """Every client draws its examples from the seed: a large population draws anew in each round, so its memory does not grow."""
 
     num_clients: int
     examples_per_client: int
@@ -157,12 +158,27 @@ class Population:
 
     def examples_of(self, clients: Ints) -> tuple[Ints, Ints]:
         sizes = self.sizes(clients)
-        if self.partitioner.draw_many is not None and self.partitioner.size is None:
-            drawn = self.partitioner.draw_many(self.examples_per_client, self._streams, clients).reshape(-1)
-            return self.rows[drawn], sizes
+        if self.common_size is None or self.num_clients * self.common_size > MAX_TABLE:
+            return self.rows[self._draw(clients, sizes)], sizes
+        drawn, mask = self._table
+        new = ~mask[clients]
+        if new.any():
+            drawn[clients[new]] = self._draw(clients[new], sizes[new]).reshape(-1, self.common_size)
+            mask[clients[new]] = True
+        return self.rows[drawn[clients].reshape(-1)], sizes
+
+    def _draw(self, clients: Ints, sizes: Ints) -> Ints:
+        """Draw the examples of `clients` (n,), which are `sizes` (n,) many, one client after the other, as places in `rows`."""
+        if self.partitioner.draw_many is not None and self.common_size is not None:
+            return self.partitioner.draw_many(self.common_size, self._streams, clients).reshape(-1)
         draw, streams, pairs = self.partitioner.draw, self._streams, zip(clients.tolist(), sizes.tolist(), strict=True)
         parts = [draw(size, streams.of(client)) for client, size in pairs]
-        return self.rows[np.concatenate([*parts, np.zeros(0, np.int64)])], sizes
+        return np.concatenate([*parts, np.zeros(0, np.int64)])
+
+    @cached_property
+    def _table(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+        """What clients drew in earlier rounds (num_clients, examples_per_client), and the mask (num_clients,) of these clients."""
+        return np.zeros((self.num_clients, self.examples_per_client), np.uint32), np.zeros(self.num_clients, bool)
 
     @cached_property
     def _streams(self) -> seeds.Streams:

@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from flora_hpc import plugins
 from flora_hpc.data import holdings
 from flora_hpc.data.holdings import Holdings, Partition, Partitioner, Population
-from flora_hpc.data.images import Images
+from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners import iid
 from flora_hpc.errors import UserError
 from tests.data.made_images import made as images_of
@@ -135,6 +136,34 @@ def test_a_client_draws_the_same_examples_whenever_it_is_asked(name: str) -> Non
     first = one.examples(500).tolist()
     other.examples(3)
     assert other.examples(500).tolist() == one.examples(500).tolist() == first
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_examples_of_later_rounds_are_those_of_the_first(name: str) -> None:
+    """A population remembers what its clients drew; a client alone, which draws anew, is the measure."""
+    made = make(name, num_clients=50, examples_per_client=8)
+    for clients in (np.array([3, 7, 20]), np.array([20, 4, 3]), np.arange(50)):
+        examples, sizes = made.examples_of(clients)
+        assert examples.tolist() == [row for client in clients.tolist() for row in made.examples(client).tolist()]
+        examples[:] = -1  # the caller may change its copy
+        assert sizes.sum() == len(examples)
+
+
+@pytest.mark.parametrize(("num_clients", "draws"), [(1000, 6), (holdings.MAX_TABLE, 12)])
+def test_each_client_of_a_population_draws_once(num_clients: int, draws: int) -> None:
+    """Clients of a later round drew their examples before, unless there are too many clients to remember."""
+    made = make(num_clients=num_clients, examples_per_client=2)
+    assert isinstance(made, Population)
+    drawn = []
+
+    def draw(num_drawn: int, rng: np.random.Generator) -> Ints:
+        drawn.append(num_drawn)
+        return made.partitioner.draw(num_drawn, rng)
+
+    watched = replace(made, partitioner=made.partitioner._replace(draw=draw, draw_many=None))
+    watched.examples_of(np.arange(6))
+    watched.examples_of(np.arange(6))
+    assert len(drawn) == draws
 
 
 def test_clients_and_seeds_draw_different_examples() -> None:
