@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flora_hpc.comm import devices
+from flora_hpc.comm import cores
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.errors import UserError, did_you_mean
 
@@ -82,7 +82,7 @@ def measure(comm: Communicator, names: Sequence[str], sizes: Sequence[int], repe
 def scopes(comm: Communicator) -> Iterator[tuple[str, Communicator | None]]:
     """Each scope, and this rank's part in it; None for a rank without one. On one node there is only one scope."""
     yield "all ranks", comm
-    nodes = [text.decode() for text in comm.allgather(devices.machine().encode())]
+    nodes = [text.decode() for text in comm.allgather(cores.machine().encode())]
     names = list(dict.fromkeys(nodes))
     if len(names) == 1 or len(names) == comm.size:
         return
@@ -139,7 +139,7 @@ def pairs(comm: Communicator, repeats: int | None, say: Say) -> dict[str, Any] |
 
     `bytes_per_second` (num_places, num_places) is symmetric; its diagonal is None. All ranks call this.
     """
-    facts = [json.loads(text) for text in comm.allgather(json.dumps([devices.machine(), host()]).encode())]
+    facts = [json.loads(text) for text in comm.allgather(json.dumps([cores.machine(), host()]).encode())]
     machines = list(dict.fromkeys(machine for machine, _ in facts))
     are_nodes = len(machines) > 1
     firsts = [[machine for machine, _ in facts].index(each) for each in machines] if are_nodes else [*range(comm.size)]
@@ -166,7 +166,7 @@ def pairs(comm: Communicator, repeats: int | None, say: Say) -> dict[str, Any] |
 
 def host() -> str:
     """The name of this rank's machine."""
-    return devices.machine().partition(" ")[0]
+    return cores.machine().partition(" ")[0]
 
 
 def timed_pair(part: Communicator | None, repeats: int | None) -> float:

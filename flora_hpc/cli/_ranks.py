@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from rich.filesize import decimal
 
-from flora_hpc.comm import gpus, launch, quota
+from flora_hpc.comm import cores, gpus, launch, quota
 from flora_hpc.comm.communicator import Choice, Communicator, together
 from flora_hpc.comm.launch import Launch
 from flora_hpc.comm.node import Node, node
@@ -69,7 +69,7 @@ def gather(comm: Communicator, me: Launch, config: CommConfig, library: str, ver
         library={"mpi": library, "serial": "none needed"}.get(comm.name, f"PyTorch {versions['torch']}"),
         place=launch.origin(),
         launchers_rank=me.rank,
-        machine=devices.machine(),
+        machine=cores.machine(),
         node=node(),
         unseen=gpus.unseen(me, os.environ) if device.type == "cpu" and config.device != "cpu" else "",
         shares="shared by" in place.device,

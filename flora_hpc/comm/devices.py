@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from flora_hpc.comm import gpus, quota
+from flora_hpc.comm import cores, gpus
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.launch import Launch
 from flora_hpc.config import CommConfig
@@ -47,17 +47,10 @@ def find_neighbours(comm: Communicator, launch: Launch, device: torch.device) ->
 def share_cores(comm: Communicator, launch: Launch) -> int:
     """Set and return this rank's number of threads: its cores, divided by the number of ranks with the same cores.
 
-    A launcher that binds ranks gives each rank its own cores. Otherwise all ranks of a node have the same cores. Upper bounds are
-    a rank's share of the control groups' quotas, Slurm's --cpus-per-task, and the user's OMP_NUM_THREADS.
+    Upper bounds are a rank's share of the control groups' quotas, Slurm's --cpus-per-task, and the user's OMP_NUM_THREADS.
     """
-    cores, node, quotas = sorted(os.sched_getaffinity(0)), machine(), quota.quotas()
-    texts = comm.allgather(json.dumps([node, cores, quotas]).encode())
-    ranks: list[tuple[str, list[int], dict[str, float]]] = [json.loads(text) for text in texts]
-    num_sharing = sum(rank_node == node and rank_cores == cores for rank_node, rank_cores, _ in ranks)
-    num_threads = max(1, len(cores) // num_sharing)
-    limit = quota.share(node, [(rank_node, rank_quotas) for rank_node, _, rank_quotas in ranks], quotas)
-    if limit is not None:  # the other threads wait for a thread that the quota stops
-        num_threads = max(1, min(num_threads, int(limit)))
+    own = cores.here()
+    num_threads = max(1, int(cores.share(cores.places(comm, own), own)))  # all threads would wait for one that a quota stops
     if launch.launcher == "slurm" and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
         num_threads = min(num_threads, int(os.environ["SLURM_CPUS_PER_TASK"]))
     num_threads = min(num_threads, threads_of_user(launch) or num_threads)
@@ -81,14 +74,9 @@ def threads_of_user(launch: Launch, environ: Mapping[str, str] = os.environ, par
     return int(text)
 
 
-def machine() -> str:
-    """An identifier of this machine: host name and boot id, since containers on different nodes may have one host name."""
-    return f"{socket.gethostname()} {_read(Path('/proc/sys/kernel/random/boot_id'))}"
-
-
 def is_first_on_node(comm: Communicator) -> bool:
     """Whether this rank is the first rank of `comm` on its node. All ranks call this."""
-    nodes = comm.allgather(machine().encode())
+    nodes = comm.allgather(cores.machine().encode())
     return nodes.index(nodes[comm.rank]) == comm.rank
 
 
@@ -96,7 +84,7 @@ def gpu(device: torch.device) -> str:
     """An identifier of the GPU behind `device`, since two ranks may call different GPUs cuda:0. Empty for the CPU."""
     if device.type != "cuda":
         return ""
-    return f"{machine()} {getattr(torch.cuda.get_device_properties(device), 'uuid', device)}"
+    return f"{cores.machine()} {getattr(torch.cuda.get_device_properties(device), 'uuid', device)}"
 
 
 def sharing(comm: Communicator, device: torch.device) -> int:
@@ -134,16 +122,16 @@ def memory_per_core(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgr
 
     A job with a share of the node's memory usually has the same share of its cores. So the ratio fits the job, too.
     """
-    cores = os.cpu_count() or 1
+    num_cores = os.cpu_count() or 1
     total = next(int(line.split()[1]) * 1024 for line in (proc / "meminfo").read_text().splitlines() if line.startswith("MemTotal"))
-    shares = [total // cores]
+    shares = [total // num_cores]
     paths = [line[len("0::/") :] for line in (proc / "self" / "cgroup").read_text().splitlines() if line.startswith("0::/")]
     for path in paths:
         group = groups / path
         for folder in [group, *group.parents][: len(group.parts) - len(groups.parts) + 1]:
             limit = _read(folder / "memory.max")
             if limit.isdigit():
-                shares.append(int(limit) // (_count(_read(folder / "cpuset.cpus.effective")) or cores))
+                shares.append(int(limit) // (_count(_read(folder / "cpuset.cpus.effective")) or num_cores))
     return min(shares)
 
 

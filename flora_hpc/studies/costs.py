@@ -10,7 +10,7 @@ import torch
 from rich.filesize import decimal
 
 from flora_hpc import forecast
-from flora_hpc.comm import devices
+from flora_hpc.comm import cores, devices
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.errors import UserError, reason
 from flora_hpc.records.study import one_line
@@ -64,8 +64,8 @@ def memory_of_rank(comm: Communicator) -> int:
 
     All ranks call this.
     """
-    cores = json.dumps([devices.machine(), sorted(os.sched_getaffinity(0))]).encode()
-    own_bytes = devices.memory_per_core() * len(os.sched_getaffinity(0)) // comm.allgather(cores).count(cores)
+    place = json.dumps([cores.machine(), sorted(os.sched_getaffinity(0))]).encode()
+    own_bytes = devices.memory_per_core() * len(os.sched_getaffinity(0)) // comm.allgather(place).count(place)
     return min(int(text) for text in comm.allgather(str(own_bytes).encode()))
 
 

@@ -1,6 +1,6 @@
 """One rank of a world that test_backends.py starts: uses every collective and writes what came of it to FOLDER/RANK.json.
 
-[launcher ...] python backend_worker.py BACKEND FOLDER
+[launcher ...] python backend_worker.py BACKEND FOLDER [one core]
 """
 
 import json
@@ -66,6 +66,7 @@ def use(comm: Communicator, folder: Path) -> dict[str, Any]:
         "parts of parts": use_part(comm.split(0), comm.rank),
         "present after barriers": meet(comm, folder),
         "waited": wait_for_the_last_one(comm),
+        "seconds on a core while waiting": seconds_on_a_core_while_waiting(comm),
         "waited in an exchange": wait_for_the_last_one_of_an_exchange(comm),
         "all agree": together(comm, lambda: comm.rank * 10),
         "last one fails": agreed_problem(comm, {comm.size - 1}),
@@ -143,6 +144,13 @@ def wait_for_the_last_one_of_an_exchange(comm: Communicator) -> list[float]:
     return seconds_of_waiting(comm, lambda meter: meter.exchange(to_the_last(comm, bytes(1000))))
 
 
+def seconds_on_a_core_while_waiting(comm: Communicator) -> float:
+    """Seconds of a core that this rank takes in an allreduce to which the last one comes late."""
+    started = time.process_time()
+    wait_for_the_last_one(comm)
+    return time.process_time() - started
+
+
 def seconds_of_waiting(comm: Communicator, collective: Callable[[Meter], object]) -> list[float]:
     meter = Meter(comm)
     if comm.rank == comm.size - 1:
@@ -168,6 +176,8 @@ def agreed_problem(comm: Communicator, failing: set[int]) -> str:
 
 if __name__ == "__main__":
     try:
+        if "one core" in sys.argv:
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         main(sys.argv[1], Path(sys.argv[2]))
     except BaseException:
         traceback.print_exc()

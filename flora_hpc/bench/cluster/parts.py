@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from flora_hpc.comm import devices
+from flora_hpc.comm import cores, devices
 from flora_hpc.comm.communicator import AgreedError, Communicator
 from flora_hpc.comm.node import node
 
@@ -39,7 +39,7 @@ def spots(
     machine = node()
     properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     own = Spot(
-        devices.machine(),
+        cores.machine(),
         socket.gethostname(),
         local_rank,
         machine.processor,
