@@ -29,7 +29,7 @@ from flora_hpc.identity import title
 from flora_hpc.observers._background import Background
 from flora_hpc.observers._observer import Observer
 from flora_hpc.records.known import RoundRecord, RunInfo
-from flora_hpc.records.schema import TOPOLOGY, Rows
+from flora_hpc.records.schema import SETUP, TOPOLOGY, Rows
 from flora_hpc.resume import Begin, Saved
 from flora_hpc.round import AbandonedError, State, groups_of_ranks, play
 from flora_hpc.setup import Site, find_site
@@ -61,14 +61,16 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
     Raises UserError, on every rank, for mistakes that the user must correct; nothing is written then. Raises StoppedError, on every
     rank, when a signal stopped the run and it can be resumed.
     """
-    stop = options.stop
+    stop, moments = options.stop, [options.started, time.perf_counter()]
     stop.abandon = config.checkpoint.on_signal == "abandon"
     site = find_site(config, comm, launch, stop, options.neighbours)
     built = experiment.build_together(config, site, options.shared)
     if options.resume:  # before the features of other images are computed
         checkpoints = Saved(options.out, built.identity)
         together(comm, lambda: checkpoints.refuse_others() if comm.rank == 0 else None)
+    moments.append(time.perf_counter())
     built = experiment.with_inputs(built, site, options.progress, options.shared)
+    moments.append(time.perf_counter())
     warnings = together(comm, lambda: experiment.warnings(built, site.num_threads) if comm.rank == 0 else [])
     site = replace(site, counters=shared_counters(config, site))
     saved = Saved(options.out, built.identity, options.check_ownership)
@@ -79,7 +81,9 @@ def run(config: Config, comm: Communicator, launch: Launch, options: RunOptions)
     site = replace(site, trained=observers.trained)
     topology = place_rows(devices.places(comm, launch, site.device, site.num_threads))
     info = replace(run_info(built, site, topology), warnings=checks.warned(built.dataset, warnings).warnings)
-    info = replace(info, earlier=begin.earlier, setup_seconds=time.perf_counter() - options.started)
+    moments.append(time.perf_counter())
+    parts = dict(zip(SETUP, np.diff(moments).tolist(), strict=True))
+    info = replace(info, earlier=begin.earlier, setup_seconds=moments[-1] - moments[0], setup_parts=parts)
     loop = Loop(built, site, saved, observers, begin.state, begin.next_round)
     with loop.ending():
         loop.start(info)

@@ -135,6 +135,13 @@ def test_each_round_is_told_with_the_columns_of_its_row(tmp_path: Path, short: d
     assert {type(value) for row in rows for value in row.values()} <= {int, float}
 
 
+def test_the_seconds_of_the_start_are_those_of_its_parts(tmp_path: Path, short: dict[str, Any]) -> None:
+    run = flora_hpc.run(QUICKSTART, out=tmp_path / "run", **short | {"rounds": 1})
+    parts = [run.attributes[f"setup_{part}_seconds"] for part in ("start", "build", "features", "state")]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(run.attributes["setup_seconds"])
+
+
 def test_what_on_round_raises_ends_the_run(tmp_path: Path, short: dict[str, Any]) -> None:
     def enough(row: dict[str, Any]) -> None:
         if row["round"] == 1:

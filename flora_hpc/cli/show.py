@@ -75,7 +75,7 @@ def describe_run(run: OpenRun) -> dict[str, str]:
     if resumes:
         lines["goes on"] = "resumed after " + ", ".join(f"round {number}" if number >= 0 else "no round" for number in resumes)
     lines["ranks"] += earlier_ranks(run.tables["ranks"])
-    lines["set up"] = views.seconds(facts["setup_seconds"]) + " before round 0"
+    lines["set up"] = views.start_up(facts) + " before round 0"
     return lines | rank_lines(run.tables["ranks"], run.tables["topology"])
 
 

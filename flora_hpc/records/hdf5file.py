@@ -15,7 +15,7 @@ import numpy as np
 from flora_hpc.errors import UserError
 from flora_hpc.records import disk, split, storage, superblock
 from flora_hpc.records.known import RoundRecord, RunInfo
-from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, TABLES, Rows
+from flora_hpc.records.schema import COLUMNS, FORMAT, SCHEMA, SETUP, TABLES, Rows
 
 T = TypeVar("T")
 SPARE_BYTES = 2**16  # room at the end for the last writes of HDF5, which cannot close a file that it could not flush
@@ -76,6 +76,7 @@ class Writer:
             "group_size": info.group_size,
             "num_groups": info.num_groups,
             "setup_seconds": info.setup_seconds,
+            **{f"setup_{part}_seconds": info.setup_parts.get(part, np.nan) for part in SETUP},
             "resumed_after": json.dumps(info.earlier.resumed_after if info.earlier else []),
             "extended_after": json.dumps(info.earlier.extended_after if info.earlier else []),
         }

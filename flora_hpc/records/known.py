@@ -41,7 +41,8 @@ class RunInfo:
     group_size: int
     num_groups: int  # of a round
     split: Split | None  # classes by client; None where images have captions instead
-    setup_seconds: float  # from the start of the program to round 0: imports, model, features
+    setup_seconds: float  # from the start of the program to round 0
+    setup_parts: Mapping[str, float] = field(default_factory=dict)  # of it, by the names of `schema.SETUP`
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of files that are no images of the dataset
     warnings: tuple[str, ...] = ()  # sentences that a user must read before round 0
     identity: Mapping[str, str] = field(default_factory=dict)  # what decides results beside the configuration -> its digest

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
+# since 10 parts of `setup_seconds`;
 # since 9 ranks of adapters and their accuracies, and `backdoor_success`;
 # since 8 attackers and `cross_term`; since 7 `validation_accuracy`, personal accuracies, and norms of messages and memories;
 # since 6 `plugins`; since 5 columns have a unit and a description in the file; since 4 there is /split (`records.split`)
-SCHEMA = 9
+SCHEMA = 10
 FORMAT = ("v110", "v110")  # of HDF5 1.10, the oldest with SWMR, which cannot open newer formats
 TEXT = h5py.string_dtype("utf-8", 64)
 
@@ -155,6 +156,13 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
     ),
 }
 
+SETUP = {  # parts of `setup_seconds`
+    "start": "of setup_seconds: imports, the configuration, connecting the ranks",
+    "build": "of setup_seconds: the data, the model and its weights, digests",
+    "features": "of setup_seconds: features from the store or computed; where a method sees pixels, looking for damage",
+    "state": "of setup_seconds: checks of the images, shared counters, the first state or a checkpoint",
+}
+
 ATTRIBUTES = (
     Field("schema", "int64", "1", "version of these tables"),
     Field("status", "text", "", "running, finished, stopped by a signal, interrupted or failed; of a fixed length, bytes to h5py"),
@@ -182,7 +190,8 @@ ATTRIBUTES = (
     Field("how", "text", "", "what is computed how"),
     Field("group_size", "int64", "1", "clients of a group at most; where ranks have less to do, groups are smaller"),
     Field("num_groups", "int64", "1", "groups of round 1"),
-    Field("setup_seconds", "float64", "s", "from the start of the program to round 0"),
+    Field("setup_seconds", "float64", "s", "from the start of the program to round 0, seen from rank 0"),
+    *(Field(f"setup_{part}_seconds", "float64", "s", meaning) for part, meaning in SETUP.items()),
     Field("resumed_after", "text", "", "JSON: the last round before each time that the run went on; -1 for none"),
     Field("extended_after", "text", "", "JSON: the last round each time that the finished run was given more rounds"),
     Field(
@@ -203,6 +212,7 @@ TABLES: dict[str, np.dtype[Any]] = {name: _dtype(fields) for name, fields in COL
 ROUNDS, RANKS, CLIENTS, TOPOLOGY = TABLES.values()
 
 SINCE = {  # (table, column) -> the first schema with it; attributes have no table; others are there from the beginning
+    **{("", f"setup_{part}_seconds"): 10 for part in SETUP},
     **{("rounds", name): 9 for name in ("rank_accuracy_mean", "rank_accuracy_min", "worst_rank", "backdoor_success")},
     **{("clients", name): 9 for name in ("adapter_rank", "rank_accuracy")},
     **{("rounds", name): 8 for name in ("num_attackers", "cross_term")},

@@ -1,6 +1,6 @@
 """Parts of a run as text: numbers with their unit, a curve, a bar of where time went, a line a round."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,14 @@ def seconds(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def start_up(attributes: Mapping[str, Any]) -> str:
+    """The seconds before round 0, and the parts of them where the file has them (schema 10)."""
+    names = {"start": "imports and connections", "build": "data and model", "features": "features", "state": "checks and state"}
+    parts = {name: attributes.get(f"setup_{part}_seconds", np.nan) for part, name in names.items()}
+    whole = seconds(attributes["setup_seconds"])
+    return whole if np.isnan([*parts.values()]).any() else f"{whole} ({', '.join(f'{n} {seconds(v)}' for n, v in parts.items())})"
 
 
 def count(number: int, what: str, many: str = "") -> str:

@@ -77,7 +77,7 @@ def test_the_summary_says_what_was_run_and_what_came_out(folder: Path) -> None:
         "digits, iid over 40 clients",
         "2 ranks by mpich on 2 hosts, backend mpi, cpu x 4 threads",
         "finished, 2 rounds",
-        "1.50 s before round 0",
+        "1.50 s (imports and connections 1.00 s, data and model 250.0 ms, features 125.0 ms, checks and",
         "none, all ranks have as much work",
         "100% (mean work of ranks / the slowest's, by round)",
         "1.0 GB (rank 0)",

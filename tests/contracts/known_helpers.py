@@ -71,6 +71,7 @@ def run_info(**changes: Any) -> RunInfo:
         "num_damaged": 0,
         "split": Split(np.arange(40), np.tile([[10, 0], [4, 6]], (20, 1)), ("a café", "two")),
         "setup_seconds": 1.5,
+        "setup_parts": {"start": 1.0, "build": 0.25, "features": 0.125, "state": 0.125},
     }
     return RunInfo(**facts | changes)
 

@@ -15,6 +15,14 @@ def test_a_line_names_every_phase_that_takes_a_tenth_of_its_round(sum_seconds: f
     assert " | train 5.00 s | " in views.line(row, 3)
 
 
+def test_the_start_is_told_in_parts_where_the_file_has_them() -> None:
+    parts = {"setup_start_seconds": 3.0, "setup_build_seconds": 1.0, "setup_features_seconds": 0.5, "setup_state_seconds": 0.25}
+    told = "4.75 s (imports and connections 3.00 s, data and model 1.00 s, features 500.0 ms, checks and state 250.0 ms)"
+    assert views.start_up({"setup_seconds": 4.75, **parts}) == told
+    assert views.start_up({"setup_seconds": 4.75}) == "4.75 s"  # before schema 10
+    assert views.start_up({"setup_seconds": 4.75, **parts, "setup_state_seconds": NAN}) == "4.75 s"
+
+
 def played(accuracies: list[float], losses: list[float], sent: int = 100) -> Rows:
     """Round 0 and a round of training for every loss."""
     made = [
