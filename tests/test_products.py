@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from flora_hpc import lowrank, products
 from flora_hpc.algorithms._algorithm import Algorithm, Combine, LayerMeans, Now
-from flora_hpc.algorithms._lora import truncated_svd
 from flora_hpc.algorithms.fedavg import mean
 from flora_hpc.comm.backends.serial import Serial
 from flora_hpc.comm.communicator import AgreedError
@@ -27,6 +26,7 @@ from flora_hpc.products import Combined, Sums
 from flora_hpc.productsums import ProductSums
 from flora_hpc.roles import Roles, roles_of
 from flora_hpc.stacks import Stacks
+from flora_hpc.svd import truncated_svd
 from tests import test_algorithm_rounds as low_rank
 from tests.pure_rounds import build, part, whole
 from tests.test_round import algorithm, play

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import flora_hpc
 from flora_hpc import lowrank, products, productsums, stacks
 from flora_hpc.algorithms._algorithm import LayerMeans
-from flora_hpc.algorithms._lora import svd_of_mean, truncated_svd
+from flora_hpc.algorithms._lora import svd_of_mean
 from flora_hpc.comm.communicator import Communicator
 from flora_hpc.comm.meter import Meter
 from flora_hpc.data.images import Ints
@@ -20,6 +20,7 @@ from flora_hpc.methods._method import Method
 from flora_hpc.products import Combined, Sums
 from flora_hpc.productsums import ProductSums
 from flora_hpc.stacks import Sizes, Stacks
+from flora_hpc.svd import truncated_svd
 from tests.conftest import ROOT
 from tests.test_products import WAYS, added, combine_of, drawn, method, roles, summed
 from tests.threads import on_ranks
