@@ -72,7 +72,8 @@ def make_setup(config: Config, dataset: Dataset, clip: Clip, device: torch.devic
 def make_federation(config: Config, dataset: Dataset, method: Method, holders: holdings.Holdings) -> Federation:
     """Build the algorithm's parts. Raises UserError for parts that do not go together, or not with the method or the data."""
     num_classes = len(dataset.captions)
-    setting = _algorithm.Setting(config.client, tuple(method.shapes), dataset.paired, holders.num_clients, num_classes=num_classes)
+    names = tuple(name for name in method.shapes if name not in method.constants)
+    setting = _algorithm.Setting(config.client, names, dataset.paired, holders.num_clients, num_classes=num_classes)
     parts = assembly.build(config, method, setting)
     some = np.arange(0, holders.num_clients, max(1, holders.num_clients // MANY_SIZES))
     steps = -(-holders.sizes(some) // config.client.batch_size) * config.client.epochs

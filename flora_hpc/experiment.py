@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flora_hpc import building, embed, evaluate, footprint, plugins, seeds
+from flora_hpc import building, embed, evaluate, firstgradient, footprint, plugins, seeds
 from flora_hpc.accuracy import AdapterTests
 from flora_hpc.attacks._attack import Trigger
 from flora_hpc.clip import identity as model_identity
@@ -240,8 +240,10 @@ def first_state(experiment: Experiment, site: Site) -> State:
 
 
 def initial_adapter(experiment: Experiment, site: Site) -> torch.Tensor:
-    """The adapter (num_params,) before training; rank 0 broadcasts it to all ranks, once."""
+    """The adapter (num_params,) before training: rank 0 broadcasts it to all ranks, once, or it follows from clients' gradients."""
     setup = experiment.setup
+    if setup.method.first_gradient is not None:
+        return firstgradient.initial_adapter(setup, site).to(site.device)
     adapter = setup.method.pack(setup.method.init(seeds.generator(setup.seed, "initial adapter")))
     site.comm.broadcast(adapter.numpy())
     return adapter.to(site.device)

@@ -19,7 +19,7 @@ from flora_hpc.methods._method import Method
 from flora_hpc.records.views import count
 from flora_hpc.round import groups_of_ranks
 from flora_hpc.rows import Exchange
-from flora_hpc.setup import Setup
+from flora_hpc.setup import FirstTraffic, Setup
 from flora_hpc.shared import Shared
 from flora_hpc.stacks import Sizes
 
@@ -39,7 +39,8 @@ class Plan:
     `groups` has the groups of clients of each rank. Bytes are per round: all clients together send `uplink_bytes` and receive
     `downlink_bytes`; each rank gives `allreduce_bytes` to the exact sums, `product_bytes`
     of them for products of low-rank adapters; ranks send each other `allgather_bytes` of a Jacobian, `exchange` of updates
-    where a rule compares them, and `factors` of low-rank adapters where their products are summed by stacks.
+    where a rule compares them, and `factors` of low-rank adapters where their products are summed by stacks. `first_traffic` is
+    sent once, before round 0.
     `num_server_images` are training images that only the server has.
     `remembered` is what clients remember from one round to the next, if they remember anything. `memory_bytes` maps each use of a
     rank's memory to its bytes.
@@ -75,6 +76,7 @@ class Plan:
     downlink_bytes: int
     allreduce_bytes: int
     product_bytes: int
+    first_traffic: FirstTraffic | None
     allgather_bytes: int
     exchange: Exchange | None
     factors: Sizes | None
@@ -138,7 +140,7 @@ def plan(
         algorithm=setup.federation.name,
         merged=setup.federation.merged.form,
         period=len(setup.federation.roles),
-        num_params=method.num_params,
+        num_params=method.num_trained,
         num_private=setup.federation.num_private,
         payload_bytes=method.payload_bytes,
         client_uplink_bytes=traffic.up,
@@ -147,6 +149,7 @@ def plan(
         downlink_bytes=int(traffic.down.sum()),
         allreduce_bytes=traffic.allreduce,
         product_bytes=traffic.products,
+        first_traffic=setup.first_traffic,
         allgather_bytes=firststep.sent_bytes(method, setup.by_jacobian, num_ranks),
         exchange=footprint.exchange(setup, num_ranks),
         factors=factors,
@@ -237,6 +240,8 @@ def _peak(clip: Clip, setup: Setup, group_bytes: int, sum_bytes: int, at_once: i
         peaks["encoding images"] = 4 * at_once * (3 * pixels + 10 * num_image_positions(model) * tower(model.visual).width)
     if setup.by_jacobian:  # while ranks exchange its rows, the rows are in memory twice
         peaks["exchanging a Jacobian"] = firststep.num_bytes(method, True)
+    if method.first_gradient is not None:  # exact sums, and a gradient with its copies
+        peaks["the first gradient"] = (16 + 4 * 4) * method.first_gradient.probe.num_params
     largest = max(peaks, key=lambda name: peaks[name])
     return {largest: peaks[largest]}
 

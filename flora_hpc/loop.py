@@ -226,7 +226,7 @@ def run_info(built: Experiment, site: Site, topology: Rows) -> RunInfo:
         num_rounds=config.rounds,
         num_clients=setup.holdings.num_clients,
         rows_per_round=rows_per_round(config, setup.num_participants),
-        num_params=setup.method.num_params,
+        num_params=setup.method.num_trained,
         algorithm=setup.federation.name,
         num_private_params=setup.federation.num_private,
         payload_bytes=setup.federation.payload_bytes,

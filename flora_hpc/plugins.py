@@ -117,6 +117,8 @@ def member(family: str, name: str) -> ModuleType:
     names = members(family)
     if name not in names:
         own = "; a part of your own needs --plugin FILE.py" if family in userparts.OPEN else ""
+        if family == "algorithms" and name in members("methods"):
+            raise UserError(f"no algorithm '{name}'; {name} is a method: set method.name: {name}, with fedavg or another algorithm")
         raise UserError(f"no {family[:-1]} '{name}'{did_you_mean(name, names)} ({', '.join(names)}){own}")
     if part := own_part(family, name):
         return part.load()

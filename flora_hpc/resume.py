@@ -102,7 +102,9 @@ class Saved:
             raise AgreedError(f"{self.folder}: holds {numbers}; go on with the configuration that the run was started with")
         tests = experiment.tests(built, site)
         tests.untested = point.untested if comm.rank == 0 else None
-        memories = experiment.memories(built, site, experiment.initial_adapter(built, site))
+        keeps_models = setup.federation.keeps_models  # which begin where the run began
+        start = experiment.initial_adapter(built, site) if keeps_models else point.adapter
+        memories = experiment.memories(built, site, start)
         if memories is not None:
             together(comm, lambda: checkpoint.read_memories(self.folder, point.parts, memories))
         state = State(point.adapter.to(site.device), to(point.server, site.device), tests, memories, point.merged)

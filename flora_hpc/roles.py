@@ -85,9 +85,9 @@ def roles_of(sharing: Sharing, method: Method, section: str = "algorithm") -> tu
     names, sizes = list(method.shapes), [prod(shape) for shape in method.shapes.values()]
     all_roles = []
     for number in range(1, sharing.period + 1):
-        roles = [sharing.role(name, number) for name in names]
+        roles: list[Role] = ["frozen" if name in method.constants else sharing.role(name, number) for name in names]
         assert set(roles) <= set(ROLES), f"a role is one of {', '.join(ROLES)}"
-        if names and "shared" not in roles:
+        if set(names) - method.constants and "shared" not in roles:
             raise UserError(
                 f"{section}.name: none of the trained tensors {_some(names)} is sent to the server in round {number}; "
                 "share one of them"
@@ -150,4 +150,4 @@ def freeze(method: Method, roles: Roles, adapter: torch.Tensor) -> Method:
         return method.logits(with_frozen(tensors), classes, inputs, noise)
 
     shapes = {name: shape for name, shape in method.shapes.items() if name not in roles.frozen}
-    return replace(method, shapes=shapes, classes=classes, logits=logits)
+    return replace(method, shapes=shapes, classes=classes, logits=logits, constants=method.constants - roles.frozen)

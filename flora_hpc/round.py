@@ -100,6 +100,8 @@ def play(setup: Setup, site: Site, state: State, number: int) -> list[RoundRecor
         record = merge(number, rank_reports)
         record.row["message_norm"], record.row["cross_term"] = message_norm, cross_term
         record.row["message_bytes"] = record.row["num_clients"] * setup.federation.message_bytes(number) if number else 0
+        if number == 0 and (traffic := setup.first_traffic) is not None:
+            record.row["uplink_bytes"], record.row["downlink_bytes"] = traffic.uplink_bytes, traffic.downlink_bytes
         return tests.complete_records(record, rank_reports)
 
 

@@ -1,7 +1,7 @@
 """The inputs of every round: the `Setup`, the same on all ranks and in all rounds, and the `Site` of this rank."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -71,9 +71,44 @@ class Setup:
         """Clients of a round."""
         return self.cohort.num_clients(self.holdings.num_clients)
 
+    @property
+    def first_clients(self) -> Ints:
+        """The clients (n,) that compute the first gradient: places of round 1 at equal distances; none where no method needs it."""
+        first = self.method.first_gradient
+        num_clients = 0 if first is None else min(first.num_clients, self.num_participants)
+        return self.schedule.finder(1)(np.arange(num_clients) * self.num_participants // max(1, num_clients))
+
+    @property
+    def first_traffic(self) -> "FirstTraffic | None":
+        """What a federation would send before round 0; None where the initial adapter needs no gradient."""
+        method, first = self.method, self.method.first_gradient
+        if first is None:
+            return None
+        constant_bytes = 4 * (method.num_params - method.num_trained)
+        return FirstTraffic(len(self.first_clients), 4 * first.probe.num_params, self.holdings.num_clients, constant_bytes)
+
     def is_tested(self, number: int) -> bool:
         """Whether the adapter after round `number` is tested."""
         return number % self.evaluate.every == 0 or number == self.rounds
+
+
+class FirstTraffic(NamedTuple):
+    """Bytes before round 0: some clients send a gradient, and all registered clients receive what stays as it is."""
+
+    num_senders: int
+    sent_bytes: int  # by each
+    num_receivers: int
+    received_bytes: int  # by each
+
+    @property
+    def uplink_bytes(self) -> int:
+        """Of all clients."""
+        return self.num_senders * self.sent_bytes
+
+    @property
+    def downlink_bytes(self) -> int:
+        """Of all clients."""
+        return self.num_receivers * self.received_bytes
 
 
 class GroupProgress(Protocol):

@@ -15,8 +15,8 @@ alone.
 (FLORA_HPC_RECIPES=all).
 Not every algorithm is played with every backend, number of ranks and assignment: that would be fifteen times as many runs. The
 assignment of a run is decided by the numbers of its algorithm and its world, so that each algorithm has each assignment in some
-world. Three are killed, since every kill costs a start of ranks: one with memories of two parts, one with a state of the server,
-one with merged weights.
+world. Four are killed, since every kill costs a start of ranks: one with memories of two parts, one with a state of the server,
+one with merged weights, one whose own models begin where a first gradient led.
 """
 
 import hashlib
@@ -62,6 +62,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # beside the name of the algorithm
     "hetlora": {"method": {"name": "feddylora", "by": "divergence"}},
     "by_name": {"algorithm.private": ["*resblocks.0*.lora_B"], "algorithm.frozen": ["*resblocks.1*.lora_A"]},
 }
+FED_SB = {"name": "fed_sb", "rank": 4, "first_clients": 3}  # of four participants, so that some ranks compute no gradient
 RECIPES: dict[str, dict[str, Any]] = {
     **{name: {"algorithm.name": name} | OPTIONS.get(name, {}) for name in plugins.members("algorithms")},
     "fedprox, optimizers kept": {"algorithm.name": "fedprox", "client.optimizer_state": "keep"},
@@ -87,10 +88,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "evaluate.cross_term": True,
         "evaluate.per_rank": True,
     },
+    "fed_sb": {"algorithm.name": "fedavg", "method": FED_SB},
+    "fed_sb and ditto": {"algorithm.name": "ditto", "method": FED_SB},
 }
 REMEMBER = {
     *("by_name", "ditto", "dual_lora", "feddyn", "fedper", "fedsa_lora", "lg_fedavg", "scaffold", "top_k"),
-    *("fedprox, optimizers kept", "fedsa_lora and top_k"),
+    *("fedprox, optimizers kept", "fedsa_lora and top_k", "fed_sb and ditto"),
 }
 FORGET = {
     *("fedadagrad", "fedadam", "fedavg", "fedavgm", "fednova", "fedprox", "fedyogi", "ffa_lora", "logit_adjustment"),
@@ -98,7 +101,7 @@ FORGET = {
     *("centered_clipping", "norm_clipping", "fltrust", "rolora and median after mixing"),
     *("median under backdoor", "multi_krum under alie", "fedavg under gaussian", "logit_calibration under label_flip"),
     *("logit_calibration", "rolora", "flexlora", "lora_fair", "fedsvd", "holders_only", "flexlora, mixed ranks"),
-    *("fedex_lora", "flora_stacking", "hetlora", "hlora"),
+    *("fedex_lora", "flora_stacking", "hetlora", "hlora", "fed_sb"),
 }
 ASSIGNMENTS: tuple[dict[str, Any], ...] = (
     {"cohort.assignment": "dynamic"},
@@ -115,12 +118,13 @@ class World(NamedTuple):
 
 
 WORLDS = {"mpi-2": World("mpi", 2), "gloo-3": World("gloo", 3), "mpi-5": World("mpi", 5)}
-MUST = ("scaffold", "fedadam", "fedex_lora", "median", "flexlora, mixed ranks")  # memories, a server's state, merged weights, rows
+# memories, a server's state, merged weights, rows, a first gradient
+MUST = ("scaffold", "fedadam", "fedex_lora", "median", "flexlora, mixed ranks", "fed_sb")
 ALL = os.environ.get("FLORA_HPC_RECIPES") == "all"
 RESUMED = list(RECIPES) if ALL else sorted({*list(RECIPES)[::3], *MUST})
 WHOLE = [name for name in RECIPES if ALL or name not in RESUMED]
 STOPS = {name: (("SIGUSR1", 1, 2), ("SIGTERM", 0, 2))[number % 2] for number, name in enumerate(RESUMED)}
-KILLED = ("fedsa_lora and top_k", "fedadam", "fedex_lora")
+KILLED = ("fedsa_lora and top_k", "fedadam", "fedex_lora", "fed_sb and ditto")
 Start = Callable[..., int]
 
 

@@ -37,6 +37,7 @@ METHODS: dict[str, list[str]] = {
     "image": ["method={name: flora, targets: [image.q_proj, image.mlp, image.head]}"],
     **{name: [f"method.name={name}"] for name in ("feddylora", "fedprompt", "fedlc", "fedca", "fedaa")},
     "dual_lora": ["method={name: dual_lora, targets: [text.out_proj, text.mlp]}"],
+    "fed_sb": ["method={name: fed_sb, targets: [text.out_proj, text.mlp]}"],
     **{name: [f"method.name={name}", "client.epochs=1"] for name in ("fedvmlc", "fedtext", "fedfft")},
 }
 SLOW = ("image", "fedvmlc", "fedtext", "fedfft")

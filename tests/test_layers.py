@@ -15,6 +15,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["resume", "forecast"],
     ["experiment"],
     ["building"],
+    ["firstgradient"],
     ["round"],
     ["accuracy", "footprint", "groups", "parts", "personal"],
     ["setup"],
@@ -37,7 +38,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["config", "configerrors"],
     ["plugins", "owner"],
     ["userparts", "bundled"],
-    ["exact", "seeds", "screen", "spill", "strict", "yamltext", "extras"],
+    ["exact", "svd", "seeds", "screen", "spill", "strict", "yamltext", "extras"],
     ["errors", "filekinds"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}

@@ -1,4 +1,4 @@
-"""What runs with new factors and merged weights leave is what other programs load, with the accuracy of the run."""
+"""What runs with new factors, three factors and merged weights leave is what other programs load, with the accuracy of the run."""
 
 import warnings
 from collections.abc import Callable
@@ -27,6 +27,7 @@ RUNS = {
     "flexlora": [],
     "fedex_lora": [],
     "flora_stacking": [],
+    "fed_sb": ["method={name: fed_sb, rank: 16}", "client.lr=0.01"],
     "both": ["algorithm=fedex_lora", "method.name=dual_lora", "evaluate.cross_term=true"],
 }
 DATA = digits.build(digits.Options(name="digits"))

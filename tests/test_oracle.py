@@ -164,10 +164,23 @@ def two_adapters(case: Case, client: int, leaves: dict[str, torch.Tensor], kind:
     return plain.loss_of_batch(model, case.pixels[client], case.labels[client], case.tokens, kind)
 
 
+def three_factors(case: Case, client: int, leaves: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    """Each layer of the model's own code adds the product B R A x, one factor after the other."""
+    model = deepcopy(case.model)
+    for name, middle in leaves.items():
+        if name.endswith("_R"):
+            layer, down, up = name.rpartition(".")[0], leaves[f"{name[:-1]}A"], leaves[f"{name[:-1]}B"]
+            model.get_submodule(layer).register_forward_hook(
+                lambda layer, inputs, output, down=down, middle=middle, up=up: output + ALPHA * inputs[0] @ down.T @ middle.T @ up.T
+            )
+    return plain.loss_of_batch(model, case.pixels[client], case.labels[client], case.tokens, kind)
+
+
 DIRECT: dict[str, Direct] = {
     "flora": peft_lora,
     "feddylora": peft_lora,
     "dual_lora": two_adapters,
+    "fed_sb": three_factors,
     "fedlc": linear_classifier,
     "fedaa": with_features(attention_adapter),
     "fedca": with_features(clip_adapter),
@@ -180,6 +193,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "flora": {"alpha": ALPHA},
     "feddylora": {"alpha": ALPHA, "min_rank": 1, "max_rank": 3},
     "dual_lora": {"alpha": ALPHA, "private_rank": 3, "targets": ("text.out_proj", "text.mlp", "image.q_proj")},
+    "fed_sb": {"alpha": ALPHA, "rank": 3, "targets": ("text.out_proj", "text.mlp", "image.q_proj")},
     "fedprompt": {"context": "two words"},
 }
 LORA = [("flora", {"alpha": ALPHA, "targets": targets}) for targets in (*((t,) for t in TEXT + IMAGE), TEXT, IMAGE, TEXT + IMAGE)]

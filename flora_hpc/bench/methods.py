@@ -107,7 +107,7 @@ def measure(task: Task) -> Measured:
     group.train(task.batch_size, 1)  # warms up
     seconds = [group.train(task.batch_size, task.steps, number) for number in range(1, task.repeats + 1)]
     return Measured(
-        num_params=group.method.num_params,
+        num_params=group.method.num_trained,
         payload_bytes=group.method.payload_bytes,
         sees=group.method.sees,
         clients_at_once=len(group.clients),

@@ -200,7 +200,7 @@ def show_sizes(model: str, classes: int) -> None:
             reasons.append(str(error).partition(": ")[2])
         else:
             trained = "frozen" if method.sees == "features" else "trained"
-            table.add_row(name, f"{method.num_params:,}", f"{method.payload_bytes:,}", trained)
+            table.add_row(name, f"{method.num_trained:,}", f"{method.payload_bytes:,}", trained)
     console = Console()
     console.print(table)
     for reason in reasons:

@@ -17,6 +17,7 @@ from flora_hpc.errors import UserError
 if TYPE_CHECKING:
     from flora_hpc.forecast import Plan
     from flora_hpc.rows import Exchange
+    from flora_hpc.setup import FirstTraffic
     from flora_hpc.stacks import Sizes
 
 MOST_RANKS = 16  # with a row each
@@ -77,6 +78,7 @@ def rows_of(plan: "Plan") -> dict[str, str]:
         "first step": plan.first_step,
         "assignment": plan.assignment,
         "traffic": f"{decimal(plan.uplink_bytes)} up and {decimal(plan.downlink_bytes)} down, a round, in a federation",
+        **({"first gradient": first_gradient(plan.first_traffic)} if plan.first_traffic else {}),
         "allreduce": f"{decimal(plan.allreduce_bytes)} per rank and round (exact sums: two 8-byte integers a number{products})",
         **({"allgather": gathered} if plan.allgather_bytes else {}),
         **({"updates": updates(plan.exchange)} if plan.exchange else {}),
@@ -101,6 +103,14 @@ def payload(plan: "Plan") -> str:
     if plan.num_private:
         text += f"; {plan.num_private:,} of its {plan.num_params:,} trained numbers are private"
     return text
+
+
+def first_gradient(traffic: "FirstTraffic") -> str:
+    """What clients send and receive once, before round 0."""
+    return (
+        f"before round 0, {traffic.num_senders:,} clients send {traffic.sent_bytes:,} bytes each, gradients of whole weights, and "
+        f"all {traffic.num_receivers:,} registered clients receive {traffic.received_bytes:,} bytes each, which stay as they are"
+    )
 
 
 def factors(sizes: "Sizes") -> str:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from flora_hpc.clip.alike import are_alike, once, spread
-from flora_hpc.clip.steady import multiply, sum_if_shared
+from flora_hpc.clip.steady import multiply, product, sum_if_shared
 
 SHARED, PRIVATE = ".lora_", ".private_"  # in names of tensors: a layer's adapter, and a second one beside it
+MIDDLE = ".lora_R"  # end of the name of a square matrix between A and B
 Drop = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -65,13 +66,17 @@ def dropout(probability: float, seeds: Sequence[int]) -> Drop:
 
 
 def join(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Join a layer's two adapters (..., rank, in) and (..., out, rank) to one: B A x + B2 A2 x = [B, B2] [A; A2] x.
+    """One A (..., rank, in) and one B (..., out, rank) for each layer, which compute what all its tensors compute.
 
-    So both take one product instead of two. Tensors of other names stay as they are.
+    Two adapters become one, B A x + B2 A2 x = [B, B2] [A; A2] x, so that both take one product instead of two. A matrix R between
+    A and B becomes part of B, B R A x = (B R) A x. Tensors of other names stay as they are.
     """
-    joined = {name: tensor for name, tensor in tensors.items() if PRIVATE not in name}
+    joined = {name: tensor for name, tensor in tensors.items() if PRIVATE not in name and not name.endswith(MIDDLE)}
     for name, tensor in tensors.items():
-        if PRIVATE in name:
+        if name.endswith(MIDDLE):
+            up = f"{name.removesuffix(MIDDLE)}{SHARED}B"
+            joined[up] = _times(joined[up], tensor)
+        elif PRIVATE in name:
             shared = name.replace(PRIVATE, SHARED)
             joined[shared] = once(_below if name.endswith("_A") else _beside, joined[shared], tensor)
     return joined
@@ -85,13 +90,26 @@ def _beside(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.cat((first, second), -1)
 
 
+def _times(up: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
+    """B R, of each client or, without a client axis, of one."""
+    return product(up, middle) if up.dim() == 3 else product(up[None], middle[None])[0]
+
+
 def separate(joined: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """The inverse of `join` for one client: tensors of these `shapes`, as views of the first and last rows or columns."""
+    """Tensors of these `shapes`, for one client, of which `join` makes the same again.
+
+    Two adapters are views of the first and last rows or columns. A matrix R is part of B, so it is the identity here.
+    """
 
     def place(name: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
         return tuple(slice(-size, None) if PRIVATE in name else slice(size) for size in shape)
 
-    return {name: joined[name.replace(PRIVATE, SHARED)][place(name, shape)] for name, shape in shapes.items()}
+    return {
+        name: torch.eye(len(joined[f"{name.removesuffix(MIDDLE)}{SHARED}A"]))
+        if name.endswith(MIDDLE)
+        else joined[name.replace(PRIVATE, SHARED)][place(name, shape)]
+        for name, shape in shapes.items()
+    }
 
 
 @contextmanager

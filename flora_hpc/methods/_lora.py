@@ -1,7 +1,8 @@
-"""The common part of flora, feddylora and dual_lora: the layers with adapters, their shapes, and the forward pass."""
+"""The common part of flora, feddylora, dual_lora and fed_sb: the layers with adapters, their shapes, and the forward pass."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -43,13 +44,14 @@ PROJECTIONS = {  # target without its tower -> layers of every block, as open_cl
 BLOCKS = {"text": r"(text\.)?transformer\.resblocks\.\d+", "image": r"visual\.transformer\.resblocks\.\d+"}
 HEADS = {"text": r"(text\.)?text_projection\.linear", "image": r"visual\.proj\.linear"}
 
+Factors = Callable[[Tensors], Tensors]  # tensors (num_clients, ...) -> `<layer>.lora_A` (num_clients, rank, in) and `.lora_B`
 Target = Literal[
     "text.q_proj", "text.k_proj", "text.v_proj", "text.out_proj", "text.mlp", "text.c_fc", "text.c_proj", "text.head",
     "image.q_proj", "image.k_proj", "image.v_proj", "image.out_proj", "image.mlp", "image.c_fc", "image.c_proj", "image.head",
 ]  # fmt: skip
 
 
-class LoraOptions(BaseOptions):
+class LayerOptions(BaseOptions):
     """Layers and scale of the adapters."""
 
     alpha: float = Field(32.0, gt=0, allow_inf_nan=False, description="scale of B A x, in the paper's sense (PEFT's alpha / rank)")
@@ -59,9 +61,6 @@ class LoraOptions(BaseOptions):
         description="layers of every block that get one, or a tower's head; mlp is c_fc and c_proj; image.* trains the image tower",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs that a training step leaves out")
-    init: Literal["normal", "kaiming"] = Field(
-        "normal", description="values of A: normal with variance 1/rank (the paper's), or PEFT's kaiming uniform"
-    )
 
     @field_validator("targets")
     @classmethod
@@ -70,6 +69,14 @@ class LoraOptions(BaseOptions):
         if twice := sorted({layer for layer in layers if layers.count(layer) > 1}):
             raise ValueError(f"names a layer twice: {', '.join(twice)}")
         return targets
+
+
+class LoraOptions(LayerOptions):
+    """Layers, scale and initial values of the adapters."""
+
+    init: Literal["normal", "kaiming"] = Field(
+        "normal", description="values of A: normal with variance 1/rank (the paper's), or PEFT's kaiming uniform"
+    )
 
 
 def _layers(target: str) -> list[str]:
@@ -95,9 +102,22 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str, private_r
 
     Raises UserError for an absent target or, naming the option `key` or private_rank, a rank too large.
     """
-    model = setting.clip.model
-    layers = find_layers(model, options.targets, setting.clip.name)
+    layers = find_layers(setting.clip.model, options.targets, setting.clip.name)
     shapes = shapes_of(layers, {"lora": (rank, key), "private": (private_rank, "method.private_rank")})
+    method = on_layers(options, setting, layers, shapes, initial_values(shapes, options.init))
+    return replace(method, layers=layers_of(shapes, options.alpha), merge=merge_into(layers, options.alpha))
+
+
+def on_layers(
+    options: LayerOptions,
+    setting: Setting,
+    layers: Mapping[str, nn.Linear],
+    shapes: Mapping[str, tuple[int, ...]],
+    init: Init,
+    factors: Factors = join,
+) -> Method:
+    """A method whose tensors of these `shapes` change `layers`, by path; `factors(tensors)` makes the A and B of each layer."""
+    model = setting.clip.model
     text_layers = [path for path in layers if not path.startswith("visual.")]
     image_layers = [path for path in layers if path.startswith("visual.")]
     scale, text = model.logit_scale.exp(), setting.text
@@ -109,7 +129,7 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str, private_r
                 return None
             return dropout(options.dropout, [seed + number[path] for seed in noise])  # another mask for every layer
 
-        whole = join(tensors)
+        whole = factors(tensors)
         return {path: Lora(whole[f"{path}.lora_A"], whole[f"{path}.lora_B"], options.alpha, drop(path)) for path in paths}
 
     if text_layers:
@@ -129,7 +149,7 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str, private_r
 
     return Method(
         shapes,
-        initial_values(shapes, options.init),
+        init,
         classes,
         logits,
         how=describe(bool(image_layers), text if text_layers else None),
@@ -137,8 +157,6 @@ def build(options: LoraOptions, setting: Setting, rank: int, key: str, private_r
         costs=costs_of(text if text_layers else None, num_image_positions(model) if image_layers else 0),
         alpha=options.alpha,
         noisy=options.dropout > 0,
-        layers=layers_of(shapes, options.alpha),
-        merge=merge_into(layers, options.alpha),
     )
 
 

@@ -112,6 +112,19 @@ class Layer(NamedTuple):
     rank: int
 
 
+class FirstGradient(NamedTuple):
+    """How the initial adapter follows from a mean gradient of whole weights, which clients compute before round 0.
+
+    `probe` trains a change of the weight of each layer, as a tensor `<layer>.change` (out, in). A few clients of round 1,
+    `num_clients` at most, compute its gradient where it is zero. `tensors(layer, step)` makes the layer's initial tensors from the
+    first step (out, in) float64 of the clients' optimizer along the mean gradient.
+    """
+
+    probe: "Method"
+    num_clients: int
+    tensors: Callable[[str, torch.Tensor], Tensors]
+
+
 class Portions(NamedTuple):
     """The trained numbers of each client, where some clients hold only a part of them."""
 
@@ -123,7 +136,10 @@ class Portions(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """One way to adapt a CLIP. Clients train `num_params` numbers each; everything else is frozen and shared.
+    """One way to adapt a CLIP. Clients train `num_trained` numbers each; everything else is frozen and shared.
+
+    An adapter has `num_params` numbers. They are those that clients train, and `constants`: tensors that stay as they began, and
+    that every client receives once.
 
     A forward pass has two parts: `classes` is the same for all images of a step or of an evaluation, `logits` scores a batch of
     inputs against the result of `classes`, usually text features (num_clients or 1, num_classes, embed_dim).
@@ -148,6 +164,8 @@ class Method:
     portions: Portions | None = None  # of the clients; None where each of them trains all numbers
     merge: Merge | None = None  # None where the method cannot change the frozen weights of its layers
     layers: tuple[Layer, ...] = ()  # with low-rank adapters, so that an algorithm can average B A instead of A and B
+    constants: frozenset[str] = frozenset()  # names of tensors that no client trains
+    first_gradient: FirstGradient | None = None  # what the initial adapter is made of; None where `init` makes it
 
     def caption_features(self, tensors: Tensors, noise: Noise, caption_rows: torch.Tensor) -> torch.Tensor:
         """Features of the captions `caption_rows` (num_clients or 1, batch) int64: (num_clients or 1, batch, embed_dim)."""
@@ -155,8 +173,13 @@ class Method:
 
     @property
     def num_params(self) -> int:
-        """Trained numbers of one client; of the largest client, where they differ."""
+        """Numbers of an adapter; of the largest client, where they differ."""
         return sum(map(prod, self.shapes.values()))
+
+    @property
+    def num_trained(self) -> int:
+        """Of these, the numbers that a client trains."""
+        return sum(prod(shape) for name, shape in self.shapes.items() if name not in self.constants)
 
     @property
     def per_example(self) -> bool:
@@ -165,8 +188,8 @@ class Method:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of an adapter or an update as float32, without any header; of the largest client, where they differ."""
-        return 4 * self.num_params
+        """Bytes of an update as float32, without any header; of the largest client, where they differ."""
+        return 4 * self.num_trained
 
     def bytes_of(self, clients: Ints) -> Ints:
         """Bytes that each of `clients` (num_clients,) int64 sends, and receives: (num_clients,) int64."""

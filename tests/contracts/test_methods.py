@@ -10,6 +10,7 @@ import torch
 
 from flora_hpc import configfile, experiment, plugins
 from flora_hpc.clip import adapters
+from flora_hpc.clip.lora import join
 from flora_hpc.comm.devices import Room
 from flora_hpc.methods._method import Method
 from flora_hpc.records import hdf5file
@@ -59,7 +60,8 @@ def test_initial_values_have_the_shapes_it_says_and_come_from_the_generator_alon
     assert {key: tuple(value.shape) for key, value in values.items()} == dict(method.shapes)
     assert start(method).equal(start(method))
     assert method.num_params == sum(prod(shape) for shape in method.shapes.values()) == len(start(method))
-    assert method.payload_bytes == 4 * method.num_params
+    constants = sum(prod(method.shapes[key]) for key in method.constants)
+    assert method.payload_bytes == 4 * method.num_trained == 4 * (method.num_params - constants)
 
 
 def test_packing_undoes_unpacking(method: Method) -> None:
@@ -97,6 +99,7 @@ def test_every_trained_number_of_the_forward_pass_gets_a_gradient(name: str, met
 
 
 def test_what_was_saved_is_what_is_loaded(name: str, method: Method, captions: torch.Tensor, tmp_path: Path) -> None:
+    """Adapters of one layer are saved as one, and what is loaded is one with the same bits."""
     if not method.num_params:
         return
     tensors = {key: torch.randn(shape) for key, shape in method.shapes.items()}
@@ -105,7 +108,8 @@ def test_what_was_saved_is_what_is_loaded(name: str, method: Method, captions: t
     adapters.save(tmp_path / "adapter", model, tensors, method.alpha, "small", name, classes)
     loaded = adapters.load(tmp_path / "adapter", method.shapes, "small", method.alpha, classes)
     assert set(loaded) == set(tensors)
-    assert all(loaded[key].equal(tensors[key]) for key in tensors)
+    saved = join(tensors)
+    assert all(value.equal(saved[key]) for key, value in join(loaded).items())
 
 
 def test_the_quickstart_runs_with_it_and_its_adapter_gets_the_same_accuracy_again(
