@@ -78,13 +78,13 @@ def choose(requested: str, method: Method, on_gpu: bool, num_clients: int, flops
     costs = method.costs
     num_outputs = prod(costs.text_shape)
     reason = why_not(method, has_private) or ("it is for CPUs so far" if on_gpu else None)
-    if reason is None and 4 * num_outputs * method.num_params > MAX_BYTES:
-        reason = f"its {num_outputs:,} x {method.num_params:,} numbers take more than a gibibyte"
+    if reason is None and 4 * num_outputs * method.num_trained > MAX_BYTES:
+        reason = f"its {num_outputs:,} x {method.num_trained:,} numbers take more than a gibibyte"
     if requested == "jacobian" and reason is not None:
         raise UserError(f"client.first_step: jacobian cannot be, since {reason}; leave it out")
     if requested != "auto" or reason is not None:
         return requested == "jacobian"
-    saved_flops = flops * costs.text_positions - 2 * num_outputs * method.num_params  # by each client
+    saved_flops = flops * costs.text_positions - 2 * num_outputs * method.num_trained  # by each client
     return num_clients * saved_flops > flops * costs.positions_alone * costs.text_shape[1]
 
 
