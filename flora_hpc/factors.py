@@ -74,21 +74,26 @@ class Layered(NamedTuple):
             return f"{what}, and this sharing part keeps some of them with each client; leave one of the two out"
         if remembers is not None:
             return f"{what} in every round, but {remembers}, which means nothing for other factors; leave one of the two out"
-        if self.combine.prepare is not None or self.combine.by_holder or self.combine.by_norm:
-            return "has factors beside prepare, by_holder or by_norm, whose means differ; mend the algorithm"
+        if self._averages_others:
+            return "has factors beside prepare, by_holder, by_norm or by_rank, whose means differ; mend the algorithm"
         return None
+
+    @property
+    def _averages_others(self) -> bool:
+        """Whether the means are those of other numbers than the updates."""
+        combine = self.combine
+        return combine.prepare is not None or combine.by_holder or combine.by_norm or combine.by_rank is not None
 
     def misfit_of_cross_term(self) -> str | None:
         """Why the cross term cannot be measured; None when it can, or is not asked for."""
         if not self.config.evaluate.cross_term:
             return None
-        averages_others = self.combine.prepare is not None or self.combine.by_holder or self.combine.by_norm
         all_private = not all(lowrank.places(self.method, roles) for roles in self.roles)
         reasons = {
             f"{self.name} is a rule that takes no mean": isinstance(self.combine, CombineRows),
             f"method {self.config.method.name} names no layer with such factors": not self.method.layers,
             f"with {self.name} each layer has a factor that stays with its client": all_private,
-            f"{self.name} averages other numbers than the updates of these factors": averages_others,
+            f"{self.name} averages other numbers than the updates of these factors": self._averages_others,
         }
         reason = next((text for text, applies in reasons.items() if applies), None)
         if reason is None:

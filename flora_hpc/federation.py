@@ -97,7 +97,7 @@ class Federation:
         """The rows that are added up in round `number`, and the width of each; 0 for updates that are combined as rows."""
         roles = self.roles_in(number)
         holders = (
-            {"held": len(roles.shared)} if self.by_holder else {}
+            {"held": len(roles.shared)} if self.by_holder or self.combine.by_rank is not None else {}
         )  # the server knows what clients hold, so they send no such row
         norms = {"norms": len(roles.shared)} if self.combine.by_norm else {}  # the server computes them from what clients send
         sent = {"update": 0 if self.rule else len(roles.shared)} | holders | norms | dict(self.combine.sends)

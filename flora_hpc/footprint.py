@@ -41,6 +41,9 @@ def traffic(setup: Setup, clients: Ints, number: int) -> Traffic:
     sent_bytes = 4 * federation.sent_numbers(setup.method, clients, number)
     encoded_bytes = federation.encoded_bytes(number)
     up = sent_bytes if encoded_bytes is None else np.full_like(sent_bytes, encoded_bytes)
+    if federation.combine.by_rank is not None:
+        roles = federation.roles_in(number)
+        up[:] = lowrank.most_sent_bytes(lowrank.places(setup.method, roles), len(roles.sent), federation.combine.by_rank)
     widths = federation.channels(number).values()
     summed = 0 if stacked_layers(setup, number) else productsums.num_bytes(summed_layers(setup, number))
     return Traffic(

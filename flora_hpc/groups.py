@@ -84,6 +84,7 @@ class Common(NamedTuple):
     message: Tensors  # from the server, (num_trained,) each
     borrowed: Borrowed | None  # memories of clients
     first: firststep.FirstStep | None
+    adapter: torch.Tensor  # (num_params,), the server's
 
 
 def with_batches(setup: Setup, site: Site, number: int, groups: Iterable[Ints]) -> Iterator[Group]:
@@ -239,6 +240,11 @@ def leaving(
     if federation.combine.by_norm:
         norms_of_products = lowrank.norms(setup.method, common.start + update)
         prepared |= {"update": update * norms_of_products, "norms": norms_of_products}
+    if federation.combine.by_rank is not None:
+        layers = lowrank.places(setup.method, roles)
+        mask, num_ranks = lowrank.important(layers, common.adapter, update, federation.combine.by_rank)
+        prepared |= {"update": update * mask, "held": mask.float()}
+        encoded_bytes = 4 * (mask.sum(1).cpu().numpy() + num_ranks)  # a rank's numbers, and its place among all ranks
     return prepared | sent, remembered, encoded_bytes
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flora_hpc.algorithms._algorithm import LayerMeans
-from flora_hpc.clip.steady import multiply
+from flora_hpc.clip.steady import multiply, row_sums
 from flora_hpc.exact import LIMIT, Mask
 from flora_hpc.methods._method import Layer, Method
 from flora_hpc.roles import Columns, Roles
@@ -112,6 +112,51 @@ def factor_means(place: Place, adapter: torch.Tensor, mean_update: torch.Tensor)
     a, step_a = mean(place.a, place.sent_a, (rank, width))
     b, step_b = mean(place.b, place.sent_b, (out, rank))
     return FactorMeans(a, b, step_a, step_b)
+
+
+def important(layers: Sequence[Place], adapter: torch.Tensor, updates: torch.Tensor, share: float) -> tuple[torch.Tensor, int]:
+    """The numbers of each client's most important ranks, (num_clients, num_sent) bool, and how many ranks these are.
+
+    Of each layer, clients send one factor. Rank i of an update b changes B A by b[:, i] A[i], whose norm |b[:, i]| |A[i]| is its
+    importance; the same with a and B. Of all ranks of all layers, those of the largest importance are chosen, a `share` of them;
+    of equal ones, the first. Numbers outside of layers always belong to the mask.
+
+    `adapter` (num_params,) is that of the start of the round, `updates` (num_clients, num_sent).
+    """
+    scores = []
+    for place in layers:
+        (out, width), rank = place.layer.shape, place.layer.rank
+        if place.sent_a is not None:
+            rows, other = updates[:, place.sent_a].reshape(-1, width), adapter[place.b].view(out, rank).T
+        else:
+            rows = updates[:, place.sent_b].reshape(-1, out, rank).transpose(1, 2).reshape(-1, out)
+            other = adapter[place.a].view(rank, width)
+        lengths = [row_sums(vectors.double().square()).sqrt() for vectors in (rows, other)]
+        scores.append(lengths[0].view(-1, rank) * lengths[1])
+    every = torch.cat(scores, 1)
+    count = num_sent_ranks(layers, share)
+    first = every.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    chosen = torch.zeros_like(every, dtype=torch.bool).scatter_(1, first, True)
+    mask = torch.ones_like(updates, dtype=torch.bool)
+    for place, part in zip(layers, torch.split(chosen, [place.layer.rank for place in layers], 1), strict=True):
+        (out, width), rank = place.layer.shape, place.layer.rank
+        if place.sent_a is not None:
+            mask[:, place.sent_a] = part[:, :, None].expand(-1, rank, width).flatten(1)
+        else:
+            mask[:, place.sent_b] = part[:, None, :].expand(-1, out, rank).flatten(1)
+    return mask, count
+
+
+def num_sent_ranks(layers: Sequence[Place], share: float) -> int:
+    """How many ranks of all layers a client sends where it sends a `share` of them."""
+    return max(1, round(share * sum(place.layer.rank for place in layers)))
+
+
+def most_sent_bytes(layers: Sequence[Place], num_sent: int, share: float) -> int:
+    """Bytes that a client sends at most, of `num_sent` numbers: those of its ranks, and 4 bytes for the place of each rank."""
+    count = num_sent_ranks(layers, share)
+    widths = [place.layer.shape[1 if place.sent_a is not None else 0] for place in layers for _ in range(place.layer.rank)]
+    return 4 * (num_sent - sum(widths) + sum(sorted(widths, reverse=True)[:count]) + count)
 
 
 def norms(method: Method, adapters: torch.Tensor) -> torch.Tensor:

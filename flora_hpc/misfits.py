@@ -101,6 +101,7 @@ def misfit_of_portions(federation: Federation, method: Method, server: str) -> s
     reasons = {
         "the transform part would encode the padding": federation.transform is not None,
         "the combine part would rescale the padding": federation.combine.prepare is not None,
+        "the combine part would choose ranks of the padding": federation.combine.by_rank is not None,
         "the combine part would compare the padding": federation.rule is not None,
         "clients send rows of numbers that they do not hold": federation.local.end is not None,
         "the server part would step along the padding": server != "fedavg",
@@ -111,6 +112,20 @@ def misfit_of_portions(federation: Federation, method: Method, server: str) -> s
     return (
         f"algorithm: this method's clients hold different portions of the adapter, and {reason}; take fedavg, or method.name: flora"
     )
+
+
+def misfit_of_sent_ranks(federation: Federation, method: Method) -> str | None:
+    """Why clients cannot send some ranks alone; None when they can, or need not."""
+    if federation.combine.by_rank is None:
+        return None
+    if not method.layers:
+        return (
+            "algorithm: each client sends some ranks of its layers alone, and this method names no layer with factors; "
+            "set method.name: flora, or take another algorithm"
+        )
+    if federation.transform is not None:
+        return "transform: it would encode the ranks that a client does not send; leave it out, or take algorithm.name: rolora"
+    return None
 
 
 def misfit_of_ranks(method: Method, config: Config) -> str | None:

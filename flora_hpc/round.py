@@ -217,7 +217,7 @@ def prepare(setup: Setup, site: Site, state: State, number: int, borrowed: Borro
     message = {name: roles.trained.take(numbers) for name, numbers in federation.server.message(state.server).items()}
     timed = partial(site.comm.phase, "train")
     first = firststep.make(method, start, site.comm, timed) if setup.by_jacobian else None
-    return Common(number, roles, setup.task._replace(method=method), start, message, borrowed, first)
+    return Common(number, roles, setup.task._replace(method=method), start, message, borrowed, first, state.adapter)
 
 
 def participants(setup: Setup, number: int) -> tuple[Ints, Ints]:

@@ -100,7 +100,7 @@ FORGET = {
     *("logit_calibration", "rolora", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median"),
     *("centered_clipping", "norm_clipping", "fltrust", "rolora and median after mixing"),
     *("median under backdoor", "multi_krum under alie", "fedavg under gaussian", "logit_calibration under label_flip"),
-    *("logit_calibration", "rolora", "flexlora", "lora_fair", "fedsvd", "holders_only", "flexlora, mixed ranks"),
+    *("logit_calibration", "rolora", "flexlora", "lora_fair", "fedsvd", "lora_a2", "holders_only", "flexlora, mixed ranks"),
     *("fedex_lora", "flora_stacking", "hetlora", "hlora", "fed_sb"),
 }
 ASSIGNMENTS: tuple[dict[str, Any], ...] = (

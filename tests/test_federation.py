@@ -69,6 +69,8 @@ def test_a_named_part_takes_the_place_of_the_algorithms_or_is_refused(name: str,
         assert "the local, combine and server parts of feddyn go together only" in refused(DUAL, **{part: name})
     elif name == "fedsvd":
         assert "the sharing, combine and server parts of fedsvd go together only" in refused(DUAL, **{part: name})
+    elif name == "lora_a2":
+        assert "the sharing and combine parts of lora_a2 go together only" in refused(DUAL, **{part: name})
     elif part in ("local", "server") and name == "scaffold":
         assert "take local and server from the same algorithm" in refused(DUAL, **{part: name})
     else:

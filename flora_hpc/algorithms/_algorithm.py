@@ -126,7 +126,9 @@ class Combine(NamedTuple):
     part make of these numbers is then not used. With `by_holder`, clients' rows have zeros where a client holds nothing, and
     `means["held"]` (n,) is the weighted share of clients that hold a number; it is absent where all clients hold all. With
     `by_norm`, clients' rows are multiplied by the norm of the client's B A of their layer, and `means["norms"]` (n,) has the means
-    of these norms; numbers outside of layers count as of norm 1.
+    of these norms; numbers outside of layers count as of norm 1. With `by_rank`, each client sends this share of all ranks of all
+    layers alone, those that change its B A most (`lowrank.important`); the other numbers of its rows are zeros, and `means["held"]`
+    (n,) is the weighted share of clients that sent a number.
 
     With `fresh`, each round begins with new initial factors, drawn from the seed. With `merged_ranks`, what the next factors leave
     of the mean product, mean B A - B A, is added to the layer's frozen weight. `merged_ranks(num_clients)` says how many times the
@@ -140,6 +142,7 @@ class Combine(NamedTuple):
     factors: Callable[[LayerMeans], tuple[torch.Tensor, torch.Tensor]] | None = None
     by_holder: bool = False
     by_norm: bool = False
+    by_rank: float | None = None
     fresh: bool = False
     merged_ranks: Callable[[int], int] | None = None
 
@@ -188,6 +191,10 @@ class CombineRows(NamedTuple):
     def by_norm(self) -> bool:
         """No update is multiplied by the norm of its product."""
         return False
+
+    @property
+    def by_rank(self) -> None:
+        """Every client sends all ranks."""
 
     @property
     def fresh(self) -> bool:
