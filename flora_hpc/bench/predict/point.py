@@ -14,8 +14,10 @@ from flora_hpc.setup import Setup
 
 BAND = (0.025, 0.975)
 COLLECTIVES = 3  # of a round: whether to stop, the exact sums, the reports
-SLICE_SECONDS = 3e-3  # that Linux gives a process before the next one gets its core
 SLOWEST = "slowest rank"  # the term of the noise between ranks
+# Where ranks share cores, by runs of 4 and 8 ranks of flora-tiny on 2 cores, 2,000 and 10,000 clients a round
+UNEVEN = 1.35  # times as long as by all cores without a pause: they get unlike numbers of ranks, and switching costs
+TURN_SECONDS = 1e-3  # that a step of a collective waits, for each thread on a core, until a rank has its turn
 
 
 @dataclass(frozen=True)
@@ -164,28 +166,38 @@ def _round(
     of_phase = {phase: seconds(term, shape.of[phase]) for phase, term in model.terms.items()}
     of_phase["batch"] = of_phase["batch"] + shape.deal_seconds
     work: Floats = np.sum([of_phase[phase] for phase in OF_RANK], axis=0)  # (num_draws, num_ranks)
-    crowding, slow = target.crowding(model.threads), work.argmax(1)
-    pick = np.arange(len(work))
+    slow, pick, is_crowded = work.argmax(1), np.arange(len(work)), target.crowding(model.threads) > 1
     terms = {phase: of_phase[phase][pick, slow] for phase in OF_RANK}
-    if crowding > 1:  # the cores of a node share all the work of its ranks
-        by_node = work.reshape(len(work), target.nodes, target.ranks_per_node).sum(2).max(1) * model.threads / (target.cores or 1)
-        stretch = np.maximum(1.0, by_node / work[pick, slow])
-        terms = {phase: value * stretch for phase, value in terms.items()}
-    own = np.sum([*terms.values()], axis=0)
-    alike = target.nodes if crowding > 1 else noise.num_alike(np.median(work, axis=0))
+    for phase in OF_ROUND:
+        terms[phase] = of_phase[phase][:, 0] if phase in of_phase else np.zeros(len(work))
+    terms["log"] = terms["log"] + model.merge_seconds * (target.num_ranks - 1)
+    if is_crowded:
+        terms |= _on_shared_cores(terms, work, shape, target, model.threads)
+    own = np.sum([terms[phase] for phase in OF_RANK], axis=0)
+    alike = target.nodes if is_crowded else noise.num_alike(np.median(work, axis=0))
     levels = np.array([noise.slowest_of(each, alike) for each in np.atleast_2d(residuals)])
     if target.num_ranks > 1:
         terms[SLOWEST] = own * np.maximum(0.0, levels - 1)
-    for phase in OF_ROUND:
-        terms[phase] = of_phase[phase][:, 0] * crowding if phase in of_phase else np.zeros(len(work))
-    if crowding > 1:  # each step of a collective waits until the other rank has its turn on a core
-        turns = (COLLECTIVES + shape.of["jacobian"].any()) * np.log2(target.num_ranks)
-        terms["comm"] = terms["comm"] + turns * crowding * SLICE_SECONDS
-    terms["log"] = terms["log"] + model.merge_seconds * (target.num_ranks - 1)
-    if target.num_ranks > 1 and crowding == 1:  # rank 0 writes while the others train: only what makes it the last one counts
+    if target.num_ranks > 1 and not is_crowded:  # rank 0 writes while the others train: only what makes it the last one counts
         first = work[:, 0] + terms["log"]
         terms["log"] = np.clip(first - own - terms[SLOWEST], 0.0, terms["log"])
     return terms
+
+
+def _on_shared_cores(terms: Mapping[str, Floats], work: Floats, shape: Drivers, target: Target, threads: int) -> dict[str, Floats]:
+    """The terms that change where a node has fewer cores than threads. `work` (num_draws, num_ranks) is that of each rank alone.
+
+    The cores of a node share all the work of its ranks. Ranks that wait for rank 0 or for a test sleep, so these stay as they are.
+    """
+    crowding = target.crowding(threads)
+    by_node = work.reshape(len(work), target.nodes, target.ranks_per_node).sum(2).max(1) * threads / (target.cores or 1)
+    stretch = np.maximum(1.0, UNEVEN * by_node / work.max(1))
+    turns = (COLLECTIVES + shape.of["jacobian"].any()) * np.log2(target.num_ranks)
+    return {
+        **{phase: terms[phase] * stretch for phase in OF_RANK},
+        "server": terms["server"] * crowding,
+        "comm": terms["comm"] * crowding + turns * crowding * TURN_SECONDS,
+    }
 
 
 def known_tier(model: Model, shape: Drivers, target: Target) -> tuple[Drivers, list[str]]:
