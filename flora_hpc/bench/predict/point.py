@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from flora_hpc.setup import Setup
 BAND = (0.025, 0.975)
 COLLECTIVES = 3  # of a round: whether to stop, the exact sums, the reports
 SLOWEST = "slowest rank"  # the term of the noise between ranks
-# Where ranks share cores, by runs of 4 and 8 ranks of flora-tiny on 2 cores, 2,000 and 10,000 clients a round
-UNEVEN = 1.35  # times as long as by all cores without a pause: they get unlike numbers of ranks, and switching costs
-TURN_SECONDS = 1e-3  # that a step of a collective waits, for each thread on a core, until a rank has its turn
+# Where ranks share cores, by runs of 4 and 8 ranks of flora-tiny on 2 cores, 2,000 and 10,000 clients a round: the geometric mean,
+# and the standard deviation of the logarithms
+UNEVEN = (1.35, 0.11)  # times as long as by all cores without a pause: they get unlike numbers of ranks, and switching costs
+TURN_SECONDS = (1e-3, 0.35)  # that a step of a collective waits, for each thread on a core, until a rank has its turn
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,8 @@ def predict(model: Model, setup: Setup, target: Target, seed: int = 0) -> Round:
     shape = drivers.of_round(setup, target.num_ranks, target.nodes)
     shape, warnings = known_tier(model, shape, target)
     warnings += unvaried(model, shape) + unlike_threads(model) + without_drivers(setup)
-    value = _round(model, shape, target, lambda term, rows: term.seconds(rows)[None], model.residuals)
-    rng = np.random.default_rng(seed)
-    again = rng.choice(model.residuals, (DRAWS, len(model.residuals)))
-    draws = _round(model, shape, target, lambda term, rows: term.sampled(rows), again)
+    value = _round(model, shape, target, usual_inputs(model))
+    draws = _round(model, shape, target, drawn_inputs(model, np.random.default_rng(seed)))
     for terms in (value, draws):
         terms["eval"] = terms["eval"] * share_tested(setup)
     return Round(
@@ -159,11 +159,31 @@ def without_drivers(setup: Setup) -> list[str]:
     return [f"{names}: count as in the runs, whatever the number of clients and ranks"] if names else []
 
 
-def _round(
-    model: Model, shape: Drivers, target: Target, seconds: Callable[[Term, Floats], Floats], residuals: Floats
-) -> dict[str, Floats]:
-    """The terms of a round, (num_draws,) each. `seconds(term, rows)` gives (num_draws, num_rows)."""
-    of_phase = {phase: seconds(term, shape.of[phase]) for phase, term in model.terms.items()}
+class Inputs(NamedTuple):
+    """What a round follows from: the usual values, or draws of them. `seconds(term, rows)` gives (num_draws, num_rows)."""
+
+    seconds: Callable[[Term, Floats], Floats]
+    residuals: Floats  # (num_draws, n)
+    uneven: Floats  # (num_draws,)
+    turn_seconds: Floats  # (num_draws,)
+
+
+def usual_inputs(model: Model) -> Inputs:
+    """One draw, of the usual values."""
+    uneven, turn_seconds = (np.array([usual]) for usual, _ in (UNEVEN, TURN_SECONDS))
+    return Inputs(lambda term, rows: term.seconds(rows)[None], model.residuals[None], uneven, turn_seconds)
+
+
+def drawn_inputs(model: Model, rng: np.random.Generator) -> Inputs:
+    """DRAWS draws."""
+    residuals = rng.choice(model.residuals, (DRAWS, len(model.residuals)))
+    uneven, turn_seconds = (usual * np.exp(rng.normal(0, spread, DRAWS)) for usual, spread in (UNEVEN, TURN_SECONDS))
+    return Inputs(lambda term, rows: term.sampled(rows), residuals, uneven, turn_seconds)
+
+
+def _round(model: Model, shape: Drivers, target: Target, inputs: Inputs) -> dict[str, Floats]:
+    """The terms of a round, (num_draws,) each."""
+    of_phase = {phase: inputs.seconds(term, shape.of[phase]) for phase, term in model.terms.items()}
     of_phase["batch"] = of_phase["batch"] + shape.deal_seconds
     work: Floats = np.sum([of_phase[phase] for phase in OF_RANK], axis=0)  # (num_draws, num_ranks)
     slow, pick, is_crowded = work.argmax(1), np.arange(len(work)), target.crowding(model.threads) > 1
@@ -172,10 +192,10 @@ def _round(
         terms[phase] = of_phase[phase][:, 0] if phase in of_phase else np.zeros(len(work))
     terms["log"] = terms["log"] + model.merge_seconds * (target.num_ranks - 1)
     if is_crowded:
-        terms |= _on_shared_cores(terms, work, shape, target, model.threads)
+        terms |= _on_shared_cores(terms, work, shape, target, model.threads, inputs)
     own = np.sum([terms[phase] for phase in OF_RANK], axis=0)
     alike = target.nodes if is_crowded else noise.num_alike(np.median(work, axis=0))
-    levels = np.array([noise.slowest_of(each, alike) for each in np.atleast_2d(residuals)])
+    levels = np.array([noise.slowest_of(each, alike) for each in inputs.residuals])
     if target.num_ranks > 1:
         terms[SLOWEST] = own * np.maximum(0.0, levels - 1)
     if target.num_ranks > 1 and not is_crowded:  # rank 0 writes while the others train: only what makes it the last one counts
@@ -184,19 +204,21 @@ def _round(
     return terms
 
 
-def _on_shared_cores(terms: Mapping[str, Floats], work: Floats, shape: Drivers, target: Target, threads: int) -> dict[str, Floats]:
+def _on_shared_cores(
+    terms: Mapping[str, Floats], work: Floats, shape: Drivers, target: Target, threads: int, inputs: Inputs
+) -> dict[str, Floats]:
     """The terms that change where a node has fewer cores than threads. `work` (num_draws, num_ranks) is that of each rank alone.
 
     The cores of a node share all the work of its ranks. Ranks that wait for rank 0 or for a test sleep, so these stay as they are.
     """
     crowding = target.crowding(threads)
     by_node = work.reshape(len(work), target.nodes, target.ranks_per_node).sum(2).max(1) * threads / (target.cores or 1)
-    stretch = np.maximum(1.0, UNEVEN * by_node / work.max(1))
-    turns = (COLLECTIVES + shape.of["jacobian"].any()) * np.log2(target.num_ranks)
+    stretch = np.maximum(1.0, inputs.uneven * by_node / work.max(1))
+    steps = (COLLECTIVES + shape.of["jacobian"].any()) * np.log2(target.num_ranks)
     return {
         **{phase: terms[phase] * stretch for phase in OF_RANK},
         "server": terms["server"] * crowding,
-        "comm": terms["comm"] * crowding + turns * crowding * TURN_SECONDS,
+        "comm": terms["comm"] * crowding + steps * crowding * inputs.turn_seconds,
     }
 
 
