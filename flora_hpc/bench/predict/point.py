@@ -19,7 +19,7 @@ SLOWEST = "slowest rank"  # the term of the noise between ranks
 # Where ranks share cores, by runs of 4 and 8 ranks of flora-tiny on 2 cores, 2,000 and 10,000 clients a round: the geometric mean,
 # and the standard deviation of the logarithms
 UNEVEN = (1.35, 0.11)  # times as long as by all cores without a pause: they get unlike numbers of ranks, and switching costs
-TURN_SECONDS = (1e-3, 0.35)  # that a step of a collective waits, for each thread on a core, until a rank has its turn
+TURN_SECONDS = (2e-3, 0.25)  # that a step of a collective waits, for each thread on a core, until a rank has its turn
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _on_shared_cores(
     return {
         **{phase: terms[phase] * stretch for phase in OF_RANK},
         "server": terms["server"] * crowding,
-        "comm": terms["comm"] * crowding + steps * crowding * inputs.turn_seconds,
+        "comm": terms["comm"] + steps * crowding * inputs.turn_seconds,
     }
 
 
