@@ -19,7 +19,9 @@ from flora_hpc import firststep, lowrank, trainer
 from flora_hpc.algorithms._algorithm import Ended
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums, norms
+from flora_hpc.federation import Federation
 from flora_hpc.memories import Borrowed, Memories
+from flora_hpc.methods._method import Method
 from flora_hpc.products import Sums
 from flora_hpc.records.schema import CLIENTS, Rows
 from flora_hpc.roles import Roles
@@ -232,20 +234,38 @@ def leaving(
         update, own, num_bytes = federation.transform.apply(update, part_of(memory, "transform."))
         remembered |= {f"transform.{name}": rows for name, rows in own.items()}
         encoded_bytes = num_bytes.cpu().numpy()
-    prepared = {"update": update} if federation.combine.prepare is None else federation.combine.prepare(update, num_steps)
+    mask = None if start.mask is None else roles.shared.take(start.mask)
+    prepared, chosen_bytes = to_add(setup.method, federation, roles, common.adapter, update, num_steps, mask)
+    return prepared | sent, remembered, encoded_bytes if chosen_bytes is None else chosen_bytes
+
+
+def to_add(
+    method: Method,
+    federation: Federation,
+    roles: Roles,
+    adapter: torch.Tensor,
+    update: torch.Tensor,
+    num_steps: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> tuple[Tensors, Ints | None]:
+    """The rows that are added up, made of the `update` (num_clients, num_shared) that clients send, as the combine part wants them.
+
+    Also the bytes that clients send (num_clients,), where they choose what to send. `adapter` (num_params,) is that of the start of
+    the round. In `mask`, shaped like `update`, are the numbers that a client holds; None where all clients hold all.
+    """
+    combine = federation.combine
+    prepared = {"update": update} if combine.prepare is None else combine.prepare(update, num_steps)
     if federation.by_holder:
-        assert start.mask is not None
-        mask = roles.shared.take(start.mask)
+        assert mask is not None
         prepared |= {"update": update * mask, "held": mask.float()}
-    if federation.combine.by_norm:
-        norms_of_products = lowrank.norms(setup.method, common.start + update)
+    if combine.by_norm:
+        norms_of_products = lowrank.norms(method, adapter + update)
         prepared |= {"update": update * norms_of_products, "norms": norms_of_products}
-    if federation.combine.by_rank is not None:
-        layers = lowrank.places(setup.method, roles)
-        mask, num_ranks = lowrank.important(layers, common.adapter, update, federation.combine.by_rank)
-        prepared |= {"update": update * mask, "held": mask.float()}
-        encoded_bytes = 4 * (mask.sum(1).cpu().numpy() + num_ranks)  # a rank's numbers, and its place among all ranks
-    return prepared | sent, remembered, encoded_bytes
+    if combine.by_rank is None:
+        return prepared, None
+    chosen, num_ranks = lowrank.important(lowrank.places(method, roles), adapter, update, combine.by_rank)
+    num_bytes = 4 * (chosen.sum(1).cpu().numpy() + num_ranks)  # a rank's numbers, and its place among all ranks
+    return prepared | {"update": update * chosen, "held": chosen.float()}, num_bytes
 
 
 def part_of(memory: Tensors, prefix: str) -> Tensors:

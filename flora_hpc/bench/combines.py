@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flora_hpc import api, assembly, lowrank, plugins, products, rows
+from flora_hpc import api, assembly, groups, lowrank, plugins, products, rows
 from flora_hpc.algorithms._algorithm import Combine, Now, Setting
 from flora_hpc.bench.methods import processor
 from flora_hpc.comm.communicator import Communicator
@@ -107,18 +107,18 @@ def updates_of(task: Task, width: int, rank: int, size: int) -> Iterator[tuple[I
 def play(comm: Meter, parts: Federation, method: Method, task: Task) -> torch.Tensor:
     """Combine the updates of all clients once, as a round does: the direction (num_sent,)."""
     roles, combine = parts.roles_in(1), parts.combine
-    groups = updates_of(task, len(roles.shared), comm.rank, comm.size)
+    arriving = updates_of(task, len(roles.shared), comm.rank, comm.size)
     if parts.rule is not None:
         collected = rows.Updates(len(roles.shared))
-        for clients, updates in groups:
+        for clients, updates in arriving:
             collected.add(clients, updates)
         return rows.combine(comm, collected, parts.rule)
     assert isinstance(combine, Combine)
     adapter = torch.zeros(method.num_params)
     sums = ExactSums(parts.channels(1))
     of_products = products.sums_of(method, roles, task.clients) if combine.replaces else None
-    for clients, updates in groups:
-        add(sums, of_products, combine, method, clients, updates)
+    for clients, updates in arriving:
+        add(sums, of_products, parts, method, clients, updates)
     comm.allreduce(sums.buffer)
     means = sums.means()
     direction = combine.finish(means, Now(1, sums.num_clients, task.clients, sums.total("update"), means))
@@ -128,13 +128,11 @@ def play(comm: Meter, parts: Federation, method: Method, task: Task) -> torch.Te
     return direction
 
 
-def add(sums: ExactSums, of_products: Sums | None, combine: Combine, method: Method, clients: Ints, updates: torch.Tensor) -> None:
+def add(sums: ExactSums, of_products: Sums | None, parts: Federation, method: Method, clients: Ints, updates: torch.Tensor) -> None:
     """Add the updates (n, num_sent) of a group of `clients` (n,) with 100 examples each."""
-    weights = combine.weights(torch.full((len(updates),), 100))
-    prepared = {"update": updates} if combine.prepare is None else combine.prepare(updates, torch.ones(len(updates), 1))
-    if combine.by_norm:
-        norms = lowrank.norms(method, updates)
-        prepared = {"update": updates * norms, "norms": norms}
+    weights = parts.combine.weights(torch.full((len(updates),), 100))
+    adapter, num_steps = torch.zeros(method.num_params), torch.ones(len(updates), 1)
+    prepared, _ = groups.to_add(method, parts, parts.roles_in(1), adapter, updates, num_steps)
     fits = None if of_products is None else lowrank.fits(of_products.places, updates, weights)
     accepted = sums.add(prepared, dict.fromkeys(prepared, weights), mask=fits)
     if of_products is not None:
