@@ -114,7 +114,7 @@ def _mixed(values: Ints, lengths: tuple[int, int], keys: Keys, tables: Sequence[
     halves = [(values & int(masks[0])).astype(np.uint32), (values >> lengths[0]).astype(np.uint32)]
     for number, key in enumerate(keys):
         target, other = number % 2, halves[1 - number % 2]
-        hashed = tables[number][other] if tables else _hash(other, key)
+        hashed = tables[number].take(other) if tables else _hash(other, key)
         hashed &= masks[target]
         halves[target] ^= hashed
     return halves[0].astype(np.int64) | halves[1].astype(np.int64) << lengths[0]

@@ -96,3 +96,12 @@ def test_a_client_of_a_population_draws_as_many_as_it_says() -> None:
     assert sizes.tolist() == [len(population.examples(client)) for client in range(50)]
     assert population.sizes(clients[::-1]).tolist() == sizes[::-1].tolist()
     assert sizes.dtype == np.int64
+
+
+def test_a_guide_finds_the_places_that_a_search_by_halves_finds() -> None:
+    rng = np.random.default_rng(0)
+    numbers = np.sort(np.concatenate([rng.random(3000), np.array([0.0, 0.25, 0.25, 0.5, 1.0])]))  # some on edges of cells
+    uniforms = np.concatenate([rng.random(20_000), numbers[:-1], np.array([0.0, 0.25, 0.5, np.nextafter(1, 0)])])
+    places = quantity.Table.of(numbers).places(uniforms)
+    np.testing.assert_array_equal(places, np.searchsorted(numbers, uniforms, "right"))
+    assert quantity.Table.of(np.zeros(0)).places(np.array([0.5])).tolist() == [0]

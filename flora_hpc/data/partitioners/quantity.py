@@ -10,6 +10,7 @@ at least `min_examples` and at most the number of examples. A table of the proba
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +18,8 @@ from pydantic import Field
 from flora_hpc.data.holdings import Floats, Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners._counts import check_least, deal, raised
+
+CELLS = 2**16  # ten and more for each number of a usual table
 
 
 class Options(PartitionOptions):
@@ -37,15 +40,37 @@ def build(options: Options, images: Images) -> Partitioner:
         return rng.choice(len(images), num_drawn, replace=False)
 
     @cache
-    def up_to(mean: int) -> Floats:
+    def up_to(mean: int) -> "Table":
         """The probability of at most n examples, for n from `min_examples` up to one less than there are."""
         import torch  # takes seconds, and a check of the options does not need it
 
         halves = torch.arange(options.min_examples, len(images), dtype=torch.float64) + 0.5  # n is rounded
         beta = torch.tensor(options.beta, dtype=torch.float64)
-        return np.asarray(torch.special.gammainc(beta, halves * options.beta / mean).numpy())
+        return Table.of(np.asarray(torch.special.gammainc(beta, halves * options.beta / mean).numpy()))
 
     def size(mean: int, uniforms: Floats) -> Ints:
-        return options.min_examples + np.searchsorted(up_to(mean), uniforms, "right")
+        return options.min_examples + up_to(mean).places(uniforms)
 
     return Partitioner(split, draw, size)
+
+
+class Table(NamedTuple):
+    """Ascending numbers from 0 to 1, and a guide to them: 0 to 1 in CELLS cells, most of which have no number inside."""
+
+    numbers: Floats
+    up_to: Ints  # (CELLS + 1,): how many numbers are at most the lower edge of a cell, and at most 1
+
+    @classmethod
+    def of(cls, numbers: Floats) -> "Table":
+        return cls(numbers, np.searchsorted(numbers, np.arange(CELLS + 1) / CELLS, "right"))
+
+    def places(self, uniforms: Floats) -> Ints:
+        """How many numbers are at most each of `uniforms` (n,), from 0 to 1, which is left out: (n,) int64.
+
+        A search by halves, in a fifth of the time where there are a million of them.
+        """
+        cells = (uniforms * CELLS).astype(np.int64)
+        places = self.up_to.take(cells)
+        mixed = np.flatnonzero(places != self.up_to.take(cells + 1))
+        places[mixed] = np.searchsorted(self.numbers, uniforms[mixed], "right")
+        return places
