@@ -11,7 +11,7 @@ from flora_hpc.config import PARTS, Config
 from flora_hpc.errors import UserError
 from flora_hpc.federation import Federation
 from flora_hpc.methods._method import Method
-from flora_hpc.misfits import misfit, misfit_of_portions, misfit_of_ranks, misfit_of_sent_ranks, remembering
+from flora_hpc.misfits import misfit, misfit_of_portions, misfit_of_pruning, misfit_of_ranks, misfit_of_sent_ranks, remembering
 from flora_hpc.plugins import BaseOptions
 from flora_hpc.roles import roles_of
 
@@ -60,6 +60,7 @@ def build(config: Config, method: Method, setting: Setting) -> Federation:
         misfit(federation, config, setting)
         or misfit_of_portions(federation, method, origins["server"][0])
         or misfit_of_sent_ranks(federation, method)
+        or misfit_of_pruning(federation, method, config)
         or misfit_of_ranks(method, config)
         or layered.misfit(remembering(federation, config.client))
         or layered.misfit_of_cross_term()

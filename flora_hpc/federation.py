@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from flora_hpc import pruning
 from flora_hpc.algorithms._algorithm import Combine, CombineRows, Local, Server, Transform
 from flora_hpc.attackers import Attackers
 from flora_hpc.attacks._attack import Trigger
@@ -127,6 +128,8 @@ class Federation:
             widths["private"] = self.num_private
         if self.local.personal is not None:
             widths["personal"] = num_trained
+        if self.local.pruning is not None:
+            widths[pruning.MEMORY] = 1
         if self.transform is not None:
             widths |= {f"transform.{name}": num_shared for name in self.transform.memory}
         if config.optimizer_state == "keep":

@@ -67,6 +67,7 @@ class Plan:
     algorithm: str  # and the parts that the configuration names instead of its own
     merged: str  # the form in which merged weights go down; empty for none
     period: int  # rounds after which the sent tensors are the same again
+    drops_ranks: bool  # whether clients may drop ranks, so that bytes are upper bounds
     num_params: int
     num_private: int  # trained numbers that stay with each client
     payload_bytes: int  # of an adapter
@@ -140,6 +141,7 @@ def plan(
         algorithm=setup.federation.name,
         merged=setup.federation.merged.form,
         period=len(setup.federation.roles),
+        drops_ranks=setup.federation.local.pruning is not None,
         num_params=method.num_trained,
         num_private=setup.federation.num_private,
         payload_bytes=method.payload_bytes,

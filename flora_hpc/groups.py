@@ -3,6 +3,7 @@
 borrowed memories, the server's adapter and message
   -> starting        params, mask, optimizer, what `Local` remembers
   -> trainer.train   one batch of tensors for all clients of the group
+     train           the same, and then without the ranks that clients drop, where they do
   -> leaving         rows to send, what to remember, encoded bytes
   -> TrainedGroups   exact sums or updates, rows of /clients, memories
 """
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flora_hpc import firststep, lowrank, trainer
+from flora_hpc import firststep, lowrank, pruning, trainer
 from flora_hpc.algorithms._algorithm import Ended
 from flora_hpc.data.images import Ints
 from flora_hpc.exact import ExactSums, norms
@@ -129,7 +130,7 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         )
         start = starting(setup, common, clients, batches, memory)
     with comm.phase("train"):
-        result = trainer.train(common.task, start, batches, common.first)
+        result, start, rank_memory = train(setup, common, clients, start, batches, memory)
         personal = train_personal(common, start, batches, memory)
     with comm.phase("sum"):
         rows, remembered, encoded_bytes = leaving(setup, common, clients, start, result, memory)
@@ -141,22 +142,23 @@ def train_group(setup: Setup, site: Site, common: Common, group: Group, trained:
         accepted = trained.add(clients, rows, weights_of, lengths, federation.combine.replaces)
         if memory:
             trained.clients.append(clients)
-            trained.remembered.append(unless_rejected(accepted, memory, remembered | personal))
-        own = list(part_of(trained.remembered[-1], "local.").values()) if memory else []
+            trained.remembered.append(unless_rejected(accepted, memory, remembered | rank_memory | personal))
+        memory_after = trained.remembered[-1] if memory else {}
+        own = list(part_of(memory_after, "local.").values())
         table = np.zeros(len(clients), CLIENTS)
         table["round"], table["client"], table["rank"], table["group"] = group.round, clients, comm.rank, group.number
         table["num_examples"], table["num_steps"] = batches.sizes, result.num_steps
         table["attacks"] = 0 if federation.attackers is None else federation.attackers.mask[clients]
         if setup.method.portions is not None and setup.method.portions.ranks is not None:
-            table["adapter_rank"] = setup.method.portions.ranks(clients)
+            table["adapter_rank"] = pruning.ranks_of(pruning.holding(setup.method, clients, memory_after), clients)
         table["weight"] = (weights * accepted).numpy()
         table["train_loss"], table["update_norm"] = result.losses.cpu(), update_norm
         table["memory_norm"] = np.sqrt(sum(norms(part).numpy() ** 2 for part in own)) if own else np.nan
         table["global_accuracy"], table["personal_accuracy"], table["rank_accuracy"] = np.nan, np.nan, np.nan
-        sent_bytes = 4 * federation.sent_numbers(setup.method, clients, group.round)
-        table["downlink_bytes"] = 4 * federation.received_numbers(setup.method, clients, group.round) + federation.message_bytes(
-            group.round
-        )
+        before, after = (pruning.holding(setup.method, clients, part) for part in (memory, rank_memory))
+        sent_bytes = 4 * federation.sent_numbers(after, clients, group.round)
+        received_bytes = 4 * federation.received_numbers(before, clients, group.round)
+        table["downlink_bytes"] = received_bytes + federation.message_bytes(group.round)
         table["uplink_bytes"] = (sent_bytes if encoded_bytes is None else encoded_bytes) + federation.extra_bytes(group.round)
         table["train_seconds"] = (comm.clock() - started) * result.num_steps / result.num_steps.sum()
         trained.rows.append(table)
@@ -176,10 +178,11 @@ def server_update(setup: Setup, common: Common) -> torch.Tensor:
 
 def starting(setup: Setup, common: Common, clients: Ints, batches: Batches, memory: Tensors) -> Start:
     """What the clients of a group start with: the server's adapter and message, and what each of them remembers."""
-    method, roles, params = setup.method, common.roles, common.start
+    roles, params = common.roles, common.start
+    portions = pruning.holding(setup.method, clients, memory).portions
     if "private" in memory:
         params = roles.private.put(params.repeat(len(clients), 1), memory["private"])
-    mask = roles.trained.take(method.portions.mask(clients)).to(params.device) if method.portions else None
+    mask = roles.trained.take(portions.mask(clients)).to(params.device) if portions else None
     parts = [memory[name].clone() for name in memory if name.startswith("optimizer.")]
     relabel = None
     if (
@@ -199,6 +202,35 @@ def class_counts(setup: Setup, batches: Batches) -> torch.Tensor:
     present = torch.from_numpy(batches.present).to(labels.device).movedim(1, 0).flatten(1)
     counts = torch.zeros(len(labels), setup.num_classes, device=labels.device)
     return counts.scatter_add_(1, labels, present.float()).div_(setup.client.epochs)
+
+
+def train(
+    setup: Setup, common: Common, clients: Ints, start: Start, batches: Batches, memory: Tensors
+) -> tuple[Trained, Start, Tensors]:
+    """Train the clients of a group from their `start`; those that drop ranks then hold and send what is left.
+
+    Returns the training with zeros in place of the dropped ranks, `start` with the mask of what is left, and what clients remember
+    of it; all as they are where no client may drop ranks.
+    """
+    local = common.task.local
+    if local.pruning is None:
+        return trainer.train(common.task, start, batches, common.first), start, {}
+    assert start.mask is not None
+    method = pruning.holding(setup.method, clients, memory)
+    ranks = pruning.ranks_of(method, clients)
+    left = pruning.ranks_left(local.pruning, ranks)
+    mask_left = pruning.mask_of(method, left).to(start.mask.device)
+    tail = start.mask & ~mask_left
+    with_penalty = pruning.with_penalty(local.gradient, method, tail, local.pruning.penalty)
+    result = trainer.train(common.task._replace(local=local._replace(gradient=with_penalty)), start, batches)
+    sizes = [pruning.tail_sizes(method, params, tail) for params in (start.params.expand_as(tail), start.params + result.updates)]
+    drops = sizes[1] < sizes[0]
+    mask = torch.where(drops[:, None], mask_left, start.mask)
+    updates = torch.where(mask, result.updates, -start.params)
+    optimizer = tuple(part * mask if part.shape == mask.shape else part for part in result.optimizer)
+    num_pruned = pruning.ranks_of(setup.method, clients) - np.where(drops.cpu().numpy(), left, ranks)
+    remembered = {pruning.MEMORY: torch.from_numpy(num_pruned).float()[:, None]}
+    return result._replace(updates=updates, optimizer=optimizer), start._replace(mask=mask), remembered
 
 
 def train_personal(common: Common, start: Start, batches: Batches, memory: Tensors) -> Tensors:

@@ -128,6 +128,24 @@ def misfit_of_sent_ranks(federation: Federation, method: Method) -> str | None:
     return None
 
 
+def misfit_of_pruning(federation: Federation, method: Method, config: Config) -> str | None:
+    """Why clients cannot drop ranks; None when they can, or need not."""
+    if federation.local.pruning is None:
+        return None
+    section = "algorithm" if config.local is None else "local"
+    portions = method.portions
+    if portions is None or portions.ranks is None or portions.of_ranks is None or not method.layers:
+        return (
+            f"{section}.prune: each client drops ranks of its own, and method {config.method.name} has no ranks of clients; leave "
+            "it out, or set method.name: feddylora, whose min_rank may equal its max_rank"
+        )
+    if not all(roles.trained.is_all and roles.sent.is_all for roles in federation.roles):
+        return f"{section}.prune: clients drop ranks of both A and B, but do not send all of them; leave it or the sharing part out"
+    if config.evaluate.per_rank:
+        return f"evaluate.per_rank: the ranks of clients change from round to round with {section}.prune; leave one of the two out"
+    return None
+
+
 def misfit_of_ranks(method: Method, config: Config) -> str | None:
     """Why ranks cannot be tested one by one; None when they can, or it is not asked for."""
     has_ranks = method.portions is not None and method.portions.ranks is not None

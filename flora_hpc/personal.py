@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flora_hpc import trainer
+from flora_hpc import pruning, trainer
 from flora_hpc.algorithms._algorithm import Local
 from flora_hpc.data.images import Ints
+from flora_hpc.methods._method import Method
 from flora_hpc.records.schema import Rows
 from flora_hpc.roles import freeze
 from flora_hpc.setup import Setup
@@ -70,7 +71,8 @@ class Personal:
 
     def models(self, clients: Ints, memory: Memory) -> torch.Tensor | None:
         """The clients' own models (num_clients, num_params); None where each of them is the server's adapter."""
-        setup, roles, method = self.setup, self.setup.federation.roles_in(self.round), self.setup.method
+        setup, roles = self.setup, self.setup.federation.roles_in(self.round)
+        method = pruning.holding(setup.method, clients, memory)
         fine_tunes = setup.evaluate.fine_tune_epochs > 0 and self.round == setup.rounds
         if not (fine_tunes or setup.federation.keeps_models or method.portions):
             return None
@@ -79,17 +81,17 @@ class Personal:
         if "private" in own:
             models = roles.own.put(models, own["private"])
         if fine_tunes:
-            models = roles.trained.put(models, self.fine_tuned(clients, models))
+            models = roles.trained.put(models, self.fine_tuned(method, clients, models))
         elif "personal" in own:
             models = roles.trained.put(models, own["personal"])
         return models if method.portions is None else models * method.portions.mask(clients).to(models.device)
 
-    def fine_tuned(self, clients: Ints, models: torch.Tensor) -> torch.Tensor:
+    def fine_tuned(self, method: Method, clients: Ints, models: torch.Tensor) -> torch.Tensor:
         """The trained numbers (num_clients, num_trained) of `models` (num_clients, num_params) after plain local training.
 
         The round's number is one more than the last, so that the order of examples is a new one.
         """
-        setup, roles, method = self.setup, self.setup.federation.roles_in(self.round), self.setup.method
+        setup, roles = self.setup, self.setup.federation.roles_in(self.round)
         config = setup.client.model_copy(update={"epochs": setup.evaluate.fine_tune_epochs})
         batches = trainer.make_batches(clients, setup.holdings, config, setup.seed, self.round + 1, setup.padding_multiple)
         frozen = freeze(method, roles, self.adapter)

@@ -27,7 +27,7 @@ ROWS = [  # from the top down; names on a row do not import each other
     ["federation"],
     ["factors"],
     ["products"],
-    ["productsums", "stacks"],
+    ["productsums", "stacks", "pruning"],
     ["lowrank"],
     ["attackers", "roles", "tried"],
     ["algorithms", "attacks", "methods", "losses", "optimizers"],

@@ -72,6 +72,19 @@ Gradient = Callable[[torch.Tensor, LocalStep], torch.Tensor]  # gradient (num_cl
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+class Pruning(NamedTuple):
+    """When a client drops the last of its ranks, for a method whose clients have ranks.
+
+    The last ranks of a client of rank r are those from floor(share r) on, without the first `least_rank`, in all layers. Their size
+    is the sum over layers of |B| |A| of these ranks. `penalty` times this size is added to the loss. Where the size is smaller
+    after local training than before, the client drops these ranks: it neither sends them nor receives or trains them any more.
+    """
+
+    share: float
+    penalty: float
+    least_rank: int = 1
+
+
 class Local(NamedTuple):
     """What a client does in its local training beyond the gradient of its loss.
 
@@ -83,6 +96,8 @@ class Local(NamedTuple):
 
     With `personal`, each client also trains a second model of its own: from where it was at the end of its last round (at first,
     from the initial adapter), with this change of gradients, in which `start` is the server's adapter.
+
+    With `pruning`, clients drop ranks that they do not need.
     """
 
     gradient: Gradient | None = None
@@ -93,6 +108,7 @@ class Local(NamedTuple):
     sends: tuple[str, ...] = ()  # names of the rows of `end`
     sums_gradients: bool = False
     personal: Gradient | None = None
+    pruning: Pruning | None = None
 
 
 class Transform(NamedTuple):

@@ -98,6 +98,8 @@ def payload(plan: "Plan") -> str:
     text = f"a client sends {up} bytes per update and receives {down}"
     if plan.period > 1:
         text += f", in round 1 of {plan.period} that send different tensors"
+    if plan.drops_ranks:
+        text += "; less once it has dropped ranks"
     if plan.merged:
         text += f"; from round 2 on also the change of merged weights, as {plan.merged}"
     if plan.num_private:

@@ -132,6 +132,7 @@ class Portions(NamedTuple):
     sizes: Callable[[Ints], Ints]  # clients (n,) -> (n,) int64
     ranks: Callable[[Ints], Ints] | None = None  # clients (n,) -> (n,) int64 of their adapters, where these alone differ
     by_column: bool = False  # whether a column of the data or of the clients says the ranks
+    of_ranks: Callable[[Ints], torch.Tensor] | None = None  # ranks (n,) -> (n, num_params) bool, what clients of these ranks hold
 
 
 @dataclass(frozen=True)

@@ -65,14 +65,18 @@ def build(options: Options, setting: Setting) -> Method:
         ranks = choose_ranks(options, setting.holdings, setting.labels, len(setting.wordings))
     method = _lora.build(options, setting, options.max_rank, "method.max_rank")
 
+    def of_ranks(some: Ints) -> torch.Tensor:
+        return _lora.mask_of_ranks(method.shapes, some)
+
     def mask(clients: Ints) -> torch.Tensor:
-        return _lora.mask_of_ranks(method.shapes, ranks[clients])
+        return of_ranks(ranks[clients])
 
     def sizes(clients: Ints) -> Ints:
         return ranks[clients] * (method.num_params // options.max_rank)
 
     how = f"{method.how}; clients have ranks {ranks.min()} to {ranks.max()}"
-    return replace(method, portions=Portions(mask, sizes, lambda clients: ranks[clients], options.by == "column"), how=how)
+    portions = Portions(mask, sizes, lambda clients: ranks[clients], options.by == "column", of_ranks)
+    return replace(method, portions=portions, how=how)
 
 
 def refuse_many(num_clients: int) -> None:

@@ -136,7 +136,7 @@ COLUMNS: dict[str, tuple[Field, ...]] = {
         Field("num_examples", "int32", "1", "training examples that the client holds"),
         Field("num_steps", "int32", "1", "steps of its optimizer in this round"),
         Field("attacks", "int8", "1", "1 for an attacker, 0 for an honest client"),
-        Field("adapter_rank", "int32", "1", "rank of the client's adapter, where clients differ in it; 0 where they do not"),
+        Field("adapter_rank", "int32", "1", "rank of the client's adapter after the round, where clients differ in it; else 0"),
         Field("weight", "int64", "1", "in the average; 0 when the update was not finite or too large and was left out"),
         Field("train_loss", "float32", "1", "mean over the examples seen"),
         Field("update_norm", "float32", "1", "Euclidean length of the update"),
