@@ -15,8 +15,8 @@ alone.
 (FLORA_HPC_RECIPES=all).
 Not every algorithm is played with every backend, number of ranks and assignment: that would be fifteen times as many runs. The
 assignment of a run is decided by the numbers of its algorithm and its world, so that each algorithm has each assignment in some
-world. Four are killed, since every kill costs a start of ranks: one with memories of two parts, one with a state of the server,
-one with merged weights, one whose own models begin where a first gradient led.
+world. Five are killed, since every kill costs a start of ranks: one with memories of two parts, one with a state of the server,
+one with merged weights, one whose own models begin where a first gradient led, one whose clients drop ranks.
 """
 
 import hashlib
@@ -88,12 +88,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "evaluate.cross_term": True,
         "evaluate.per_rank": True,
     },
+    "hetlora that prunes, optimizers kept": {
+        "algorithm": {"name": "hetlora", "prune": 0.8, "prune_penalty": 1.0, "least_rank": 2},
+        "method": {"name": "feddylora", "by": "divergence", "min_rank": 3},
+        "client.optimizer_state": "keep",
+    },
     "fed_sb": {"algorithm.name": "fedavg", "method": FED_SB},
     "fed_sb and ditto": {"algorithm.name": "ditto", "method": FED_SB},
 }
 REMEMBER = {
     *("by_name", "ditto", "dual_lora", "feddyn", "fedper", "fedsa_lora", "lg_fedavg", "scaffold", "top_k"),
-    *("fedprox, optimizers kept", "fedsa_lora and top_k", "fed_sb and ditto"),
+    *("fedprox, optimizers kept", "fedsa_lora and top_k", "fed_sb and ditto", "hetlora that prunes, optimizers kept"),
 }
 FORGET = {
     *("fedadagrad", "fedadam", "fedavg", "fedavgm", "fednova", "fedprox", "fedyogi", "ffa_lora", "logit_adjustment"),
@@ -118,13 +123,13 @@ class World(NamedTuple):
 
 
 WORLDS = {"mpi-2": World("mpi", 2), "gloo-3": World("gloo", 3), "mpi-5": World("mpi", 5)}
-# memories, a server's state, merged weights, rows, a first gradient
-MUST = ("scaffold", "fedadam", "fedex_lora", "median", "flexlora, mixed ranks", "fed_sb")
+# memories, a server's state, merged weights, rows, a first gradient, ranks that change
+MUST = ("scaffold", "fedadam", "fedex_lora", "median", "flexlora, mixed ranks", "fed_sb", "hetlora that prunes, optimizers kept")
 ALL = os.environ.get("FLORA_HPC_RECIPES") == "all"
 RESUMED = list(RECIPES) if ALL else sorted({*list(RECIPES)[::3], *MUST})
 WHOLE = [name for name in RECIPES if ALL or name not in RESUMED]
 STOPS = {name: (("SIGUSR1", 1, 2), ("SIGTERM", 0, 2))[number % 2] for number, name in enumerate(RESUMED)}
-KILLED = ("fedsa_lora and top_k", "fedadam", "fedex_lora", "fed_sb and ditto")
+KILLED = ("fedsa_lora and top_k", "fedadam", "fedex_lora", "fed_sb and ditto", "hetlora that prunes, optimizers kept")
 Start = Callable[..., int]
 
 
@@ -210,6 +215,8 @@ def test_recipes_differ_and_what_clients_remember_is_saved(alone: Path) -> None:
         assert len(set(rows.values())) == len(rows), "every client remembers something of its own"
         losses = hdf5file.read(alone / name)[1]["rounds"]["train_loss"][1:]
         assert np.isfinite(losses).all(), name
+    clients = hdf5file.read(alone / "hetlora that prunes, optimizers kept")[1]["clients"]
+    assert (clients["uplink_bytes"] < clients["downlink_bytes"]).any(), "no client drops a rank"
 
 
 @pytest.mark.parametrize("name", WHOLE)
