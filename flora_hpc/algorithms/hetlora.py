@@ -36,7 +36,7 @@ class Options(BaseOptions):
         description="share of its ranks that a client has left when it drops some, such as 0.99; null: none drops any",
     )
     prune_penalty: float = Field(
-        0.01, ge=0, allow_inf_nan=False, description="weight of the size of the ranks that may be dropped, in the loss; with prune"
+        0.1, ge=0, allow_inf_nan=False, description="weight of the size of the ranks that may be dropped, in the loss; with prune"
     )
     least_rank: int = Field(1, ge=1, description="ranks that a client always keeps; with prune")
 
