@@ -180,6 +180,17 @@ def test_a_clients_penalty_and_size_are_its_own() -> None:
         assert pruning.tail_sizes(method, params[i : i + 1], tail[i : i + 1]).equal(sizes[i : i + 1])
 
 
+def test_what_clients_hold_is_asked_in_any_order() -> None:
+    method = with_ranks(four()[0].method, np.array([2, 1, 2, 2]))
+    some = pruning.holding(method, np.array([3, 1, 0]), {"pruned_ranks": torch.tensor([[0.0], [0.0], [1.0]])}).portions
+    assert some is not None
+    assert some.ranks is not None
+    assert some.ranks(np.array([0, 3])).tolist() == [1, 2]
+    assert some.sizes(np.array([1, 3, 0])).tolist() == [5, 10, 5]
+    assert some.mask(np.array([0])).tolist() == [(~TAIL).tolist()]
+    assert pruning.holding(method, np.array([0]), {"private": torch.ones(1, 1)}) is method
+
+
 # --- rounds
 
 
