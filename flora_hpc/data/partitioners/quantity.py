@@ -19,7 +19,7 @@ from flora_hpc.data.holdings import Floats, Partitioner, PartitionOptions
 from flora_hpc.data.images import Images, Ints
 from flora_hpc.data.partitioners._counts import check_least, deal, raised
 
-CELLS = 2**16  # ten and more for each number of a usual table
+CELLS = 2**14  # eight and more for each number of a usual table
 
 
 class Options(PartitionOptions):
