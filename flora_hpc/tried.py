@@ -58,8 +58,8 @@ def check(local: Local, transform: Transform | None, combine: Combine | CombineR
         rows = attempt("combine's prepare", lambda: combine.prepare(row, torch.ones(1, 1)))  # type: ignore[misc]
         prepared = named("rows of combine's prepare", rows, ("update", *combine.sends))
     norms = {"norms": row} if combine.by_norm else {}
-    held = {} if combine.by_rank is None else {"held": row}
-    means = {name: rows[0] for name, rows in (prepared | norms | held | sent).items()}
+    shares = {} if combine.by_rank is None else {"held": row}
+    means = {name: rows[0] for name, rows in (prepared | norms | shares | sent).items()}
     direction = attempt("combine's finish", lambda: combine.finish(means, Now(1, 1, 1, 1, means)))
     shaped("combine's finish", direction, adapter.shape)
     if combine.factors is not None:

@@ -50,7 +50,8 @@ def test_a_jacobian_is_told_from_training_by_the_rows_of_clients(tmp_path: Path)
         clients = run.tables["clients"][run.tables["clients"]["round"] >= 2]
         in_groups = clients["train_seconds"].reshape(3, -1).mean(1) * 6
         work = sum(ranks[f"{phase}_seconds"] for phase in ("batch", "train", "sum"))
-        beyond = np.minimum(work - in_groups - each.drivers.deal_seconds, ranks["train_seconds"])  # beside other work, more than that
+        # batches and sums of a busy machine may take so long that the rest is more than all training
+        beyond = np.minimum(work - in_groups - each.drivers.deal_seconds, ranks["train_seconds"])
         np.testing.assert_allclose(each.seconds["jacobian"][:, 0], beyond, rtol=1e-4)
         np.testing.assert_allclose((each.seconds["jacobian"] + each.seconds["train"])[:, 0], ranks["train_seconds"])
 
